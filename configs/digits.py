@@ -1,0 +1,19 @@
+"""scikit-learn's 8×8 digits: a small MLP, hidden matrices by Muon, the rest by AdamW.
+
+Reaches … % test accuracy in … s on two CPU cores.
+"""
+
+from optlab.config import Config, Target, component
+
+
+def get_config() -> Config:
+    return Config(
+        data=component("digits"),
+        model=component("mlp", widths=[256, 256]),
+        metrics=("accuracy",),
+        optimizer=component("muon", learning_rate=3e-3, weight_decay=0.1),
+        schedule=component("warmup_cosine", warmup=50),
+        steps=1000,
+        batch_size=128,
+        target=Target(metric="validation/accuracy", mode="max", value=0.97),
+    )

@@ -1,0 +1,108 @@
+"""Configs in files: Python files with `get_config()`, and the `config.json` of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optlab.config._overrides import nearest_key
+from optlab.config._schema import Config, flatten
+from optlab.config._values import ConfigError, nearest
+
+
+def load(path: str | Path) -> Config:
+    """The config that a Python file's `get_config()` returns, or the one in a run folder's `config.json`.
+
+    Raises:
+      ConfigError: if there is no such file, or it doesn't hold a config.
+    """
+    path = Path(path)
+    if not path.is_file():
+        nearby = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        raise ConfigError(f"no config file {str(path)!r}" + (f"; {nearest(str(path), nearby)}" if nearby else ""))
+    if path.suffix == ".json":
+        return _from_json(path)
+    if path.suffix != ".py":
+        raise ConfigError(f"a config is a .py file with get_config(), or a run's config.json, got {str(path)!r}")
+    spec = importlib.util.spec_from_file_location("optlab_config_" + re.sub(r"\W", "_", path.stem), path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path}: get_config() must return an optlab.config.Config, got {type(config).__name__}")
+    return config
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """The config as plain JSON data. Raises ConfigError for an argument that JSON can't hold."""
+    tree = dataclasses.asdict(config)
+    try:
+        return json.loads(json.dumps(tree, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        bad = [k for k, v in flatten(config).items() if not _is_json(v)]
+        raise ConfigError(
+            f"{', '.join(bad)} can't be written to config.json ({error}); "
+            "use numbers, strings and lists, or module:function names"
+        ) from error
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _from_json(path: Path) -> Config:
+    try:
+        tree = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} isn't JSON: {error}") from error
+    if not isinstance(tree, dict) or not isinstance(tree.get("config"), dict):
+        raise ConfigError(f"{path} isn't the config.json of a run: it has no 'config'")
+    return _section(Config, tree["config"], "")
+
+
+def _section(kind: Any, tree: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    arguments = {}
+    for name, value in tree.items():
+        if name not in hints:
+            raise ConfigError(f"unknown key {prefix + name!r}; {nearest_key(prefix, [name], hints)}")
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+            value = _section(hint, value, f"{prefix}{name}.")
+        arguments[name] = tuple(value) if typing.get_origin(hint) is tuple and isinstance(value, list) else value
+    missing = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is f.default_factory is dataclasses.MISSING and f.name not in arguments
+    ]
+    if missing:
+        raise ConfigError(f"{prefix}{missing[0]} is missing")
+    return kind(**arguments)
+
+
+def slug(path: str | Path, assignments: Sequence[str]) -> str:
+    """The name of a run's folder: the config's name and the overrides, in letters that file systems bear."""
+    path = Path(path)
+    stem = path.parent.name + "-again" if path.name == "config.json" else path.stem
+    name = "-".join([stem, *(re.sub(r"[^\w.=+-]+", "_", a) for a in sorted(assignments))])
+    if len(name) > 120:
+        name = f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return name

@@ -1,0 +1,185 @@
+"""What a run is, as frozen dataclasses: the one list of a config's keys, their meanings and their bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from optlab.config._values import ConfigError, accepts, describe, nearest
+
+
+@dataclass(frozen=True)
+class Component:
+    """A factory by name, and the keyword arguments it is called with. See `component`."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def component(name: str, /, **arguments: Any) -> Component:
+    """A part of a run that is chosen by name, such as `component("adamw", learning_rate=1e-3)`.
+
+    Args:
+      name: a factory of optlab (`adamw`), of optax or optax.contrib (`optax.adamw`, `lbfgs`), or your own
+        (`module:function`).
+      **arguments: what the factory is called with; checked against its signature when the config is checked.
+    """
+    return Component(name, arguments)
+
+
+def _key(
+    help: str, *, least: float | None = None, above: float | None = None, below: float | None = None, **kwargs: Any
+) -> Any:
+    """A field, its meaning for `optlab show`, and its bounds: least <= value, above < value < below."""
+    return field(metadata={"help": help, "least": least, "above": above, "below": below}, **kwargs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What counts as better, and what is good enough: for the best checkpoint, early stopping and the summary."""
+
+    metric: str = _key("name of a logged metric, such as validation/accuracy", default="validation/loss")
+    mode: Literal["min", "max"] = _key("whether lower (min) or higher (max) values are better", default="min")
+    value: float | None = _key("the value that the run is meant to reach; the summary names the step", default=None)
+
+    def gain(self, value: float, best: float | None) -> float:
+        """By how much a value is better than the best so far; a value that isn't a number never is."""
+        if value != value:
+            return -math.inf
+        if best is None:
+            return math.inf
+        return best - value if self.mode == "min" else value - best
+
+    def reached(self, value: float) -> bool:
+        """Whether a value is at least as good as the target's."""
+        return self.value is not None and self.gain(value, self.value) >= 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """When a run ends before its last step."""
+
+    patience: int | None = _key(
+        "evaluations without a gain in target.metric before the run stops early; none: never", least=1, default=None
+    )
+    min_gain: float = _key("the least change of target.metric that counts as a gain", least=0, default=0.0)
+    gradient_norm: float | None = _key(
+        "stop once a step's gradient norm is at most this; none: never", least=0, default=None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """What is written down, and how often."""
+
+    every: int = _key("steps between two lines of metrics", least=1, default=10)
+    tensorboard: bool = _key("write TensorBoard events beside metrics.jsonl", default=True)
+    wandb: str | None = _key(
+        "project of Weights & Biases that the metrics are sent to too; none: not sent", default=None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """When the whole state is saved, and how many of those are kept."""
+
+    every: int = _key("steps between two checkpoints; the last step is always saved", least=1, default=500)
+    keep: int = _key("how many of the latest checkpoints are kept, beside the best one", least=1, default=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run. `configs/*.py` return one from `get_config()`.
+
+    Raises:
+      ConfigError: for a wrong type or an impossible value, as far as the values alone can tell.
+    """
+
+    data: Component = _key("where the examples come from")
+    model: Component = _key("what is trained")
+    loss: Component = _key("what is minimized: a function of (outputs, batch)", default=Component("cross_entropy"))
+    metrics: tuple[str, ...] = _key("what else is measured: functions of (outputs, batch)", default=())
+    optimizer: Component = _key("the rule that moves the parameters")
+    schedule: Component = _key(
+        "the learning rate over the steps; its peak is optimizer.learning_rate", default=Component("constant")
+    )
+    steps: int = _key("updates of the parameters; the schedule's length", least=1)
+    batch_size: int = _key("examples an update, over all devices and microbatches", least=1, default=128)
+    accumulate: int = _key("microbatches that an update's gradient is averaged over", least=1, default=1)
+    clip_norm: float | None = _key(
+        "gradients are scaled down to at most this global norm; none: not clipped", above=0, default=None
+    )
+    ema: float | None = _key(
+        "decay of the weights' moving average, which is then what is evaluated; none: no average",
+        least=0,
+        below=1,
+        default=None,
+    )
+    guard: Literal["stop"] | None = _key(
+        "stop the run at a loss or gradient that isn't finite; none: go on", default="stop"
+    )
+    strategy: Literal["single"] = _key("how a step runs on the devices", default="single")
+    seed: int = _key("of the initialization, the order of the data and dropout", least=0, default=0)
+    init_from: str | None = _key("folder of another run, whose parameters this one starts from", default=None)
+    evaluate_every: int | None = _key(
+        "steps between two evaluations on the validation split; none: ten in a run", least=1, default=None
+    )
+    target: Target = _key("what counts as better", default=Target())
+    stop: Stop = _key("when the run ends early", default=Stop())
+    log: Log = _key("what is written down", default=Log())
+    checkpoint: Checkpoint = _key("when the state is saved", default=Checkpoint())
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.batch_size % self.accumulate:
+            raise ConfigError(f"accumulate must divide batch_size ({self.batch_size}), got {self.accumulate}")
+        measured = [f"{split}/{name}" for split in ("train", "validation") for name in ("loss", *self.metrics)]
+        if self.target.metric not in measured:
+            close = nearest(self.target.metric, measured)
+            raise ConfigError(f"target.metric={self.target.metric} isn't measured; {close}")
+
+
+def check(section: Any, prefix: str = "") -> None:
+    """Checks a dataclass of this module: the types of its values, and their bounds.
+
+    Raises:
+      ConfigError: naming the key, the value and what it must be.
+    """
+    hints = typing.get_type_hints(type(section))
+    for f in dataclasses.fields(section):
+        key, value, hint = prefix + f.name, getattr(section, f.name), hints[f.name]
+        if not accepts(value, hint):
+            raise ConfigError(f"{key} must be {describe(hint)}, got {value!r}")
+        if dataclasses.is_dataclass(hint) and hint is not Component:
+            check(value, f"{key}.")
+        if isinstance(value, int | float):
+            _check_bounds(key, value, f.metadata)
+
+
+def _check_bounds(key: str, value: float, bounds: Mapping[str, Any]) -> None:
+    least, above, below = bounds["least"], bounds["above"], bounds["below"]
+    if least is not None and below is not None and not least <= value < below:
+        raise ConfigError(f"{key} must lie in [{least}, {below}), got {value}")
+    if least is not None and not value >= least:
+        raise ConfigError(f"{key} must be at least {least}, got {value}")
+    if above is not None and not value > above:
+        raise ConfigError(f"{key} must be above {above}, got {value}; to do without it, say {key}=none")
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of a config with its value; a component's own key holds its name."""
+    flat: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value, key = getattr(config, f.name), prefix + f.name
+        if isinstance(value, Component):
+            flat[key] = value.name
+            flat.update({f"{key}.{k}": v for k, v in value.arguments.items()})
+        elif dataclasses.is_dataclass(value):
+            flat.update(flatten(value, f"{key}."))
+        else:
+            flat[key] = value
+    return flat

@@ -1,0 +1,91 @@
+"""Values as a config can say them: read from text, held against a type hint, and named in an error."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A config that can't be run. The message names the key, the value and the way out, in one or two lines."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The end of an error message: the name that was probably meant, or all that there are."""
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"there are {', '.join(names)}" if names else "it takes none"
+
+
+def accepts(value: Any, hint: Any) -> bool:
+    """Whether a value as a config can say it fits a type hint. What a config can't judge, it accepts."""
+    origin, members = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or isinstance(hint, str | typing.TypeVar):
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(accepts(value, m) for m in members)
+    if origin is Literal:
+        return value in members
+    if origin in (tuple, list) or (
+        isinstance(origin, type) and issubclass(origin, Iterable) and not issubclass(origin, Mapping)
+    ):
+        kinds = [m for m in members if m is not Ellipsis] or [Any]
+        return isinstance(value, list | tuple) and all(any(accepts(v, m) for m in kinds) for v in value)
+    if hint in (None, type(None)):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    kind = origin or hint
+    return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def describe(hint: Any) -> str:
+    """A type hint in words."""
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(repr(m) for m in typing.get_args(hint))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(describe(m) for m in typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return f"a list of {describe(typing.get_args(hint)[0])}s".replace("list of a ", "list of ")
+    if dataclasses.is_dataclass(hint):
+        return f"a {getattr(hint, '__name__', hint)}"
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "none"}
+    return words.get(hint) or str(getattr(hint, "__name__", hint))
+
+
+def parse(text: str, hint: Any = Any) -> Any:
+    """A value as it is written on a command line: number, true/false, none, [list], "quoted" or bare text."""
+    if hint is str or (accepts(text, hint) and hint is not Any and text.lower() not in ("none", "null")):
+        return text
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    if text[:1] in "[(" and text[-1:] in "])":
+        value: Any = [parse(part.strip()) for part in _split(text[1:-1])]
+    else:
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text
+    return tuple(value) if typing.get_origin(hint) is tuple and isinstance(value, list) else value
+
+
+def _split(text: str) -> list[str]:
+    """Splits at the commas that stand outside brackets."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char in "[(") - (char in "])")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [p for p in parts if p.strip()]

@@ -1,0 +1,120 @@
+"""Components: found by name, held against signatures, filled in with what the run says by itself."""
+
+import dataclasses
+import json
+
+import jax
+import optax
+import pytest
+from example import config
+
+from optlab.config import ConfigError, build, component, explain, flatten, load, override, resolve, to_json
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["optimizer=adamv", "optimizer.learning_rate=1"], r"unknown optimizer 'adamv'; did you mean 'adamw'\?"),
+        (["optimizer.learning_rte=1"], r"unknown key 'optimizer.learning_rte' for optimizer=muon; did you mean"),
+        (["optimizer=adamw"], "optimizer=adamw needs optimizer.learning_rate=…"),
+        (["optimizer.learning_rate=fast"], "optimizer.learning_rate must be .*, got 'fast'"),
+        (["optimizer.learning_rate=-1"], "optimizer.learning_rate must be at least 0, got -1"),
+        (["schedule.peak=1"], "schedule.peak can't be set: it follows from optimizer.learning_rate"),
+        (["schedule.steps=7"], "schedule.steps can't be set: it follows from steps"),
+        (["schedule.warmup=30"], r"schedule=warmup_cosine: warmup must be .*30"),
+        (["schedule=cosin"], r"unknown schedule 'cosin'; did you mean 'cosine'\?"),
+        (["model.outputs=5"], "model.outputs can't be set: it follows from the data"),
+        (["model=mpl"], r"unknown model 'mpl'; did you mean 'mlp'\?"),
+        (["model.widths=wide"], "model.widths must be .*, got 'wide'"),
+        (["model=transformer"], "model=transformer needs vocabulary, which data=digits doesn't have"),
+        (["model=vision_transformer", "model.heads=5"], r"heads must divide width .*got 5"),
+        (["batch_size=100000"], "batch_size must be at most the 1297 training examples of data=digits, got 100000"),
+        (["data=digitz"], r"unknown data 'digitz'; did you mean 'digits'\?"),
+        (["data.pth=x"], "unknown key 'data.pth' for data=digits"),
+        (["data=text", "data.path=/does/not/exist"], "data=text: .*does/not/exist"),
+        (["loss=cross_entropi"], r"unknown loss 'cross_entropi'; did you mean 'cross_entropy'\?"),
+        (["loss.outputs=3"], "loss.outputs can't be set"),
+        (
+            ["metrics=[acuracy]", "target.metric=validation/loss"],
+            r"unknown metrics 'acuracy'; did you mean 'accuracy'\?",
+        ),
+        (["optimizer=lbfgs"], "schedule=warmup_cosine has no learning rate to shape"),
+        (["optimizer=no.such:thing"], "optimizer=no.such:thing can't be imported: ModuleNotFoundError"),
+        (["optimizer=math:sqrtt"], "can't be imported: AttributeError"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_compiles(assignments, message, monkeypatch):
+    monkeypatch.setattr(jax, "jit", None)
+    with pytest.raises(ConfigError, match=message) as error:
+        build(override(config(), assignments))
+    assert str(error.value).count("\n") <= 1
+
+
+def make_rule(learning_rate, *, scale: float = 1.0):
+    return optax.sgd(learning_rate, momentum=scale)
+
+
+def not_a_rule(learning_rate):
+    return learning_rate
+
+
+@pytest.mark.parametrize(
+    "name", ["adamw", "optax.adamw", "optax.contrib.schedule_free_adamw", "nadam", f"{__name__}:make_rule"]
+)
+def test_optimizers_come_from_optlab_optax_and_users(name):
+    changes = {"optimizer": component(name, learning_rate=0.1)}
+    experiment = build(config(**changes))
+    assert isinstance(experiment.tx, optax.GradientTransformation)
+
+
+def test_the_schedule_shapes_every_learning_rate():
+    built = build(config(optimizer=component("muon", learning_rate=0.02, adam_learning_rate=0.001)))
+    assert {name: float(f(5)) for name, f in built.schedules.items()} == pytest.approx(
+        {"learning_rate": 0.02, "adam_learning_rate": 0.001}
+    )
+    assert float(built.schedules["learning_rate"](20)) == pytest.approx(0, abs=1e-8)
+
+
+def test_a_users_function_that_returns_no_transformation_is_named():
+    with pytest.raises(ConfigError, match=r"must return an optax.GradientTransformation, got function"):
+        build(config(optimizer=component(f"{__name__}:not_a_rule", learning_rate=1.0)))
+
+
+def test_what_json_cannot_hold_is_named():
+    with pytest.raises(ConfigError, match=r"optimizer.mask can't be written to config.json"):
+        resolve(config(optimizer=component("optax.adamw", learning_rate=1.0, mask=lambda p: p)))
+
+
+def test_resolving_fills_in_every_default_and_survives_json(tmp_path):
+    resolved = resolve(config())
+    assert flatten(resolved)["optimizer.weight_decay"] == 0.1
+    assert flatten(resolved)["model.activation"] == "relu"
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"config": to_json(resolved)}))
+    again = load(path)
+    assert to_json(again) == to_json(resolved)
+    assert to_json(resolve(again)) == to_json(resolved)
+
+
+def test_every_key_is_explained():
+    rows = explain(resolve(config()))
+    assert {key for key, *_ in rows} >= {"optimizer", "optimizer.learning_rate", "log.every", "data", "model.widths"}
+    unexplained = [key for key, _, kind, meaning in rows if not meaning or not kind]
+    assert not unexplained
+
+
+def test_clipping_stands_before_the_optimizer():
+    tx = build(config(clip_norm=1.0, optimizer=component("sgd", learning_rate=1.0), schedule=component("constant"))).tx
+    updates, _ = tx.update(
+        {"w": jax.numpy.full(4, 10.0)}, tx.init({"w": jax.numpy.zeros(4)}), {"w": jax.numpy.zeros(4)}
+    )
+    assert float(optax.tree.norm(updates)) == pytest.approx(1.0)
+
+
+def test_configs_in_the_repository_are_right():
+    from pathlib import Path
+
+    for path in sorted((Path(__file__).parents[2] / "configs").glob("*.py")):
+        found = load(path)
+        assert resolve(found).steps == found.steps, path
+        assert dataclasses.is_dataclass(found)
