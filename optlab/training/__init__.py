@@ -1,0 +1,38 @@
+"""Training: a workload, a pure step, a loop, checkpoints that it continues from."""
+
+from optlab.training.checkpoint import CheckpointError, Checkpoints, load_params
+from optlab.training.curves import plot_curves
+from optlab.training.loop import History, train
+from optlab.training.losses import accuracy, cross_entropy, squared_error
+from optlab.training.metrics import MetricsFile, Observer, TensorBoard, WeightsAndBiases, read_metrics
+from optlab.training.parallel import parallelize
+from optlab.training.progress import Progress
+from optlab.training.records import NonFiniteError
+from optlab.training.state import TrainState, evaluation_params, init_state
+from optlab.training.step import make_step
+from optlab.training.workload import Workload
+
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "History",
+    "MetricsFile",
+    "NonFiniteError",
+    "Observer",
+    "Progress",
+    "TensorBoard",
+    "TrainState",
+    "WeightsAndBiases",
+    "Workload",
+    "accuracy",
+    "cross_entropy",
+    "evaluation_params",
+    "init_state",
+    "load_params",
+    "make_step",
+    "parallelize",
+    "plot_curves",
+    "read_metrics",
+    "squared_error",
+    "train",
+]

@@ -1,0 +1,226 @@
+"""Checkpoints on Orbax: one folder a step, complete or not counted, the latest and the best of them kept."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from optlab.training.state import TrainState
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that can't be made or used. The message names the folder and the way out."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: `folder/<step>/`, written in the background.
+
+    Args:
+      folder: made if it isn't there.
+      every: steps between two saves.
+      keep: how many of the latest are kept; the best one is kept beside them.
+    """
+
+    def __init__(self, folder: str | Path, *, every: int = 500, keep: int = 2):
+        for name, value in (("every", every), ("keep", keep)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.folder, self.every, self.keep = Path(folder).absolute(), every, keep
+        self._pending: tuple[Any, int | None] | None = None
+
+    def steps(self) -> list[int]:
+        """The steps that are saved completely, ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and _is_complete(p))
+
+    def notes(self, step: int) -> dict[str, Any]:
+        """What was noted beside the state at a step: JSON data."""
+        return _metadata(self.folder / str(step))["notes"]
+
+    def save(self, state: TrainState, notes: Mapping[str, Any], *, best: int | None = None) -> None:
+        """Starts to save a state under its step, and returns once its arrays are copied.
+
+        Args:
+          state: on any devices.
+          notes: JSON data that belongs to it.
+          best: the step whose checkpoint is the best so far; it is kept.
+
+        Raises:
+          CheckpointError: if the save before this one failed, or two leaves of the state have one name.
+        """
+        self.wait()
+        path = self.folder / str(int(state.step))
+        if _is_complete(path):
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _set_aside(path)
+        arrays, manifest = _flatten(state)
+        metadata: dict[str, Any] = {"manifest": manifest, "notes": dict(notes)}
+        self._pending = (ocp.save_async(str(path), arrays, custom_metadata=metadata), best)
+
+    def wait(self) -> None:
+        """Waits until the last save is on the disk, and only then removes older ones."""
+        if self._pending is None:
+            return
+        (response, best), self._pending = self._pending, None
+        try:
+            response.result()
+        except Exception as error:
+            raise CheckpointError(f"saving to {self.folder} failed: {error}") from error
+        for step in self.steps()[: -self.keep]:
+            if step != best:
+                doomed = (self.folder / str(step)).rename(self.folder / f"removing-{step}")  # never half a checkpoint
+                shutil.rmtree(doomed)
+
+    def restore(self, like: TrainState, step: int) -> TrainState:
+        """The state that was saved at a step.
+
+        Args:
+          like: a state of the same structure, on the devices where the restored one is to be.
+          step: one of `steps()`.
+
+        Raises:
+          CheckpointError: if what was saved is of another structure, shape or dtype; it names the leaves.
+        """
+        path = self.folder / str(step)
+        arrays, manifest = _flatten(like)
+        _compare(path, saved=_metadata(path)["manifest"], wanted=manifest)
+        loaded = _load(path, {name: _abstract(x) for name, x in arrays.items()})
+        leaves = [_unpack(loaded.get(leaf["name"]), leaf) for leaf in manifest]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def load_params(run: str | Path, *, step: int | Literal["best"] | None = None, collection: str = "params") -> Any:
+    """The parameters of a run, without its config: nested dicts (and lists) of arrays.
+
+    Args:
+      run: the run's folder, or its folder of checkpoints.
+      step: which checkpoint; "best": the one that was best by the target's metric; None: the latest.
+      collection: "params", "ema" or "model_state".
+
+    Raises:
+      CheckpointError: if there is no such checkpoint, or nothing of that collection in it.
+    """
+    folder = Path(run)
+    checkpoints = Checkpoints(folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder)
+    steps = checkpoints.steps()
+    if step == "best" and steps:
+        step = (checkpoints.notes(steps[-1])["best"] or [None])[0]
+    if not steps or (step is not None and step not in steps):
+        raise CheckpointError(
+            f"no checkpoint {'' if step is None else f'of step {step} '}in {folder}; saved are {steps}"
+        )
+    path = checkpoints.folder / str(steps[-1] if step is None else step)
+    manifest = [leaf for leaf in _metadata(path)["manifest"] if leaf["path"][0] == collection]
+    if not manifest and collection != "model_state":
+        raise CheckpointError(f"{path} holds no {collection}")
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {x["name"]: jax.ShapeDtypeStruct(x["shape"], x["dtype"], sharding=device) for x in manifest}
+    loaded = _load(path, wanted)
+    return _nest([(leaf["path"][1:], _unpack(loaded.get(leaf["name"]), leaf)) for leaf in manifest])
+
+
+# A state as a flat dict of arrays, and a manifest that says what each of them was.
+
+
+def _flatten(state: TrainState) -> tuple[dict[str, jax.Array], list[dict[str, Any]]]:
+    arrays, manifest = {}, []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        data = jax.random.key_data(leaf) if is_key else leaf
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        entry = {"name": name, "path": [_plain(k) for k in path], "shape": list(data.shape), "dtype": str(data.dtype)}
+        manifest.append({**entry, "key": str(jax.random.key_impl(leaf)) if is_key else None})
+        if data.size:  # Orbax refuses arrays without elements; their shape says all that there is
+            arrays[name] = data
+    names = [leaf["name"] for leaf in manifest]
+    if len(set(names)) < len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise CheckpointError(
+            f"two leaves of the state are named {twice!r}: rename one (a key of a dict may hold no '/')"
+        )
+    return arrays, manifest
+
+
+def _plain(key: Any) -> str | int:
+    """An entry of a leaf's path: an index of a list or tuple, or a name."""
+    if isinstance(key, jax.tree_util.SequenceKey):
+        return key.idx
+    return jax.tree_util.keystr((key,), simple=True)
+
+
+def _unpack(data: jax.Array | None, leaf: Mapping[str, Any]) -> jax.Array:
+    if data is None:
+        data = jnp.zeros(leaf["shape"], leaf["dtype"])
+    return jax.random.wrap_key_data(data, impl=leaf["key"]) if leaf["key"] else data
+
+
+def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def _nest(items: Sequence[tuple[Sequence[str | int], Any]]) -> Any:
+    """Nested dicts and lists from paths."""
+    if not items:
+        return {}
+    if not items[0][0]:
+        return items[0][1]
+    heads = dict.fromkeys(path[0] for path, _ in items)
+    parts = {head: _nest([(path[1:], x) for path, x in items if path[0] == head]) for head in heads}
+    return list(parts.values()) if isinstance(items[0][0][0], int) else parts
+
+
+def _compare(path: Path, *, saved: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
+    kind = lambda leaf: f"{leaf['dtype']}{leaf['shape']}" + (f" key {leaf['key']}" if leaf["key"] else "")
+    had, needs = ({leaf["name"]: kind(leaf) for leaf in side} for side in (saved, wanted))
+    differ = [
+        f"{n} ({had.get(n, 'absent')} there, {needs.get(n, 'absent')} here)"
+        for n in {**had, **needs}
+        if had.get(n) != needs.get(n)
+    ]
+    if differ:
+        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise CheckpointError(
+            f"{path} is of another model or optimizer: {', '.join(differ[:3])}{more}; name another folder"
+        )
+
+
+# Orbax.
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether Orbax committed it: it renames a folder to its name last, and leaves this mark inside."""
+    return (path / "commit_success.txt").is_file()
+
+
+def _set_aside(path: Path) -> Path:
+    """Renames what stands where a checkpoint is to be: it may be somebody's."""
+    return path.rename(path.with_name(f"incomplete-{path.name}-{time.time_ns()}"))
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    return _try(path, lambda: ocp.metadata(str(path)).custom_metadata)
+
+
+def _load(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    """The wanted arrays; of those that were saved, the others are left on the disk."""
+    there = [leaf["name"] for leaf in _metadata(path)["manifest"] if math.prod(leaf["shape"])]
+    return _try(path, lambda: ocp.load(str(path), {name: wanted.get(name, ocp.PLACEHOLDER) for name in there}))
+
+
+def _try(path: Path, read: Any) -> Any:
+    try:
+        return read()
+    except Exception as error:
+        message = f"{path} can't be read ({type(error).__name__}: {str(error)[:200]}); move it away to use an older one"
+        raise CheckpointError(message) from error

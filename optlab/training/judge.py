@@ -1,0 +1,45 @@
+"""The best value so far, the target, early stopping: what a run's evaluations decide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from optlab.config import Stop, Target
+from optlab.training.metrics import Record
+
+
+@dataclass
+class Judge:
+    """The best value of the target's metric so far, and whether the run has to end for want of a better one."""
+
+    target: Target
+    stop: Stop
+    best: tuple[int, float] | None = None
+    waited: int = 0
+    reached: int | None = None
+
+    def __call__(self, record: Record) -> str | None:
+        """Takes an evaluated record; "stopped early" once patience has run out."""
+        step, value = int(record["step"]), record.get(self.target.metric, math.nan)
+        gain = self.target.gain(value, self.best and self.best[1])
+        if gain > 0:
+            self.best = (step, value)
+        self.waited = 0 if gain > self.stop.min_gain else self.waited + 1
+        if self.reached is None and self.target.reached(value):
+            self.reached = step
+        return "stopped early" if self.stop.patience is not None and self.waited >= self.stop.patience else None
+
+    def converged(self, record: Record) -> bool:
+        """Whether the gradient's norm is small enough to end the run (‖∇L‖ ≤ ε)."""
+        return self.stop.gradient_norm is not None and record["train/gradient_norm"] <= self.stop.gradient_norm
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON data, for a checkpoint."""
+        return {"best": self.best, "waited": self.waited, "reached": self.reached}
+
+    def load(self, notes: Mapping[str, Any]) -> None:
+        """The inverse of dump."""
+        self.best, self.waited, self.reached = notes["best"] and tuple(notes["best"]), notes["waited"], notes["reached"]

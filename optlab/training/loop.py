@@ -1,0 +1,155 @@
+"""The loop: batches in, steps out, and everything that a person or a disk gets to see."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import optax
+
+from optlab.config import Stop, check
+from optlab.data import as_batches, prefetch
+from optlab.training.checkpoint import Checkpoints
+from optlab.training.judge import Judge
+from optlab.training.metrics import Observer, Record
+from optlab.training.parallel import parallelize
+from optlab.training.process import Trace, catch_signals
+from optlab.training.records import Records
+from optlab.training.state import TrainState, evaluation_params, init_state
+from optlab.training.step import make_step
+from optlab.training.workload import Workload
+
+
+@dataclass
+class History:
+    """What came of a run.
+
+    Attributes:
+      records: one {"step": …, "train/loss": …, "validation/…": …} a logged step of this call, ascending.
+      state: the last TrainState.
+      outcome: "finished", "stopped early", "gradient norm reached", or the name of the signal that interrupted it.
+      best: step and value of the target's metric at its best.
+      reached: the first evaluated step at which the target's value was reached, or None.
+    """
+
+    records: list[Record]
+    state: TrainState
+    outcome: str
+    best: tuple[int, float] | None
+    reached: int | None
+
+    @property
+    def params(self) -> Any:
+        """The parameters that the run is judged by (the moving average's, if there is one)."""
+        return evaluation_params(self.state)
+
+    def __getitem__(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(steps, values) of a metric."""
+        found = [(r["step"], r[name]) for r in self.records if name in r]
+        if not found:
+            known = sorted({n for r in self.records for n in r if n != "step"})
+            raise KeyError(f"no metric {name!r} was logged; there are {', '.join(known)}")
+        steps, values = zip(*found, strict=True)
+        return np.asarray(steps), np.asarray(values)
+
+
+def train(
+    workload: Workload,
+    tx: optax.GradientTransformation,
+    *,
+    steps: int,
+    strategy: Literal["single"] = "single",
+    seed: int = 0,
+    accumulate: int = 1,
+    ema: float | Callable[[jax.Array], Any] | None = None,
+    guard: Literal["stop"] | None = "stop",
+    evaluate_every: int | None = None,
+    log_every: int = 10,
+    stop: Stop = Stop(),
+    checkpoints: Checkpoints | None = None,
+    observers: Sequence[Observer] = (),
+    schedules: Mapping[str, Callable[[Any], Any]] | None = None,
+    initial: tuple[Any, Any] | None = None,
+    profile: str | Path | None = None,
+) -> History:
+    """Trains a workload with an optax transformation.
+
+    Args:
+      workload: what is trained, on what.
+      tx: any optax transformation that ends in the learning rate.
+      steps: updates in all, those before a continued run's checkpoint included.
+      strategy: how a step runs on the devices.
+      seed: of the initialization, the order of the data and dropout.
+      accumulate: microbatches that an update's gradient is averaged over.
+      ema: decay of the weights' moving average, which is then what is evaluated; a number or a function of the step.
+      guard: "stop" ends the run with a NonFiniteError at a loss or gradient that isn't finite; None goes on.
+      evaluate_every: steps between two evaluations on the validation split, by default a tenth of the run; the last
+        step is always evaluated, there on the test split too.
+      log_every: steps between two records; "train/loss" is the loss of that step's batch.
+      stop: when the run ends before its last step.
+      checkpoints: where the state is saved; if there are any, the run continues from the latest. Ctrl-C and SIGTERM
+        then end the run after the step, saved.
+      observers: what is told of every record, such as `MetricsFile(path)` or `Progress()`.
+      schedules: functions of the step that are logged beside the metrics, such as {"learning_rate": schedule}.
+      initial: (params, model_state) to start from instead of `workload.init`.
+      profile: folder for a `jax.profiler` trace of ten steps.
+
+    Returns:
+      the records, the last state, and how it ended.
+    """
+    for name, value in (("steps", steps), ("log_every", log_every), ("evaluate_every", evaluate_every or 1)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    check(stop, "stop.")
+    key, init_key = jax.random.split(jax.random.key(seed))
+    params, model_state = initial if initial is not None else jax.jit(workload.init)(init_key)
+    state = init_state(params, model_state, tx, key=key, ema=ema is not None)
+    step = make_step(workload.loss, tx, accumulate=accumulate, ema=ema, guard=guard)
+    place_state, place_batch, step = parallelize(step, strategy)
+    state = place_state(state)
+    judge = Judge(workload.target, stop)
+    if checkpoints is not None and (saved := checkpoints.steps()):
+        state = checkpoints.restore(state, saved[-1])
+        judge.load(checkpoints.notes(saved[-1]))
+    start = int(state.step)
+    if start > steps:
+        raise ValueError(f"steps must be at least {start}, which the run has behind it, got {steps}")
+    records = Records(
+        workload,
+        place_batch,
+        judge,
+        observers,
+        schedules or {},
+        steps,
+        log_every,
+        evaluate_every or max(1, steps // 10),
+    )
+    records.check_names(state)
+    batches = as_batches(workload.data.train, workload.batch_size, seed)
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(catch_signals(listen=checkpoints is not None))
+        stack.enter_context(records.observed(start))
+        if checkpoints is not None:
+            stack.callback(checkpoints.wait)
+        trace = stack.enter_context(contextlib.closing(Trace(profile, start, steps)))
+        stream = stack.enter_context(contextlib.closing(prefetch(batches, start, steps, place=place_batch)))
+        for t, batch in zip(range(start + 1, steps + 1), stream, strict=True):
+            trace.at(t)
+            state, metrics = step(state, batch)
+            records.push(t, metrics)
+            ended = records.outcome_at(t, state)
+            if not ended and signals:
+                ended = f"interrupted by {signals[0]}"
+            best = judge.best and judge.best[0]
+            if checkpoints is not None and (ended or t % checkpoints.every == 0 or t == best):
+                records.drain()
+                checkpoints.save(state, judge.dump(), best=best)
+            if ended:
+                records.outcome = ended
+                break
+    return History(records.all, state, records.outcome, judge.best, judge.reached)

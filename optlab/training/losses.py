@@ -1,0 +1,56 @@
+"""Losses and metrics: pure functions `(outputs, batch) -> values`, one value for every example or position.
+
+The mean over the examples is taken by the workload, which knows their weights; a function of yours may also return a
+scalar, which then counts as the mean over the batch.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optlab.data import Batch
+
+
+def cross_entropy(outputs: jax.Array, batch: Batch, *, label_smoothing: float = 0.0) -> jax.Array:
+    """−log softmax(outputs)[label], in nats.
+
+    Args:
+      outputs: logits (..., classes).
+      batch: integer classes (...) under "labels".
+      label_smoothing: share of the target's mass that is spread evenly over all classes, in [0, 1).
+
+    Returns:
+      losses (...), float32.
+    """
+    logits = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+    if isinstance(label_smoothing, float) and label_smoothing == 0.0:
+        return nll
+    uniform = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+    return (1 - label_smoothing) * nll + label_smoothing * uniform
+
+
+def squared_error(outputs: jax.Array, batch: Batch) -> jax.Array:
+    """The squared distance to the labels, summed over the last axis; labels (B,) stand for (B, 1).
+
+    Args:
+      outputs: predictions (B, d).
+      batch: what should have come out, (B, d) or (B,), under "labels".
+
+    Returns:
+      losses (B,).
+    """
+    labels = jnp.reshape(batch["labels"], outputs.shape)
+    return jnp.sum(jnp.square(outputs - labels), axis=-1)
+
+
+def accuracy(outputs: jax.Array, batch: Batch) -> jax.Array:
+    """1 where the largest logit is the label's, 0 elsewhere.
+
+    Args:
+      outputs: logits (..., classes).
+      batch: integer classes (...) under "labels".
+    """
+    return (jnp.argmax(outputs, axis=-1) == batch["labels"]).astype(jnp.float32)

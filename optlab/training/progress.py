@@ -1,0 +1,74 @@
+"""The live line: step, loss, metric, learning rate, examples a second, time left; plain lines without a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from optlab.training.metrics import Record
+
+
+class Progress:
+    """An observer that shows a run on the terminal.
+
+    Args:
+      batch_size: examples an update, for the examples a second.
+      metric: the metric that is shown beside the losses, such as validation/accuracy.
+      console: where to write; by default standard output.
+    """
+
+    def __init__(self, *, batch_size: int, metric: str | None = None, console: Console | None = None):
+        self.batch_size, self.metric = batch_size, metric
+        self.console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.seen: Record = {}
+        self.live: Live | None = None
+
+    def begin(self, start: int, steps: int) -> None:
+        self.start, self.steps, self.clock = start, steps, time.monotonic()
+        self.timed: tuple[float, float] | None = None
+        if start:
+            self.console.print(f"continuing after step {start}")
+        if self.console.is_terminal:
+            self.live = Live(Text("compiling …"), console=self.console, refresh_per_second=8)
+            self.live.start()
+
+    def record(self, record: Record) -> None:
+        self.seen |= record
+        now = time.monotonic()
+        if self.timed is None:  # the first record's time holds the compilation: the speed is counted from there
+            self.timed = (record["step"], now)
+        line = self._line(record["step"], now)
+        if self.live is not None:
+            self.live.update(Text(line, no_wrap=True, overflow="ellipsis"))
+        elif any(name.startswith("validation/") for name in record) or now - self.clock > 10:
+            self.clock = now
+            self.console.print(line)
+
+    def end(self, outcome: str) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def _line(self, step: float, now: float) -> str:
+        parts = [f"step {step:>{len(str(self.steps))}.0f}/{self.steps}"]
+        shown = ["train/loss", "validation/loss", *([self.metric] if self.metric else []), "learning_rate"]
+        parts += [
+            f"{name.replace('learning_rate', 'lr')} {self.seen[name]:.4g}"
+            for name in dict.fromkeys(shown)
+            if name in self.seen
+        ]
+        first, since = self.timed or (step, now)
+        if step > first and now > since:
+            rate = (step - first) / (now - since)
+            parts += [f"{rate * self.batch_size:.4g} examples/s", f"{_clock((self.steps - step) / rate)} left"]
+        return "  ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,151 @@
+"""What becomes of a step's metrics: they are read late, joined with evaluations, and told to the observers."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from optlab.config import Target
+from optlab.data import Split, as_batches, evaluation_batches
+from optlab.training.judge import Judge
+from optlab.training.metrics import Observer, Record
+from optlab.training.state import TrainState, evaluation_params
+from optlab.training.step import make_evaluation
+from optlab.training.workload import Metrics, Workload
+
+# More simulated devices' collectives in flight than this can deadlock (jax 0.10.2); fewer would let a device wait.
+IN_FLIGHT = 16
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient stopped being a number. The message names the step, the value and what to try."""
+
+
+class Records:
+    """The bookkeeping of one call of `train`: metrics in flight, evaluations, the records that come of both."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        place_batch: Callable[[Any], Any],
+        judge: Judge,
+        observers: Sequence[Observer],
+        schedules: Mapping[str, Callable[[Any], Any]],
+        steps: int,
+        log_every: int,
+        evaluate_every: int,
+    ):
+        self.workload, self.place_batch, self.judge = workload, place_batch, judge
+        self.observers, self.schedules, self.steps = observers, schedules, steps
+        self.log_every, self.evaluate_every = log_every, evaluate_every
+        self.evaluation = jax.jit(make_evaluation(workload.loss))
+        self.all: list[Record] = []
+        self.outcome = "finished"
+        self.pending: collections.deque[tuple[int, Metrics]] = collections.deque()
+        self.latest: Record = {}
+
+    def check_names(self, state: TrainState) -> None:
+        """Refuses a target whose metric is never measured; nothing is compiled for it."""
+        data, target = self.workload.data, self.judge.target
+        example = as_batches(data.train, 1, 0).batch(0)
+        names = jax.eval_shape(make_evaluation(self.workload.loss), state.params, state.model_state, example, state.key)
+        splits = ["train", *(["validation"] if data.validation is not None else [])]
+        known = [f"{split}/{name}" for split in splits for name in names]
+        if target.metric not in known and (target != Target() or self.judge.stop.patience):
+            raise ValueError(f"target.metric must be one of {', '.join(known)}, got {target.metric!r}")
+
+    @contextlib.contextmanager
+    def observed(self, start: int) -> Iterator[None]:
+        """Tells the observers of the run's beginning and end."""
+        begun: list[Observer] = []
+        try:
+            for observer in self.observers:
+                observer.begin(start, self.steps)
+                begun.append(observer)
+            yield
+        except BaseException as error:
+            self.outcome = type(error).__name__
+            raise
+        finally:
+            for observer in begun:
+                observer.end(self.outcome)
+
+    def push(self, t: int, metrics: Metrics) -> None:
+        """Takes a step's metrics, which the device may still be computing, and reads those of long ago."""
+        self.pending.append((t, metrics))
+        in_flight = IN_FLIGHT if self.judge.stop.gradient_norm is None else 0
+        while len(self.pending) > in_flight:
+            self._read()
+
+    def drain(self) -> None:
+        """Waits for the steps in flight."""
+        while self.pending:
+            self._read()
+
+    def outcome_at(self, t: int, state: TrainState) -> str | None:
+        """Evaluates after step t if that is due; how the run ends there, if it does."""
+        converged = self.judge.converged(self.latest)
+        if not (self._is_evaluated(t) or converged):
+            return None
+        self.drain()
+        record = self.latest
+        record |= self._evaluate("validation", state)
+        outcome = "gradient norm reached" if converged else self.judge(record)
+        if t == self.steps:
+            outcome = "finished"
+        if outcome:
+            record |= self._evaluate("test", state)
+        self._emit(record)
+        return outcome
+
+    def _is_evaluated(self, t: int) -> bool:
+        return t % self.evaluate_every == 0 or t == self.steps
+
+    def _read(self) -> None:
+        t, metrics = self.pending.popleft()
+        values = {name: float(total / weight) for name, (total, weight) in jax.device_get(metrics).items()}
+        if values.pop("finite", 1.0) < 1:
+            raise NonFiniteError(
+                f"step {t}: the loss is {values['loss']:g} and the gradient norm {values['gradient_norm']:g}. "
+                "Lower the learning rate, warm it up or clip the gradients (clip_norm=1), "
+                "and look for bad values in the data"
+            )
+        record = {"step": t, **{f"train/{name}": value for name, value in values.items()}}
+        record |= {name: float(schedule(t - 1)) for name, schedule in self.schedules.items() if self._is_logged(t)}
+        self.latest = record
+        if t % self.log_every == 0 and not self._is_evaluated(t) and not self.judge.converged(record):
+            self._emit(record)
+
+    def _is_logged(self, t: int) -> bool:
+        return t % self.log_every == 0 or self._is_evaluated(t)
+
+    def _emit(self, record: Record) -> None:
+        self.all.append(record)
+        for observer in self.observers:
+            observer.record(record)
+
+    def _evaluate(self, split: str, state: TrainState) -> Record:
+        """Means over a whole split; the last batch may be short, since sums and weights are added up."""
+        data: Split | None = getattr(self.workload.data, split)
+        if data is None:
+            return {}
+        params = evaluation_params(state)
+        sums: dict[str, np.ndarray] = collections.defaultdict(lambda: np.zeros(2))
+        pending: collections.deque[Metrics] = collections.deque()
+
+        def add(metrics: Metrics) -> None:
+            for name, pair in jax.device_get(metrics).items():
+                sums[name] += np.asarray(pair, np.float64)
+
+        for batch in evaluation_batches(data, self.workload.batch_size):
+            pending.append(self.evaluation(params, state.model_state, self.place_batch(batch), state.key))
+            if len(pending) > IN_FLIGHT:
+                add(pending.popleft())
+        for metrics in pending:
+            add(metrics)
+        return {f"{split}/{name}": float(total / weight) for name, (total, weight) in sums.items()}

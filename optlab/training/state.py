@@ -1,0 +1,56 @@
+"""The one state that every strategy, checkpoint and step shares: a pytree of arrays only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that changes while training.
+
+    Attributes:
+      step: updates made so far, int32 ().
+      params: what is trained.
+      model_state: what training changes without a gradient (BatchNorm's running statistics).
+      opt_state: the optax transformation's.
+      key: typed random key; a step's randomness is fold_in(key, step), so the key itself never changes.
+      ema: the weights' moving average, of params' structure, or None.
+    """
+
+    step: jax.Array
+    params: Any
+    model_state: Any
+    opt_state: Any
+    key: jax.Array
+    ema: Any = None
+
+
+def init_state(
+    params: Any, model_state: Any, tx: optax.GradientTransformation, *, key: jax.Array, ema: bool = False
+) -> TrainState:
+    """The state before the first step. Every leaf is a copy of its own, since a step gives the state's buffers away."""
+    average = params if ema else None
+    state = TrainState(jnp.zeros((), jnp.int32), params, model_state, tx.init(params), key, average)
+    return jax.tree.map(lambda x: jnp.array(x, dtype=jnp.asarray(x).dtype), state)
+
+
+def evaluation_params(state: TrainState) -> Any:
+    """The parameters that a run is judged by: the moving average if there is one, else the optimizer's answer.
+
+    Schedule-free methods train one point and answer with another (Defazio et al. 2024, arXiv 2405.15682, eq. 4).
+    """
+    if state.ema is not None:
+        return state.ema
+    is_free = lambda s: isinstance(s, optax.contrib.ScheduleFreeState)
+    free = [s for s in jax.tree.leaves(state.opt_state, is_leaf=is_free) if is_free(s)]
+    structure: Any = jax.tree.structure(state.params)
+    if len(free) == 1 and jax.tree.structure(free[0].z) == structure:
+        return optax.contrib.schedule_free_eval_params(free[0], state.params)
+    return state.params

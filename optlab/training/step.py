@@ -1,0 +1,133 @@
+"""A training step as a pure function: state, batch → state, metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from optlab.data import Batch
+from optlab.training.state import TrainState
+from optlab.training.workload import Loss, Metrics
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_step(
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    *,
+    axis_name: str | None = None,
+    accumulate: int = 1,
+    ema: float | Callable[[jax.Array], Any] | None = None,
+    guard: Literal["stop"] | None = "stop",
+) -> Step:
+    """Makes the pure function that moves a state by one update.
+
+    `tx.update` also gets `value=`, `grad=` and `value_fn=`, so that L-BFGS, Polyak, MoMo and plateau rules work.
+
+    Args:
+      loss: (params, model_state, batch, key, train) -> (scalar, (model_state, metrics)), see `Workload`.
+      tx: any optax transformation that ends in the learning rate.
+      axis_name: the mapped axis (pmap) over which gradients, metrics and model state are averaged before `tx.update`.
+      accumulate: microbatches that the batch is cut into, one after another; their mean is exact, weights included.
+      ema: the moving average's decay d, ema ← d·ema + (1 − d)·params; a number, or a function of the updates made
+        before, such as `optlab.schedules.tail_average`.
+      guard: "stop" adds the metric "finite" (1 or 0), on which the loop stops the run.
+
+    Returns:
+      step(state, batch) -> (state, metrics), metrics being (sum, weight) by name; "gradient_norm" is one of them.
+    """
+    if accumulate < 1:
+        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+    if guard not in ("stop", None):
+        raise ValueError(f"guard must be 'stop' or None, got {guard!r}")
+    if isinstance(ema, int | float) and not 0 <= ema < 1:
+        raise ValueError(f"ema must lie in [0, 1), got {ema}")
+    tx = optax.with_extra_args_support(tx)
+    gradient = _mean_gradient(loss, axis_name, accumulate)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        at = lambda params: gradient(params, state.model_state, batch, key)
+        value, grads, model_state, metrics = at(state.params)
+        value_fn = _with_gradient(lambda params: at(params)[:2])
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=value, grad=grads, value_fn=value_fn)
+        params = optax.apply_updates(state.params, updates)
+
+        norm, one = optax.tree.norm(grads), jnp.ones(())
+        metrics = {**metrics, "gradient_norm": (norm, one)}
+        if guard == "stop":
+            metrics["finite"] = (jnp.float32(jnp.isfinite(value) & jnp.isfinite(norm)), one)
+        average = state.ema
+        if ema is not None:
+            decay = ema(state.step) if callable(ema) else ema
+            average = jax.tree.map(lambda a, p: a + ((1 - decay) * (p - a)).astype(a.dtype), state.ema, params)
+        return dataclasses.replace(
+            state, step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=average
+        ), metrics
+
+    return step
+
+
+def make_evaluation(loss: Loss) -> Callable[[Any, Any, Batch, jax.Array], Metrics]:
+    """(params, model_state, batch, key) -> metrics of the model in use: no dropout, running statistics."""
+
+    def evaluate(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> Metrics:
+        return loss(params, model_state, batch, key, False)[1][1]
+
+    return evaluate
+
+
+def _mean_gradient(loss: Loss, axis_name: str | None, accumulate: int) -> Callable[..., Any]:
+    """(params, model_state, batch, key) -> (value, gradient, model_state, metrics), over microbatches and devices."""
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+
+    def one(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> Any:
+        (value, (model_state, metrics)), grads = value_and_grad(params, model_state, batch, key, True)
+        if "loss" not in metrics:
+            raise ValueError(f"the loss's metrics must hold 'loss' as (sum, weight), got the names {sorted(metrics)}")
+        return (value, grads), model_state, metrics
+
+    def many(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> Any:
+        """The same, microbatch after microbatch: Σ weight · gradient / Σ weight."""
+
+        def body(carry: Any, item: Any) -> Any:
+            sums, model_state, metrics = carry
+            index, micro = item
+            terms, model_state, new = one(params, model_state, micro, jax.random.fold_in(key, index))
+            sums = jax.tree.map(lambda s, x: s + new["loss"][1] * x, sums, terms)
+            return (sums, model_state, jax.tree.map(jnp.add, metrics, new)), None
+
+        micros = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+        shapes = jax.eval_shape(one, params, model_state, jax.tree.map(lambda x: x[0], micros), key)
+        zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+        carry = (zeros(shapes[0]), model_state, zeros(shapes[2]))
+        (sums, model_state, metrics), _ = lax.scan(body, carry, (jnp.arange(accumulate), micros))
+        return jax.tree.map(lambda s: s / metrics["loss"][1], sums), model_state, metrics
+
+    def gradient(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> Any:
+        if axis_name is not None:
+            key = jax.random.fold_in(key, lax.axis_index(axis_name))
+        terms, model_state, metrics = (one if accumulate == 1 else many)(params, model_state, batch, key)
+        if axis_name is not None:
+            weight = metrics["loss"][1]
+            metrics = lax.psum(metrics, axis_name)
+            terms = jax.tree.map(lambda x: lax.psum(x * weight, axis_name) / metrics["loss"][1], terms)
+            is_float = lambda x: jnp.issubdtype(x.dtype, jnp.inexact)
+            model_state = jax.tree.map(lambda x: lax.pmean(x, axis_name) if is_float(x) else x, model_state)
+        return (*terms, model_state, metrics)
+
+    return gradient
+
+
+def _with_gradient(value_and_gradient: Callable[[Any], tuple[jax.Array, Any]]) -> Callable[[Any], jax.Array]:
+    """A function of the parameters with the given gradient: right where autodiff can't see the other devices."""
+    value = jax.custom_vjp(lambda params: value_and_gradient(params)[0])
+    value.defvjp(value_and_gradient, lambda grads, cotangent: (jax.tree.map(lambda g: cotangent * g, grads),))
+    return value

@@ -1,0 +1,121 @@
+"""What is trained, on what, to which target: a pair of pure functions and a source of data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optlab.config import Target
+from optlab.data import Batch, Source, digits
+from optlab.training import losses
+
+Params = Any
+ModelState = Any
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+Init = Callable[[jax.Array], tuple[Params, ModelState]]
+Loss = Callable[[Params, ModelState, Batch, jax.Array, bool], tuple[jax.Array, tuple[ModelState, Metrics]]]
+Measure = Callable[[Any, Batch], jax.Array]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is trained. Make one with `from_model`, or directly from two functions of your own.
+
+    Attributes:
+      name: for the log.
+      data: a `Source`, or anything that has `train`, `validation` and `test`; `train` may be a split, an object with
+        `batch(step)`, or a Grain MapDataset; `validation` and `test` may be None.
+      init: key -> (params, model_state); model_state holds what training changes without a gradient, such as
+        BatchNorm's running statistics ({} if there is nothing).
+      loss: (params, model_state, batch, key, train) -> (scalar, (model_state, metrics)). metrics are (sum, weight) by
+        name, so that means over devices, microbatches and short last batches are exact; "loss" is one of them.
+      batch_size: examples an update, where `data.train` is a split.
+      target: what counts as better, and what is good enough.
+    """
+
+    name: str
+    data: Source
+    init: Init
+    loss: Loss
+    batch_size: int = 128
+    target: Target = field(default_factory=Target)
+
+    @staticmethod
+    def from_model(
+        model: Any,
+        data: Source,
+        *,
+        loss: Measure = losses.cross_entropy,
+        metrics: Mapping[str, Measure] | None = None,
+        batch_size: int = 128,
+        target: Target | None = None,
+    ) -> Workload:
+        """A workload from a Flax Linen module, data and a loss.
+
+        Args:
+          model: called as `model(inputs)`, or as `model(inputs, train=…)` if it takes `train`; its rng stream
+            is "dropout".
+          data: whose batches hold "inputs", what the loss reads ("labels"), and perhaps "weight", one for every
+            value of the loss.
+          loss: (outputs, batch) -> a value for every example or position, or the mean of them as a scalar.
+          metrics: what else is measured, by name, in the same form.
+          batch_size: examples an update.
+          target: what counts as better; by default a lower validation loss.
+        """
+        measures = {"loss": loss, **(metrics or {})}
+        example = lambda: data.train.take(np.arange(1))["inputs"]
+        takes_train = "train" in inspect.signature(type(model).__call__).parameters
+
+        def init(key: jax.Array) -> tuple[Params, ModelState]:
+            model_state = dict(model.init(key, jax.tree.map(jnp.asarray, example())))
+            return model_state.pop("params", {}), model_state
+
+        def loss_fn(params: Params, model_state: ModelState, batch: Batch, key: jax.Array, train: bool) -> Any:
+            variables, kwargs = {"params": params, **model_state}, {"train": train} if takes_train else {}
+            outputs = model.apply(
+                variables,
+                batch["inputs"],
+                rngs={"dropout": key},
+                mutable=list(model_state) if train else False,
+                **kwargs,
+            )
+            if train:
+                outputs, model_state = outputs
+            sums = {name: _sum(f(outputs, batch), batch) for name, f in measures.items()}
+            total, weight = sums["loss"]
+            return total / weight, (model_state, sums)
+
+        return Workload(type(model).__name__, data, init, loss_fn, batch_size, target or Target())
+
+    @staticmethod
+    def digits(*, batch_size: int = 128) -> Workload:
+        """The embedded default: a small MLP on scikit-learn's 8×8 digits, to 97 % of the validation images."""
+        from optlab.models import mlp
+
+        return Workload.from_model(
+            mlp(outputs=10),
+            digits(),
+            metrics={"accuracy": losses.accuracy},
+            batch_size=batch_size,
+            target=Target(metric="validation/accuracy", mode="max", value=0.97),
+        )
+
+
+def _sum(values: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """(Σ weight · value, Σ weight); a scalar is the mean over the examples."""
+    values = jnp.asarray(values)
+    if values.ndim == 0:
+        count = jnp.asarray(len(jax.tree.leaves(batch)[0]), values.dtype)
+        return values * count, count
+    if "weight" not in batch:
+        return jnp.sum(values), jnp.asarray(values.size, values.dtype)
+    weight = jnp.asarray(batch["weight"], values.dtype)
+    if weight.shape != values.shape:
+        raise ValueError(f"weight must have the loss's shape {values.shape}, one for every value, got {weight.shape}")
+    return jnp.sum(jnp.where(weight > 0, values, 0) * weight), jnp.sum(weight)

@@ -1,0 +1,172 @@
+"""The step: exact means over microbatches and devices, averaging, extra arguments for rules that ask for them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from optlab.training import init_state, make_step
+
+
+def loss(params, model_state, batch, key, train):
+    """Weighted least squares with a running mean, and dropout when there is a rate."""
+    outputs = batch["inputs"] @ params["w"]
+    errors = (outputs - batch["labels"]) ** 2
+    weight = batch["weight"]
+    total, count = jnp.sum(errors * weight), jnp.sum(weight)
+    model_state = {"seen": model_state["seen"] + count} if train else model_state
+    return total / count, (model_state, {"loss": (total, count)})
+
+
+def problem(examples=12, seed=0):
+    rng = np.random.default_rng(seed)
+    params = {"w": jnp.asarray(rng.normal(size=3))}
+    batch = {
+        "inputs": rng.normal(size=(examples, 3)),
+        "labels": rng.normal(size=examples),
+        "weight": rng.uniform(0.1, 2.0, size=examples),
+    }
+    return params, {"seen": jnp.zeros(())}, batch
+
+
+def oracle_gradient(w, batch):
+    error = batch["inputs"] @ w - batch["labels"]
+    return 2 * batch["inputs"].T @ (batch["weight"] * error) / batch["weight"].sum()
+
+
+def states(tx, steps=3, **kwargs):
+    params, model_state, batch = problem()
+    state = init_state(params, model_state, tx, key=jax.random.key(0), ema="ema" in kwargs)
+    step = jax.jit(make_step(loss, tx, **kwargs))
+    for _ in range(steps):
+        state, metrics = step(state, batch)
+    return state, metrics
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 12])
+def test_microbatches_of_unequal_weight_give_the_whole_batchs_gradient(accumulate):
+    with jax.enable_x64(True):
+        state, metrics = states(optax.sgd(0.1), accumulate=accumulate)
+        params, _, batch = problem()
+        w = np.asarray(params["w"])
+        for _ in range(3):
+            gradient = oracle_gradient(w, batch)
+            w = w - 0.1 * gradient
+        np.testing.assert_allclose(state.params["w"], w, rtol=1e-12)
+        np.testing.assert_allclose(metrics["gradient_norm"][0], np.linalg.norm(gradient), rtol=1e-12)
+        np.testing.assert_allclose(metrics["loss"][1], batch["weight"].sum(), rtol=1e-12)
+        np.testing.assert_allclose(state.model_state["seen"], 3 * batch["weight"].sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_devices_of_unequal_weight_give_the_whole_batchs_gradient(accumulate):
+    with jax.enable_x64(True):
+        params, model_state, batch = problem(24)
+        tx = optax.sgd(0.1)
+        state = init_state(params, model_state, tx, key=jax.random.key(0))
+        step = make_step(loss, tx, axis_name="device", accumulate=accumulate)
+        mesh = jax.make_mesh((4,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
+        sharded = jax.shard_map(step, mesh=mesh, in_specs=(P(), P("device")), out_specs=P(), check_vma=False)
+        state, metrics = jax.jit(sharded)(state, batch)
+        expected = np.asarray(params["w"]) - 0.1 * oracle_gradient(np.asarray(params["w"]), batch)
+        np.testing.assert_allclose(state.params["w"], expected, rtol=1e-12)
+        np.testing.assert_allclose(metrics["loss"][1], batch["weight"].sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("make", [optax.lbfgs, lambda: optax.polyak_sgd(1.0), lambda: optax.contrib.momo(0.1)])
+def test_rules_that_ask_for_value_and_gradient_get_them(make, accumulate):
+    with jax.enable_x64(True):
+        state, metrics = states(make(), steps=10, accumulate=accumulate)
+        params, _, batch = problem()
+        assert metrics["loss"][0] / metrics["loss"][1] < loss(params, {"seen": 0}, batch, None, False)[0]
+
+
+def test_lbfgs_with_microbatches_walks_lbfgss_own_path():
+    with jax.enable_x64(True):
+        whole, parts = (states(optax.lbfgs(), steps=8, accumulate=n)[0] for n in (1, 4))
+        np.testing.assert_allclose(parts.params["w"], whole.params["w"], rtol=1e-8)
+
+
+def test_the_moving_average_is_the_formula():
+    with jax.enable_x64(True):
+        params, _, batch = problem()
+        w = average = np.asarray(params["w"])
+        for _ in range(3):
+            w = w - 0.1 * oracle_gradient(w, batch)
+            average = 0.9 * average + 0.1 * w
+        state, _ = states(optax.sgd(0.1), ema=0.9)
+        np.testing.assert_allclose(state.ema["w"], average, rtol=1e-12)
+
+
+def test_the_tail_average_is_the_mean_of_the_last_iterates():
+    from optlab.schedules import tail_average
+
+    with jax.enable_x64(True):
+        params, _, batch = problem()
+        w, iterates = np.asarray(params["w"]), []
+        for _ in range(6):
+            w = w - 0.1 * oracle_gradient(w, batch)
+            iterates.append(w)
+        state, _ = states(optax.sgd(0.1), steps=6, ema=tail_average(2))
+        np.testing.assert_allclose(state.ema["w"], np.mean(iterates[2:], axis=0), rtol=1e-12)
+
+
+def test_the_key_of_a_step_depends_on_the_step_alone():
+    def noisy(params, model_state, batch, key, train):
+        value = jax.random.normal(key)
+        return value + 0 * params["w"].sum(), (model_state, {"loss": (value, jnp.ones(()))})
+
+    params, _, batch = problem()
+    tx = optax.sgd(0.1)
+    first = init_state(params, {}, tx, key=jax.random.key(0))
+    step = jax.jit(make_step(noisy, tx))
+    second, drawn = step(first, batch)
+    third, drawn_next = step(second, batch)
+    assert drawn["loss"][0] != drawn_next["loss"][0]
+    assert jax.random.key_data(third.key).tolist() == jax.random.key_data(first.key).tolist()
+    assert step(second, batch)[1]["loss"][0] == drawn_next["loss"][0]
+
+
+def test_what_is_not_finite_is_flagged():
+    def broken(params, model_state, batch, key, train):
+        value = params["w"].sum() * batch["scale"][0]
+        return value, (model_state, {"loss": (value, jnp.ones(()))})
+
+    tx = optax.sgd(0.1)
+    state = init_state({"w": jnp.ones(2)}, {}, tx, key=jax.random.key(0))
+    step = make_step(broken, tx)
+    assert step(state, {"scale": jnp.ones(1)})[1]["finite"][0] == 1
+    assert step(state, {"scale": jnp.full(1, jnp.nan)})[1]["finite"][0] == 0
+    assert "finite" not in make_step(broken, tx, guard=None)(state, {"scale": jnp.ones(1)})[1]
+
+
+def test_a_state_shares_no_buffer_with_what_it_was_made_of():
+    params, model_state, _ = problem()
+    state = init_state(params, model_state, optax.lbfgs(), key=jax.random.key(0), ema=True)
+    pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
+    assert len(set(pointers)) == len(pointers)
+    jax.jit(make_step(loss, optax.lbfgs(), ema=0.5), donate_argnums=0)(state, problem()[2])
+    assert np.isfinite(params["w"]).all()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
+        ({"ema": 1.0}, r"ema must lie in \[0, 1\), got 1.0"),
+        ({"guard": "skipp"}, "guard must be 'stop' or None, got 'skipp'"),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make_step(loss, optax.sgd(0.1), **kwargs)
+
+
+def test_a_loss_without_its_sum_is_refused():
+    bare = lambda params, model_state, batch, key, train: (params["w"].sum(), (model_state, {"accuracy": (1.0, 1.0)}))
+    state = init_state({"w": jnp.ones(2)}, {}, optax.sgd(0.1), key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"must hold 'loss' as \(sum, weight\), got the names \['accuracy'\]"):
+        make_step(bare, optax.sgd(0.1))(state, {})
