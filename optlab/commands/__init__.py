@@ -1,0 +1,55 @@
+"""The command line. Each command is a file of its own, imported when it runs; nothing here imports JAX."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from optlab.config import ConfigError
+
+CONFIG = "a Python file with get_config(), or the config.json of a run"
+OVERRIDES = "such as steps=500, optimizer=adamw, optimizer.learning_rate=0.01"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; the return value is the process's exit code (2: bad input, 130: Ctrl-C)."""
+    arguments, rest = _parser().parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    if unknown:
+        _parser().error(f"unknown arguments: {' '.join(unknown)}; see optlab {arguments.command} --help")
+    arguments.overrides += rest  # those that stood behind an option
+    try:
+        return importlib.import_module(f"optlab.commands.{arguments.command}").run(arguments)
+    except ConfigError as error:
+        print(f"optlab: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("optlab: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="optlab", description="Research on optimizers in JAX.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train what a config says; the same command again continues the run",
+        description="Trains what a config says. The same command again continues the run from its last checkpoint.",
+        epilog="optlab show CONFIG lists every key. Ctrl-C saves and exits with 130.",
+    )
+    train.add_argument("config", metavar="CONFIG", help=CONFIG)
+    train.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help=OVERRIDES)
+    train.add_argument("--run", metavar="DIR", help="the run's folder (default: runs/<config>-<overrides>)")
+    train.add_argument("--profile", action="store_true", help="write a profiler trace of ten steps to DIR/profile")
+
+    show = commands.add_parser(
+        "show",
+        help="list every key of a config: its value, its type, what it means",
+        description="Lists every key of a config: its value, its type, what it means.",
+    )
+    show.add_argument("config", metavar="CONFIG", help=CONFIG)
+    show.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help=OVERRIDES)
+    return parser

@@ -1,0 +1,181 @@
+"""`optlab train CONFIG`: a run in its folder."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optlab.commands._config import read
+from optlab.config import Config, ConfigError, Experiment, build, flatten, load, slug, to_json
+
+if TYPE_CHECKING:
+    from optlab.training import History
+
+EXIT_CODES = {"interrupted by SIGINT": 130, "interrupted by SIGTERM": 75}
+PACKAGES = ("optlab-jax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Builds, trains, draws the curves and says what came of it."""
+    config = read(arguments)
+    folder = Path(arguments.run or Path("runs") / slug(arguments.config, arguments.overrides))
+    experiment = build(config)
+    _open_folder(folder, experiment.config, Path(arguments.config))
+
+    from optlab.training import CheckpointError, NonFiniteError, plot_curves
+
+    began = time.monotonic()
+    try:
+        history = _train(experiment, folder, profile=arguments.profile)
+    except (NonFiniteError, CheckpointError) as error:
+        print(f"optlab: {error}", file=sys.stderr)
+        return 1
+    if (folder / "metrics.jsonl").stat().st_size:
+        plot_curves(folder)
+    print(_summary(history, experiment, folder, time.monotonic() - began))
+    return EXIT_CODES.get(history.outcome, 0)
+
+
+def _train(experiment: Experiment, folder: Path, *, profile: bool) -> History:
+    from optlab.training import Checkpoints, MetricsFile, Observer, Progress, TensorBoard, WeightsAndBiases, train
+
+    config = experiment.config
+    metric = config.target.metric if config.target.metric != "validation/loss" else _first_metric(config)
+    observers: list[Observer] = [MetricsFile(folder / "metrics.jsonl")]
+    if config.log.tensorboard:
+        observers.append(TensorBoard(folder))
+    if config.log.wandb:
+        observers.append(WeightsAndBiases(config.log.wandb, name=folder.name, config=flatten(config)))
+    return train(
+        experiment.workload,
+        experiment.tx,
+        steps=config.steps,
+        strategy=config.strategy,
+        seed=config.seed,
+        accumulate=config.accumulate,
+        ema=config.ema,
+        guard=config.guard,
+        evaluate_every=config.evaluate_every,
+        log_every=config.log.every,
+        stop=config.stop,
+        checkpoints=Checkpoints(folder / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep),
+        observers=[*observers, Progress(batch_size=config.batch_size, metric=metric)],
+        schedules=experiment.schedules,
+        initial=_initial(config.init_from, experiment) if config.init_from else None,
+        profile=folder / "profile" if profile else None,
+    )
+
+
+def _first_metric(config: Config) -> str | None:
+    return f"validation/{config.metrics[0]}" if config.metrics else None
+
+
+def _initial(run: str, experiment: Experiment) -> tuple[Any, Any]:
+    """The parameters (and running statistics) of another run, held against the model's shapes."""
+    import jax
+
+    from optlab.training import CheckpointError, load_params
+
+    try:
+        found = (load_params(run), load_params(run, collection="model_state"))
+    except CheckpointError as error:
+        raise ConfigError(f"init_from={run}: {error}") from error
+    wanted = jax.eval_shape(experiment.workload.init, jax.random.key(0))
+    shapes = [
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (found, wanted)
+    ]
+    differ = [k for k in {**shapes[0], **shapes[1]} if shapes[0].get(k) != shapes[1].get(k)]
+    if differ:
+        name = differ[0]
+        has, needs = (side.get(name, "none") for side in shapes)
+        raise ConfigError(f"init_from={run} is another model: {name} has shape {has} there, {needs} here")
+    return found
+
+
+def _open_folder(folder: Path, config: Config, source: Path) -> None:
+    """Makes the run's folder, or checks that it holds a run of the same config."""
+    file = folder / "config.json"
+    if file.exists():
+        there, here = flatten(load(file)), json.loads(json.dumps(flatten(config)))
+        there = json.loads(json.dumps(there))
+        differ = [
+            f"{k} ({there.get(k)!r} there, {here.get(k)!r} here)"
+            for k in {**there, **here}
+            if there.get(k) != here.get(k)
+        ]
+        if differ:
+            raise ConfigError(
+                f"{folder} holds a run of another config: {', '.join(differ)}; name another folder: --run DIR"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(
+            f"{folder} isn't empty and isn't a run (it has no config.json); name another folder: --run DIR"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} can't be made: {error.strerror}; name another folder: --run DIR") from error
+    about = {"config": to_json(config), "versions": _versions(), "git": _git(source.absolute().parent)}
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(about, indent=2) + "\n")
+    os.replace(part, file)
+
+
+def _versions() -> dict[str, str]:
+    found = {name: importlib.metadata.version(name) for name in PACKAGES if _is_installed(name)}
+    return {"python": platform.python_version(), **found}
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    """Commit of the repository that the config lies in, and whether it was changed since; None without one."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _summary(history: History, experiment: Experiment, folder: Path, seconds: float) -> str:
+    step, config = int(history.state.step), experiment.config
+    if not history.records and history.outcome == "finished":
+        return f"{folder} is finished already, at step {step}; for another run name another folder: --run DIR"
+    lines = [f"{history.outcome} after step {step}, {seconds:.0f} s"]
+    if "interrupted" in history.outcome:
+        return "\n".join([*lines, f"saved in {folder}; the same command continues"])
+    last = history.records[-1]
+    for split in ("train", "validation", "test"):
+        shown = {k.split("/")[1]: v for k, v in last.items() if k.startswith(f"{split}/") and "norm" not in k}
+        if shown:
+            lines.append(f"  {split:<10}  " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()))
+    if history.best:
+        lines.append(f"  best        {config.target.metric} {history.best[1]:.4f} at step {history.best[0]}")
+    if config.target.value is not None:
+        when = "not reached" if history.reached is None else f"reached at step {history.reached}"
+        lines.append(f"  target      {config.target.metric} {config.target.value:g} {when}")
+    return "\n".join([*lines, f"  folder      {folder}  (config.json, metrics.jsonl, curves.png, checkpoints)"])
