@@ -47,8 +47,8 @@ class Target:
     value: float | None = _key("the value that the run is meant to reach; the summary names the step", default=None)
 
     def gain(self, value: float, best: float | None) -> float:
-        """By how much a value is better than the best so far; a value that isn't a number never is."""
-        if value != value:
+        """By how much a value is better than the best so far; one that isn't finite never is."""
+        if not math.isfinite(value):
             return -math.inf
         if best is None:
             return math.inf

@@ -110,10 +110,10 @@ class Records:
         t, metrics = self.pending.popleft()
         values = {name: float(total / weight) for name, (total, weight) in jax.device_get(metrics).items()}
         if values.pop("finite", 1.0) < 1:
+            norms = f"the gradient's norm {values['gradient_norm']:g}, the update's {values['update_norm']:g}"
             raise NonFiniteError(
-                f"step {t}: the loss is {values['loss']:g} and the gradient norm {values['gradient_norm']:g}. "
-                "Lower the learning rate, warm it up or clip the gradients (clip_norm=1), "
-                "and look for bad values in the data"
+                f"step {t}: the loss is {values['loss']:g}, {norms}. Lower the learning rate, warm it up "
+                "or clip the gradients (clip_norm=1), and look for bad values in the data"
             )
         record = {"step": t, **{f"train/{name}": value for name, value in values.items()}}
         record |= {name: float(schedule(t - 1)) for name, schedule in self.schedules.items() if self._is_logged(t)}

@@ -41,7 +41,8 @@ def make_step(
       guard: "stop" adds the metric "finite" (1 or 0), on which the loop stops the run.
 
     Returns:
-      step(state, batch) -> (state, metrics), metrics being (sum, weight) by name; "gradient_norm" is one of them.
+      step(state, batch) -> (state, metrics), metrics being (sum, weight) by name; "gradient_norm" and "update_norm" are
+        among them.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1, got {accumulate}")
@@ -60,10 +61,11 @@ def make_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params, value=value, grad=grads, value_fn=value_fn)
         params = optax.apply_updates(state.params, updates)
 
-        norm, one = optax.tree.norm(grads), jnp.ones(())
-        metrics = {**metrics, "gradient_norm": (norm, one)}
+        norms, one = (optax.tree.norm(grads), optax.tree.norm(updates)), jnp.ones(())
+        metrics = {**metrics, "gradient_norm": (norms[0], one), "update_norm": (norms[1], one)}
         if guard == "stop":
-            metrics["finite"] = (jnp.float32(jnp.isfinite(value) & jnp.isfinite(norm)), one)
+            finite = jnp.isfinite(jnp.stack([x.astype(jnp.float32) for x in (value, *norms)])).all()
+            metrics["finite"] = (finite.astype(jnp.float32), one)
         average = state.ema
         if ema is not None:
             decay = ema(state.step) if callable(ema) else ema

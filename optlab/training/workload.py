@@ -73,7 +73,8 @@ class Workload:
         takes_train = "train" in inspect.signature(type(model).__call__).parameters
 
         def init(key: jax.Array) -> tuple[Params, ModelState]:
-            model_state = dict(model.init(key, jax.tree.map(jnp.asarray, example())))
+            kwargs = {"train": False} if takes_train else {}
+            model_state = dict(model.init(key, jax.tree.map(jnp.asarray, example()), **kwargs))
             return model_state.pop("params", {}), model_state
 
         def loss_fn(params: Params, model_state: ModelState, batch: Batch, key: jax.Array, train: bool) -> Any:

@@ -1,0 +1,250 @@
+"""The loop: what is logged when, how a run ends, and that continuing one changes nothing."""
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from optlab.config import Stop, Target
+from optlab.data import Batches, arrays
+from optlab.training import Checkpoints, MetricsFile, NonFiniteError, Workload, load_params, read_metrics, train
+
+RNG = np.random.default_rng(1)
+X = RNG.normal(size=(100, 4)).astype(np.float32)
+Y = X @ np.array([1.0, -2.0, 0.5, 3.0], np.float32) + 0.1 * RNG.normal(size=100).astype(np.float32)
+
+
+def workload(*, target=None, poison_after=None, noise=0.0):
+    """Linear regression with optional dropout-like noise, and a loss that can stop being a number."""
+
+    def init(key):
+        return {"w": 0.1 * jax.random.normal(key, (4,))}, {}
+
+    def loss(params, model_state, batch, key, train):
+        outputs = batch["inputs"] @ params["w"] + noise * jax.random.normal(key, batch["inputs"].shape[:1])
+        errors = jnp.square(outputs - batch["labels"])
+        total, count = errors.sum(), jnp.float32(errors.size)
+        return total / count, (model_state, {"loss": (total, count)})
+
+    source = arrays(X, Y, validation=0.2, test=0.2)
+    return Workload("regression", source, init, loss, 16, target or Target())
+
+
+def bits(tree):
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+
+
+class Watcher:
+    """An observer that writes down what it is told, and can act at a step."""
+
+    def __init__(self, act=None, at=None):
+        self.told, self.act, self.at = [], act, at
+
+    def begin(self, start, steps):
+        self.told.append(("begin", start, steps))
+
+    def record(self, record):
+        self.told.append(record["step"])
+        if record["step"] == self.at:
+            self.act()
+
+    def end(self, outcome):
+        self.told.append(("end", outcome))
+
+
+def test_records_are_unique_ascending_and_joined_with_evaluations():
+    watcher = Watcher()
+    history = train(workload(), optax.sgd(0.05), steps=50, log_every=4, evaluate_every=10, observers=[watcher])
+    steps = [r["step"] for r in history.records]
+    assert steps == sorted({*range(4, 51, 4), *range(10, 51, 10)})
+    assert watcher.told == [("begin", 0, 50), *steps, ("end", "finished")]
+    evaluated = [r["step"] for r in history.records if "validation/loss" in r]
+    assert evaluated == [10, 20, 30, 40, 50]
+    assert [r["step"] for r in history.records if "test/loss" in r] == [50]
+    assert all("train/loss" in r and "train/gradient_norm" in r for r in history.records)
+
+
+def test_the_logged_loss_is_that_of_the_steps_own_batch():
+    history = train(workload(), optax.sgd(0.0), steps=3, log_every=1)
+    w = np.asarray(history.state.params["w"])
+    batches = Batches(workload().data.train, 16, seed=0)
+    for record in history.records:
+        batch = batches.batch(record["step"] - 1)
+        expected = np.mean((batch["inputs"] @ w - batch["labels"]) ** 2)
+        assert record["train/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_schedules_are_logged_at_the_step_they_moved():
+    schedule = optax.linear_schedule(1.0, 0.0, 10)
+    history = train(workload(), optax.sgd(0.01), steps=10, log_every=1, schedules={"learning_rate": schedule})
+    assert history["learning_rate"][1].tolist() == pytest.approx([float(schedule(t)) for t in range(10)])
+
+
+def test_continuing_gives_the_bits_of_a_run_that_never_stopped(tmp_path):
+    make = lambda steps, folder: train(
+        workload(noise=0.1),
+        optax.adamw(0.01),
+        steps=steps,
+        ema=0.9,
+        log_every=3,
+        checkpoints=Checkpoints(tmp_path / folder / "checkpoints", every=7),
+        evaluate_every=5,
+        observers=[MetricsFile(tmp_path / folder / "metrics.jsonl")],
+    )
+    whole = make(40, "whole")
+    for steps in (11, 25, 40):
+        parts = make(steps, "parts")
+    assert bits(parts.state.params) == bits(whole.state.params)
+    assert bits(parts.state.ema) == bits(whole.state.ema)
+    assert bits(parts.state.opt_state) == bits(whole.state.opt_state)
+    assert parts.best == whole.best
+    ours, theirs = (read_metrics(tmp_path / name) for name in ("parts", "whole"))
+    assert [r["step"] for r in ours] == sorted({r["step"] for r in ours})
+    shared = {r["step"]: r for r in theirs}
+    assert all(shared[r["step"]]["train/loss"] == r["train/loss"] for r in ours if r["step"] in shared)
+
+
+def test_continuing_a_finished_run_does_nothing(tmp_path):
+    make = lambda: train(workload(), optax.sgd(0.1), steps=5, checkpoints=Checkpoints(tmp_path))
+    first, second = make(), make()
+    assert second.records == []
+    assert second.outcome == "finished"
+    assert bits(first.state.params) == bits(second.state.params)
+    with pytest.raises(ValueError, match="steps must be at least 5, which the run has behind it, got 3"):
+        train(workload(), optax.sgd(0.1), steps=3, checkpoints=Checkpoints(tmp_path))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_next_call_continues(tmp_path, number):
+    watcher = Watcher(lambda: os.kill(os.getpid(), number), at=20)
+    make = lambda observers: train(
+        workload(),
+        optax.sgd(0.01),
+        steps=200,
+        log_every=5,
+        checkpoints=Checkpoints(tmp_path / "a"),
+        observers=observers,
+    )
+    before = signal.getsignal(number)
+    history = make([watcher])
+    assert history.outcome == f"interrupted by {signal.Signals(number).name}"
+    assert signal.getsignal(number) == before
+    stopped = int(history.state.step)
+    assert 20 <= stopped < 60
+    assert Checkpoints(tmp_path / "a").steps()[-1] == stopped
+    again = make([])
+    assert again.outcome == "finished"
+    assert bits(again.state.params) == bits(train(workload(), optax.sgd(0.01), steps=200).state.params)
+
+
+@pytest.mark.parametrize("where", ["batch", "rate"])
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, where):
+    tx = optax.sgd(lambda t: jnp.where(t < 29, 0.01, jnp.inf)) if where == "rate" else optax.sgd(1e3)
+    with pytest.raises(NonFiniteError, match=r"step \d+: the loss is .*the update's inf.*Lower the learning rate"):
+        train(workload(), tx, steps=100, checkpoints=Checkpoints(tmp_path, every=10, keep=20), log_every=7)
+    for step in Checkpoints(tmp_path).steps():
+        assert np.isfinite(load_params(tmp_path, step=step)["w"]).all()
+
+
+def test_without_a_guard_the_run_goes_on():
+    history = train(workload(), optax.sgd(1e3), steps=60, guard=None)
+    assert not np.isfinite(history.records[-1]["train/loss"])
+    assert history.best is None or np.isfinite(history.best[1])
+
+
+def test_patience_stops_a_run_that_no_longer_gains():
+    history = train(workload(), optax.sgd(0.0), steps=100, evaluate_every=5, stop=Stop(patience=3))
+    assert history.outcome == "stopped early"
+    assert int(history.state.step) == 5 + 3 * 5
+    assert "test/loss" in history.records[-1]
+    gaining = train(workload(), optax.sgd(0.001), steps=40, evaluate_every=5, stop=Stop(patience=3))
+    assert gaining.outcome == "finished"
+    lazy = train(workload(), optax.sgd(0.001), steps=40, evaluate_every=5, stop=Stop(patience=3, min_gain=100.0))
+    assert lazy.outcome == "stopped early"
+
+
+def test_gradient_descent_stops_at_a_small_gradient():
+    full = dataclasses.replace(workload(), batch_size=60)
+    history = train(full, optax.sgd(0.1), steps=2000, stop=Stop(gradient_norm=1e-3), log_every=1)
+    assert history.outcome == "gradient norm reached"
+    norms = history["train/gradient_norm"][1]
+    assert norms[-1] <= 1e-3 < norms[-2]
+
+
+def test_the_best_checkpoint_is_kept_and_can_be_loaded(tmp_path):
+    schedule = lambda t: jnp.where(t < 20, 0.05, -0.05)  # downhill, then up again
+    history = train(
+        workload(), optax.sgd(schedule), steps=40, evaluate_every=5, checkpoints=Checkpoints(tmp_path, every=10, keep=1)
+    )
+    best, value = history.best
+    assert best == 20
+    assert Checkpoints(tmp_path).steps() == [20, 40]
+    w, test = load_params(tmp_path, step="best")["w"], workload().data.validation.take(np.arange(20))
+    assert np.mean((test["inputs"] @ w - test["labels"]) ** 2) == pytest.approx(value, rel=1e-5)
+
+
+def test_the_target_names_the_first_step_that_reached_it():
+    history = train(workload(target=Target(value=1.0)), optax.sgd(0.05), steps=50, evaluate_every=5)
+    steps, losses = history["validation/loss"]
+    assert history.reached == steps[np.argmax(losses <= 1.0)]
+
+
+def test_a_target_that_is_never_measured_is_refused():
+    target = Target(metric="validation/accuracy", mode="max")
+    with pytest.raises(
+        ValueError, match=r"target.metric must be one of train/loss, validation/loss, got 'validation/accuracy'"
+    ):
+        train(workload(target=target), optax.sgd(0.1), steps=5)
+
+
+def test_an_error_in_the_data_is_raised_and_observers_are_told():
+    class Broken:
+        def batch(self, step):
+            if step == 7:
+                raise OSError("disk on fire")
+            return {"inputs": X[:16], "labels": Y[:16]}
+
+    data = dataclasses.replace(workload().data, train=Broken(), validation=None, test=None)
+    watcher = Watcher()
+    with pytest.raises(OSError, match="disk on fire"):
+        train(dataclasses.replace(workload(), data=data), optax.sgd(0.1), steps=20, observers=[watcher])
+    assert watcher.told[-1] == ("end", "OSError")
+    time.sleep(0.05)
+    assert not [t for t in threading.enumerate() if "prefetch" in t.name]
+
+
+def test_a_profile_is_written(tmp_path):
+    train(workload(), optax.sgd(0.1), steps=30, profile=tmp_path / "profile")
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_initial_parameters_are_where_the_run_starts():
+    history = train(workload(), optax.sgd(0.0), steps=1, initial=({"w": jnp.arange(4.0)}, {}))
+    assert history.state.params["w"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 5, "log_every": 0}, "log_every must be at least 1"),
+        ({"steps": 5, "evaluate_every": -1}, "evaluate_every must be at least 1, got -1"),
+        ({"steps": 5, "strategy": "pmapp"}, "strategy must be one of .*, got 'pmapp'"),
+        ({"steps": 5, "stop": Stop(patience=0)}, "stop.patience must be at least 1, got 0"),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        train(workload(), optax.sgd(0.1), **kwargs)
+
+
+def test_an_unknown_metric_names_those_there_are():
+    with pytest.raises(KeyError, match="no metric 'loss' was logged; there are test/loss"):
+        train(workload(), optax.sgd(0.1), steps=1)["loss"]
