@@ -28,13 +28,14 @@ def run(arguments: argparse.Namespace) -> int:
     config = read(arguments)
     folder = Path(arguments.run or Path("runs") / slug(arguments.config, arguments.overrides))
     experiment = build(config)
+    initial = _initial(config.init_from, experiment) if config.init_from else None
     _open_folder(folder, experiment.config, Path(arguments.config))
 
     from optlab.training import CheckpointError, NonFiniteError, plot_curves
 
     began = time.monotonic()
     try:
-        history = _train(experiment, folder, profile=arguments.profile)
+        history = _train(experiment, folder, initial, profile=arguments.profile)
     except (NonFiniteError, CheckpointError) as error:
         print(f"optlab: {error}", file=sys.stderr)
         return 1
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_CODES.get(history.outcome, 0)
 
 
-def _train(experiment: Experiment, folder: Path, *, profile: bool) -> History:
+def _train(experiment: Experiment, folder: Path, initial: tuple[Any, Any] | None, *, profile: bool) -> History:
     from optlab.training import Checkpoints, MetricsFile, Observer, Progress, TensorBoard, WeightsAndBiases, train
 
     config = experiment.config
@@ -69,7 +70,7 @@ def _train(experiment: Experiment, folder: Path, *, profile: bool) -> History:
         checkpoints=Checkpoints(folder / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep),
         observers=[*observers, Progress(batch_size=config.batch_size, metric=metric)],
         schedules=experiment.schedules,
-        initial=_initial(config.init_from, experiment) if config.init_from else None,
+        initial=initial,
         profile=folder / "profile" if profile else None,
     )
 
@@ -90,7 +91,7 @@ def _initial(run: str, experiment: Experiment) -> tuple[Any, Any]:
         raise ConfigError(f"init_from={run}: {error}") from error
     wanted = jax.eval_shape(experiment.workload.init, jax.random.key(0))
     shapes = [
-        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        {jax.tree_util.keystr(k[1:], simple=True, separator="/"): x.shape for k, x in jax.tree.leaves_with_path(tree)}
         for tree in (found, wanted)
     ]
     differ = [k for k in {**shapes[0], **shapes[1]} if shapes[0].get(k) != shapes[1].get(k)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 # Where a bare name is looked for, in this order.
 MODULES = {
-    "data": ("optlab.data",),
+    "data": ("optlab.data.sources",),
     "loss": ("optlab.training.losses",),
     "metrics": ("optlab.training.losses",),
     "schedule": ("optlab.schedules",),
@@ -35,7 +36,7 @@ MODULES = {
 # What a run says by itself, and where it comes from: a config may not say it again.
 FILLED = {
     "schedule": {"peak": "optimizer.learning_rate", "steps": "steps"},
-    "model": {"outputs": "the data", "vocabulary": "the data", "length": "the data"},
+    "model": {"outputs": "the data", "vocabulary": "the data", "length": "the data", "axis_name": "the strategy"},
     "loss": {"outputs": "the model", "batch": "the data"},
     "metrics": {"outputs": "the model", "batch": "the data"},
 }
@@ -60,8 +61,10 @@ def find(kind: str, name: str) -> Callable[..., Any]:
 
 
 def _names(module: str) -> list[str]:
-    public = importlib.import_module(module)
-    return [n for n in getattr(public, "__all__", dir(public)) if callable(getattr(public, n, None)) and n.islower()]
+    """The public functions of a module; what it only offers with a warning is not among them."""
+    found = vars(importlib.import_module(module))
+    public = found.get("__all__", [n for n in found if not n.startswith("_")])
+    return [n for n in public if callable(found.get(n)) and n.islower()]
 
 
 def _is_optimizer(module: str, name: str) -> bool:
@@ -110,11 +113,17 @@ def _check(kind: str, part: Component, factory: Callable[..., Any]) -> None:
             raise ConfigError(f"{kind}={part.name} needs {kind}.{name}=…")
 
 
-def _hints(factory: Callable[..., Any]) -> Mapping[str, Any]:
-    try:
-        return typing.get_type_hints(factory)
-    except Exception:  # hints that are only there for type checkers can't be looked up
-        return {}
+def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
+    """The type of each argument; Any where a hint is there for type checkers only."""
+    hints = {}
+    for name, p in inspect.signature(factory).parameters.items():
+        hints[name] = Any if p.annotation is p.empty else p.annotation
+        if isinstance(p.annotation, str):
+            with contextlib.suppress(Exception):
+                hints[name] = eval(p.annotation, getattr(factory, "__globals__", {}))
+        if isinstance(hints[name], str):
+            hints[name] = Any
+    return hints
 
 
 def _is_plain(value: Any) -> bool:
@@ -142,7 +151,13 @@ def resolve(config: Config) -> Config:
     for kind, part in components(config):
         factory = find(kind, part.name)
         _check(kind, part, factory)
-        full[kind] = Component(part.name, {**_plain_defaults(kind, factory), **part.arguments})
+        defaults = _plain_defaults(kind, factory)
+        said = {
+            n: {**defaults, **part.arguments}[n]
+            for n in parameters(kind, factory)
+            if n in {**defaults, **part.arguments}
+        }
+        full[kind] = Component(part.name, {**said, **part.arguments})
     for name in config.metrics:
         find("metrics", name)
     config = dataclasses.replace(config, **full)
@@ -229,7 +244,21 @@ def build(config: Config) -> Experiment:
         batch_size=config.batch_size,
         target=config.target,
     )
+    _check_fit(config, workload)
     return Experiment(config, workload, tx, schedules)
+
+
+def _check_fit(config: Config, workload: Workload) -> None:
+    """Traces the loss on one batch, without computing anything, so that parts that don't fit are named here."""
+    import jax
+
+    try:
+        key = jax.random.key(0)
+        params, model_state = jax.eval_shape(workload.init, key)
+        jax.eval_shape(lambda *arguments: workload.loss(*arguments, True), params, model_state, workload.example(), key)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        parts = f"model={config.model.name}, data={config.data.name} and loss={config.loss.name} don't fit together"
+        raise ConfigError(f"{parts}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
 
 
 def _check_data(config: Config) -> None:
@@ -272,8 +301,8 @@ def _optimizer(config: Config) -> tuple[optax.GradientTransformation, dict[str, 
             arguments[name] = peak if config.schedule.name == "constant" else schedules[name]
     if config.schedule.name != "constant" and not schedules:
         raise ConfigError(
-            f"schedule={config.schedule.name} has no learning rate to shape: "
-            "set optimizer.learning_rate, or schedule=constant"
+            f"schedule={config.schedule.name} has no learning rate to shape in optimizer={config.optimizer.name}: "
+            "set optimizer.learning_rate if that takes a schedule, or say schedule=constant"
         )
     tx = _call("optimizer", Component(config.optimizer.name, arguments))
     if not (hasattr(tx, "init") and hasattr(tx, "update")):

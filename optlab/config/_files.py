@@ -7,13 +7,11 @@ import hashlib
 import importlib.util
 import json
 import re
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from optlab.config._overrides import nearest_key
-from optlab.config._schema import Config, flatten
+from optlab.config._schema import Config, flatten, from_tree
 from optlab.config._values import ConfigError, nearest
 
 
@@ -75,27 +73,7 @@ def _from_json(path: Path) -> Config:
         raise ConfigError(f"{path} isn't JSON: {error}") from error
     if not isinstance(tree, dict) or not isinstance(tree.get("config"), dict):
         raise ConfigError(f"{path} isn't the config.json of a run: it has no 'config'")
-    return _section(Config, tree["config"], "")
-
-
-def _section(kind: Any, tree: Mapping[str, Any], prefix: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    arguments = {}
-    for name, value in tree.items():
-        if name not in hints:
-            raise ConfigError(f"unknown key {prefix + name!r}; {nearest_key(prefix, [name], hints)}")
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-            value = _section(hint, value, f"{prefix}{name}.")
-        arguments[name] = tuple(value) if typing.get_origin(hint) is tuple and isinstance(value, list) else value
-    missing = [
-        f.name
-        for f in dataclasses.fields(kind)
-        if f.default is f.default_factory is dataclasses.MISSING and f.name not in arguments
-    ]
-    if missing:
-        raise ConfigError(f"{prefix}{missing[0]} is missing")
-    return kind(**arguments)
+    return from_tree(Config, tree["config"])
 
 
 def slug(path: str | Path, assignments: Sequence[str]) -> str:

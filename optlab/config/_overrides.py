@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from optlab.config._schema import Component, Config
+from optlab.config._schema import Component, Config, from_tree, nearest_key
 from optlab.config._values import ConfigError, accepts, describe, parse
 
 
@@ -30,39 +29,30 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
         if key in values:
             raise ConfigError(f"{key} is said twice: {values[key]!r} and {text!r}")
         values[key] = text
+    tree = dataclasses.asdict(config)
     for key, text in sorted(values.items(), key=lambda item: item[0].count(".")):
-        config = _set(config, key.split("."), text, key)
-    return config
+        _set(Config, tree, key.split("."), text, key)
+    return from_tree(Config, tree)  # checked once, when all of them are in place
 
 
-def _set(section: Any, path: list[str], text: str, key: str) -> Any:
-    hints = typing.get_type_hints(type(section))
-    if path[0] not in hints:
-        prefix = key[: len(key) - len(".".join(path))]
-        raise ConfigError(f"unknown key {key!r}; {nearest_key(prefix, path, hints)}")
+def _set(kind: Any, tree: dict[str, Any], path: list[str], text: str, key: str) -> None:
+    hints = typing.get_type_hints(kind)
     name, rest = path[0], path[1:]
-    hint, value = hints[name], getattr(section, name)
+    if name not in hints:
+        raise ConfigError(f"unknown key {key!r}; {nearest_key(key[: len(key) - len('.'.join(path))], path, hints)}")
+    hint = hints[name]
     if hint is Component and not rest:
-        new = value if text == value.name else Component(text)
+        tree[name] = tree[name] if text == tree[name]["name"] else {"name": text, "arguments": {}}
     elif hint is Component:
-        new = dataclasses.replace(value, arguments={**value.arguments, ".".join(rest): parse(text)})
+        tree[name]["arguments"][".".join(rest)] = parse(text)
+    elif dataclasses.is_dataclass(hint) and rest:
+        _set(hint, tree[name], rest, text, key)
     elif dataclasses.is_dataclass(hint):
-        if not rest:
-            raise ConfigError(
-                f"{key} is a group of keys; set one of {', '.join(f'{key}.{n}' for n in typing.get_type_hints(hint))}"
-            )
-        new = _set(value, rest, text, key)
+        keys = ", ".join(f"{key}.{n}" for n in typing.get_type_hints(hint))
+        raise ConfigError(f"{key} is a group of keys; set one of {keys}")
     elif rest:
-        raise ConfigError(f"unknown key {key!r}; {'.'.join(key.split('.')[: -len(rest)])} has no parts")
+        raise ConfigError(f"unknown key {key!r}; {key.removesuffix('.' + '.'.join(rest))} has no parts")
     else:
-        new = parse(text, hint)
-        if not accepts(new, hint):
+        tree[name] = parse(text, hint)
+        if not accepts(tree[name], hint):
             raise ConfigError(f"{key} must be {describe(hint)}, got {text!r}")
-    return dataclasses.replace(section, **{name: new})
-
-
-def nearest_key(prefix: str, path: list[str], hints: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(path[0], list(hints), n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {prefix + '.'.join([close[0], *path[1:]])!r}?"
-    return f"there are {', '.join(prefix + h for h in hints)}"

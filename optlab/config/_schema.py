@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -183,3 +184,37 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
+
+
+def from_tree(kind: Any, tree: Mapping[str, Any], prefix: str = "") -> Any:
+    """A dataclass of this module from nested dicts, the inverse of `dataclasses.asdict`.
+
+    Raises:
+      ConfigError: for a key that there isn't or that is missing, and whatever `check` finds.
+    """
+    hints = typing.get_type_hints(kind)
+    arguments = {}
+    for name, value in tree.items():
+        if name not in hints:
+            raise ConfigError(f"unknown key {prefix + name!r}; {nearest_key(prefix, [name], hints)}")
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+            value = from_tree(hint, value, f"{prefix}{name}.")
+        arguments[name] = tuple(value) if typing.get_origin(hint) is tuple and isinstance(value, list) else value
+    missing = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is f.default_factory is dataclasses.MISSING and f.name not in arguments
+    ]
+    if missing:
+        raise ConfigError(f"{prefix}{missing[0]} is missing")
+    return kind(**arguments)
+
+
+def nearest_key(prefix: str, path: list[str], names: Iterable[str]) -> str:
+    """The end of an error message: which of the names behind the prefix was probably meant."""
+    names = list(names)
+    close = difflib.get_close_matches(path[0], names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {prefix + '.'.join([close[0], *path[1:]])!r}?"
+    return f"there are {', '.join(prefix + name for name in names)}"

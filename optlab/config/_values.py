@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import collections.abc
 import dataclasses
 import difflib
 import types
@@ -54,11 +55,22 @@ def describe(hint: Any) -> str:
         return " or ".join(repr(m) for m in typing.get_args(hint))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(describe(m) for m in typing.get_args(hint)))
-    if typing.get_origin(hint) is tuple:
-        return f"a list of {describe(typing.get_args(hint)[0])}s".replace("list of a ", "list of ")
+    origin, members = typing.get_origin(hint) or hint, [m for m in typing.get_args(hint) if m is not Ellipsis]
+    if origin is collections.abc.Callable:
+        return "a function"
+    if origin in (tuple, list, collections.abc.Sequence):
+        items = " or ".join(dict.fromkeys(describe(m).split(" ", 1)[-1] for m in members)) or "value"
+        return f"a list of {items}s"
     if dataclasses.is_dataclass(hint):
         return f"a {getattr(hint, '__name__', hint)}"
-    words = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "none"}
+    words = {
+        int: "an integer",
+        float: "a number",
+        bool: "true or false",
+        str: "a string",
+        type(None): "none",
+        Any: "anything",
+    }
     return words.get(hint) or str(getattr(hint, "__name__", hint))
 
 

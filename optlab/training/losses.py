@@ -42,7 +42,10 @@ def squared_error(outputs: jax.Array, batch: Batch) -> jax.Array:
     Returns:
       losses (B,).
     """
-    labels = jnp.reshape(batch["labels"], outputs.shape)
+    labels = batch["labels"]
+    if labels.size != outputs.size:
+        raise ValueError(f"squared_error needs labels of the outputs' shape {outputs.shape}, got {labels.shape}")
+    labels = jnp.reshape(labels, outputs.shape)
     return jnp.sum(jnp.square(outputs - labels), axis=-1)
 
 

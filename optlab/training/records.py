@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from optlab.config import Target
-from optlab.data import Split, as_batches, evaluation_batches
+from optlab.data import Split, evaluation_batches
 from optlab.training.judge import Judge
 from optlab.training.metrics import Observer, Record
 from optlab.training.state import TrainState, evaluation_params
@@ -52,8 +52,8 @@ class Records:
     def check_names(self, state: TrainState) -> None:
         """Refuses a target whose metric is never measured; nothing is compiled for it."""
         data, target = self.workload.data, self.judge.target
-        example = as_batches(data.train, 1, 0).batch(0)
-        names = jax.eval_shape(make_evaluation(self.workload.loss), state.params, state.model_state, example, state.key)
+        evaluate, example = make_evaluation(self.workload.loss), self.workload.example()
+        names = jax.eval_shape(evaluate, state.params, state.model_state, example, state.key)
         splits = ["train", *(["validation"] if data.validation is not None else [])]
         known = [f"{split}/{name}" for split in splits for name in names]
         if target.metric not in known and (target != Target() or self.judge.stop.patience):

@@ -9,10 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from optlab.config import Target
-from optlab.data import Batch, Source, digits
+from optlab.data import Batch, Source, as_batches, digits
 from optlab.training import losses
 
 Params = Any
@@ -46,6 +45,10 @@ class Workload:
     batch_size: int = 128
     target: Target = field(default_factory=Target)
 
+    def example(self) -> Batch:
+        """A training batch of one example, for shapes (the whole batch, where the data makes its own batches)."""
+        return as_batches(self.data.train, 1, 0).batch(0)
+
     @staticmethod
     def from_model(
         model: Any,
@@ -69,7 +72,7 @@ class Workload:
           target: what counts as better; by default a lower validation loss.
         """
         measures = {"loss": loss, **(metrics or {})}
-        example = lambda: data.train.take(np.arange(1))["inputs"]
+        example = lambda: as_batches(data.train, 1, 0).batch(0)["inputs"]
         takes_train = "train" in inspect.signature(type(model).__call__).parameters
 
         def init(key: jax.Array) -> tuple[Params, ModelState]:

@@ -14,7 +14,7 @@ from optlab.config import ConfigError, build, component, explain, flatten, load,
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["optimizer=adamv", "optimizer.learning_rate=1"], r"unknown optimizer 'adamv'; did you mean 'adamw'\?"),
+        (["optimizer=adamv", "optimizer.learning_rate=1"], r"unknown optimizer 'adamv'; did you mean 'adam'\?"),
         (["optimizer.learning_rte=1"], r"unknown key 'optimizer.learning_rte' for optimizer=muon; did you mean"),
         (["optimizer=adamw"], "optimizer=adamw needs optimizer.learning_rate=…"),
         (["optimizer.learning_rate=fast"], "optimizer.learning_rate must be .*, got 'fast'"),
@@ -38,6 +38,7 @@ from optlab.config import ConfigError, build, component, explain, flatten, load,
             ["metrics=[acuracy]", "target.metric=validation/loss"],
             r"unknown metrics 'acuracy'; did you mean 'accuracy'\?",
         ),
+        (["loss=squared_error"], r"don't fit together: ValueError: squared_error needs labels of the outputs' shape"),
         (["optimizer=lbfgs"], "schedule=warmup_cosine has no learning rate to shape"),
         (["optimizer=no.such:thing"], "optimizer=no.such:thing can't be imported: ModuleNotFoundError"),
         (["optimizer=math:sqrtt"], "can't be imported: AttributeError"),
@@ -62,8 +63,8 @@ def not_a_rule(learning_rate):
     "name", ["adamw", "optax.adamw", "optax.contrib.schedule_free_adamw", "nadam", f"{__name__}:make_rule"]
 )
 def test_optimizers_come_from_optlab_optax_and_users(name):
-    changes = {"optimizer": component(name, learning_rate=0.1)}
-    experiment = build(config(**changes))
+    schedule = component("constant" if "schedule_free" in name else "warmup_cosine")
+    experiment = build(config(optimizer=component(name, learning_rate=0.1), schedule=schedule))
     assert isinstance(experiment.tx, optax.GradientTransformation)
 
 

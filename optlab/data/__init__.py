@@ -1,0 +1,29 @@
+"""Data: sources of examples, and batches as a function of (seed, step). NumPy only; nothing here imports JAX.
+
+>>> from optlab import data
+>>> digits = data.digits()
+>>> batches = data.Batches(digits.train, 128, seed=0)
+>>> batches.batch(0)["inputs"].shape
+(128, 8, 8, 1)
+"""
+
+from optlab.data._types import Batch, DataError, Source, Split
+from optlab.data.batches import Batches, StepBatches, as_batches, evaluation_batches, prefetch
+from optlab.data.sources import arrays, cifar10, digits, fashion_mnist, text
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "DataError",
+    "Source",
+    "Split",
+    "StepBatches",
+    "arrays",
+    "as_batches",
+    "cifar10",
+    "digits",
+    "evaluation_batches",
+    "fashion_mnist",
+    "prefetch",
+    "text",
+]

@@ -1,0 +1,140 @@
+"""A user's own NumPy arrays as a data source, and the statistics that standardize inputs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from optlab.data._held_out import held_out_size, hold_out
+from optlab.data._types import Batch, DataError, Source
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySplit:
+    """Rows of two arrays, as they are."""
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: np.ndarray, epoch: int | None = None, seed: int = 0) -> Batch:
+        rows = self.rows[indices]
+        return {"inputs": self.inputs[rows], "labels": self.labels[rows]}
+
+
+def statistics(inputs: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and 1/std of the rows along the last axis (features, channels), float64 of shape (C,).
+
+    Where the rows are constant the second is 1, so that standardizing gives 0 there and not 0/0.
+    """
+    channels = inputs.shape[-1] if inputs.ndim > 1 else 1
+    # Shifted by one example's mean, a single pass is exact enough even where the mean is far larger than the spread.
+    origin = np.asarray(inputs[rows[0]], np.float64).reshape(-1, channels).mean(axis=0)
+    positions = inputs[rows[0]].size // channels
+    shift, count = np.tile(origin, positions), positions * len(rows)
+    total, squares = np.zeros((2, channels))
+    for start in range(0, len(rows), 1000):
+        part = inputs[rows[start : start + 1000]].reshape(-1, shift.size) - shift
+        total += part.sum(axis=0).reshape(-1, channels).sum(axis=0)
+        squares += np.einsum("ij,ij->j", part, part).reshape(-1, channels).sum(axis=0)
+    mean = origin + total / count
+    std = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
+    return mean, np.divide(1, std, out=np.ones(channels), where=std > 1e-10 * np.abs(mean))
+
+
+def _numbers(name: str, value: ArrayLike) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"{name} must be an array with one example a row, got rows of different shapes") from error
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{name} must hold real numbers of a NumPy type, got dtype {array.dtype}")
+    if array.size == 0 or array.ndim == 0:
+        raise DataError(f"{name} must hold at least one example, got an array of shape {array.shape}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = np.argwhere(~np.isfinite(array))
+        raise DataError(f"{name} has {len(bad)} values that are NaN or infinite, the first at {tuple(bad[0].tolist())}")
+    if array.dtype.kind in "iu" and max(-int(array.min()), int(array.max())) > np.iinfo(np.int32).max:
+        raise DataError(f"{name} has integers beyond 32 bits, up to {max(-int(array.min()), int(array.max()))}")
+    return array
+
+
+def _narrow(values: np.ndarray) -> np.ndarray:
+    """Floats as float32, whole numbers and booleans as int32: what a device computes with."""
+    return values.astype(np.float32 if values.dtype.kind == "f" else np.int32, copy=False)
+
+
+def _pair(name: str, inputs: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    x, y = _numbers(f"{name}inputs", inputs), _numbers(f"{name}labels", labels)
+    if len(x) != len(y):
+        raise DataError(f"{name}inputs and {name}labels must be equally long, got {len(x)} and {len(y)} examples")
+    if y.dtype.kind in "iu" and y.min() < 0:
+        raise DataError(
+            f"integer {name}labels are classes that count from 0, got {y.min()}; pass floats if they are values"
+        )
+    return x, y
+
+
+def _given(name: str, held: Sequence[ArrayLike], like: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The held-out arrays that the user passed, checked against the training ones."""
+    if not isinstance(held, list | tuple) or len(held) != 2:
+        found = f"{len(held)} things" if isinstance(held, list | tuple) else repr(held)[:80]
+        raise DataError(f"{name} must be a fraction in [0, 1), 0 for none, or (inputs, labels), got {found}")
+    pair = _pair(f"{name} ", *held)
+    for what, own, other in zip(("inputs", "labels"), pair, like, strict=True):
+        if own.shape[1:] != other.shape[1:] or (own.dtype.kind == "f") != (other.dtype.kind == "f"):
+            raise DataError(
+                f"{name} {what} must be like the training ones, {other.dtype}{list(other.shape[1:])} an example, "
+                f"got {own.dtype}{list(own.shape[1:])}"
+            )
+    return pair
+
+
+def arrays(
+    inputs: ArrayLike,
+    labels: ArrayLike,
+    *,
+    validation: float | Sequence[ArrayLike] = 0.1,
+    test: float | Sequence[ArrayLike] = 0.1,
+    standardize: bool = False,
+) -> Source:
+    """Your own arrays. Floats become float32 and integers int32; shapes stay as they are.
+
+    Integer labels are classes that count from 0; float labels are regression targets.
+
+    Args:
+        inputs: Array of shape (N, …) with one example a row, its values finite.
+        labels: Array of shape (N,) or (N, …): integers are classes from 0 on, floats are regression targets.
+        validation: Fraction of the examples to hold out for validation, 0 for none, or a pair (inputs, labels).
+        test: Fraction of the examples to hold out for the test, 0 for none, or a pair (inputs, labels).
+        standardize: Whether to shift and scale the inputs to mean 0 and std 1 along their last axis, as measured on
+            the training examples.
+
+    Raises:
+        DataError: Lengths differ, an array is empty, holds NaN or infinite values, or nothing is left to train on.
+    """
+    x, y = own = _pair("", inputs, labels)
+    held = {"validation": validation, "test": test}
+    given = {name: _given(name, what, own) for name, what in held.items() if not isinstance(what, int | float)}
+    counts = {
+        name: held_out_size(name, what, len(x)) if isinstance(what, int | float) else 0 for name, what in held.items()
+    }
+    train, *held_out = hold_out(len(x), **counts)
+    mean, scale = statistics(x, train) if standardize else (0, 1)
+
+    def ready(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return _narrow((x - mean) * scale if standardize else x), _narrow(y)
+
+    inputs, labels = ready(x, y)
+    splits = {name: ArraySplit(inputs, labels, rows) for name, rows in zip(held, held_out, strict=True) if len(rows)}
+    splits |= {name: ArraySplit(*ready(*pair), np.arange(len(pair[0]))) for name, pair in given.items()}
+    if y.dtype.kind == "f":
+        outputs = int(np.prod(y.shape[1:]))
+    else:
+        outputs = 1 + max(int(labels.max()) for _, labels in (own, *given.values()))
+    train_split = ArraySplit(inputs, labels, train)
+    return Source("arrays", train_split, splits.get("validation"), splits.get("test"), {"outputs": outputs})

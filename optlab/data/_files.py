@@ -1,0 +1,70 @@
+"""Where the files of a data set are: the user's path, OPTLAB_DATA, or a checked download."""
+
+import importlib
+import os
+import textwrap
+import zlib
+from pathlib import Path
+from types import ModuleType
+
+from optlab.data._types import DataError
+
+
+def require(module: str, wanted_by: str) -> ModuleType:
+    """Imports a library that only some sources need, or says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DataError(
+            f"{wanted_by} needs {module}, which isn't installed: pip install 'optlab-jax[train]'"
+        ) from error
+
+
+def places(name: str, path: str | os.PathLike | None) -> list[Path]:
+    """Where to look for the data set `name`: at the path alone if one is given, else below OPTLAB_DATA if it is set."""
+    if path is not None:
+        place = Path(path).expanduser()
+        if not place.exists():
+            raise DataError(f"{name}: the path {str(path)!r} doesn't exist")
+        return [place]
+    if not os.environ.get("OPTLAB_DATA"):
+        return []
+    root = Path(os.environ["OPTLAB_DATA"]).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{name}: the environment's OPTLAB_DATA={root} is no folder")
+    return [root / name, root]
+
+
+def not_found(name: str, wanted: str, looked: list[Path], url: str, reason: str = "") -> DataError:
+    """The error that says where the files were looked for and how to get them."""
+    where = ", ".join(str(place) for place in looked)
+    return DataError(
+        f"{name}: no {wanted} in {where}{reason}.\n"
+        f"Get it from {url} and say data.path=FOLDER, or put it below a folder named by OPTLAB_DATA."
+    )
+
+
+def download(name: str, url: str, sha256: str, looked: list[Path]) -> Path:
+    """The file behind the URL, from pooch's cache or downloaded into it with a progress bar; its hash is checked."""
+    pooch = require("pooch", f"{name}, to be downloaded,")
+    require("tqdm", f"{name}, to be downloaded with a progress bar,")
+    cache, file = pooch.os_cache("optlab"), url.rsplit("/", 1)[1]
+    fetch = pooch.HTTPDownloader(progressbar=True, chunk_size=2**16)
+    try:
+        return Path(pooch.retrieve(url, f"sha256:{sha256}", fname=file, path=cache, downloader=fetch))
+    # pooch raises ValueError for a wrong hash; requests' errors and a full or read-only disk are OSErrors.
+    except (OSError, ValueError) as error:
+        offline = isinstance(error, require("requests", "pooch").ConnectionError)
+        why = "there is no connection" if offline else textwrap.shorten(str(error), 160)
+        raise not_found(name, file, [*looked, Path(cache)], url, f", and it can't be downloaded: {why}") from error
+
+
+def gunzip(path: Path) -> tuple[bytes, bool]:
+    """What a .gz file holds, as far as it goes, and whether its end (and so its checksum) was reached."""
+    stream = zlib.decompressobj(wbits=31)
+    try:
+        return stream.decompress(path.read_bytes()), stream.eof
+    except zlib.error as error:
+        raise DataError(
+            f"{path} is damaged, or no gzip file ({error}; {path.stat().st_size:,} bytes): get it again"
+        ) from error

@@ -1,0 +1,42 @@
+"""Randomness as a pure function of integers, so that data never depends on what was drawn before.
+
+Each bit pattern is an output of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+OOPSLA 2014): for a key s and a counter i, the i-th number of the stream that starts at s. Chained over the keys, it is
+a counter-based hash of all of them. It doesn't change with NumPy's version, which `np.random.Generator` may.
+"""
+
+import operator
+
+import numpy as np
+
+# What the randomness is for: the first key, so that two purposes never share their numbers.
+HOLD_OUT, SHUFFLE, AUGMENT, OFFSET = range(4)
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(bits: np.ndarray) -> np.ndarray:
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+def random_bits(*keys: int | np.ndarray) -> np.ndarray:
+    """64 random bits for every combination of the keys: integers, and arrays of shape (N,).
+
+    Returns:
+        A uint64 array of shape (N,), or (1,) when every key is a Python integer.
+    """
+    bits = np.zeros(1, np.uint64)
+    for key in keys:
+        if isinstance(key, np.ndarray):
+            counter = key.astype(np.uint64)
+        else:  # a seed may be negative or longer than 64 bits
+            counter = np.array([operator.index(key) % 2**64], np.uint64)
+        bits = _mix(bits + _GAMMA * (counter + np.uint64(1)))
+    return bits
+
+
+def permutation(size: int, *keys: int) -> np.ndarray:
+    """A random order of range(size), of dtype int64: the indices sorted by their random bits."""
+    return np.argsort(random_bits(*keys, np.arange(size)), kind="stable")

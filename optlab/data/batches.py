@@ -1,0 +1,151 @@
+"""A batch is a function of (seed, step): shuffled every epoch without replacement, prepared while the device works."""
+
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+
+from optlab.data._random import SHUFFLE, permutation
+from optlab.data._types import Batch, Split
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a number of examples, 1 or more, got {batch_size!r}")
+
+
+class StepBatches(Protocol):
+    """What training needs of data: a batch for every step."""
+
+    def batch(self, step: int) -> Batch:
+        """The batch of this step, counted from 0: the same one whenever it is asked for."""
+        ...
+
+
+class Batches:
+    """The endless sequence of training batches of a split.
+
+    The epochs follow each other without a gap: example number step · batch_size + i of the sequence is example i of
+    the batch, so that an epoch shows every example exactly once and drops none, and a batch may span two epochs.
+
+    Args:
+        split: The examples.
+        batch_size: How many examples a batch has; at most as many as the split.
+        seed: Chooses the order of every epoch, and the augmentation.
+    """
+
+    def __init__(self, split: Split, batch_size: int, *, seed: int = 0):
+        _check_batch_size(batch_size)
+        if batch_size > len(split):
+            raise ValueError(f"batch_size must be at most {len(split)}, the examples of the split, got {batch_size}")
+        self.split, self.batch_size, self.seed = split, batch_size, seed
+        # A batch spans two epochs at most, and steps are mostly asked for in order.
+        self._order = lru_cache(maxsize=2)(lambda epoch: permutation(len(split), SHUFFLE, seed, epoch))
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """How many batches show every example once; seldom a whole number."""
+        return len(self.split) / self.batch_size
+
+    def indices(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which examples the batch of this step holds, and each one's epoch: two integer arrays of shape (B,)."""
+        if step < 0:
+            raise ValueError(f"step must be 0 or more, got {step}")
+        epochs, positions = np.divmod(step * self.batch_size + np.arange(self.batch_size), len(self.split))
+        parts = [self._order(epoch)[positions[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
+        return np.concatenate(parts), epochs
+
+    def batch(self, step: int) -> Batch:
+        """The batch of this step: a function of (seed, step) and nothing else."""
+        indices, epochs = self.indices(step)
+        parts = [
+            self.split.take(indices[epochs == epoch], epoch, self.seed) for epoch in range(epochs[0], epochs[-1] + 1)
+        ]
+        return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+def evaluation_batches(split: Split, batch_size: int) -> Iterator[Batch]:
+    """The whole split once, in order and without randomness; the last batch may be short."""
+    _check_batch_size(batch_size)
+    for start in range(0, len(split), batch_size):
+        yield split.take(np.arange(start, min(start + batch_size, len(split))))
+
+
+def prefetch(
+    batches: StepBatches, start: int, stop: int, *, place: Callable[[Batch], Any] = lambda batch: batch, depth: int = 2
+) -> Generator[Any, None, None]:
+    """The batches of the steps start … stop − 1, prepared by a thread while the caller works on the ones before.
+
+    An error is raised at the step whose batch it concerns, after all earlier ones. Closing the iterator waits for
+    the batch under way and drops the rest.
+
+    Args:
+        batches: Anything with `batch(step)`.
+        start: The first step.
+        stop: The step after the last one.
+        place: What the thread does with each batch: put it on the device, say.
+        depth: How many batches are prepared ahead.
+    """
+    if depth < 1:
+        raise ValueError(f"depth must be 1 or more, got {depth}")
+    return _prefetch(lambda step: place(batches.batch(step)), start, stop, depth)
+
+
+def _prefetch(prepare: Callable[[int], Any], start: int, stop: int, depth: int) -> Generator[Any, None, None]:
+    ahead: deque[Future] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="optlab-prefetch") as worker:
+        try:
+            for step in range(start, min(start + depth, stop)):
+                ahead.append(worker.submit(prepare, step))
+            for step in range(start, stop):
+                batch = ahead.popleft().result()
+                if step + depth < stop:
+                    ahead.append(worker.submit(prepare, step + depth))
+                yield batch
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+class _GrainBatches:
+    """A Grain MapDataset of batches, asked for a step's batch by index."""
+
+    def __init__(self, dataset: Any):
+        self._dataset = dataset
+
+    def batch(self, step: int) -> Batch:
+        batch = self._dataset[step]
+        if not isinstance(batch, dict):
+            raise TypeError(
+                "a Grain data set must give batches as a dict of arrays with the example first; got "
+                f"{type(batch).__name__}: end it with .map(to a dict).batch(batch_size)"
+            )
+        return batch
+
+
+def as_batches(data: Any, batch_size: int, seed: int = 0) -> StepBatches:
+    """Training batches from whatever holds the data.
+
+    Args:
+        data: A `Split`; anything with `batch(step)`, used as it is; or a Grain `MapDataset` of batches, used by index:
+            seeded, shuffled, repeated and batched by its maker.
+        batch_size: The examples of a batch of a `Split`.
+        seed: The order and augmentation of a `Split`.
+    """
+    # Nobody has a Grain data set who hasn't imported Grain. Asked first: its `batch` method is something else.
+    grain = sys.modules.get("grain")
+    if grain is not None and isinstance(data, grain.MapDataset):
+        return _GrainBatches(data)
+    if callable(getattr(data, "batch", None)):
+        return data
+    # NumPy's and JAX's arrays have `take` and a length too.
+    if callable(getattr(data, "take", None)) and hasattr(data, "__len__") and not hasattr(data, "shape"):
+        return Batches(data, batch_size, seed=seed)
+    raise TypeError(
+        f"data must be a split (such as optlab.data.digits().train), have a batch(step) method, or be a Grain "
+        f"MapDataset; got {type(data).__name__}. Arrays of your own: optlab.data.arrays(inputs, labels).train"
+    )

@@ -1,0 +1,208 @@
+"""A batch is a function of (seed, step); an epoch shows every example once."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optlab.data import Batches, arrays, as_batches, evaluation_batches, prefetch
+from optlab.data._random import AUGMENT, random_bits
+
+
+class Numbers:
+    """The numbers 0 … n − 1 as examples, each with random bits of its own in training."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def take(self, indices: np.ndarray, epoch: int | None = None, seed: int = 0) -> dict[str, np.ndarray]:
+        noise = np.zeros(len(indices)) if epoch is None else random_bits(AUGMENT, seed, epoch, indices)
+        return {"inputs": np.array(indices), "noise": noise}
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+sizes = st.integers(1, 60).flatmap(lambda size: st.tuples(st.just(size), st.integers(1, size)))
+
+
+@given(sizes, st.integers(0, 2**40), st.integers(0, 3))
+def test_every_epoch_is_a_permutation(sizes: tuple[int, int], seed: int, epoch: int) -> None:
+    size, batch_size = sizes
+    batches = Batches(Numbers(size), batch_size, seed=seed)
+    steps = range(epoch * size // batch_size, -(-(epoch + 1) * size // batch_size))
+    seen = np.concatenate([batches.batch(step)["inputs"] for step in steps])
+    skip = epoch * size - steps[0] * batch_size
+    assert np.array_equal(np.sort(seen[skip : skip + size]), np.arange(size))
+    assert batches.steps_per_epoch == size / batch_size
+
+
+@given(sizes, st.integers(0, 50))
+def test_indices_say_what_the_batch_holds(sizes: tuple[int, int], step: int) -> None:
+    size, batch_size = sizes
+    batches = Batches(Numbers(size), batch_size, seed=3)
+    indices, epochs = batches.indices(step)
+    assert epochs.tolist() == [(step * batch_size + i) // size for i in range(batch_size)]
+    batch = batches.batch(step)
+    assert batch["inputs"].tolist() == indices.tolist()
+    # Each example's randomness is that of its own epoch and index, also where a batch spans two epochs.
+    alone = [Numbers(size).take(np.array([i]), int(e), 3)["noise"][0] for i, e in zip(indices, epochs, strict=True)]
+    assert batch["noise"].tolist() == alone
+
+
+@given(sizes, st.lists(st.integers(0, 40), max_size=12))
+def test_batch_is_the_same_in_any_order_of_access(sizes: tuple[int, int], steps: list[int]) -> None:
+    used = Batches(Numbers(sizes[0]), sizes[1], seed=1)
+    for step in steps:
+        assert same(used.batch(step), Batches(Numbers(sizes[0]), sizes[1], seed=1).batch(step))
+
+
+def test_batch_is_the_same_in_another_process() -> None:
+    program = """if True:
+        import numpy as np
+        from optlab.data import Batches, arrays
+        split = arrays(np.arange(97), np.arange(97), validation=0, test=0).train
+        print([Batches(split, 10, seed=5).batch(step)["inputs"].tolist() for step in (0, 9, 25)])
+    """
+    there = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    split = arrays(np.arange(97), np.arange(97), validation=0, test=0).train
+    assert there.strip() == str([Batches(split, 10, seed=5).batch(step)["inputs"].tolist() for step in (0, 9, 25)])
+
+
+def test_other_seeds_and_epochs_have_another_order() -> None:
+    orders = {
+        tuple(Batches(Numbers(50), 50, seed=seed).batch(epoch)["inputs"].tolist())
+        for seed in range(10)
+        for epoch in range(10)
+    }
+    assert len(orders) == 100
+
+
+def test_evaluation_is_the_whole_split_in_order() -> None:
+    batches = list(evaluation_batches(Numbers(10), 4))
+    assert [batch["inputs"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert not any(batch["noise"].any() for batch in batches)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0, True, None])
+def test_batch_sizes_that_are_none(batch_size: object) -> None:
+    with pytest.raises(ValueError, match="batch_size must be a number of examples, 1 or more"):
+        Batches(Numbers(10), batch_size)
+    with pytest.raises(ValueError, match="batch_size must be a number of examples, 1 or more"):
+        next(evaluation_batches(Numbers(10), batch_size))
+
+
+def test_batch_larger_than_the_data_and_negative_step() -> None:
+    with pytest.raises(ValueError, match="batch_size must be at most 10, the examples of the split, got 11"):
+        Batches(Numbers(10), 11)
+    with pytest.raises(ValueError, match="step must be 0 or more, got -1"):
+        Batches(Numbers(10), 3).batch(-1)
+
+
+class Recorder:
+    """Batches that are their step; notes who asked for which, and fails at one step."""
+
+    def __init__(self, fails_at: int | None = None, delay: float = 0.0):
+        self.asked: list[int] = []
+        self.threads: set[int] = set()
+        self.fails_at, self.delay = fails_at, delay
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        time.sleep(self.delay)
+        self.asked.append(step)
+        self.threads.add(threading.get_ident())
+        if step == self.fails_at:
+            raise OSError(f"disk gone at {step}")
+        return {"inputs": np.array([step])}
+
+
+def no_worker_left() -> bool:
+    return not any(thread.name.startswith("optlab-prefetch") for thread in threading.enumerate())
+
+
+@given(st.integers(0, 5), st.integers(0, 12), st.integers(1, 4))
+@settings(max_examples=25)
+def test_prefetch_keeps_the_order(start: int, stop: int, depth: int) -> None:
+    recorder = Recorder()
+    placed = prefetch(recorder, start, stop, place=lambda batch: int(batch["inputs"][0]) * 10, depth=depth)
+    assert list(placed) == [10 * step for step in range(start, stop)]
+    assert recorder.asked == list(range(start, stop))
+    assert threading.get_ident() not in recorder.threads
+    assert no_worker_left()
+
+
+def test_prefetch_works_ahead_but_not_further_than_its_depth() -> None:
+    recorder = Recorder()
+    iterator = prefetch(recorder, 0, 100, depth=3)
+    next(iterator)
+    deadline = time.monotonic() + 10
+    while len(recorder.asked) < 4 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    assert recorder.asked == [0, 1, 2, 3]
+    iterator.close()
+
+
+@pytest.mark.parametrize("where", ["batch", "place"])
+def test_prefetch_raises_at_the_step_that_failed(where: str) -> None:
+    def place(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if where == "place" and batch["inputs"][0] == 4:
+            raise OSError("disk gone at 4")
+        return batch
+
+    seen: list[dict[str, np.ndarray]] = []
+    batches = prefetch(Recorder(fails_at=4 if where == "batch" else None), 0, 10, place=place)
+    with pytest.raises(OSError, match="disk gone at 4"):
+        seen.extend(batches)
+    assert [int(batch["inputs"][0]) for batch in seen] == [0, 1, 2, 3]
+    assert no_worker_left()
+
+
+def test_closing_prefetch_stops_its_thread() -> None:
+    recorder = Recorder(delay=0.1)
+    iterator = prefetch(recorder, 0, 1000, depth=20)
+    next(iterator)
+    start = time.monotonic()
+    iterator.close()
+    assert time.monotonic() - start < 1  # the batch under way, not the nineteen that wait
+    assert no_worker_left()
+    assert len(recorder.asked) < 5
+
+
+def test_prefetch_needs_a_depth() -> None:
+    with pytest.raises(ValueError, match="depth must be 1 or more, got 0"):
+        prefetch(Recorder(), 0, 1, depth=0)
+
+
+def test_as_batches_takes_splits_and_what_has_batches() -> None:
+    split, recorder = Numbers(20), Recorder()
+    assert same(as_batches(split, 4, seed=9).batch(3), Batches(split, 4, seed=9).batch(3))
+    assert as_batches(recorder, 4, seed=9) is recorder
+
+
+def test_as_batches_takes_a_grain_data_set() -> None:
+    grain = pytest.importorskip("grain")
+    source = [{"inputs": np.float32(i), "labels": i % 3} for i in range(20)]
+    dataset = grain.MapDataset.source(source).seed(7).shuffle().repeat().batch(5)
+    batches = as_batches(dataset, 5)
+    for step in (0, 3, 11, 3):
+        assert same(batches.batch(step), dataset[step])
+    epoch = np.concatenate([batches.batch(step)["inputs"] for step in range(4)])
+    assert sorted(epoch.tolist()) == list(range(20))
+    with pytest.raises(TypeError, match=r"a dict of arrays with the example first; got ndarray"):
+        as_batches(grain.MapDataset.source([1, 2, 3]).batch(2), 2).batch(0)
+
+
+@pytest.mark.parametrize("data", [np.zeros((3, 2)), [1, 2], {"inputs": np.zeros(3)}, None, arrays([1.0] * 9, [1] * 9)])
+def test_as_batches_refuses_the_rest(data: object) -> None:
+    with pytest.raises(TypeError, match=r"data must be a split .*got (ndarray|list|dict|NoneType|Source)\. Arrays of"):
+        as_batches(data, 2)
