@@ -11,3 +11,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+from hypothesis import settings
+
+# The first example of a test compiles, which no deadline could tell from a slow one.
+settings.register_profile("optlab", deadline=None)
+settings.load_profile("optlab")

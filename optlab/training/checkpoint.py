@@ -55,18 +55,21 @@ class Checkpoints:
           best: the step whose checkpoint is the best so far; it is kept.
 
         Raises:
-          CheckpointError: if the save before this one failed, or two leaves of the state have one name.
+          CheckpointError: if this save or the one before failed, or two leaves of the state have one name.
         """
         self.wait()
         path = self.folder / str(int(state.step))
-        if _is_complete(path):
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _set_aside(path)
         arrays, manifest = _flatten(state)
         metadata: dict[str, Any] = {"manifest": manifest, "notes": dict(notes)}
-        self._pending = (ocp.save_async(str(path), arrays, custom_metadata=metadata), best)
+        try:
+            if _is_complete(path):
+                return
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                _set_aside(path)
+            self._pending = (ocp.save_async(str(path), arrays, custom_metadata=metadata), best)
+        except Exception as error:
+            raise self._failed(error) from error
 
     def wait(self) -> None:
         """Waits until the last save is on the disk, and only then removes older ones."""
@@ -76,11 +79,14 @@ class Checkpoints:
         try:
             response.result()
         except Exception as error:
-            raise CheckpointError(f"saving to {self.folder} failed: {error}") from error
+            raise self._failed(error) from error
         for step in self.steps()[: -self.keep]:
             if step != best:
                 doomed = (self.folder / str(step)).rename(self.folder / f"removing-{step}")  # never half a checkpoint
                 shutil.rmtree(doomed)
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        return CheckpointError(f"saving to {self.folder} failed: {type(error).__name__}: {error}")
 
     def restore(self, like: TrainState, step: int) -> TrainState:
         """The state that was saved at a step.

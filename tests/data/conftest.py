@@ -2,14 +2,9 @@
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from published_files import RECORDS
 
 from optlab.data import _readers
-
-# The machine that runs the tests may be busy with others.
-settings.register_profile("data", settings.default, deadline=None)
-settings.load_profile("data")
 
 
 @pytest.fixture

@@ -120,7 +120,9 @@ def test_weights_must_fit_the_loss():
             return {**source.train.take(indices, epoch, seed), "weight": np.ones((len(indices), 2), np.float32)}
 
     bad = Workload.from_model(Net(), dataclasses.replace(source, train=Weighted()), loss=huber, batch_size=32)
-    with pytest.raises(ValueError, match=r"weight must have the loss's shape \(1,\), one for every value, got \(1, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"weight must have the loss's shape \(1,\), one for every value, got \(1, 2\)"
+    ):
         train(bad, optax.sgd(0.1), steps=1)
 
 

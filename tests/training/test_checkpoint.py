@@ -1,0 +1,161 @@
+"""Checkpoints: what is saved comes back bit for bit, and what doesn't fit is named."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from optlab.training import CheckpointError, Checkpoints, TrainState, init_state, load_params
+
+
+class Moments(NamedTuple):
+    mu: jax.Array
+    nu: jax.Array
+
+
+def state(seed=0, step=10):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    params = {
+        "dense": {"kernel": jax.random.normal(keys[0], (4, 3)), "bias": jnp.zeros(3, jnp.bfloat16)},
+        "list": [jnp.ones(2, jnp.float16), jnp.arange(3)],
+        "empty": jnp.zeros((0, 3)),
+    }
+    opt_state = (Moments(jax.random.normal(keys[1], (4,)), jnp.zeros(())), optax.EmptyState(), {"key": keys[2]})
+    return TrainState(
+        jnp.int32(step), params, {"mean": jnp.float32(3)}, opt_state, jax.random.key(seed, impl="rbg"), params
+    )
+
+
+def bits(tree):
+    plain = jax.tree.map(lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, tree)
+    return [(x.dtype, x.shape, np.asarray(x).tobytes()) for x in jax.tree.leaves(plain)]
+
+
+def save(folder, *states, **kwargs):
+    checkpoints = Checkpoints(folder, **kwargs)
+    for s in states:
+        checkpoints.save(s, {"best": None, "note": int(s.step)})
+    checkpoints.wait()
+    return checkpoints
+
+
+def test_every_kind_of_leaf_comes_back_as_it_was(tmp_path):
+    checkpoints = save(tmp_path, state())
+    restored = checkpoints.restore(state(1), 10)
+    assert bits(restored) == bits(state())
+    assert jax.tree.structure(restored) == jax.tree.structure(state())
+    assert str(jax.random.key_impl(restored.key)) == str(jax.random.key_impl(state().key))
+    assert checkpoints.notes(10) == {"best": None, "note": 10}
+
+
+def test_the_arrays_are_copied_before_the_next_step_overwrites_them(tmp_path):
+    """Saving returns while it writes; a step then gives the state's buffers away."""
+    big = init_state({"w": jnp.zeros((512, 512))}, {}, optax.adam(0.1), key=jax.random.key(0))
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1 if x.dtype != s.key.dtype else x, s), donate_argnums=0)
+    checkpoints = Checkpoints(tmp_path, keep=50)
+    for _ in range(5):
+        big = step(big)
+        checkpoints.save(big, {})
+        for _ in range(3):
+            big = step(big)
+    checkpoints.wait()
+    for number in checkpoints.steps():
+        assert (np.asarray(load_params(tmp_path, step=number)["w"]) == number).all()
+
+
+def test_the_latest_and_the_best_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3, 4, 5):
+        checkpoints.save(state(step=step), {}, best=2 if step >= 2 else 1)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 4, 5]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "4", "5"]
+
+
+def test_a_folder_without_the_commit_mark_is_not_a_checkpoint_and_is_set_aside(tmp_path):
+    save(tmp_path, state())
+    (tmp_path / "20").mkdir()
+    (tmp_path / "20" / "mine.txt").write_text("precious")
+    (tmp_path / "notes").mkdir()
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.steps() == [10]
+    save(tmp_path, state(step=20))
+    assert Checkpoints(tmp_path).steps() == [10, 20]
+    assert [p.read_text() for p in tmp_path.glob("incomplete-20-*/mine.txt")] == ["precious"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {**s.params, "dense": {"kernel": jnp.zeros((4, 5)), "bias": s.params["dense"]["bias"]}},
+         r"params/dense/kernel \(float32\[4, 3\] there, float32\[4, 5\] here\)"),
+        (lambda s: {**s.params, "dense": {"kernel": jnp.zeros((4, 3), jnp.float16), "bias": s.params["dense"]["bias"]}},
+         r"params/dense/kernel \(float32\[4, 3\] there, float16\[4, 3\] here\)"),
+        (lambda s: {**s.params, "more": jnp.zeros(1)}, r"params/more \(absent there, float32\[1\] here\)"),
+    with pytest.raises(CheckpointError, match=r"another model or optimizer: opt_state/0/count .*another folder"):
+    ],
+)  # fmt: skip
+def test_another_structure_shape_or_dtype_is_named(tmp_path, change, message):
+    checkpoints = save(tmp_path, state())
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints.restore(dataclasses.replace(state(), params=change(state())), 10)
+
+
+def test_another_optimizer_is_named(tmp_path):
+    save(tmp_path, init_state({"w": jnp.ones(3)}, {}, optax.adam(0.1), key=jax.random.key(0)))
+    other = init_state({"w": jnp.ones(3)}, {}, optax.sgd(0.1, momentum=0.9), key=jax.random.key(0))
+    with pytest.raises(CheckpointError, match=r"of another model or optimizer: opt_state/0/count .*another folder"):
+        Checkpoints(tmp_path).restore(other, 0)
+
+
+def test_names_that_collide_are_refused_at_save(tmp_path):
+    params = {"a": {"b": jnp.ones(1)}, "a/b": jnp.zeros(1)}
+    with pytest.raises(CheckpointError, match="two leaves of the state are named 'params/a/b'"):
+        save(tmp_path, dataclasses.replace(state(), params=params))
+
+
+def test_parameters_load_without_a_config(tmp_path):
+    save(tmp_path / "checkpoints", state(0, 5), state(1, 6))
+    params = load_params(tmp_path)
+    assert bits(params) == bits(state(1).params)
+    assert isinstance(params["list"], list)
+    assert bits(load_params(tmp_path, step=5)) == bits(state(0).params)
+    assert bits(load_params(tmp_path / "checkpoints", collection="ema")) == bits(state(1).params)
+    assert load_params(tmp_path, collection="model_state")["mean"] == 3
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*; saved are \[\]"):
+        load_params(tmp_path)
+    save(tmp_path, dataclasses.replace(state(), ema=None))
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 3 in .*; saved are \[10\]"):
+        load_params(tmp_path, step=3)
+    with pytest.raises(CheckpointError, match="holds no ema"):
+        load_params(tmp_path, collection="ema")
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step best in .*nowhere; saved are \[\]"):
+        load_params(tmp_path / "nowhere", step="best")
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    save(tmp_path, state())
+    for path in (tmp_path / "10" / "state").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="10 can't be read"):
+        Checkpoints(tmp_path).restore(state(), 10)
+
+
+def test_a_failed_save_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match=r"saving to .*file/checkpoints failed: NotADirectoryError"):
+        save(tmp_path / "file" / "checkpoints", state())
+
+
+@pytest.mark.parametrize(("name", "value"), [("every", 0), ("keep", -1)])
+def test_bad_arguments_are_named(tmp_path, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got {value}"):
+        Checkpoints(tmp_path, **{name: value})

@@ -1,0 +1,70 @@
+"""Observers: metrics.jsonl without gaps or duplicates, TensorBoard events, curves, the live line."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from optlab.training import MetricsFile, Progress, TensorBoard, WeightsAndBiases, plot_curves, read_metrics
+
+RECORDS = [
+    {"step": 10, "train/loss": 2.0, "train/accuracy": 0.1, "learning_rate": 0.01},
+    {"step": 20, "train/loss": 1.0, "train/accuracy": 0.5, "validation/loss": 1.5, "learning_rate": 0.005},
+    {"step": 30, "train/loss": 0.5, "validation/loss": 1.0, "test/loss": 1.1},
+]
+
+
+def write(observer, records, start=0, steps=30):
+    observer.begin(start, steps)
+    for record in records:
+        observer.record(record)
+    observer.end("finished")
+
+
+def test_a_continued_file_has_each_step_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(MetricsFile(path), RECORDS[:2])
+    with path.open("a") as file:
+        file.write('{"step": 25, "train/l')  # killed in the middle of a line
+    write(MetricsFile(path), RECORDS[1:], start=10)
+    assert read_metrics(path) == RECORDS
+    assert read_metrics(tmp_path) == RECORDS
+    assert [json.loads(line) for line in path.read_text().splitlines()] == RECORDS
+
+
+def test_a_line_is_on_the_disk_when_record_returns(tmp_path):
+    observer = MetricsFile(tmp_path / "metrics.jsonl")
+    observer.begin(0, 30)
+    observer.record(RECORDS[0])
+    assert read_metrics(tmp_path) == RECORDS[:1]
+    observer.end("finished")
+
+
+def test_tensorboard_events_are_written(tmp_path):
+    write(TensorBoard(tmp_path), RECORDS)
+    [events] = tmp_path.glob("events.out.tfevents.*")
+    content = events.read_bytes()
+    assert b"validation/loss" in content
+    assert b"step" not in content
+
+
+def test_curves_are_drawn(tmp_path):
+    write(MetricsFile(tmp_path / "metrics.jsonl"), RECORDS)
+    assert plot_curves(tmp_path).read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_live_line_says_what_one_wants_to_know(terminal):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=200)
+    write(Progress(batch_size=128, metric="validation/accuracy", console=console), RECORDS)
+    text = out.getvalue()
+    for word in ("step 30/30", "train/loss 0.5", "validation/loss 1", "lr 0.005", "examples/s", "left"):
+        assert word in text
+    assert ("\x1b" in text) == terminal
+
+
+def test_a_missing_extra_is_named():
+    with pytest.raises(ImportError, match=r"log.wandb needs wandb: pip install 'optlab-jax\[wandb\]'"):
+        WeightsAndBiases("project", name="run", config={})
