@@ -1,0 +1,77 @@
+"""optlab: research on optimizers in JAX. Blocks, optimizers, schedules and roles are here; the rest in its submodules.
+
+Everything is imported when it is first used, so that `optlab --help` doesn't wait for JAX, and `import optlab` needs
+no more than jax and optax.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optlab import config as config
+    from optlab import data as data
+    from optlab import models as models
+    from optlab import optimizers as optimizers
+    from optlab import roles as roles
+    from optlab import schedules as schedules
+    from optlab import training as training
+    from optlab import transforms as transforms
+    from optlab.optimizers import adagrad as adagrad
+    from optlab.optimizers import adam as adam
+    from optlab.optimizers import adam_l2 as adam_l2
+    from optlab.optimizers import adamw as adamw
+    from optlab.optimizers import lion as lion
+    from optlab.optimizers import muon as muon
+    from optlab.optimizers import rmsprop as rmsprop
+    from optlab.optimizers import sgd as sgd
+    from optlab.optimizers import signsgd as signsgd
+    from optlab.optimizers import signum as signum
+    from optlab.optimizers import softsign_sgd as softsign_sgd
+    from optlab.roles import by_role as by_role
+    from optlab.transforms import decay_weights as decay_weights
+    from optlab.transforms import momentum as momentum
+    from optlab.transforms import orthogonalize as orthogonalize
+    from optlab.transforms import scale_by_adagrad as scale_by_adagrad
+    from optlab.transforms import scale_by_adam as scale_by_adam
+    from optlab.transforms import scale_by_matrix_shape as scale_by_matrix_shape
+    from optlab.transforms import scale_by_rms as scale_by_rms
+    from optlab.transforms import scale_by_sign as scale_by_sign
+    from optlab.transforms import scale_by_softsign as scale_by_softsign
+
+__version__ = "0.1.0"
+
+_SUBMODULES = ("config", "data", "models", "optimizers", "roles", "schedules", "training", "transforms")
+_NAMES = {
+    "optimizers": "adagrad adam adam_l2 adamw lion muon rmsprop sgd signsgd signum softsign_sgd",
+    "roles": "by_role",
+    "transforms": "decay_weights momentum orthogonalize scale_by_adagrad scale_by_adam scale_by_matrix_shape "
+    "scale_by_rms scale_by_sign scale_by_softsign",
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = ["__version__", *_SUBMODULES, *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"optlab.{_HOME[name]}"), name)
+    elif name in _SUBMODULES:
+        value = _import(f"optlab.{name}")
+    else:
+        raise AttributeError(f"module 'optlab' has no attribute {name!r}")
+    globals()[name] = value  # so that it is looked up once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _import(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "optlab"):
+            raise
+        raise ImportError(f"{module} needs {missing}: pip install 'optlab-jax[train]'", name=missing) from error
