@@ -1,0 +1,270 @@
+"""What the models are made of: norms and activations by name, attention, rotary positions, and checks of settings.
+
+Letters in shapes: B batch, T tokens (S, where keys are counted apart from queries), D width, H heads,
+K width of a head, F hidden width of the feed-forward layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+NormName = Literal["batch", "layer", "rms", "none"]
+ActivationName = Literal["relu", "sigmoid", "tanh", "gelu", "silu"]
+FeedForwardName = Literal[ActivationName, "swiglu"]
+FloatName = Literal["float32", "bfloat16"]
+Layer = Callable[[jax.Array], jax.Array]
+
+INIT_STD = 0.02  # GPT-2's, for every matrix of a Transformer
+NORM_EPSILON = 1e-5
+ROTARY_BASE = 10_000.0  # arXiv 2104.09864, section 3.3
+
+_ACTIVATIONS: dict[str, Layer] = {
+    "relu": nn.relu,
+    "sigmoid": nn.sigmoid,
+    "tanh": nn.tanh,
+    "gelu": nn.gelu,  # the tanh approximation, as in GPT-2
+    "silu": nn.silu,
+}
+
+
+def check_name(what: str, value: str, names: Any) -> None:
+    """Raises a ValueError with the nearest right name, unless `value` is one of the strings of the Literal `names`."""
+    choices = get_args(names)
+    if value not in choices:
+        close = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f": did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{what} must be one of {', '.join(choices)}, got {value!r}{hint}")
+
+
+def check_count(what: str, value: int) -> None:
+    """Raises a ValueError unless `value` is a whole number of at least 1."""
+    try:
+        right = operator.index(value) >= 1
+    except TypeError:
+        right = False
+    if not right:
+        raise ValueError(f"{what} must be a whole number of at least 1, got {value!r}")
+
+
+def check_dropout(rate: float) -> None:
+    """Raises a ValueError unless the dropout rate lies in [0, 1)."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout must lie in [0, 1), got {rate}")
+
+
+def check_dtypes(dtype: str, param_dtype: str) -> None:
+    """Raises a ValueError unless both are names of float types that the models compute in."""
+    check_name("dtype", dtype, FloatName)
+    check_name("param_dtype", param_dtype, FloatName)
+
+
+def check_heads(width: int, heads: int, rotary: bool) -> None:
+    """Raises a ValueError unless the heads divide the width, and evenly enough for rotary positions."""
+    check_count("width", width)
+    check_count("heads", heads)
+    if width % heads:
+        raise ValueError(f"heads must divide width ({width}), got {heads}")
+    if rotary and width // heads % 2:
+        each = f"width {width} / heads {heads} = {width // heads}"
+        raise ValueError(f"rotary positions turn pairs of numbers: the width of a head must be even, got {each}")
+
+
+def check_images(images: jax.Array) -> None:
+    """Raises a ValueError unless `images` has the four axes (batch, height, width, channels)."""
+    if images.ndim != 4:
+        raise ValueError(f"images must have the shape (batch, height, width, channels), got {images.shape}")
+
+
+def activation(name: ActivationName) -> Layer:
+    """The elementwise nonlinearity of that name."""
+    return _ACTIVATIONS[name]
+
+
+def make_norm(
+    kind: NormName,
+    *,
+    name: str,
+    train: bool = False,
+    bias: bool = True,
+    zero_gain: bool = False,
+    axis_name: str | None = None,
+    dtype: FloatName = "float32",
+    param_dtype: FloatName = "float32",
+) -> Layer:
+    """A normalization layer by name, to be made inside a compact method; statistics are always taken in float32.
+
+    Args:
+      kind: "batch" (arXiv 1502.03167), "layer" (1607.06450), "rms" (1910.07467, has no bias) or "none" (does nothing).
+      name: of the layer in the tree of parameters.
+      train: whether BatchNorm uses the batch's statistics and updates the running ones, or else uses the running ones.
+      bias: whether an offset is learned beside the gain.
+      zero_gain: whether the gain starts at 0 instead of 1.
+      axis_name: of the mapped axis (pmap, shard_map) that BatchNorm's statistics are averaged over; not for jit.
+      dtype: of the output.
+      param_dtype: of gain and bias.
+    """
+    settings: dict[str, Any] = {
+        "name": name,
+        "epsilon": NORM_EPSILON,
+        "scale_init": nn.initializers.zeros_init() if zero_gain else nn.initializers.ones_init(),
+        "dtype": dtype,
+        "param_dtype": param_dtype,
+    }
+    if kind == "batch":
+        # A running mean with 0.9 of the old is what torch calls momentum = 0.1.
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9, use_bias=bias, axis_name=axis_name, **settings)
+    if kind == "layer":
+        return nn.LayerNorm(use_bias=bias, **settings)
+    if kind == "rms":
+        return nn.RMSNorm(**settings)
+    return lambda x: x
+
+
+def rotate(x_BxTxHxK: jax.Array) -> jax.Array:
+    """Rotary positions: turns the pair (j, j + K/2) of the token at position t by the angle t·10000^(−2j/K).
+
+    The product of a rotated query and a rotated key then depends on their distance only (arXiv 2104.09864, eq. 34).
+    """
+    T, K = x_BxTxHxK.shape[1], x_BxTxHxK.shape[3]
+    frequencies = ROTARY_BASE ** (-2.0 * jnp.arange(K // 2) / K)
+    angles = jnp.arange(T)[None, :, None, None] * frequencies[None, None, None, :]
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    first, second = jnp.split(x_BxTxHxK.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BxTxHxK.dtype)
+
+
+def attention_weights(query_BxTxHxK: jax.Array, key_BxSxHxK: jax.Array, *, causal: bool = False) -> jax.Array:
+    """The weights softmax(QKᵀ/√K) of scaled dot-product attention (arXiv 1706.03762, eq. 1), for a picture of them.
+
+    The models don't build this matrix: they call `jax.nn.dot_product_attention`, which gives the weights times V.
+
+    Args:
+      query_BxTxHxK: queries.
+      key_BxSxHxK: keys.
+      causal: whether token t sees the tokens up to t only.
+
+    Returns:
+      weights_BxHxTxS in float32; the weights of each query, its row, sum to 1.
+    """
+    T, S, K = query_BxTxHxK.shape[1], key_BxSxHxK.shape[1], query_BxTxHxK.shape[3]
+    scores_BxHxTxS = jnp.einsum(
+        "BTHK,BSHK->BHTS", query_BxTxHxK, key_BxSxHxK, preferred_element_type=jnp.float32
+    ) / math.sqrt(K)
+    if causal:
+        seen = jnp.tril(jnp.ones((1, 1, T, S), bool))
+        scores_BxHxTxS = jnp.where(seen, scores_BxHxTxS, -jnp.inf)
+    return jax.nn.softmax(scores_BxHxTxS, axis=-1)
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head self-attention with an output projection (arXiv 1706.03762, section 3.2.2): x_BxTxD -> x_BxTxD.
+
+    Query, key and value stay three matrices (D, D), so that a rule for matrices, such as Muon, sees each as what it is.
+    `model.apply(variables, inputs, mutable=["intermediates"])` gives the weights too, as `attention_weights` (a tuple
+    of one array BxHxTxT); without that they are never computed.
+
+    Attributes:
+      width: D, of the input and of the output.
+      heads: H; each is D / H wide.
+      causal: whether token t sees the tokens up to t only.
+      rotary: whether queries and keys are rotated by their position.
+      qk_norm: whether each head's queries and keys pass an RMSNorm (arXiv 2302.05442, section 2, there a LayerNorm).
+      bias: whether the four projections have biases.
+      out_std: standard deviation that the output projection starts with.
+      dtype: of the computation.
+      param_dtype: of the parameters.
+
+    Raises:
+      ValueError: if the heads don't divide the width, or, with rotary positions, an odd width is left to each.
+    """
+
+    width: int
+    _: dataclasses.KW_ONLY
+    heads: int
+    causal: bool = False
+    rotary: bool = False
+    qk_norm: bool = False
+    bias: bool = True
+    out_std: float = INIT_STD
+    dtype: FloatName = "float32"
+    param_dtype: FloatName = "float32"
+
+    def __post_init__(self) -> None:
+        check_heads(self.width, self.heads, self.rotary)
+        check_dtypes(self.dtype, self.param_dtype)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        query_BxTxHxK, key_BxTxHxK = self._prepared("query", x_BxTxD), self._prepared("key", x_BxTxD)
+        value_BxTxHxK = self._heads("value", x_BxTxD)
+        if self.is_mutable_collection("intermediates"):
+            self.sow(
+                "intermediates", "attention_weights", attention_weights(query_BxTxHxK, key_BxTxHxK, causal=self.causal)
+            )
+        mixed_BxTxHxK = jax.nn.dot_product_attention(query_BxTxHxK, key_BxTxHxK, value_BxTxHxK, is_causal=self.causal)
+        return self._dense("out", self.out_std)(mixed_BxTxHxK.reshape(x_BxTxD.shape))
+
+    def _dense(self, name: str, std: float = INIT_STD) -> nn.Dense:
+        return nn.Dense(
+            self.width,
+            use_bias=self.bias,
+            kernel_init=nn.initializers.normal(std),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name=name,
+        )
+
+    def _heads(self, name: str, x_BxTxD: jax.Array) -> jax.Array:
+        B, T, D = x_BxTxD.shape
+        return self._dense(name)(x_BxTxD).reshape(B, T, self.heads, D // self.heads)
+
+    def _prepared(self, name: str, x_BxTxD: jax.Array) -> jax.Array:
+        x_BxTxHxK = self._heads(name, x_BxTxD)
+        if self.qk_norm:
+            x_BxTxHxK = make_norm("rms", name=f"norm_{name}", dtype=self.dtype, param_dtype=self.param_dtype)(x_BxTxHxK)
+        return rotate(x_BxTxHxK) if self.rotary else x_BxTxHxK
+
+
+class FeedForward(nn.Module):
+    """σ(xW)V, or SwiGLU's (silu(xG) ⊙ xW)V (arXiv 2002.05202): x_BxTxD -> x_BxTxD.
+
+    Attributes:
+      width: D, of the input and of the output.
+      hidden: F.
+      activation: an activation, or "swiglu".
+      bias: whether the matrices have biases.
+      out_std: standard deviation that the last matrix starts with.
+      dtype: of the computation.
+      param_dtype: of the parameters.
+    """
+
+    width: int
+    _: dataclasses.KW_ONLY
+    hidden: int
+    activation: FeedForwardName
+    bias: bool
+    out_std: float
+    dtype: FloatName
+    param_dtype: FloatName
+
+    @nn.compact
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        dense = functools.partial(nn.Dense, use_bias=self.bias, dtype=self.dtype, param_dtype=self.param_dtype)
+        up_BxTxF = dense(self.hidden, kernel_init=nn.initializers.normal(INIT_STD), name="up")(x_BxTxD)
+        if self.activation == "swiglu":
+            gate_BxTxF = dense(self.hidden, kernel_init=nn.initializers.normal(INIT_STD), name="gate")(x_BxTxD)
+            hidden_BxTxF = nn.silu(gate_BxTxF) * up_BxTxF
+        else:
+            hidden_BxTxF = activation(self.activation)(up_BxTxF)
+        return dense(self.width, kernel_init=nn.initializers.normal(self.out_std), name="down")(hidden_BxTxF)

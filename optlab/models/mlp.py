@@ -1,0 +1,105 @@
+"""The multilayer perceptron: the shallow network of the approximation theorems, and its deep form."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from optlab.models.layers import (
+    ActivationName,
+    FloatName,
+    NormName,
+    activation,
+    check_count,
+    check_dropout,
+    check_dtypes,
+    check_name,
+    make_norm,
+)
+
+
+class MLP(nn.Module):
+    """h ← σ(norm(Wᵀh + b)) for every width, then a linear head: inputs (B, ...) -> logits (B, outputs) in float32.
+
+    The input is flattened. With one width n it is the shallow network Σᵢ aᵢ σ(wᵢᵀx + bᵢ), plus an offset.
+    The attributes are the arguments of `mlp`, which explains them.
+    """
+
+    outputs: int
+    _: dataclasses.KW_ONLY
+    widths: Sequence[int] = (128, 128)
+    activation: ActivationName = "relu"
+    norm: NormName = "none"
+    dropout: float = 0.0
+    axis_name: str | None = None
+    dtype: FloatName = "float32"
+    param_dtype: FloatName = "float32"
+
+    def __post_init__(self) -> None:
+        self.widths = tuple(self.widths)
+        check_count("outputs", self.outputs)
+        for width in self.widths:
+            check_count("every width in widths", width)
+        check_name("activation", self.activation, ActivationName)
+        check_name("norm", self.norm, NormName)
+        check_dropout(self.dropout)
+        check_dtypes(self.dtype, self.param_dtype)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        norm = functools.partial(make_norm, self.norm, train=train, axis_name=self.axis_name, **types)
+        # He's gain of 2 makes up for the half that a rectifier cuts off (arXiv 1502.01852, eq. 10).
+        rectifies = self.activation in ("relu", "gelu", "silu")
+        kernel_init = nn.initializers.he_normal() if rectifies else nn.initializers.lecun_normal()
+        x_BxD = inputs.reshape(inputs.shape[0], -1)
+        for i, width in enumerate(self.widths):
+            x_BxD = nn.Dense(width, kernel_init=kernel_init, name=f"hidden_{i}", **types)(x_BxD)
+            x_BxD = activation(self.activation)(norm(name=f"norm_{i}")(x_BxD))
+            x_BxD = nn.Dropout(self.dropout, deterministic=not train)(x_BxD)
+        return nn.Dense(self.outputs, name="head", **types)(x_BxD).astype(jnp.float32)
+
+
+def mlp(
+    outputs: int,
+    *,
+    widths: Sequence[int] = (128, 128),
+    activation: ActivationName = "relu",
+    norm: NormName = "none",
+    dropout: float = 0.0,
+    axis_name: str | None = None,
+    dtype: FloatName = "float32",
+    param_dtype: FloatName = "float32",
+) -> MLP:
+    """A multilayer perceptron; one width makes the shallow network, many a deep one, none a linear model.
+
+    Args:
+      outputs: numbers that come out: classes, or 1 for a regression.
+      widths: units of each hidden layer, from the input on.
+      activation: relu, sigmoid, tanh, gelu or silu.
+      norm: before each activation: batch, layer, rms or none.
+      dropout: share of each hidden layer's activations that a training step leaves out.
+      axis_name: of the mapped axis that BatchNorm's statistics are averaged over; needed under pmap only.
+      dtype: of the computation: float32 or bfloat16; logits are float32 in any case.
+      param_dtype: of the parameters: float32 or bfloat16.
+
+    Raises:
+      ValueError: for an unknown name, or a width, number of outputs or dropout rate that can't be.
+    """
+    return MLP(
+        outputs,
+        widths=widths,
+        activation=activation,
+        norm=norm,
+        dropout=dropout,
+        axis_name=axis_name,
+        dtype=dtype,
+        param_dtype=param_dtype,
+    )
