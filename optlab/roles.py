@@ -1,0 +1,208 @@
+"""What each parameter is to the model, how it is a matrix, and `by_role`: which rule moves it."""
+
+import dataclasses
+import difflib
+import fnmatch
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from optlab import _telling
+
+ROLES = ("matrix", "conv", "embedding", "head", "vector", "scalar")
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixAxes:
+    """How a leaf is seen as a matrix, or a stack of them. Every axis of the leaf is in one of the three tuples.
+
+    A dense kernel: ((), (0,), (1,)). A convolution (H, W, in, out): ((), (0, 1, 2), (3,)). A query, key or value kernel
+    (width, heads, head width): ((), (0,), (1, 2)). An attention's output kernel (heads, head width, width):
+    ((), (0, 1), (2,)). Under `nn.scan` the first axis is in `stack`. What is no matrix has no input and no output.
+
+    A class of its own, not a NamedTuple, so that a tree of them has the structure of the parameters' tree.
+    """
+
+    stack: tuple[int, ...] = ()
+    input: tuple[int, ...] = ()
+    output: tuple[int, ...] = ()
+
+    @property
+    def is_matrix(self) -> bool:
+        return bool(self.input and self.output)
+
+    def fans(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """(fan_in, fan_out) of a leaf of this shape."""
+        return math.prod(shape[a] for a in self.input), math.prod(shape[a] for a in self.output)
+
+    def to_matrices(self, x: jax.Array) -> jax.Array:
+        """The leaf as matrices of shape (stack, fan_in, fan_out)."""
+        return x.transpose(self.stack + self.input + self.output).reshape(-1, *self.fans(x.shape))
+
+    def from_matrices(self, matrices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Back from `to_matrices` to the leaf's own shape."""
+        order = self.stack + self.input + self.output
+        return matrices.reshape([shape[a] for a in order]).transpose([order.index(a) for a in range(len(order))])
+
+
+def roles(params: Any, overrides: Mapping[str, str] | None = None) -> Any:
+    """The role of every parameter: a tree like `params` of "matrix", "conv", "embedding", "head", "vector" or "scalar".
+
+    Rank 0 is a scalar; rank 1, and every bias and gain, a vector. Rank 2 is a matrix, unless its name says embedding
+    or head, or it is the only kernel outside the blocks that is as wide as the embedding's vocabulary. Rank 3 and more
+    is a stack of layers (`nn.scan`, `nn.vmap`), an attention projection or a convolution.
+
+    Args:
+        params: the parameters, or anything of the same structure that has shapes.
+        overrides: roles by path, as {"block_*/mixer": "matrix"}; the first match wins, before every other rule.
+
+    Raises:
+        ValueError: where a parameter of rank 3 or more can't be told, with its path and what to do.
+    """
+    parameters = _telling.read(params)
+    told = _match(overrides or {}, parameters)
+    unnamed_head = _telling.unnamed_head(parameters)
+    found = [told.get(p.path) or ("head" if p is unnamed_head else _telling.role(p)) for p in parameters]
+    for p, role in zip(parameters, found, strict=True):
+        if role is None:
+            raise ValueError(
+                f"roles can't tell what {p.path!r} of shape {p.shape} is: say it by overrides={{{p.path!r}: 'matrix'}} "
+                "to optlab.roles.roles, or give by_role or muon roles of your own"
+            )
+    return jax.tree.unflatten(jax.tree.structure(params), found)
+
+
+def matrix_axes(params: Any, overrides: Mapping[str, MatrixAxes] | None = None) -> Any:
+    """How every parameter is seen as a matrix: a tree like `params` of `MatrixAxes`, empty for what is none.
+
+    Args:
+        params: the parameters, or anything of the same structure that has shapes.
+        overrides: axes by path, as {"block_*/mixer": MatrixAxes((), (0,), (1, 2))}; the first match wins.
+    """
+    parameters = _telling.read(params)
+    told = _match(overrides or {}, parameters)
+    found = [told.get(p.path) or MatrixAxes(*_telling.axes(p)) for p in parameters]
+    return jax.tree.unflatten(jax.tree.structure(params), found)
+
+
+@jax.tree_util.register_static
+class Labels(NamedTuple):
+    """What `by_role` decided: (path, role, key of the rule) of every parameter, in the tree's order.
+
+    A pytree node without leaves, so it passes through jit, `jax.eval_shape` and checkpoints. `optax.tree_map_params`
+    makes a state without parameters and compares: no labels are therefore equal to any.
+    """
+
+    rows: tuple[tuple[str, str, str], ...]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Labels) and (self.rows == other.rows or not self.rows or not other.rows)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(Labels)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{path}: {role}, moved by {rule!r}" for path, role, rule in self.rows)
+
+
+class ByRoleState(NamedTuple):
+    """labels: what was decided, to be read by `print(state.labels)`. rules: the rules' states by key."""
+
+    labels: Labels
+    rules: optax.PartitionState
+
+
+_found_roles, _found_axes = roles, matrix_axes  # by_role's arguments have their names
+
+
+def by_role(
+    rules: Mapping[str, optax.GradientTransformation],
+    roles: Callable[[Any], Any] | Any | None = None,
+    matrix_axes: Callable[[Any], Any] | Any | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Each parameter is moved by the rule of its role, as by `optax.partition`; the rule "default" moves the rest.
+
+    A rule sees its own parameters only. So the roles and the matrix axes are found on the whole tree here, and given
+    to the rules as the extra arguments `roles` and `matrix_axes`: trees of strings, and of `MatrixAxes`.
+
+    Args:
+        rules: a transform for each role, and "default" for the roles that aren't named.
+        roles: the roles of the parameters: a tree (or prefix) of strings, or a function of the parameters that gives
+            one; None is `optlab.roles.roles`.
+        matrix_axes: the same for the matrix axes; None is `optlab.roles.matrix_axes`.
+
+    Raises:
+        ValueError: here if a rule's key is no role and there are no `roles` of your own; at init if it isn't among
+            those either, or a parameter has no rule.
+    """
+    find_roles = _found_roles if roles is None else roles
+    find_axes = _found_axes if matrix_axes is None else matrix_axes
+    if roles is None:
+        check_roles("by_role", rules, (*ROLES, "default"))
+
+    def route(labels: Labels, tree: Any) -> optax.GradientTransformationExtraArgs:
+        keys = jax.tree.unflatten(jax.tree.structure(tree), [key for _, _, key in labels.rows])
+        return optax.partition(rules, keys, mask_compatible_extra_args=True)
+
+    def init_fn(params: optax.Params) -> ByRoleState:
+        labels = _label(params, find_roles, rules)
+        return ByRoleState(labels, route(labels, params).init(params))
+
+    def update_fn(
+        updates: optax.Updates, state: ByRoleState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, ByRoleState]:
+        labels = state.labels if state.labels.rows else _label(updates, find_roles, rules)
+        extra_args.setdefault("matrix_axes", _resolve(find_axes, updates))
+        extra_args["roles"] = jax.tree.unflatten(jax.tree.structure(updates), [role for _, role, _ in labels.rows])
+        updates, inner = route(labels, updates).update(updates, state.rules, params, **extra_args)
+        return updates, ByRoleState(labels, inner)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def check_roles(what: str, names: Iterable[str], known: tuple[str, ...] = ROLES) -> None:
+    """Raises ValueError if one of the names is not among the known ones, and names the nearest.
+
+    Args:
+        what: who asks, the start of the message.
+        names: the names to be checked.
+        known: the names that there are.
+    """
+    for name in names:
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name), known, 1, 0)[0]
+            raise ValueError(f"{what} knows no role {name!r}: did you mean {nearest!r}? Known: {', '.join(known)}")
+
+
+def _label(params: Any, find_roles: Any, rules: Mapping[str, Any]) -> Labels:
+    parameters, found = _telling.read(params), jax.tree.leaves(_resolve(find_roles, params))
+    if parameters:
+        check_roles("by_role", rules, tuple(dict.fromkeys([*found, *ROLES, "default"])))
+    rows = [(p.path, role, role if role in rules else "default") for p, role in zip(parameters, found, strict=True)]
+    for path, role, key in rows:
+        if key not in rules:
+            raise ValueError(f"by_role has no rule that moves {path!r}: add one for its role {role!r}, or a 'default'")
+    return Labels(tuple(rows))
+
+
+def _resolve(find: Any, params: Any) -> Any:
+    """A function that gives a tree, a tree or a prefix of one, as a tree with a value for every leaf of `params`."""
+    if not jax.tree.leaves(params):
+        return params
+    return jax.tree.broadcast(find(params) if callable(find) else find, params)
+
+
+def _match(overrides: Mapping[str, Any], parameters: list[_telling.Parameter]) -> dict[str, Any]:
+    """What the overrides say, by path."""
+    paths = [p.path for p in parameters]
+    for pattern in overrides:
+        if paths and not fnmatch.filter(paths, pattern):
+            nearest = difflib.get_close_matches(pattern, paths, 1, 0)[0]
+            raise ValueError(f"the override {pattern!r} matches no parameter: the nearest path is {nearest!r}")
+    return {path: overrides[p] for p in reversed(list(overrides)) for path in fnmatch.filter(paths, p)}

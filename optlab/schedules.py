@@ -1,0 +1,191 @@
+"""The learning rate as a function of the step, t = 0, 1, 2, …; t may be traced. Beyond its end a schedule stays there.
+
+The first argument of each is the `peak`, the second, where a schedule has a length, the `steps` of the whole run,
+warm-up included. Fractions are of the peak, so that a schedule keeps its shape when the learning rate is changed.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optlab._checks import check_not_negative, check_positive, is_number
+
+
+def constant(peak: float, *, warmup: int = 0) -> optax.Schedule:
+    """The peak at every step.
+
+    Args:
+        peak: the learning rate.
+        warmup: steps in which it rises linearly from 0.
+    """
+    check_not_negative("warmup", warmup)
+    return _after_warmup(peak, warmup, optax.constant_schedule(peak))
+
+
+def step_decay(peak: float, *, every: int, factor: float = 0.1) -> optax.Schedule:
+    """peak·γ^⌊t/k⌋.
+
+    Args:
+        peak: the learning rate of the first k steps.
+        every: steps between two falls (k).
+        factor: what each fall leaves of the learning rate (γ), in (0, 1].
+    """
+    check_positive("every", every)
+    if is_number(factor) and not 0 < factor <= 1:
+        raise ValueError(f"factor must lie in (0, 1], got {factor}")
+    return optax.exponential_decay(peak, transition_steps=every, decay_rate=factor, staircase=True)
+
+
+def cosine(peak: float, steps: int, *, end: float = 0.0) -> optax.Schedule:
+    """α_min + ½(peak − α_min)(1 + cos(πt/T)), from the peak to α_min in T steps.
+
+    Source: Loshchilov and Hutter 2017 (arXiv 1608.03983), eq. 5, without restarts.
+
+    Args:
+        peak: the first learning rate.
+        steps: the length of the run (T).
+        end: the last learning rate (α_min) as a fraction of the peak.
+    """
+    return warmup_cosine(peak, steps, warmup=0, end=end)
+
+
+def warmup_cosine(peak: float, steps: int, *, warmup: int | None = None, end: float = 0.0) -> optax.Schedule:
+    """0 → peak linearly in the warm-up, and `cosine` in the steps that are left.
+
+    Args:
+        peak: the highest learning rate.
+        steps: the length of the run, warm-up included.
+        warmup: steps of the warm-up; None is a tenth of the run.
+        end: the last learning rate as a fraction of the peak.
+    """
+    warmup = steps // 10 if warmup is None else warmup
+    _check_warmup(warmup, steps)
+    _check_fraction("end", end)
+    return _after_warmup(peak, warmup, optax.cosine_decay_schedule(peak, steps - warmup, alpha=end))
+
+
+def one_cycle(peak: float, steps: int, *, warmup: int | None = None, base: float = 0.04) -> optax.Schedule:
+    """base → peak linearly in the warm-up, then along a cosine down to a hundredth of the base.
+
+    After Smith and Topin 2018 (arXiv 1708.07120), whose cycle is symmetric and linear; 0.04 and 0.3 are torch's and
+    optax's.
+
+    Args:
+        peak: the highest learning rate.
+        steps: the length of the run, warm-up included.
+        warmup: steps of the warm-up; None is three tenths of the run.
+        base: the first learning rate as a fraction of the peak.
+    """
+    warmup = 3 * steps // 10 if warmup is None else warmup
+    _check_warmup(warmup, steps)
+    _check_fraction("base", base)
+    down = optax.cosine_decay_schedule(peak, steps - warmup, alpha=base / 100)
+    return _after_warmup(peak, warmup, down, start=base)
+
+
+def inverse_sqrt(peak: float, *, warmup: int = 0, timescale: float | None = None) -> optax.Schedule:
+    """peak / √(1 + t/τ), t counted from the end of the warm-up: the rate of the convex theorems.
+
+    With a warm-up of W = τ steps it is the Transformer's (Vaswani et al. 2017, section 5.3): peak·√(W/t) after step W.
+
+    Args:
+        peak: the highest learning rate.
+        warmup: steps of the linear warm-up from 0 (W).
+        timescale: steps until the learning rate has fallen by 1/√2 (τ); None is the warm-up, or 1 without.
+    """
+    decay = _inverse(peak, warmup, timescale)
+    return _after_warmup(peak, warmup, lambda t: peak * jnp.sqrt(decay(t)))
+
+
+def inverse(peak: float, *, warmup: int = 0, timescale: float | None = None) -> optax.Schedule:
+    """peak / (1 + t/τ), t counted from the end of the warm-up: the rate of the strongly convex theorems.
+
+    Args:
+        peak: the highest learning rate.
+        warmup: steps of the linear warm-up from 0.
+        timescale: steps until the learning rate has halved (τ); None is the warm-up, or 1 without.
+    """
+    decay = _inverse(peak, warmup, timescale)
+    return _after_warmup(peak, warmup, lambda t: peak * decay(t))
+
+
+def warmup_stable_decay(
+    peak: float, steps: int, *, warmup: int | None = None, decay: int | None = None, end: float = 0.0
+) -> optax.Schedule:
+    """0 → peak linearly, the peak, and linearly down at the end.
+
+    Source: Hu et al. 2024 (arXiv 2404.06395); linear, over a fifth of the run: Hägele et al. 2024 (arXiv 2405.18392).
+
+    Args:
+        peak: the highest learning rate.
+        steps: the length of the run, warm-up and decay included.
+        warmup: steps of the warm-up; None is a tenth of the run.
+        decay: steps of the decay; None is a fifth of the run.
+        end: the last learning rate as a fraction of the peak.
+    """
+    warmup = steps // 10 if warmup is None else warmup
+    decay = max(steps // 5, 1) if decay is None else decay
+    _check_warmup(warmup, steps)
+    if not 0 <= decay <= steps - warmup:
+        raise ValueError(f"decay must fit into the steps after the warm-up ({steps - warmup}), got {decay}")
+    _check_fraction("end", end)
+    down = optax.linear_schedule(peak, peak * end, decay, transition_begin=steps - warmup - decay)
+    return _after_warmup(peak, warmup, down)
+
+
+def linear_to_zero(peak: float, steps: int, *, warmup: int = 0) -> optax.Schedule:
+    """0 → peak linearly in the warm-up, then linearly to 0 at t = steps.
+
+    Args:
+        peak: the highest learning rate.
+        steps: the length of the run, warm-up included.
+        warmup: steps of the warm-up.
+    """
+    _check_warmup(warmup, steps)
+    return _after_warmup(peak, warmup, optax.linear_schedule(peak, 0.0, steps - warmup))
+
+
+def tail_average(start: int) -> optax.Schedule:
+    """The decay d = n / (n + 1), n = t − start, with which the average a ← d·a + (1 − d)·θ is the mean of the tail.
+
+    That is the uniform mean of the iterates from step `start` on, the `start`-th included; before, d = 0 and the
+    average is the iterate itself. Source: Polyak and Juditsky 1992; tail: Jain et al. 2018 (arXiv 1610.03774).
+
+    Args:
+        start: the first step whose iterate is averaged.
+    """
+    check_not_negative("start", start)
+
+    def decay(step: jax.typing.ArrayLike) -> jax.Array:
+        n = jnp.maximum(jnp.asarray(step) - start, 0)
+        return n / (n + 1)
+
+    return decay
+
+
+def _after_warmup(peak: Any, warmup: int, schedule: optax.Schedule, start: float = 0.0) -> optax.Schedule:
+    """`schedule` after `warmup` steps that rise linearly to the peak, from `start` as a fraction of it."""
+    if warmup == 0:
+        return schedule
+    return optax.join_schedules([optax.linear_schedule(peak * start, peak, warmup), schedule], [warmup])
+
+
+def _inverse(peak: Any, warmup: int, timescale: float | None) -> optax.Schedule:
+    check_not_negative("warmup", warmup)
+    tau = max(warmup, 1) if timescale is None else timescale
+    check_positive("timescale", tau)
+    return lambda t: 1 / (1 + jnp.maximum(t, 0) / tau)
+
+
+def _check_warmup(warmup: int, steps: int) -> None:
+    check_positive("steps", steps)
+    check_not_negative("warmup", warmup)
+    if warmup >= steps:
+        raise ValueError(f"warmup must be shorter than steps ({steps}), got {warmup}")
+
+
+def _check_fraction(name: str, value: Any) -> None:
+    if is_number(value) and not 0 <= value <= 1:
+        raise ValueError(f"{name} is a fraction of the peak and must lie in [0, 1], got {value}")

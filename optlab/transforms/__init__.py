@@ -1,0 +1,23 @@
+"""The blocks: pure `optax.GradientTransformation`s that each do one thing, to be put into an `optax.chain`.
+
+They work wherever optax's do. Updates keep the dtype of the gradients; nothing is computed in less than float32.
+"""
+
+from optlab.transforms._decay import decay_weights
+from optlab.transforms._moments import scale_by_adagrad, scale_by_adam, scale_by_rms
+from optlab.transforms._momentum import momentum
+from optlab.transforms._orthogonalize import orthogonalize
+from optlab.transforms._scaling import scale_by_matrix_shape
+from optlab.transforms._sign import scale_by_sign, scale_by_softsign
+
+__all__ = [
+    "decay_weights",
+    "momentum",
+    "orthogonalize",
+    "scale_by_adagrad",
+    "scale_by_adam",
+    "scale_by_matrix_shape",
+    "scale_by_rms",
+    "scale_by_sign",
+    "scale_by_softsign",
+]

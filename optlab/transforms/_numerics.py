@@ -1,0 +1,44 @@
+"""Low precision: state may be stored in 16 bits, but nothing is computed in them.
+
+In bfloat16 a decay of 0.999 is 1, and in float16 an epsilon of 1e-8 is 0, so that zero gradients give 0 / 0.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def wide_dtype(x: Any) -> Any:
+    """The dtype that `x` is computed in: its own, but at least float32. Integers stay integers."""
+    dtype = jnp.result_type(x)
+    return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.inexact) else dtype
+
+
+def widen(tree: Any) -> Any:
+    """The tree with every leaf in at least float32."""
+    return jax.tree.map(lambda x: jnp.asarray(x, wide_dtype(x)), tree)
+
+
+def full_wide(tree: Any, value: Any) -> Any:
+    """A tree of the same shapes filled with `value`, in at least float32: where sums of squares are kept."""
+    return jax.tree.map(lambda x: jnp.full(jnp.shape(x), value, wide_dtype(x)), tree)
+
+
+def cast_like(tree: Any, target: Any) -> Any:
+    """The tree with every leaf in the dtype of the target's leaf."""
+    return jax.tree.map(lambda x, y: jnp.asarray(x, jnp.result_type(y)), tree, target)
+
+
+def computed_wide(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """One of optax's transforms, computed in at least float32; its state and updates keep their dtypes."""
+    tx = optax.with_extra_args_support(tx)
+
+    def update_fn(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        new_updates, new_state = tx.update(widen(updates), widen(state), widen(params), **extra_args)
+        return cast_like(new_updates, updates), cast_like(new_state, state)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update_fn)

@@ -1,0 +1,77 @@
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import optlab
+
+ROOT = Path(__file__).parent.parent
+
+
+def modules_after(code):
+    """Which modules a fresh Python has imported after the code."""
+    code = f"{code}\nimport sys\nprint(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+def error_of(code):
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False).stderr
+
+
+def test_the_face_alone_imports_nothing_heavy():
+    assert not {"jax", "optax", "numpy", "flax", "orbax", "chex"} & modules_after("import optlab; dir(optlab)")
+
+
+def test_the_light_part_needs_jax_and_optax_only():
+    code = """
+import optlab, jax.numpy as jnp
+tx = optlab.muon(optlab.schedules.cosine(0.1, 10), decay_roles=["matrix"])
+params = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+tx.update(params, tx.init(params), params)
+optlab.adamw(0.1).init(params)
+"""
+    got = modules_after(code)
+    assert {"jax", "optax"} <= got
+    assert not {"flax", "orbax", "chex", "sklearn", "matplotlib", "tensorboardX"} & got
+
+
+def test_importing_touches_no_device_and_no_setting():
+    code = """
+import jax
+before = {k: v for k, v in jax.config.values.items()}
+import optlab.optimizers, optlab.schedules, optlab.roles, optlab.transforms
+assert before == dict(jax.config.values)
+from jax._src import xla_bridge
+assert not xla_bridge._backends
+"""
+    modules_after(code)
+
+
+def test_a_missing_extra_names_the_line_that_installs_it():
+    code = "import sys; sys.modules['flax'] = None; import optlab; optlab.models"
+    assert "pip install 'optlab-jax[train]'" in error_of(code).replace('"', "'")
+
+
+def test_the_error_names_what_is_missing_and_who_needs_it(monkeypatch):
+    def fail(module):
+        raise ModuleNotFoundError(name="orbax.checkpoint")
+
+    monkeypatch.setattr("importlib.import_module", fail)
+    monkeypatch.delitem(vars(optlab), "training", raising=False)
+    with pytest.raises(ImportError, match=r"optlab\.training needs orbax: pip install 'optlab-jax\[train\]'"):
+        optlab.training  # noqa: B018
+
+
+def test_whatever_is_listed_is_there_and_nothing_else():
+    for name in set(optlab.__all__) - {"config", "data", "models", "training"}:
+        assert getattr(optlab, name) is not None
+    assert set(optlab.__all__) == set(dir(optlab))
+    with pytest.raises(AttributeError, match="module 'optlab' has no attribute 'adamww'"):
+        optlab.adamww  # noqa: B018
+
+
+def test_the_version_is_the_packages():
+    assert optlab.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

@@ -1,0 +1,163 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import optlab
+from optlab.roles import MatrixAxes
+
+SHAPES = [(4, 4), (3, 8), (8, 3)]
+
+
+def matrix(m, n, seed=0, singular_values=None):
+    rng = np.random.default_rng(seed)
+    U, sigma, Vt = np.linalg.svd(rng.standard_normal((m, n)), full_matrices=False)
+    return (U * (sigma if singular_values is None else singular_values)) @ Vt
+
+
+def orthogonal(tree, matrix_axes=None, **settings_):
+    tx = optlab.orthogonalize(**settings_)
+    with jax.enable_x64(True):
+        tree = jax.tree.map(jnp.asarray, tree)
+        return jax.tree.map(np.asarray, tx.update(tree, tx.init(tree), matrix_axes=matrix_axes)[0])
+
+
+def by_svd(X):
+    U, _, Vt = np.linalg.svd(X, full_matrices=False)
+    return U @ Vt
+
+
+def newton_schulz_on_singular_values(X, steps=5):
+    """The definition: the odd polynomial aσ + bσ³ + cσ⁵ of every singular value, iterated."""
+    U, sigma, Vt = np.linalg.svd(X, full_matrices=False)
+    sigma = sigma / np.linalg.norm(sigma)
+    for _ in range(steps):
+        sigma = 3.4445 * sigma - 4.7750 * sigma**3 + 2.0315 * sigma**5
+    return (U * sigma) @ Vt
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_svd_is_exact(shape):  # A21
+    X = matrix(*shape)
+    Y = orthogonal(X, method="svd")
+    np.testing.assert_allclose(Y, by_svd(X), atol=1e-12)
+    np.testing.assert_allclose(np.linalg.svd(Y, compute_uv=False), 1, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("steps", [1, 5])
+def test_newton_schulz_is_its_polynomial_of_the_singular_values(shape, steps):  # A20
+    X = matrix(*shape)
+    expected = newton_schulz_on_singular_values(X, steps)
+    np.testing.assert_allclose(orthogonal(X, steps=steps, eps=0.0), expected, atol=1e-10)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), shape=st.sampled_from([*SHAPES, (16, 16), (5, 40)]))
+def test_singular_values_end_near_one_where_they_arent_tiny(seed, shape):
+    spectrum = np.geomspace(1, 0.05, min(shape))
+    sigma = np.linalg.svd(orthogonal(matrix(*shape, seed, spectrum)), compute_uv=False)
+    assert sigma.max() < 1.25
+    assert sigma.min() > 0.65
+
+
+@pytest.mark.parametrize("method", ["newton_schulz", "svd"])
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000), exponent=st.integers(-30, 30), shape=st.sampled_from(SHAPES))
+def test_laws(method, seed, exponent, shape):
+    m, n = shape
+    X, P, Q = matrix(m, n, seed), by_svd(matrix(m, m, seed + 1)), by_svd(matrix(n, n, seed + 2))
+    f = lambda X: orthogonal(X, method=method, eps=0.0)
+    np.testing.assert_allclose(f(10.0**exponent * X), f(X), atol=1e-8)  # the scale is forgotten
+    np.testing.assert_allclose(f(P @ X @ Q), P @ f(X) @ Q, atol=1e-8)  # rotations go through
+    np.testing.assert_allclose(f(X.T), f(X).T, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["newton_schulz", "svd"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("scale", [1e-38, 1e-12, 1.0, 1e4, 1e30])
+def test_zero_rank_one_and_badly_scaled_matrices_stay_finite(method, dtype, scale):
+    top = float(jnp.finfo(dtype).max)
+    tree = {
+        "zero": np.zeros((3, 5)),
+        "rank one": np.outer(np.arange(1.0, 5), np.ones(6)),
+        "one entry": np.eye(4) * np.array([1.0, 0, 0, 0]),
+        "wide range": np.diag([1.0, 1e-4, 1e-8]),
+    }
+    tree = {name: jnp.asarray(np.clip(scale * X, 0, top), dtype) for name, X in tree.items()}
+    tx = optlab.orthogonalize(method, eps=1e-45)
+    update, _ = tx.update(tree, tx.init(tree))
+    assert all(jnp.isfinite(x).all() and x.dtype == dtype for x in jax.tree.leaves(update))
+    np.testing.assert_array_equal(update["zero"], 0)
+    if tree["rank one"][0, 0] >= jnp.finfo(dtype).tiny:
+        np.testing.assert_allclose(np.linalg.norm(np.float64(update["rank one"]), 2), 1, atol=0.35)
+        sigma = np.linalg.svd(np.float64(update["rank one"]), compute_uv=False)
+        assert sigma[1] < 0.05
+
+
+def test_a_matrix_far_below_eps_is_taken_for_zero():
+    assert np.abs(orthogonal(1e-13 * matrix(4, 4), eps=1e-7)).max() < 0.01
+
+
+def test_leaves_of_one_shape_are_one_batch():
+    """576 matrices must compile like a few: products are counted in the program."""
+    tree = {f"layer_{i}": {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 4))} for i in range(24)}
+    tx = optlab.orthogonalize()
+    program = jax.make_jaxpr(lambda g: tx.update(g, tx.init(g))[0])(tree)
+    assert sum(e.primitive.name == "dot_general" for e in program.eqns) <= 15
+    mixed = {"a": matrix(3, 5, 1), "b": [matrix(5, 3, 2), matrix(4, 4, 3)], "c": matrix(3, 5, 4)}
+    jax.tree.map(np.testing.assert_allclose, orthogonal(mixed), jax.tree.map(orthogonal, mixed))
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape"),
+    [
+        (MatrixAxes((), (0, 1, 2), (3,)), (2, 2, 3, 5)),
+        (MatrixAxes((), (0,), (1, 2)), (6, 2, 4)),
+        (MatrixAxes((0,), (1, 2), (3,)), (3, 2, 4, 6)),
+        (MatrixAxes((1,), (2,), (0,)), (4, 3, 5)),
+    ],
+)
+def test_axes_say_how_a_leaf_is_a_matrix(axes, shape):
+    X = np.random.default_rng(0).standard_normal(shape)
+    order = axes.stack + axes.input + axes.output
+    as_matrices = X.transpose(order).reshape(-1, *axes.fans(shape))
+    expected = np.stack([by_svd(A) for A in as_matrices]).reshape(X.transpose(order).shape).transpose(np.argsort(order))
+    np.testing.assert_allclose(orthogonal({"w": X}, {"w": axes}, method="svd")["w"], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("block", [optlab.orthogonalize, optlab.scale_by_matrix_shape])
+@pytest.mark.parametrize("axes", [None, {"conv": {"kernel": MatrixAxes()}}])
+def test_what_is_no_matrix_is_named(block, axes):
+    tree = {"conv": {"kernel": jnp.ones((3, 3, 2, 4))}}
+    tx = block()
+    with pytest.raises(ValueError, match=r"'conv/kernel' of shape \(3, 3, 2, 4\) isn't one: let by_role route"):
+        tx.update(tree, tx.init(tree), matrix_axes=axes)
+
+
+@pytest.mark.parametrize("spec", [(), ("x",), (None, "x"), ("x", "y")])
+def test_sharded_matrices_are_orthogonalized_alike(spec):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    tree = [jnp.asarray(matrix(8, 16), jnp.float32), jnp.asarray(matrix(16, 8, 1), jnp.float32)]
+    tx = optlab.orthogonalize()
+    f = jax.jit(lambda g: tx.update(g, tx.init(g))[0])
+    sharded = jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*spec)))
+    for got, expected in zip(f(sharded), f(tree), strict=True):
+        np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "qr"}, "method must be one of 'newton_schulz', 'svd', got 'qr'"),
+        ({"steps": 0}, "steps must be positive, got 0"),
+        ({"eps": -1.0}, r"eps must not be negative, got -1\.0"),
+        ({"precision": "tf32"}, "precision must be one of 'default', 'high', 'highest', got 'tf32'"),
+    ],
+)
+def test_orthogonalize_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        optlab.orthogonalize(**arguments)
