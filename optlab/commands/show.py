@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from optlab.commands._config import read
-from optlab.config import explain, resolve
+from optlab.experiment import explain, resolve
 
 
 def run(arguments: argparse.Namespace) -> int:

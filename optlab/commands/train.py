@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optlab.commands._config import read
-from optlab.config import Config, ConfigError, Experiment, build, flatten, load, slug, to_json
+from optlab.config import Config, ConfigError, flatten, load, slug, to_json
+from optlab.experiment import Experiment, build
 
 if TYPE_CHECKING:
     from optlab.training import History

@@ -6,9 +6,10 @@ import json
 import jax
 import optax
 import pytest
-from example import config
+from config.example import config
 
-from optlab.config import ConfigError, build, component, explain, flatten, load, override, resolve, to_json
+from optlab.config import ConfigError, component, flatten, load, override, to_json
+from optlab.experiment import build, explain, resolve
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_clipping_stands_before_the_optimizer():
 def test_configs_in_the_repository_are_right():
     from pathlib import Path
 
-    for path in sorted((Path(__file__).parents[2] / "configs").glob("*.py")):
+    for path in sorted((Path(__file__).parents[1] / "configs").glob("*.py")):
         found = load(path)
         assert resolve(found).steps == found.steps, path
         assert dataclasses.is_dataclass(found)

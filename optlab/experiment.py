@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optlab.config._files import to_json
-from optlab.config._schema import Component, Config, flatten
-from optlab.config._values import ConfigError, accepts, describe, nearest
+from optlab.config import Component, Config, ConfigError, accepts, describe, flatten, nearest, to_json
 
 if TYPE_CHECKING:
     import optax
