@@ -289,6 +289,7 @@ def _optimizer(config: Config) -> tuple[optax.GradientTransformation, dict[str, 
     """The optimizer, every learning rate of which is the peak of the config's schedule."""
     factory, arguments = find("optimizer", config.optimizer.name), dict(config.optimizer.arguments)
     hints, schedules = _hints(factory), {}
+    is_flat = config.schedule.name == "constant" and not config.schedule.arguments.get("warmup")
     for name in parameters("optimizer", factory):
         peak = arguments.get(name)
         if _is_rate(name) and isinstance(peak, int | float) and _takes_schedule(hints.get(name, Any)):
@@ -296,8 +297,8 @@ def _optimizer(config: Config) -> tuple[optax.GradientTransformation, dict[str, 
             takes = inspect.signature(find("schedule", config.schedule.name)).parameters
             schedules[name] = _call("schedule", config.schedule, **{k: v for k, v in filled.items() if k in takes})
             # A constant stays a number: some rules take no schedule, and a number needs no count in the state.
-            arguments[name] = peak if config.schedule.name == "constant" else schedules[name]
-    if config.schedule.name != "constant" and not schedules:
+            arguments[name] = peak if is_flat else schedules[name]
+    if not is_flat and not schedules:
         raise ConfigError(
             f"schedule={config.schedule.name} has no learning rate to shape in optimizer={config.optimizer.name}: "
             "set optimizer.learning_rate if that takes a schedule, or say schedule=constant"

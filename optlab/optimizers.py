@@ -37,6 +37,20 @@ from optlab._checks import check_decay, check_not_negative
 from optlab.roles import by_role
 from optlab.transforms._numerics import computed_wide
 
+__all__ = [
+    "adagrad",
+    "adam",
+    "adam_l2",
+    "adamw",
+    "lion",
+    "muon",
+    "rmsprop",
+    "sgd",
+    "signsgd",
+    "signum",
+    "softsign_sgd",
+]
+
 ScalarOrSchedule: TypeAlias = float | optax.Schedule
 Mask: TypeAlias = Any | Callable[[optax.Params], Any]
 

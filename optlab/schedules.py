@@ -12,6 +12,19 @@ import optax
 
 from optlab._checks import check_not_negative, check_positive, is_number
 
+__all__ = [
+    "constant",
+    "cosine",
+    "inverse",
+    "inverse_sqrt",
+    "linear_to_zero",
+    "one_cycle",
+    "step_decay",
+    "tail_average",
+    "warmup_cosine",
+    "warmup_stable_decay",
+]
+
 
 def constant(peak: float, *, warmup: int = 0) -> optax.Schedule:
     """The peak at every step.

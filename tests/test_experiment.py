@@ -77,6 +77,17 @@ def test_the_schedule_shapes_every_learning_rate():
     assert float(built.schedules["learning_rate"](20)) == pytest.approx(0, abs=1e-8)
 
 
+def test_a_constant_schedule_keeps_the_number_but_not_when_it_warms_up():
+    flat, warm = (
+        build(config(optimizer=component("sgd", learning_rate=1.0), schedule=component("constant", **arguments)))
+        for arguments in ({}, {"warmup": 10})
+    )
+    params = {"w": jax.numpy.zeros(2)}
+    sizes = [float(b.tx.update({"w": jax.numpy.ones(2)}, b.tx.init(params), params)[0]["w"][0]) for b in (flat, warm)]
+    assert sizes[0] == -1.0
+    assert -0.2 < sizes[1] <= 0.0
+
+
 def test_a_users_function_that_returns_no_transformation_is_named():
     with pytest.raises(ConfigError, match=r"must return an optax.GradientTransformation, got function"):
         build(config(optimizer=component(f"{__name__}:not_a_rule", learning_rate=1.0)))

@@ -122,15 +122,16 @@ def test_optaxs_arguments_and_defaults(name):
 
 
 def test_gradient_descent_with_a_stopping_rule():  # A2
-    gradient, start, _H = ravine()
     tx = optlab.sgd(1.0)
-    norm = lambda theta: jnp.linalg.norm(gradient(theta))
-    step = lambda carry: (optax.apply_updates(carry[0], tx.update(gradient(carry[0]), tx.init(start))[0]), carry[1] + 1)
+    norm = lambda theta: jnp.linalg.norm(GRADIENT(theta))
+    step = lambda c: (optax.apply_updates(c[0], tx.update(GRADIENT(c[0]), tx.init(START))[0]), c[1] + 1)
     with jax.enable_x64(True):
-        theta, steps = jax.lax.while_loop(lambda c: (norm(c[0]) > 1e-3) & (c[1] < 10**4), step, (jnp.asarray(start), 0))
-        before = iterates(tx, gradient, start, int(steps))
-        assert norm(theta) <= 1e-3 < norm(before[-2])
-        np.testing.assert_allclose(theta, before[-1], rtol=1e-9)
+        theta, steps = jax.lax.while_loop(lambda c: (norm(c[0]) > 1e-3) & (c[1] < 10**4), step, (jnp.asarray(START), 0))
+        path = [START]
+        for _ in range(int(steps)):
+            path.append(path[-1] - GRADIENT(path[-1]))
+        assert norm(theta) <= 1e-3 < norm(path[-2])
+        np.testing.assert_allclose(theta, path[-1], rtol=1e-9)
 
 
 penalized = in_float64(
@@ -166,26 +167,14 @@ def test_adamw_doesnt_minimize_the_penalized_loss():  # A17
 
 
 def test_a_normalized_step_of_the_gradients_length_is_gradient_descent():  # A25
-    gradient, start, _ = ravine()
     normalized = optax.chain(optax.normalize_by_update_norm(eps=0.0), optax.scale(-RATE))
     with jax.enable_x64(True):
-        theta = jnp.asarray(start)
-        for expected in iterates(optlab.sgd(RATE), gradient, start, 30)[1:]:
-            g = gradient(theta)
+        theta = jnp.asarray(START)
+        for expected in iterates(optlab.sgd(RATE), GRADIENT, START, 30)[1:]:
+            g = GRADIENT(theta)
             direction, _ = normalized.update(g, normalized.init(g))
             theta = theta + jnp.linalg.norm(g) * direction
             np.testing.assert_allclose(theta, expected, rtol=1e-9)
-
-
-def test_mini_batches_are_the_full_batch_on_the_mean():  # A1
-    rng = np.random.default_rng(0)
-    X, y, w = rng.standard_normal((64, 3)), rng.standard_normal(64), rng.standard_normal(3)
-    loss = lambda w, X, y: jnp.mean((X @ w - y) ** 2)
-    with jax.enable_x64(True):
-        full = jax.grad(loss)(w, X, y)
-        for B in (1, 8, 64):
-            batches = [jax.grad(loss)(w, X[i : i + B], y[i : i + B]) for i in range(0, 64, B)]
-            np.testing.assert_allclose(np.mean(batches, axis=0), full, rtol=1e-9)
 
 
 # Muon.
@@ -224,11 +213,10 @@ def test_muon_formula(scale, adam_rate):  # A20, A22
             update, state = tx.update(g, state, theta)
             expected, adam_state = adamw.update(g, adam_state, theta)
             M = jax.tree.map(lambda m, g: 0.95 * m + g, M, g)
-            for name, kind, (fan_in, fan_out) in (("dense", (4, 6), (4, 6)), ("conv", (2, 2, 3, 5), (12, 5))):
+            for name, fan_in, fan_out in (("dense", 4, 6), ("conv", 12, 5)):
                 G, m, p = (np.asarray(x["block_0"][name]["kernel"]) for x in (g, M, theta))
-                O = newton_schulz((g_plus := G + 0.95 * m).reshape(fan_in, fan_out)).reshape(g_plus.shape)
+                O = newton_schulz((G + 0.95 * m).reshape(fan_in, fan_out)).reshape(G.shape)
                 factor = 0.2 * max(fan_in, fan_out) ** 0.5 if scale == "rms" else max(1, fan_out / fan_in) ** 0.5
-                assert G.shape == kind
                 expected["block_0"][name]["kernel"] = -RATE * (factor * O + 0.1 * p)
             jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-7, atol=1e-9), update, expected)
             theta = optax.apply_updates(theta, update)

@@ -42,7 +42,7 @@ def squared_error(outputs: jax.Array, batch: Batch) -> jax.Array:
     Returns:
       losses (B,).
     """
-    labels = batch["labels"]
+    labels = jnp.asarray(batch["labels"])
     if labels.size != outputs.size:
         raise ValueError(f"squared_error needs labels of the outputs' shape {outputs.shape}, got {labels.shape}")
     labels = jnp.reshape(labels, outputs.shape)

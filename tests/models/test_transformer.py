@@ -50,7 +50,14 @@ def test_llama_like_model_is_its_formula():
     p = float64(variables["params"])
     x = numpy_body(p["body"], p["embedding"]["embedding"][TOKENS], 3, "swiglu", causal=True, rotary=True, qk_norm=True)
     np.testing.assert_allclose(compiled(model)(variables, TOKENS), x @ p["head"]["kernel"], atol=1e-4)
-    assert not any("bias" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(p))
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_without_biases_there_are_none(norm, activation):
+    model = transformer(11, **TINY, norm=norm, activation=activation, tied=False, bias=False)
+    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
+    assert not any("bias" in jax.tree_util.keystr(path) for path, _ in leaves)
 
 
 def test_vision_transformer_is_its_formula():
