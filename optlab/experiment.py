@@ -247,13 +247,15 @@ def build(config: Config) -> Experiment:
 
 
 def _check_fit(config: Config, workload: Workload) -> None:
-    """Traces the loss on one batch, without computing anything, so that parts that don't fit are named here."""
+    """Traces an evaluation of one batch, without computing anything, so that parts that don't fit are named here."""
     import jax
+
+    from optlab.training import make_evaluation
 
     try:
         key = jax.random.key(0)
         params, model_state = jax.eval_shape(workload.init, key)
-        jax.eval_shape(lambda *arguments: workload.loss(*arguments, True), params, model_state, workload.example(), key)
+        jax.eval_shape(make_evaluation(workload.loss), params, model_state, workload.example(), key)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         parts = f"model={config.model.name}, data={config.data.name} and loss={config.loss.name} don't fit together"
         raise ConfigError(f"{parts}: {type(error).__name__}: {str(error).splitlines()[0]}") from error

@@ -9,7 +9,7 @@ from optlab.training.parallel import parallelize
 from optlab.training.progress import Progress
 from optlab.training.records import NonFiniteError
 from optlab.training.state import TrainState, evaluation_params, init_state
-from optlab.training.step import make_step
+from optlab.training.step import make_evaluation, make_step
 from optlab.training.workload import Workload
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "evaluation_params",
     "init_state",
     "load_params",
+    "make_evaluation",
     "make_step",
     "parallelize",
     "plot_curves",
