@@ -209,9 +209,8 @@ class MultiHeadAttention(nn.Module):
         query_BxTxHxK, key_BxTxHxK = self._prepared("query", x_BxTxD), self._prepared("key", x_BxTxD)
         value_BxTxHxK = self._heads("value", x_BxTxD)
         if self.is_mutable_collection("intermediates"):
-            self.sow(
-                "intermediates", "attention_weights", attention_weights(query_BxTxHxK, key_BxTxHxK, causal=self.causal)
-            )
+            weights_BxHxTxT = attention_weights(query_BxTxHxK, key_BxTxHxK, causal=self.causal)
+            self.sow("intermediates", "attention_weights", weights_BxHxTxT)
         mixed_BxTxHxK = jax.nn.dot_product_attention(query_BxTxHxK, key_BxTxHxK, value_BxTxHxK, is_causal=self.causal)
         return self._dense("out", self.out_std)(mixed_BxTxHxK.reshape(x_BxTxD.shape))
 
