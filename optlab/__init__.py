@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         value = getattr(importlib.import_module(f"optlab.{_HOME[name]}"), name)
     elif name in _SUBMODULES:
-        value = _import(f"optlab.{name}")
+        value = importlib.import_module(f"optlab.{name}")
     else:
         raise AttributeError(f"module 'optlab' has no attribute {name!r}")
     globals()[name] = value  # so that it is looked up once
@@ -65,13 +65,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-def _import(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing in ("", "optlab"):
-            raise
-        raise ImportError(f"{module} needs {missing}: pip install 'optlab-jax[train]'", name=missing) from error

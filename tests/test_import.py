@@ -50,19 +50,22 @@ assert not xla_bridge._backends
     modules_after(code)
 
 
-def test_a_missing_extra_names_the_line_that_installs_it():
-    code = "import sys; sys.modules['flax'] = None; import optlab; optlab.models"
-    assert "pip install 'optlab-jax[train]'" in error_of(code).replace('"', "'")
+@pytest.mark.parametrize("how", ["import optlab; optlab.training", "from optlab.training import train"])
+@pytest.mark.parametrize("package", ["flax", "orbax", "rich"])
+def test_a_missing_extra_names_the_line_that_installs_it(how, package):
+    code = f"import sys; sys.modules[{package!r}] = None; {how}"
+    assert f"optlab.training needs {package}: pip install 'optlab-jax[train]'" in error_of(code)
 
 
-def test_the_error_names_what_is_missing_and_who_needs_it(monkeypatch):
-    def fail(module):
-        raise ModuleNotFoundError(name="orbax.checkpoint")
-
-    monkeypatch.setattr("importlib.import_module", fail)
-    monkeypatch.delitem(vars(optlab), "training", raising=False)
-    with pytest.raises(ImportError, match=r"optlab\.training needs orbax: pip install 'optlab-jax\[train\]'"):
-        optlab.training  # noqa: B018
+def test_the_command_line_says_it_without_a_traceback():
+    code = (
+        "import sys; sys.modules['rich'] = None\n"
+        "from optlab.commands import main\n"
+        "assert main(['show', 'configs/digits.py']) == 2\n"
+        "raise SystemExit(1)"
+    )
+    error = error_of(code)
+    assert error.strip() == "optlab: optlab show needs rich: pip install 'optlab-jax[train]'"
 
 
 def test_whatever_is_listed_is_there_and_nothing_else():

@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from optlab._extras import MissingExtraError
 from optlab.config import ConfigError
 
 CONFIG = "a Python file with get_config(), or the config.json of a run"
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.overrides += rest  # those that stood behind an option
     try:
         return importlib.import_module(f"optlab.commands.{arguments.command}").run(arguments)
-    except ConfigError as error:
+    except (ConfigError, MissingExtraError) as error:
         print(f"optlab: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -6,16 +6,18 @@ import argparse
 import json
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
+from optlab._extras import need
 from optlab.commands._config import read
 from optlab.experiment import explain, resolve
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the table."""
+    need("optlab show", "rich")
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("key", "value", "type", "meaning", box=box.SIMPLE_HEAD, pad_edge=False)
     for key, value, kind, meaning in explain(resolve(read(arguments))):
         table.add_row(key, _text(value), kind, meaning)

@@ -7,17 +7,14 @@ import zlib
 from pathlib import Path
 from types import ModuleType
 
+from optlab._extras import need
 from optlab.data._types import DataError
 
 
 def require(module: str, wanted_by: str) -> ModuleType:
     """Imports a library that only some sources need, or says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise DataError(
-            f"{wanted_by} needs {module}, which isn't installed: pip install 'optlab-jax[train]'"
-        ) from error
+    need(wanted_by, module.partition(".")[0])
+    return importlib.import_module(module)
 
 
 def places(name: str, path: str | os.PathLike | None) -> list[Path]:

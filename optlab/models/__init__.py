@@ -5,10 +5,10 @@ Every model is called as `model.apply(variables, inputs, train=…)` and gives l
 (`head`, `embedding`, `position`, `norm…`, `query`, …), which is what `optlab.roles` reads.
 """
 
-try:
-    import flax  # noqa: F401
-except ImportError as error:
-    raise ImportError('optlab.models needs Flax: pip install "optlab-jax[train]"') from error
+# ruff: noqa: E402
+from optlab._extras import need
+
+need("optlab.models", "flax")
 
 from optlab.models.layers import MultiHeadAttention, attention_weights
 from optlab.models.mlp import MLP, mlp

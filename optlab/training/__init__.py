@@ -1,5 +1,10 @@
 """Training: a workload, a pure step, a loop, checkpoints that it continues from."""
 
+# ruff: noqa: E402
+from optlab._extras import need
+
+need("optlab.training", "flax", "orbax", "rich", "matplotlib", "tensorboardX")
+
 from optlab.training.checkpoint import CheckpointError, Checkpoints, load_params
 from optlab.training.curves import plot_curves
 from optlab.training.loop import History, train

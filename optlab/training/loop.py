@@ -24,7 +24,6 @@ from optlab.training.state import TrainState, evaluation_params, init_state
 from optlab.training.step import make_step
 from optlab.training.workload import Workload
 
-
 # Random numbers for every kernel are one big program that runs once: optimizing it took ResNet-20 16 s on a CPU, not 2.
 _QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from optlab._extras import need
+
 Record = dict[str, float]
 
 
@@ -89,10 +91,9 @@ class WeightsAndBiases:
     """The same numbers in a project of Weights & Biases."""
 
     def __init__(self, project: str, *, name: str, config: Mapping[str, Any]):
-        try:
-            import wandb
-        except ImportError as error:
-            raise ImportError("log.wandb needs wandb: pip install 'optlab-jax[wandb]'") from error
+        need("log.wandb", "wandb", extra="wandb")
+        import wandb
+
         self._start = lambda: wandb.init(project=project, name=name, config=dict(config), resume="allow")
 
     def begin(self, start: int, steps: int) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from published_files import write_archive, write_binary, write_fashion, write_python
 
+from optlab._extras import MissingExtraError
 from optlab.data import Batches, DataError, Source, Split, cifar10, fashion_mnist
 from optlab.data import _images as images_module
 from optlab.data._images import crop_and_flip
@@ -264,7 +265,9 @@ def test_offline_says_where_it_looked_and_what_to_do(tmp_path: Path, monkeypatch
 def test_download_needs_pooch_and_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("tqdm", "pooch"):
         monkeypatch.setitem(sys.modules, library, None)
-        with pytest.raises(DataError, match=rf"cifar10, to be .* needs {library}.*pip install 'optlab-jax\[train\]'"):
+        with pytest.raises(
+            MissingExtraError, match=rf"cifar10, to be .* needs {library}.*pip install 'optlab-jax\[train\]'"
+        ):
             cifar10()
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optlab._extras import MissingExtraError
 from optlab.data import DataError, Split, arrays, digits, sources
 from optlab.data._arrays import statistics
 
@@ -64,8 +65,8 @@ def test_digits_are_scikit_learns() -> None:
 
 
 def test_a_missing_library_names_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(DataError, match=r"digits needs sklearn.datasets.*: pip install 'optlab-jax\[train\]'"):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(MissingExtraError, match=r"digits needs sklearn: pip install 'optlab-jax\[train\]'"):
         digits()
 
 
