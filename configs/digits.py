@@ -12,8 +12,8 @@ def get_config() -> Config:
         model=component("mlp", widths=[256, 256]),
         metrics=("accuracy",),
         optimizer=component("muon", learning_rate=3e-3, weight_decay=0.1),
-        schedule=component("warmup_cosine", warmup=50),
-        steps=1000,
+        schedule=component("warmup_cosine", warmup=20),
+        steps=300,
         batch_size=128,
         target=Target(metric="validation/accuracy", mode="max", value=0.97),
     )

@@ -12,6 +12,8 @@ import optax
 
 from optlab import _telling
 
+__all__ = ["ROLES", "ByRoleState", "Labels", "MatrixAxes", "by_role", "matrix_axes", "roles"]
+
 ROLES = ("matrix", "conv", "embedding", "head", "vector", "scalar")
 
 

@@ -210,6 +210,19 @@ def test_names_and_shapes(tree, role, axes):
 
 
 @pytest.mark.parametrize(
+    ("tree", "path", "what"),
+    [
+        ({"query": {"kernel": (4, 4, 6), "bias": (4, 6)}}, "query/kernel", ("matrix", INTO_HEADS)),
+        ({"query": {"kernel": (12, 4, 6)}, "key": {"kernel": (12, 2, 6)}}, "query/kernel", ("matrix", INTO_HEADS)),
+        ({"conv_0": {"kernel": (3, 4, 8)}, "conv_1": {"kernel": (3, 8, 8)}}, "conv_1/kernel", ("conv", OUT_OF_HEADS)),
+        ({"norm": {"scale": (12,)}, "up": {"kernel": (12, 48)}}, "up/kernel", ("matrix", MATRIX)),
+    ],
+)
+def test_neighbours_of_one_length_are_no_stack(tree, path, what):
+    assert told(shapes(tree))[path] == what
+
+
+@pytest.mark.parametrize(
     ("tree", "heads"),
     [
         ({"e": {"embedding": (256, 64)}, "Dense_0": {"kernel": (64, 256)}}, ["Dense_0/kernel"]),

@@ -30,9 +30,7 @@ def plot_curves(run: str | Path) -> Path:
             if points:
                 axes.plot(*zip(*points, strict=True), label=key, **_STYLES.get(key.split("/")[0], {}))
         axes.set_ylabel(name)
-        if name in ("loss", "gradient_norm", "update_norm") and all(
-            v > 0 for line in axes.lines for v in line.get_ydata()
-        ):
+        if name in ("loss", "gradient_norm") and all(v > 0 for line in axes.lines for v in line.get_ydata()):
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
@@ -43,4 +41,4 @@ def plot_curves(run: str | Path) -> Path:
 
 def _order(name: str) -> tuple[int, str]:
     """Loss first, then metrics, then what explains them."""
-    return ({"loss": 0, "learning_rate": 2, "gradient_norm": 3, "update_norm": 4}.get(name, 1), name)
+    return ({"loss": 0, "learning_rate": 2, "gradient_norm": 3}.get(name, 1), name)

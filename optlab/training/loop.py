@@ -150,7 +150,8 @@ def train(
                 ended = f"interrupted by {signals[0]}"
             best = judge.best and judge.best[0]
             if checkpoints is not None and (ended or t % checkpoints.every == 0 or t == best):
-                records.drain()
+                if guard is not None:
+                    records.settle(t, state)
                 checkpoints.save(state, judge.dump(), best=best)
             if ended:
                 records.outcome = ended

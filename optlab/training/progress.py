@@ -64,7 +64,7 @@ class Progress:
         first, since = self.timed or (step, now)
         if step > first and now > since:
             rate = (step - first) / (now - since)
-            parts += [f"{rate * self.batch_size:.4g} examples/s", f"{_clock((self.steps - step) / rate)} left"]
+            parts += [f"{rate * self.batch_size:,.0f} examples/s", f"{_clock((self.steps - step) / rate)} left"]
         return "  ".join(parts)
 
 

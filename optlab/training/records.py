@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from optlab.config import Target
@@ -43,7 +44,7 @@ class Records:
         self.workload, self.place_batch, self.judge = workload, place_batch, judge
         self.observers, self.schedules, self.steps = observers, schedules, steps
         self.log_every, self.evaluate_every = log_every, evaluate_every
-        self.evaluation = jax.jit(make_evaluation(workload.loss))
+        self.evaluation, self.all_finite = jax.jit(make_evaluation(workload.loss)), jax.jit(_all_finite)
         self.all: list[Record] = []
         self.outcome = "finished"
         self.pending: collections.deque[tuple[int, Metrics]] = collections.deque()
@@ -87,6 +88,12 @@ class Records:
         while self.pending:
             self._read()
 
+    def settle(self, t: int, state: TrainState) -> None:
+        """Before a state is saved: waits for the steps in flight, and refuses one whose parameters aren't finite."""
+        self.drain()
+        if not self.all_finite(state.params):
+            raise _not_finite(f"step {t}: the update made parameters that aren't finite")
+
     def outcome_at(self, t: int, state: TrainState) -> str | None:
         """Evaluates after step t if that is due; how the run ends there, if it does."""
         converged = self.judge.converged(self.latest)
@@ -110,10 +117,8 @@ class Records:
         t, metrics = self.pending.popleft()
         values = {name: float(total / weight) for name, (total, weight) in jax.device_get(metrics).items()}
         if values.pop("finite", 1.0) < 1:
-            norms = f"the gradient's norm {values['gradient_norm']:g}, the update's {values['update_norm']:g}"
-            raise NonFiniteError(
-                f"step {t}: the loss is {values['loss']:g}, {norms}. Lower the learning rate, warm it up "
-                "or clip the gradients (clip_norm=1), and look for bad values in the data"
+            raise _not_finite(
+                f"step {t}: the loss is {values['loss']:g} and the gradient's norm {values['gradient_norm']:g}"
             )
         record = {"step": t, **{f"train/{name}": value for name, value in values.items()}}
         record |= {name: float(schedule(t - 1)) for name, schedule in self.schedules.items() if self._is_logged(t)}
@@ -149,3 +154,14 @@ class Records:
         for metrics in pending:
             add(metrics)
         return {f"{split}/{name}": float(total / weight) for name, (total, weight) in sums.items()}
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
+def _not_finite(what: str) -> NonFiniteError:
+    return NonFiniteError(
+        f"{what}. Lower the learning rate, warm it up or clip the gradients (clip_norm=1), "
+        "and look for bad values in the data"
+    )

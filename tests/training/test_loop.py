@@ -147,7 +147,7 @@ def test_a_signal_saves_and_the_next_call_continues(tmp_path, number):
 @pytest.mark.parametrize("where", ["batch", "rate"])
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, where):
     tx = optax.sgd(lambda t: jnp.where(t < 29, 0.01, jnp.inf)) if where == "rate" else optax.sgd(1e3)
-    with pytest.raises(NonFiniteError, match=r"step \d+: the loss is .*the update's inf.*Lower the learning rate"):
+    with pytest.raises(NonFiniteError, match=r"step \d+: the (loss is|update made) .*Lower the learning rate"):
         train(workload(), tx, steps=100, checkpoints=Checkpoints(tmp_path, every=10, keep=20), log_every=7)
     for step in Checkpoints(tmp_path).steps():
         assert np.isfinite(load_params(tmp_path, step=step)["w"]).all()
