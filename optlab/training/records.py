@@ -77,16 +77,14 @@ class Records:
                 observer.end(self.outcome)
 
     def push(self, t: int, metrics: Metrics) -> None:
-        """Takes a step's metrics, which the device may still be computing, and reads those of long ago."""
+        """Takes a step's metrics, which the device may still be computing; when they are many, reads the older half."""
         self.pending.append((t, metrics))
-        in_flight = IN_FLIGHT if self.judge.stop.gradient_norm is None else 0
-        while len(self.pending) > in_flight:
-            self._read()
+        if len(self.pending) >= (IN_FLIGHT if self.judge.stop.gradient_norm is None else 1):
+            self._read((len(self.pending) + 1) // 2)  # one wait and one copy for many steps
 
     def drain(self) -> None:
         """Waits for the steps in flight."""
-        while self.pending:
-            self._read()
+        self._read(len(self.pending))
 
     def settle(self, t: int, state: TrainState) -> None:
         """Before a state is saved: waits for the steps in flight, and refuses one whose parameters aren't finite."""
@@ -113,18 +111,19 @@ class Records:
     def _is_evaluated(self, t: int) -> bool:
         return t % self.evaluate_every == 0 or t == self.steps
 
-    def _read(self) -> None:
-        t, metrics = self.pending.popleft()
-        values = {name: float(total / weight) for name, (total, weight) in jax.device_get(metrics).items()}
-        if values.pop("finite", 1.0) < 1:
-            raise _not_finite(
-                f"step {t}: the loss is {values['loss']:g} and the gradient's norm {values['gradient_norm']:g}"
-            )
-        record = {"step": t, **{f"train/{name}": value for name, value in values.items()}}
-        record |= {name: float(schedule(t - 1)) for name, schedule in self.schedules.items() if self._is_logged(t)}
-        self.latest = record
-        if t % self.log_every == 0 and not self._is_evaluated(t) and not self.judge.converged(record):
-            self._emit(record)
+    def _read(self, count: int) -> None:
+        """Turns the metrics of the oldest steps into records; the first that isn't finite ends the run."""
+        steps, metrics = zip(*(self.pending.popleft() for _ in range(count)), strict=True) if count else ((), ())
+        for t, sums in zip(steps, jax.device_get(metrics), strict=True):
+            values = {name: float(total / weight) for name, (total, weight) in sums.items()}
+            if values.pop("finite", 1.0) < 1:
+                loss, norm = values["loss"], values["gradient_norm"]
+                raise _not_finite(f"step {t}: the loss is {loss:g} and the gradient's norm {norm:g}")
+            self.latest = {"step": t, **{f"train/{name}": value for name, value in values.items()}}
+            if self._is_logged(t):
+                self.latest |= {name: float(schedule(t - 1)) for name, schedule in self.schedules.items()}
+            if t % self.log_every == 0 and not self._is_evaluated(t) and not self.judge.converged(self.latest):
+                self._emit(self.latest)
 
     def _is_logged(self, t: int) -> bool:
         return t % self.log_every == 0 or self._is_evaluated(t)
