@@ -297,6 +297,8 @@ def _optimizer(config: Config) -> tuple[optax.GradientTransformation, dict[str, 
         if _is_rate(name) and isinstance(peak, int | float) and _takes_schedule(hints.get(name, Any)):
             filled = {"peak": peak, "steps": config.steps}
             takes = inspect.signature(find("schedule", config.schedule.name)).parameters
+            if "peak" not in takes:
+                raise ConfigError(f"schedule={config.schedule.name} is no learning rate: it takes no peak")
             schedules[name] = _call("schedule", config.schedule, **{k: v for k, v in filled.items() if k in takes})
             # A constant stays a number: some rules take no schedule, and a number needs no count in the state.
             arguments[name] = peak if is_flat else schedules[name]

@@ -23,6 +23,7 @@ from optlab.experiment import build, explain, resolve
         (["schedule.peak=1"], "schedule.peak can't be set: it follows from optimizer.learning_rate"),
         (["schedule.steps=7"], "schedule.steps can't be set: it follows from steps"),
         (["schedule.warmup=30"], r"schedule=warmup_cosine: warmup must be .*30"),
+        (["schedule=tail_average", "schedule.start=3"], "schedule=tail_average is no learning rate: it takes no peak"),
         (["schedule=cosin"], r"unknown schedule 'cosin'; did you mean 'cosine'\?"),
         (["model.outputs=5"], "model.outputs can't be set: it follows from the data"),
         (["model=mpl"], r"unknown model 'mpl'; did you mean 'mlp'\?"),

@@ -55,7 +55,7 @@ def _train(experiment: Experiment, folder: Path, initial: tuple[Any, Any] | None
     if config.log.tensorboard:
         observers.append(TensorBoard(folder))
     if config.log.wandb:
-        observers.append(WeightsAndBiases(config.log.wandb, name=folder.name, config=flatten(config)))
+        observers.append(WeightsAndBiases(config.log.wandb, folder=folder, config=flatten(config)))
     return train(
         experiment.workload,
         experiment.tx,

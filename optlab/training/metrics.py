@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -88,16 +89,30 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """The same numbers in a project of Weights & Biases."""
+    """The same numbers in a project of Weights & Biases; a continued run goes on in the same one.
 
-    def __init__(self, project: str, *, name: str, config: Mapping[str, Any]):
+    Args:
+      project: the project's name.
+      folder: the run's folder: its name is the run's, its path the run's identity.
+      config: what is shown as the run's config.
+    """
+
+    def __init__(self, project: str, *, folder: str | Path, config: Mapping[str, Any]):
         need("log.wandb", "wandb", extra="wandb")
-        import wandb
-
-        self._start = lambda: wandb.init(project=project, name=name, config=dict(config), resume="allow")
+        self.project, self.folder, self.config = project, Path(folder).absolute(), dict(config)
 
     def begin(self, start: int, steps: int) -> None:
-        self._run = self._start()
+        import wandb
+
+        identity = hashlib.sha256(str(self.folder).encode()).hexdigest()[:16]
+        self._run = wandb.init(
+            project=self.project,
+            name=self.folder.name,
+            id=identity,
+            config=self.config,
+            dir=self.folder,
+            resume="allow",
+        )
 
     def record(self, record: Record) -> None:
         self._run.log({k: v for k, v in record.items() if k != "step"}, step=int(record["step"]))

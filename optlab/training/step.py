@@ -104,6 +104,9 @@ def _mean_gradient(loss: Loss, axis_name: str | None, accumulate: int) -> Callab
             sums = jax.tree.map(lambda s, x: s + new["loss"][1] * x, sums, terms)
             return (sums, model_state, jax.tree.map(jnp.add, metrics, new)), None
 
+        examples = len(jax.tree.leaves(batch)[0])
+        if examples % accumulate:
+            raise ValueError(f"accumulate must divide the batch's {examples} examples, got {accumulate}")
         micros = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
         shapes = jax.eval_shape(one, params, model_state, jax.tree.map(lambda x: x[0], micros), key)
         zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)

@@ -15,6 +15,7 @@ import pytest
 from optlab.commands import main
 from optlab.training import read_metrics
 
+DIGITS = Path(__file__).parents[2] / "configs" / "digits.py"
 CONFIG = """
 from optlab.config import Config, Target, component
 
@@ -67,6 +68,13 @@ def test_a_run_leaves_a_folder_that_says_everything(here, capsys):
     assert records[-1].keys() >= {"train/loss", "validation/accuracy", "test/accuracy", "learning_rate"}
     assert (folder / "curves.png").stat().st_size > 1000
     assert sorted(p.name for p in (folder / "checkpoints").iterdir())[-1] == "30"
+
+
+def test_the_main_job_reaches_what_the_readme_says(here):
+    assert main(["train", str(DIGITS)]) == 0
+    last = read_metrics(here / "runs" / "digits")[-1]
+    assert last["test/accuracy"] >= 0.97
+    assert last["validation/accuracy"] >= 0.97
 
 
 def test_the_same_command_continues_and_another_config_is_refused(here, capsys):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import pytest
 from rich.console import Console
@@ -65,6 +66,7 @@ def test_the_live_line_says_what_one_wants_to_know(terminal):
     assert ("\x1b" in text) == terminal
 
 
-def test_a_missing_extra_is_named():
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match=r"log.wandb needs wandb: pip install 'optlab-jax\[wandb\]'"):
-        WeightsAndBiases("project", name="run", config={})
+        WeightsAndBiases("project", folder="run", config={})

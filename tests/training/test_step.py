@@ -167,6 +167,13 @@ def test_bad_arguments_are_named(kwargs, message):
         make_step(loss, optax.sgd(0.1), **kwargs)
 
 
+def test_microbatches_must_divide_the_batch():
+    params, model_state, batch = problem(12)
+    state = init_state(params, model_state, optax.sgd(0.1), key=jax.random.key(0))
+    with pytest.raises(ValueError, match="accumulate must divide the batch's 12 examples, got 5"):
+        make_step(loss, optax.sgd(0.1), accumulate=5)(state, batch)
+
+
 def test_a_loss_without_its_sum_is_refused():
     bare = lambda params, model_state, batch, key, train: (params["w"].sum(), (model_state, {"accuracy": (1.0, 1.0)}))
     state = init_state({"w": jnp.ones(2)}, {}, optax.sgd(0.1), key=jax.random.key(0))
