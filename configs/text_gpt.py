@@ -1,7 +1,7 @@
 """A byte-level GPT on any text: hidden matrices by Muon, the rest by AdamW.
 
-On tiny Shakespeare (data.path=tinyshakespeare.txt) it reaches 1.69 nats a byte on the validation split in 6.5 minutes on
-two CPU cores; a bigram table reaches 2.50. Without a path it reads the Python standard library's own sources.
+On tiny Shakespeare (data.path=tinyshakespeare.txt) it reaches 1.69 nats a byte on the validation split in 6.5 minutes
+on two CPU cores; a bigram table reaches 2.50. Without a path it reads the Python standard library's own sources.
 """
 
 from optlab.config import Config, Target, component

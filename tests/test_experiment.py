@@ -8,8 +8,9 @@ import optax
 import pytest
 from config.example import config
 
+from optlab.components import explain, resolve
 from optlab.config import ConfigError, component, flatten, load, override, to_json
-from optlab.experiment import build, explain, resolve
+from optlab.experiment import build
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,23 @@ def test_a_constant_schedule_keeps_the_number_but_not_when_it_warms_up():
 def test_a_users_function_that_returns_no_transformation_is_named():
     with pytest.raises(ConfigError, match=r"must return an optax.GradientTransformation, got function"):
         build(config(optimizer=component(f"{__name__}:not_a_rule", learning_rate=1.0)))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "at_peak"),
+    [
+        (component("optax.cosine_decay_schedule"), 0),
+        (component("optax.warmup_cosine_decay_schedule", init_value=0.0, warmup_steps=5), 5),
+        (component("linear_schedule", end_value=0.0), 0),
+    ],
+)
+def test_optaxs_schedules_are_filled_in_too(schedule, at_peak):
+    f = build(config(schedule=schedule)).schedules["learning_rate"]
+    assert float(f(at_peak)) == pytest.approx(3e-3)
+    assert float(f(20)) == pytest.approx(0, abs=1e-9)
+    name = "transition_steps" if "linear" in schedule.name else "decay_steps"
+    with pytest.raises(ConfigError, match="can't be set: it follows from steps"):
+        resolve(config(schedule=component(schedule.name, **{**schedule.arguments, name: 7})))
 
 
 def test_what_json_cannot_hold_is_named():

@@ -8,7 +8,7 @@ from typing import Any
 
 from optlab._extras import need
 from optlab.commands._config import read
-from optlab.experiment import explain, resolve
+from optlab.components import explain, resolve
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """What a run is: frozen dataclasses, named components, and the overrides of the command line.
 
 Only the standard library is imported here, so that a misspelt key is refused before JAX starts; names become objects in
-`optlab.experiment`.
+`optlab.components` and `optlab.experiment`.
 """
 
 from optlab.config._files import load, slug, to_json

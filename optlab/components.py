@@ -1,0 +1,219 @@
+"""Components: a name's factory is found, and its arguments are held against the signature."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from optlab.config import Component, Config, ConfigError, accepts, describe, flatten, nearest, to_json
+
+# Where a bare name is looked for, in this order.
+MODULES = {
+    "data": ("optlab.data.sources",),
+    "loss": ("optlab.training.losses",),
+    "metrics": ("optlab.training.losses",),
+    "schedule": ("optlab.schedules", "optax"),
+    "optimizer": ("optlab.optimizers", "optax", "optax.contrib"),
+    "model": ("optlab.models",),
+}
+# What a run says by itself, and where it comes from: a config may not say it again. Of the names in a tuple, which are
+# optlab's and optax's for one thing, the first that a factory has is meant.
+FILLED: dict[str, dict[tuple[str, ...], str]] = {
+    "schedule": {
+        ("peak", "peak_value", "init_value", "value"): "optimizer.learning_rate",
+        ("steps", "decay_steps", "transition_steps"): "steps",
+    },
+    "model": {
+        ("outputs",): "the data",
+        ("vocabulary",): "the data",
+        ("length",): "the data",
+        ("axis_name",): "the strategy",
+    },
+    "loss": {("outputs",): "the model", ("batch",): "the data"},
+    "metrics": {("outputs",): "the model", ("batch",): "the data"},
+}
+
+
+def filled(kind: str, factory: Callable[..., Any]) -> dict[str, str]:
+    """The arguments of a factory that a config can't say, and what says them."""
+    names = inspect.signature(factory).parameters
+    found = {next((n for n in aliases if n in names), ""): source for aliases, source in FILLED.get(kind, {}).items()}
+    return {name: source for name, source in found.items() if name}
+
+
+def find(kind: str, name: str) -> Callable[..., Any]:
+    """The factory that a component's name stands for.
+
+    Raises:
+      ConfigError: if there is none; it names the nearest one.
+    """
+    if ":" in name:
+        return _find_users(kind, name)
+    prefix, _, last = name.rpartition(".")
+    modules = [m for m in MODULES[kind] if not prefix or m == prefix or m.startswith(f"{prefix}.")]
+    for module in modules:
+        found = getattr(importlib.import_module(module), last, None)
+        if last in _names(module) and found is not None:
+            return found
+    names = {n for m in modules or MODULES[kind] for n in _names(m) if _is_a(kind, m, n)}
+    raise ConfigError(f"unknown {kind} {name!r}; {nearest(last, names)} (your own: {kind}=module:function)")
+
+
+def _names(module: str) -> list[str]:
+    """The public functions of a module; what it only offers with a warning is not among them."""
+    found = vars(importlib.import_module(module))
+    public = found.get("__all__", [n for n in found if not n.startswith("_")])
+    return [n for n in public if callable(found.get(n)) and n.islower()]
+
+
+def _is_a(kind: str, module: str, name: str) -> bool:
+    """Whether a function is worth proposing: optax's modules hold more than optimizers and schedules."""
+    if not module.startswith("optax"):
+        return True
+    if kind == "schedule":
+        return name.endswith("_schedule")
+    return any(is_rate(p) for p in inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+
+
+def is_rate(parameter: str) -> bool:
+    return parameter.endswith("learning_rate")
+
+
+def _find_users(kind: str, name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:
+        raise ConfigError(f"{kind}={name} can't be imported: {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise ConfigError(f"{kind}={name} must be a function, got {type(found).__name__}")
+    return found
+
+
+def parameters(kind: str, factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The arguments of a factory that a config can say, by name."""
+    return {n: p for n, p in inspect.signature(factory).parameters.items() if n not in filled(kind, factory)}
+
+
+def check_arguments(kind: str, part: Component, factory: Callable[..., Any]) -> None:
+    """Holds what a config says of a component against its factory's signature.
+
+    Raises:
+      ConfigError: for an argument that is unknown, of the wrong type, missing, or not a config's to say.
+    """
+    allowed = parameters(kind, factory)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in allowed.values())
+    hints = hints_of(factory)
+    for name, value in part.arguments.items():
+        if name in filled(kind, factory):
+            raise ConfigError(f"{kind}.{name} can't be set: it follows from {filled(kind, factory)[name]}")
+        if name not in allowed and not open_ended:
+            known = [f"{kind}.{n}" for n in allowed]
+            raise ConfigError(f"unknown key '{kind}.{name}' for {kind}={part.name}; {nearest(f'{kind}.{name}', known)}")
+        hint = hints.get(name, Any)
+        if not accepts(value, hint) and not isinstance(value, Component):
+            raise ConfigError(f"{kind}.{name} must be {describe(hint)}, got {value!r}")
+        if is_rate(name) and isinstance(value, int | float) and not value >= 0:
+            raise ConfigError(f"{kind}.{name} must be at least 0, got {value}")
+    for name, p in allowed.items():
+        needed = p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        if needed and name not in part.arguments:
+            raise ConfigError(f"{kind}={part.name} needs {kind}.{name}=…")
+
+
+def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
+    """The type of each argument; Any where a hint is there for type checkers only."""
+    hints = {}
+    for name, p in inspect.signature(factory).parameters.items():
+        hints[name] = Any if p.annotation is p.empty else p.annotation
+        if isinstance(p.annotation, str):
+            with contextlib.suppress(Exception):
+                hints[name] = eval(p.annotation, getattr(factory, "__globals__", {}))
+        if isinstance(hints[name], str):
+            hints[name] = Any
+    return hints
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(v) for v in value)
+    return isinstance(value, bool | int | float | str | None)
+
+
+def _plain_defaults(kind: str, factory: Callable[..., Any]) -> dict[str, Any]:
+    return {n: p.default for n, p in parameters(kind, factory).items() if _is_plain(p.default)}
+
+
+def components(config: Config) -> Iterator[tuple[str, Component]]:
+    """The components of a config by key; the data first, since checking them needs no JAX."""
+    return ((kind, getattr(config, kind)) for kind in MODULES if kind != "metrics")
+
+
+def resolve(config: Config) -> Config:
+    """The config with every component checked against its factory's signature, and the factories' defaults filled in.
+
+    Raises:
+      ConfigError: for an unknown name or argument, a wrong type, a missing argument, or one that a config can't say.
+    """
+    full: dict[str, Any] = {}
+    for kind, part in components(config):
+        factory = find(kind, part.name)
+        check_arguments(kind, part, factory)
+        defaults = _plain_defaults(kind, factory)
+        said = {
+            n: {**defaults, **part.arguments}[n]
+            for n in parameters(kind, factory)
+            if n in {**defaults, **part.arguments}
+        }
+        full[kind] = Component(part.name, {**said, **part.arguments})
+    for name in config.metrics:
+        find("metrics", name)
+    config = dataclasses.replace(config, **full)
+    to_json(config)
+    return config
+
+
+def explain(config: Config) -> list[tuple[str, Any, str, str]]:
+    """Every key of a resolved config: (key, value, type, meaning); arguments' meanings are read from docstrings."""
+    help = {**_field_help(type(config))}
+    for kind, part in components(config):
+        factory = find(kind, part.name)
+        hints, texts = hints_of(factory), _argument_texts(factory)
+        help |= {f"{kind}.{n}": (describe(hints.get(n, Any)), texts.get(n, "")) for n in parameters(kind, factory)}
+    return [(key, value, *help.get(key, ("", ""))) for key, value in flatten(config).items()]
+
+
+def _field_help(kind: type, prefix: str = "") -> dict[str, tuple[str, str]]:
+    hints = typing.get_type_hints(kind)
+    help = {}
+    for f in dataclasses.fields(kind):
+        help[prefix + f.name] = (
+            "name" if hints[f.name] is Component else describe(hints[f.name]),
+            f.metadata.get("help", ""),
+        )
+        if dataclasses.is_dataclass(hints[f.name]) and hints[f.name] is not Component:
+            help |= _field_help(hints[f.name], f"{prefix}{f.name}.")
+    return help
+
+
+def _argument_texts(factory: Callable[..., Any]) -> dict[str, str]:
+    """The first sentence of each argument in a Google-style docstring."""
+    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", inspect.getdoc(factory) or "", re.MULTILINE)
+    if not section:
+        return {}
+    texts: dict[str, str] = {}
+    indent = len(section[1]) - len(section[1].lstrip())
+    name = ""
+    for line in section[1].splitlines():
+        start = re.match(rf"\s{{{indent}}}\*{{0,2}}(\w+)[^:]*:\s*(.*)", line)
+        if start:
+            name, texts[start[1]] = start[1], start[2]
+        elif name:
+            texts[name] += " " + line.strip()
+    return {n: re.split(r"(?<=\.)\s", t.strip())[0] for n, t in texts.items()}
