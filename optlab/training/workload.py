@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
+from flax import nnx
 
 from optlab.config import Target
 from optlab.data import Batch, Source, as_batches, digits
@@ -20,6 +22,7 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]
 Init = Callable[[jax.Array], tuple[Params, ModelState]]
 Loss = Callable[[Params, ModelState, Batch, jax.Array, bool], tuple[jax.Array, tuple[ModelState, Metrics]]]
 Measure = Callable[[Any, Batch], jax.Array]
+Apply = Callable[[Params, ModelState, Any, jax.Array, bool], tuple[Any, ModelState]]
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,11 @@ class Workload:
         batch_size: int = 128,
         target: Target | None = None,
     ) -> Workload:
-        """A workload from a Flax Linen module, data and a loss.
+        """A workload from a Flax model, data and a loss.
 
         Args:
-          model: called as `model(inputs)`, or as `model(inputs, train=…)` if it takes `train`; its rng stream
-            is "dropout".
+          model: a Linen module, called as `model(inputs)`, or as `model(inputs, train=…)` if it takes `train`; its rng
+            stream is "dropout". Or a function `rngs -> nnx.Module`; its `train()` and `eval()` choose the mode.
           data: whose batches hold "inputs", what the loss reads ("labels"), and perhaps "weight", one for every
             value of the loss.
           loss: (outputs, batch) -> a value for every example or position, or the mean of them as a scalar.
@@ -73,29 +76,16 @@ class Workload:
         """
         measures = {"loss": loss, **(metrics or {})}
         example = lambda: as_batches(data.train, 1, 0).batch(0)["inputs"]
-        takes_train = "train" in inspect.signature(type(model).__call__).parameters
-
-        def init(key: jax.Array) -> tuple[Params, ModelState]:
-            kwargs = {"train": False} if takes_train else {}
-            model_state = dict(model.init(key, jax.tree.map(jnp.asarray, example()), **kwargs))
-            return model_state.pop("params", {}), model_state
+        init, apply = _linen(model, example) if isinstance(model, nn.Module) else _nnx(model)
 
         def loss_fn(params: Params, model_state: ModelState, batch: Batch, key: jax.Array, train: bool) -> Any:
-            variables, kwargs = {"params": params, **model_state}, {"train": train} if takes_train else {}
-            outputs = model.apply(
-                variables,
-                batch["inputs"],
-                rngs={"dropout": key},
-                mutable=list(model_state) if train else False,
-                **kwargs,
-            )
-            if train:
-                outputs, model_state = outputs
+            outputs, model_state = apply(params, model_state, batch["inputs"], key, train)
             sums = {name: _sum(f(outputs, batch), batch) for name, f in measures.items()}
             total, weight = sums["loss"]
             return total / weight, (model_state, sums)
 
-        return Workload(type(model).__name__, data, init, loss_fn, batch_size, target or Target())
+        name = type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "model")
+        return Workload(name, data, init, loss_fn, batch_size, target or Target())
 
     @staticmethod
     def digits(*, batch_size: int = 128) -> Workload:
@@ -109,6 +99,49 @@ class Workload:
             batch_size=batch_size,
             target=Target(metric="validation/accuracy", mode="max", value=0.97),
         )
+
+
+def _linen(model: nn.Module, example: Callable[[], Any]) -> tuple[Init, Apply]:
+    """A Linen module as two pure functions."""
+    takes_train = "train" in inspect.signature(type(model).__call__).parameters
+
+    def init(key: jax.Array) -> tuple[Params, ModelState]:
+        kwargs: dict[str, Any] = {"train": False} if takes_train else {}
+        model_state = dict(model.init(key, jax.tree.map(jnp.asarray, example()), **kwargs))
+        return model_state.pop("params", {}), model_state
+
+    def apply(params: Params, model_state: ModelState, inputs: Any, key: jax.Array, train: bool) -> Any:
+        variables = {"params": params, **model_state}
+        kwargs: dict[str, Any] = {"train": train} if takes_train else {}
+        mutable = list(model_state) if train else False
+        outputs = model.apply(variables, inputs, rngs={"dropout": key}, mutable=mutable, **kwargs)
+        return outputs if train else (outputs, model_state)
+
+    return init, apply
+
+
+def _nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Init, Apply]:
+    """A function that makes an NNX module as two pure functions; what isn't an nnx.Param is model state."""
+    if isinstance(make, nnx.Module) or not callable(make):
+        raise TypeError(f"model must be a Linen module or a function rngs -> nnx.Module, got {type(make).__name__}")
+
+    def split(model: nnx.Module) -> tuple[Params, ModelState]:
+        state: Any = nnx.state(model)
+        params, model_state = nnx.split_state(state, nnx.Param, ...)
+        return params, model_state
+
+    def init(key: jax.Array) -> tuple[Params, ModelState]:
+        return split(make(nnx.Rngs(key)))
+
+    graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+
+    def apply(params: Params, model_state: ModelState, inputs: Any, key: jax.Array, train: bool) -> Any:
+        model = nnx.merge(graph, params, model_state, copy=True)
+        (model.train if train else model.eval)()
+        outputs = model(inputs)
+        return outputs, split(model)[1] if train else model_state
+
+    return init, apply
 
 
 def _sum(values: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:

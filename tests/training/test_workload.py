@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import optlab
 from optlab.config import Target
 from optlab.data import arrays
-from optlab.training import Workload, train
+from optlab.training import Checkpoints, Workload, train
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(203, 6)).astype(np.float32)
@@ -36,6 +37,17 @@ class Noisy(nn.Module):
         return nn.Dense(2)(nn.Dropout(0.2, deterministic=not train)(nn.relu(x)))
 
 
+class Newer(nnx.Module):
+    """The same with NNX."""
+
+    def __init__(self, rngs):
+        self.hidden, self.norm = nnx.Linear(6, 16, rngs=rngs), nnx.BatchNorm(16, rngs=rngs)
+        self.dropout, self.out = nnx.Dropout(0.2, rngs=rngs), nnx.Linear(16, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.dropout(nnx.relu(self.norm(self.hidden(x)))))
+
+
 def huber(outputs, batch):
     return optax.losses.huber_loss(outputs, batch["labels"]).sum(-1)
 
@@ -54,7 +66,7 @@ RULES = {
 
 
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("model", [Net(), Noisy()], ids=["plain", "noisy"])
+@pytest.mark.parametrize("model", [Net(), Noisy(), Newer], ids=["plain", "noisy", "nnx"])
 def test_a_workload_of_the_users_is_trained_by_rules_of_any_house(name, model):
     history = train(workload(model), RULES[name](), steps=60, log_every=5)
     steps, losses = history["train/loss"]
@@ -78,6 +90,27 @@ def test_the_architectures_example_runs():
     history = train(Workload.digits(), tx, steps=150, strategy="single")
     assert history["validation/accuracy"][1][-1] > 0.9
     assert history.reached is None or history.reached <= 150
+
+
+def test_an_nnx_model_keeps_its_statistics_its_dropout_and_its_bits(tmp_path):
+    make = lambda steps, folder: train(workload(Newer), optax.adamw(1e-2), steps=steps, checkpoints=Checkpoints(folder))
+    whole = make(12, tmp_path / "whole")
+    make(5, tmp_path / "parts")
+    parts = make(12, tmp_path / "parts")
+    for a, b in zip(*(jax.tree.leaves(h.state.params) for h in (whole, parts)), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    mean = whole.state.model_state["norm"]["mean"][...]
+    assert np.abs(mean).max() > 0
+    other = train(workload(Newer), optax.adamw(1e-2), steps=1, seed=5)
+    assert (
+        other.records[-1]["train/loss"] != train(workload(Newer), optax.adamw(1e-2), steps=1).records[-1]["train/loss"]
+    )
+
+
+@pytest.mark.parametrize("model", [Newer(nnx.Rngs(0)), 3])
+def test_what_is_no_model_is_named(model):
+    with pytest.raises(TypeError, match=r"Linen module or a function rngs -> nnx.Module, got (Newer|int)"):
+        workload(model)
 
 
 def test_schedule_free_is_judged_by_its_own_parameters():
