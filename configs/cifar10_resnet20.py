@@ -17,6 +17,5 @@ def get_config() -> Config:
         schedule=component("warmup_cosine", warmup=50),
         steps=64_000,
         batch_size=128,
-        evaluate_every=1000,
         target=Target(metric="validation/accuracy", mode="max", value=0.91),
     )

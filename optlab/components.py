@@ -58,9 +58,8 @@ def find(kind: str, name: str) -> Callable[..., Any]:
     prefix, _, last = name.rpartition(".")
     modules = [m for m in MODULES[kind] if not prefix or m == prefix or m.startswith(f"{prefix}.")]
     for module in modules:
-        found = getattr(importlib.import_module(module), last, None)
-        if last in _names(module) and found is not None:
-            return found
+        if last in _names(module) and _is_a(kind, module, last):
+            return getattr(importlib.import_module(module), last)
     names = {n for m in modules or MODULES[kind] for n in _names(m) if _is_a(kind, m, n)}
     raise ConfigError(f"unknown {kind} {name!r}; {nearest(last, names)} (your own: {kind}=module:function)")
 
@@ -73,12 +72,16 @@ def _names(module: str) -> list[str]:
 
 
 def _is_a(kind: str, module: str, name: str) -> bool:
-    """Whether a function is worth proposing: optax's modules hold more than optimizers and schedules."""
+    """Whether a function can be meant: optax's modules hold more than optimizers and schedules."""
+    if kind == "loss":
+        return name != "accuracy"  # it has no gradient
     if not module.startswith("optax"):
         return True
     if kind == "schedule":
-        return name.endswith("_schedule")
-    return any(is_rate(p) for p in inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+        return name.endswith(("_schedule", "_decay"))
+    return not name.startswith("scale_by_") and any(
+        is_rate(p) for p in inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    )
 
 
 def is_rate(parameter: str) -> bool:
@@ -91,8 +94,10 @@ def _find_users(kind: str, name: str) -> Callable[..., Any]:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:
         raise ConfigError(f"{kind}={name} can't be imported: {type(error).__name__}: {error}") from error
-    if not callable(found):
-        raise ConfigError(f"{kind}={name} must be a function, got {type(found).__name__}")
+    try:
+        inspect.signature(found)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{kind}={name} must be a function with a signature, got {found!r}") from error
     return found
 
 
@@ -155,6 +160,20 @@ def components(config: Config) -> Iterator[tuple[str, Component]]:
     return ((kind, getattr(config, kind)) for kind in MODULES if kind != "metrics")
 
 
+def _fit(kind: str, part: Component, factory: Callable[..., Any]) -> Component:
+    """The component with arguments read again where their type is known: none and 12 can be names too."""
+    hints = hints_of(factory)
+
+    def again(name: str, value: Any) -> Any:
+        if accepts(value, hints.get(name, Any)):
+            return value
+        text = "none" if value is None else str(value)
+        is_text = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+        return text if is_text and accepts(text, hints[name]) else value
+
+    return Component(part.name, {name: again(name, value) for name, value in part.arguments.items()})
+
+
 def resolve(config: Config) -> Config:
     """The config with every component checked against its factory's signature, and the factories' defaults filled in.
 
@@ -164,6 +183,7 @@ def resolve(config: Config) -> Config:
     full: dict[str, Any] = {}
     for kind, part in components(config):
         factory = find(kind, part.name)
+        part = _fit(kind, part, factory)
         check_arguments(kind, part, factory)
         defaults = _plain_defaults(kind, factory)
         said = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from optlab.components import check_arguments, filled, find, hints_of, is_rate, parameters, resolve
-from optlab.config import Component, Config, ConfigError
+from optlab.config import Component, Config, ConfigError, Target
 
 if TYPE_CHECKING:
     import optax
@@ -37,13 +37,14 @@ def build(config: Config) -> Experiment:
       ConfigError: for whatever can't work: as `resolve`, values that a factory refuses, a batch larger than the data.
     """
     check_arguments("data", config.data, find("data", config.data.name))  # needs no JAX, and comes before it
+    config = resolve(config)
     source: Source = _call("data", config.data)
-    if config.batch_size > len(source.train):
+    _check_source(config, source)
+    if hasattr(source.train, "__len__") and config.batch_size > len(source.train):
         raise ConfigError(
             f"batch_size must be at most the {len(source.train)} training examples of data={config.data.name}, "
             f"got {config.batch_size}"
         )
-    config = resolve(config)
     import optax
 
     from optlab.training import Workload
@@ -59,31 +60,46 @@ def build(config: Config) -> Experiment:
         batch_size=config.batch_size,
         target=config.target,
     )
-    _check_fit(config, workload)
+    _check_fit(config, workload, tx)
     return Experiment(config, workload, tx, schedules)
 
 
-def _check_fit(config: Config, workload: Workload) -> None:
-    """Traces an evaluation of one batch, without computing anything, so that parts that don't fit are named here."""
+def _check_source(config: Config, source: Source) -> None:
+    if not all(hasattr(source, name) for name in ("train", "validation", "test", "facts")):
+        raise ConfigError(f"data={config.data.name} must return an optlab.data.Source, got {type(source).__name__}")
+    is_read = config.target != Target() or config.stop.patience is not None
+    if is_read and source.validation is None and config.target.metric.startswith("validation/"):
+        raise ConfigError(
+            f"target.metric={config.target.metric} isn't measured: data={config.data.name} has no validation split; "
+            "say target.metric=train/loss, or hold some data out"
+        )
+
+
+def _check_fit(config: Config, workload: Workload, tx: optax.GradientTransformation) -> None:
+    """Traces an evaluation and a step, without computing anything, so that parts that don't fit are named here."""
     import jax
 
-    from optlab.training import make_evaluation
+    from optlab.training import init_state, make_evaluation, make_step
 
+    key, batch = jax.random.key(0), workload.example()
+    parts = f"model={config.model.name}, data={config.data.name} and loss={config.loss.name} don't fit together"
     try:
-        key = jax.random.key(0)
         params, model_state = jax.eval_shape(workload.init, key)
-        jax.eval_shape(make_evaluation(workload.loss), params, model_state, workload.example(), key)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        parts = f"model={config.model.name}, data={config.data.name} and loss={config.loss.name} don't fit together"
-        raise ConfigError(f"{parts}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+        jax.eval_shape(make_evaluation(workload.loss), params, model_state, batch, key)
+        parts = f"optimizer={config.optimizer.name} can't move these parameters"
+        state = jax.eval_shape(lambda p, s, k: init_state(p, s, tx, key=k), params, model_state, key)
+        jax.eval_shape(make_step(workload.loss, tx), state, batch)
+    except Exception as error:  # whatever a user's part raises
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"{parts}: {type(error).__name__}: {reason}") from error
 
 
 def _call(kind: str, part: Component, **filled: Any) -> Any:
     try:
         return find(kind, part.name)(**filled, **part.arguments)
-    except (ConfigError, KeyboardInterrupt):
+    except ConfigError:
         raise
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except Exception as error:  # whatever a user's factory raises
         raise ConfigError(f"{kind}={part.name}: {error}") from error
 
 
@@ -124,8 +140,20 @@ def _schedule(config: Config, peak: float) -> Callable[[Any], Any]:
     names = {source: name for name, source in filled("schedule", find("schedule", config.schedule.name)).items()}
     if "optimizer.learning_rate" not in names:
         raise ConfigError(f"schedule={config.schedule.name} is no learning rate: it takes no peak")
+    warmup = config.schedule.arguments.get("warmup")
+    if isinstance(warmup, int) and warmup >= config.steps:
+        raise ConfigError(
+            f"schedule={config.schedule.name}: warmup must be shorter than steps ({config.steps}), got {warmup}"
+        )
     values = {"optimizer.learning_rate": peak, "steps": config.steps}
-    return _call("schedule", config.schedule, **{name: values[source] for source, name in names.items()})
+    schedule = _call("schedule", config.schedule, **{name: values[source] for source, name in names.items()})
+    try:
+        float(schedule(0))
+    except Exception as error:
+        raise ConfigError(
+            f"schedule={config.schedule.name} must return a function of the step that gives a number: {error}"
+        ) from error
+    return schedule
 
 
 def _takes_schedule(hint: Any) -> bool:

@@ -143,6 +143,8 @@ def by_role(
         ValueError: here if a rule's key is no role and there are no `roles` of your own; at init if it isn't among
             those either, or a parameter has no rule.
     """
+    if isinstance(roles, str):
+        raise ValueError(f"roles must be a tree of role names or a function that gives one, got the string {roles!r}")
     find_roles = _found_roles if roles is None else roles
     find_axes = _found_axes if matrix_axes is None else matrix_axes
     if roles is None:

@@ -9,7 +9,8 @@ import pytest
 from config.example import config
 
 from optlab.components import explain, resolve
-from optlab.config import ConfigError, component, flatten, load, override, to_json
+from optlab.config import ConfigError, Target, component, flatten, load, override, to_json
+from optlab.data import digits
 from optlab.experiment import build
 
 
@@ -42,6 +43,28 @@ from optlab.experiment import build
             r"unknown metrics 'acuracy'; did you mean 'accuracy'\?",
         ),
         (["loss=squared_error"], r"don't fit together: ValueError: squared_error needs labels of the outputs' shape"),
+        (
+            ["schedule=constant", "schedule.warmup=30"],
+            r"schedule=constant: warmup must be shorter than steps \(20\), got 30",
+        ),
+        (["optimizer=optax.scale_by_adam"], "unknown optimizer 'optax.scale_by_adam'"),
+        (["optimizer=clip", "optimizer.max_delta=1"], "unknown optimizer 'clip'"),
+        (["loss=accuracy"], "unknown loss 'accuracy'"),
+        (["loss.label_smoothing=1.5"], r"label_smoothing must lie in \[0, 1\), got 1.5"),
+        (
+            ["optimizer=optax.contrib.sophia", "optimizer.learning_rate=0.1"],
+            "optimizer=optax.contrib.sophia can't move",
+        ),
+        (["optimizer.roles=foo"], "roles must be a tree of role names .*, got the string 'foo'"),
+        (["optimizer=adam", "optimizer.learning_rate=1", "optimizer.mu_dtype=foo"], "optimizer=adam can't move these"),
+        (["optimizer=builtins:dict"], "must be a function with a signature"),
+        ([f"data={__name__}:not_a_source"], "must return an optlab.data.Source, got int"),
+        ([f"data={__name__}:breaks"], "breaks: no luck"),
+        ([f"schedule={__name__}:not_a_schedule"], "must return a function of the step that gives a number"),
+        (
+            ["optimizer.lr=1"],
+            r"unknown key 'optimizer.lr' for optimizer=muon; did you mean 'optimizer.learning_rate'\?",
+        ),
         (["optimizer=lbfgs"], "schedule=warmup_cosine has no learning rate to shape"),
         (["optimizer=no.such:thing"], "optimizer=no.such:thing can't be imported: ModuleNotFoundError"),
         (["optimizer=math:sqrtt"], "can't be imported: AttributeError"),
@@ -52,6 +75,40 @@ def test_a_mistake_is_named_before_anything_compiles(assignments, message, monke
     with pytest.raises(ConfigError, match=message) as error:
         build(override(config(), assignments))
     assert str(error.value).count("\n") <= 1
+
+
+def not_a_source():
+    return 3
+
+
+def breaks():
+    raise RuntimeError("no luck")
+
+
+def not_a_schedule(peak):
+    return peak
+
+
+def unheld():
+    return dataclasses.replace(digits(), validation=None)
+
+
+def test_without_a_validation_split_its_target_is_refused():
+    data = component(f"{__name__}:unheld")
+    with pytest.raises(ConfigError, match="isn't measured: data=.* has no validation split"):
+        build(config(data=data, target=Target(metric="validation/accuracy", mode="max")))
+    assert build(config(data=data)).workload.data.validation is None
+
+
+def test_a_name_may_look_like_a_value():
+    resolved = flatten(resolve(override(config(), ["model.norm=none", "data=text", "data.path=2024"])))
+    assert resolved["model.norm"] == "none"
+    assert resolved["data.path"] == "2024"
+
+
+def test_names_are_checked_before_data_is_looked_for():
+    with pytest.raises(ConfigError, match="unknown key 'optimizer.lr'"):
+        build(override(config(), ["data=cifar10", "data.path=/no/such", "optimizer.lr=1"]))
 
 
 def make_rule(learning_rate, *, scale: float = 1.0):

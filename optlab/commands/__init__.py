@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from optlab import __version__
 from optlab._extras import MissingExtraError
 from optlab.config import ConfigError
 
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="optlab", description="Research on optimizers in JAX.")
+    parser.add_argument("--version", action="version", version=f"optlab {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = commands.add_parser(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from typing import Any
 
 from optlab._extras import need
@@ -18,10 +20,13 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("key", "value", "type", "meaning", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("key", "value", "type", "meaning"):
+        table.add_column(column, no_wrap=column == "key", min_width=36 if column == "key" else None, overflow="fold")
     for key, value, kind, meaning in explain(resolve(read(arguments))):
         table.add_row(key, _text(value), kind, meaning)
-    Console(highlight=False, markup=False).print(table)
+    is_terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
+    Console(highlight=False, markup=False, width=None if is_terminal else 200).print(table)
     return 0
 
 

@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optlab.commands._config import read
+from optlab.commands._config import places, read
 from optlab.config import Config, ConfigError, flatten, load, slug, to_json
 from optlab.experiment import Experiment, build
 
 if TYPE_CHECKING:
-    from optlab.training import History
+    from optlab.training import History, Observer
 
 EXIT_CODES = {"interrupted by SIGINT": 130, "interrupted by SIGTERM": 75}
 PACKAGES = ("optlab-jax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy")
@@ -29,14 +29,16 @@ def run(arguments: argparse.Namespace) -> int:
     config = read(arguments)
     folder = Path(arguments.run or Path("runs") / slug(arguments.config, arguments.overrides))
     experiment = build(config)
-    initial = _initial(config.init_from, experiment) if config.init_from else None
+
+    from optlab.training import CheckpointError, Checkpoints, NonFiniteError, plot_curves
+
+    observers = _observers(experiment.config, folder)
+    is_new = not Checkpoints(folder / "checkpoints").steps()
+    initial = _initial(config.init_from, experiment) if config.init_from and is_new else None
     _open_folder(folder, experiment.config, Path(arguments.config))
-
-    from optlab.training import CheckpointError, NonFiniteError, plot_curves
-
     began = time.monotonic()
     try:
-        history = _train(experiment, folder, initial, profile=arguments.profile)
+        history = _train(experiment, folder, observers, initial, profile=arguments.profile)
     except (NonFiniteError, CheckpointError) as error:
         print(f"optlab: {error}", file=sys.stderr)
         return 1
@@ -46,16 +48,24 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_CODES.get(history.outcome, 0)
 
 
-def _train(experiment: Experiment, folder: Path, initial: tuple[Any, Any] | None, *, profile: bool) -> History:
-    from optlab.training import Checkpoints, MetricsFile, Observer, Progress, TensorBoard, WeightsAndBiases, train
+def _observers(config: Config, folder: Path) -> list[Observer]:
+    from optlab.training import MetricsFile, Progress, TensorBoard, WeightsAndBiases
 
-    config = experiment.config
     metric = config.target.metric if config.target.metric != "validation/loss" else _first_metric(config)
     observers: list[Observer] = [MetricsFile(folder / "metrics.jsonl")]
     if config.log.tensorboard:
         observers.append(TensorBoard(folder))
     if config.log.wandb:
         observers.append(WeightsAndBiases(config.log.wandb, folder=folder, config=flatten(config)))
+    return [*observers, Progress(batch_size=config.batch_size, metric=metric)]
+
+
+def _train(
+    experiment: Experiment, folder: Path, observers: list[Observer], initial: tuple[Any, Any] | None, *, profile: bool
+) -> History:
+    from optlab.training import Checkpoints, train
+
+    config = experiment.config
     return train(
         experiment.workload,
         experiment.tx,
@@ -69,7 +79,7 @@ def _train(experiment: Experiment, folder: Path, initial: tuple[Any, Any] | None
         log_every=config.log.every,
         stop=config.stop,
         checkpoints=Checkpoints(folder / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep),
-        observers=[*observers, Progress(batch_size=config.batch_size, metric=metric)],
+        observers=observers,
         schedules=experiment.schedules,
         initial=initial,
         profile=folder / "profile" if profile else None,
@@ -91,15 +101,18 @@ def _initial(run: str, experiment: Experiment) -> tuple[Any, Any]:
     except CheckpointError as error:
         raise ConfigError(f"init_from={run}: {error}") from error
     wanted = jax.eval_shape(experiment.workload.init, jax.random.key(0))
-    shapes = [
-        {jax.tree_util.keystr(k[1:], simple=True, separator="/"): x.shape for k, x in jax.tree.leaves_with_path(tree)}
+    kinds = [
+        {
+            jax.tree_util.keystr(k[1:], simple=True, separator="/"): f"{x.dtype}{list(x.shape)}"
+            for k, x in jax.tree.leaves_with_path(tree)
+        }
         for tree in (found, wanted)
     ]
-    differ = [k for k in {**shapes[0], **shapes[1]} if shapes[0].get(k) != shapes[1].get(k)]
+    differ = [k for k in {**kinds[0], **kinds[1]} if kinds[0].get(k) != kinds[1].get(k)]
     if differ:
         name = differ[0]
-        has, needs = (side.get(name, "none") for side in shapes)
-        raise ConfigError(f"init_from={run} is another model: {name} has shape {has} there, {needs} here")
+        has, needs = (side.get(name, "absent") for side in kinds)
+        raise ConfigError(f"init_from={run} is another model: {name} is {has} there, {needs} here")
     return found
 
 
@@ -127,7 +140,12 @@ def _open_folder(folder: Path, config: Config, source: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{folder} can't be made: {error.strerror}; name another folder: --run DIR") from error
-    about = {"config": to_json(config), "versions": _versions(), "git": _git(source.absolute().parent)}
+    about = {
+        "config": to_json(config),
+        "versions": _versions(),
+        "git": _git(source.absolute().parent),
+        "places": places(source),
+    }
     part = file.with_suffix(".part")
     part.write_text(json.dumps(about, indent=2) + "\n")
     os.replace(part, file)
@@ -165,8 +183,8 @@ def _git(folder: Path) -> dict[str, Any] | None:
 
 def _summary(history: History, experiment: Experiment, folder: Path, seconds: float) -> str:
     step, config = int(history.state.step), experiment.config
-    if not history.records and history.outcome == "finished":
-        return f"{folder} is finished already, at step {step}; for another run name another folder: --run DIR"
+    if not history.records and "interrupted" not in history.outcome:
+        return f"{folder} is {history.outcome} already, at step {step}; for another run name another folder: --run DIR"
     lines = [f"{history.outcome} after step {step}, {seconds:.0f} s"]
     if "interrupted" in history.outcome:
         return "\n".join([*lines, f"saved in {folder}; the same command continues"])

@@ -26,6 +26,8 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise ConfigError(f"an override must read key=value, got {assignment!r}")
+        if not text:
+            raise ConfigError(f"{key}= says no value; for none say {key}=none")
         if key in values:
             raise ConfigError(f"{key} is said twice: {values[key]!r} and {text!r}")
         values[key] = text

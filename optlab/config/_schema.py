@@ -124,7 +124,7 @@ class Config:
         "stop the run at a loss or gradient that isn't finite; none: go on", default="stop"
     )
     strategy: Literal["single"] = _key("how a step runs on the devices", default="single")
-    seed: int = _key("of the initialization, the order of the data and dropout", least=0, default=0)
+    seed: int = _key("of the initialization, the order of the data and dropout", least=0, below=2**32, default=0)
     init_from: str | None = _key("folder of another run, whose parameters this one starts from", default=None)
     evaluate_every: int | None = _key(
         "steps between two evaluations on the validation split; none: ten in a run", least=1, default=None
@@ -138,6 +138,8 @@ class Config:
         check(self)
         if self.batch_size % self.accumulate:
             raise ConfigError(f"accumulate must divide batch_size ({self.batch_size}), got {self.accumulate}")
+        if self.stop.min_gain and self.stop.patience is None:
+            raise ConfigError(f"stop.min_gain={self.stop.min_gain} has no effect without stop.patience")
         measured = [f"{split}/{name}" for split in ("train", "validation") for name in ("loss", *self.metrics)]
         if self.target.metric not in measured:
             close = nearest(self.target.metric, measured)

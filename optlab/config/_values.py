@@ -19,6 +19,9 @@ class ConfigError(ValueError):
 def nearest(name: str, names: Iterable[str]) -> str:
     """The end of an error message: the name that was probably meant, or all that there are."""
     names = sorted(names)
+    initials = [n for n in names if name.rpartition(".")[2] == "".join(w[:1] for w in n.rpartition(".")[2].split("_"))]
+    if len(initials) == 1:
+        return f"did you mean {initials[0]!r}?"
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"

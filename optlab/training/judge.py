@@ -19,15 +19,18 @@ class Judge:
     stop: Stop
     best: tuple[int, float] | None = None
     waited: int = 0
+    mark: float | None = None  # the value from which min_gain is counted: the last one that counted as a gain
+    ended: str | None = None  # how the run ended before its last step, if it did
     reached: int | None = None
 
     def __call__(self, record: Record) -> str | None:
         """Takes an evaluated record; "stopped early" once patience has run out."""
         step, value = int(record["step"]), record.get(self.target.metric, math.nan)
-        gain = self.target.gain(value, self.best and self.best[1])
-        if gain > 0:
+        if self.target.gain(value, self.best and self.best[1]) > 0:
             self.best = (step, value)
-        self.waited = 0 if gain > self.stop.min_gain else self.waited + 1
+        self.waited += 1
+        if self.target.gain(value, self.mark) > self.stop.min_gain:
+            self.waited, self.mark = 0, value
         if self.reached is None and self.target.reached(value):
             self.reached = step
         return "stopped early" if self.stop.patience is not None and self.waited >= self.stop.patience else None
@@ -38,8 +41,9 @@ class Judge:
 
     def dump(self) -> dict[str, Any]:
         """As JSON data, for a checkpoint."""
-        return {"best": self.best, "waited": self.waited, "reached": self.reached}
+        return {name: getattr(self, name) for name in ("best", "waited", "mark", "ended", "reached")}
 
     def load(self, notes: Mapping[str, Any]) -> None:
         """The inverse of dump."""
-        self.best, self.waited, self.reached = notes["best"] and tuple(notes["best"]), notes["waited"], notes["reached"]
+        self.best = notes["best"] and tuple(notes["best"])
+        self.waited, self.mark, self.ended, self.reached = (notes[n] for n in ("waited", "mark", "ended", "reached"))

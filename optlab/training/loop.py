@@ -105,7 +105,11 @@ def train(
     Returns:
       the records, the last state, and how it ended.
     """
-    for name, value in (("steps", steps), ("log_every", log_every), ("evaluate_every", evaluate_every or 1)):
+    for name, value in (
+        ("steps", steps),
+        ("log_every", log_every),
+        ("evaluate_every", 1 if evaluate_every is None else evaluate_every),
+    ):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     check(stop, "stop.")
@@ -119,6 +123,8 @@ def train(
     if checkpoints is not None and (saved := checkpoints.steps()):
         state = checkpoints.restore(state, saved[-1])
         judge.load(checkpoints.notes(saved[-1]))
+        if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
+            return History([], state, judge.ended, judge.best, judge.reached)
     start = int(state.step)
     if start > steps:
         raise ValueError(f"steps must be at least {start}, which the run has behind it, got {steps}")
@@ -149,9 +155,12 @@ def train(
             if not ended and signals:
                 ended = f"interrupted by {signals[0]}"
             best = judge.best and judge.best[0]
-            if checkpoints is not None and (ended or t % checkpoints.every == 0 or t == best):
+            is_saved = checkpoints is not None and (ended or t % checkpoints.every == 0 or t == best)
+            if ended or is_saved:
+                records.drain()
                 if guard is not None:
-                    records.settle(t, state)
+                    records.check_finite(t, state)
+            if checkpoints is not None and is_saved:
                 checkpoints.save(state, judge.dump(), best=best)
             if ended:
                 records.outcome = ended

@@ -24,6 +24,8 @@ def cross_entropy(outputs: jax.Array, batch: Batch, *, label_smoothing: float = 
     Returns:
       losses (...), float32.
     """
+    if isinstance(label_smoothing, int | float) and not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
     logits = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
     if isinstance(label_smoothing, float) and label_smoothing == 0.0:

@@ -86,9 +86,8 @@ class Records:
         """Waits for the steps in flight."""
         self._read(len(self.pending))
 
-    def settle(self, t: int, state: TrainState) -> None:
-        """Before a state is saved: waits for the steps in flight, and refuses one whose parameters aren't finite."""
-        self.drain()
+    def check_finite(self, t: int, state: TrainState) -> None:
+        """Refuses a state whose parameters aren't finite, before it is saved or given back."""
         if not self.all_finite(state.params):
             raise _not_finite(f"step {t}: the update made parameters that aren't finite")
 
@@ -100,10 +99,10 @@ class Records:
         self.drain()
         record = self.latest
         record |= self._evaluate("validation", state)
-        outcome = "gradient norm reached" if converged else self.judge(record)
-        if t == self.steps:
-            outcome = "finished"
+        stopped = self.judge(record)
+        outcome = "finished" if t == self.steps else "gradient norm reached" if converged else stopped
         if outcome:
+            self.judge.ended = outcome
             record |= self._evaluate("test", state)
         self._emit(record)
         return outcome

@@ -74,6 +74,9 @@ class Workload:
           batch_size: examples an update.
           target: what counts as better; by default a lower validation loss.
         """
+        taken = {"loss", "gradient_norm", "finite"} & set(metrics or {})
+        if taken:
+            raise ValueError(f"metrics can't be named {', '.join(sorted(taken))}: the step has values of that name")
         measures = {"loss": loss, **(metrics or {})}
         example = lambda: as_batches(data.train, 1, 0).batch(0)["inputs"]
         init, apply = _linen(model, example) if isinstance(model, nn.Module) else _nnx(model)

@@ -30,6 +30,8 @@ def decay_weights(
     check_not_negative("weight_decay", weight_decay)
     if mask is not None and roles is not None:
         raise ValueError("decay_weights takes a mask or roles, got both: give one of them")
+    if isinstance(mask, str):
+        raise ValueError(f"mask must be a tree of booleans or a function that gives one, got the string {mask!r}")
     if isinstance(roles, str):
         raise ValueError(f"roles must be a list of role names, got the string {roles!r}: write [{roles!r}]")
     check_roles("decay_weights", roles or ())

@@ -78,5 +78,5 @@ def write_fashion(folder: Path, train: int = 60, test: int = 20) -> dict[str, by
         contents[f"{stem}-images-idx3-ubyte.gz"] = idx(rng.integers(0, 256, (count, 28, 28), np.uint8))
         contents[f"{stem}-labels-idx1-ubyte.gz"] = idx(rng.integers(0, 10, count, np.uint8))
     for name, content in contents.items():
-        (folder / name).write_bytes(gzip.compress(content))
+        (folder / name).write_bytes(gzip.compress(content, mtime=0))
     return contents

@@ -175,7 +175,7 @@ def test_fashion_mnist_is_found(where: str, fashion: Path, monkeypatch: pytest.M
 def test_fashion_mnist_that_is_incomplete_or_something_else(fashion: Path) -> None:
     name = "t10k-labels-idx1-ubyte.gz"
     content = gzip.decompress((fashion / name).read_bytes())
-    (fashion / name).write_bytes(gzip.compress(content[:-1] + b"\x09"))
+    (fashion / name).write_bytes(gzip.compress(content[:-1] + b"\x09", mtime=0))
     with pytest.raises(DataError, match=f"{name} isn't Fashion-MNIST's: its content has another SHA-256"):
         fashion_mnist(str(fashion), validation=10)
     (fashion / name).unlink()

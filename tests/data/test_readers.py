@@ -17,7 +17,7 @@ from optlab.data._readers import _FILES, read_cifar, read_idx
 @pytest.mark.parametrize("shape", [(7,), (5, 4, 3), (1, 28, 28)])
 def test_idx(shape: tuple[int, ...], tmp_path: Path) -> None:
     array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    (tmp_path / "x.gz").write_bytes(gzip.compress(idx(array)))
+    (tmp_path / "x.gz").write_bytes(gzip.compress(idx(array), mtime=0))
     found, content = read_idx(tmp_path / "x.gz")
     assert np.array_equal(found, array)
     assert content == idx(array)
@@ -30,14 +30,14 @@ ARRAY = np.random.default_rng(0).integers(0, 256, (50, 28, 28), np.uint8)  # doe
     ("file", "message"),
     [
         (
-            gzip.compress(idx(ARRAY))[:20_000],
+            gzip.compress(idx(ARRAY), mtime=0)[:20_000],
             r"x.gz is truncated: its header \(50, 28, 28\) promises 39,216 bytes, found",
         ),
-        (gzip.compress(idx(ARRAY)[:-100]), "x.gz is truncated: .* promises 39,216 bytes, found 39,116"),
-        (gzip.compress(idx(ARRAY) + b"more"), "x.gz is damaged: .* promises 39,216 bytes, found 39,220"),
-        (gzip.compress(b""), "x.gz is damaged: it doesn't start with the header of an IDX file"),
-        (gzip.compress(b"<html>not found</html>"), "x.gz is damaged: it doesn't start with the header"),
-        (gzip.compress(idx(ARRAY)[:10]), "x.gz is damaged: it doesn't start with the header"),
+        (gzip.compress(idx(ARRAY)[:-100], mtime=0), "x.gz is truncated: .* promises 39,216 bytes, found 39,116"),
+        (gzip.compress(idx(ARRAY) + b"more", mtime=0), "x.gz is damaged: .* promises 39,216 bytes, found 39,220"),
+        (gzip.compress(b"", mtime=0), "x.gz is damaged: it doesn't start with the header of an IDX file"),
+        (gzip.compress(b"<html>not found</html>", mtime=0), "x.gz is damaged: it doesn't start with the header"),
+        (gzip.compress(idx(ARRAY)[:10], mtime=0), "x.gz is damaged: it doesn't start with the header"),
         (b"<html>not found</html>", r"x.gz is damaged, or no gzip file \(.*; 22 bytes\)"),
         (b"", "x.gz is damaged: it doesn't start with the header"),
     ],
@@ -162,10 +162,10 @@ def test_archive_that_is_truncated_or_damaged(cifar: tuple, tmp_path: Path) -> N
     archive.write_bytes(damaged)
     with pytest.raises(DataError, match=r"binary.tar.gz is (damaged|truncated)"):
         read_cifar(archive)
-    archive.write_bytes(gzip.compress(b"no archive" * 100))
+    archive.write_bytes(gzip.compress(b"no archive" * 100, mtime=0))
     with pytest.raises(DataError, match=r"binary.tar.gz is damaged, or no .tar.gz archive"):
         read_cifar(archive)
-    archive.write_bytes(gzip.compress(struct.pack("10240x")))
+    archive.write_bytes(gzip.compress(struct.pack("10240x"), mtime=0))
     with pytest.raises(DataError, match=r"binary.tar.gz isn't all of CIFAR-10: data_batch_1.bin, "):
         read_cifar(archive)
 

@@ -15,6 +15,7 @@ import pytest
 from optlab.config import Stop, Target
 from optlab.data import Batches, arrays
 from optlab.training import Checkpoints, MetricsFile, NonFiniteError, Workload, load_params, read_metrics, train
+from optlab.training.judge import Judge
 
 RNG = np.random.default_rng(1)
 X = RNG.normal(size=(100, 4)).astype(np.float32)
@@ -170,6 +171,42 @@ def test_patience_stops_a_run_that_no_longer_gains():
     assert lazy.outcome == "stopped early"
 
 
+@pytest.mark.parametrize("stop", [Stop(patience=2), Stop(gradient_norm=1e9)])
+def test_a_run_that_stopped_stays_stopped(tmp_path, stop):
+    make = lambda: train(
+        workload(), optax.sgd(0.0), steps=100, evaluate_every=5, stop=stop, checkpoints=Checkpoints(tmp_path)
+    )
+    first, again = make(), make()
+    assert first.outcome == again.outcome != "finished"
+    assert int(first.state.step) == int(again.state.step)
+    assert again.records == []
+    assert again.best == first.best is not None
+
+
+def test_small_gains_add_up():
+    """min_gain counts from the last value that was a gain, not from the evaluation before."""
+    judge = Judge(Target(), Stop(patience=3, min_gain=0.1))
+    assert [judge({"step": t, "validation/loss": v}) for t, v in enumerate([1, 0.94, 0.88, 0.82])] == [None] * 4
+    assert judge.best == (3, 0.82)
+
+
+@pytest.mark.parametrize("guard", ["stop", None])
+def test_an_interrupted_run_has_no_gap_in_its_metrics(tmp_path, guard):
+    watcher = Watcher(lambda: os.kill(os.getpid(), signal.SIGINT), at=20)
+    for observers in ([watcher], []):
+        metrics = MetricsFile(tmp_path / "metrics.jsonl")
+        train(
+            workload(), optax.sgd(0.01), steps=60, log_every=1, guard=guard,
+            checkpoints=Checkpoints(tmp_path / "checkpoints"), observers=[metrics, *observers],
+        )  # fmt: skip
+    assert [r["step"] for r in read_metrics(tmp_path)] == list(range(1, 61))
+
+
+def test_a_last_update_that_is_not_finite_is_no_success():
+    with pytest.raises(NonFiniteError, match="step 1: the update made parameters that aren't finite"):
+        train(workload(), optax.sgd(float("nan")), steps=1)
+
+
 def test_gradient_descent_stops_at_a_small_gradient():
     full = dataclasses.replace(workload(), batch_size=60)
     history = train(full, optax.sgd(0.1), steps=2000, stop=Stop(gradient_norm=1e-3), log_every=1)
@@ -235,7 +272,7 @@ def test_initial_parameters_are_where_the_run_starts():
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"steps": 5, "log_every": 0}, "log_every must be at least 1"),
-        ({"steps": 5, "evaluate_every": -1}, "evaluate_every must be at least 1, got -1"),
+        ({"steps": 5, "evaluate_every": 0}, "evaluate_every must be at least 1, got 0"),
         ({"steps": 5, "strategy": "pmapp"}, "strategy must be one of .*, got 'pmapp'"),
         ({"steps": 5, "stop": Stop(patience=0)}, "stop.patience must be at least 1, got 0"),
     ],

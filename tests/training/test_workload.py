@@ -159,6 +159,11 @@ def test_weights_must_fit_the_loss():
         train(bad, optax.sgd(0.1), steps=1)
 
 
+def test_metrics_may_not_take_the_steps_names():
+    with pytest.raises(ValueError, match="metrics can't be named loss: the step has values of that name"):
+        workload(metrics={"loss": huber})
+
+
 def test_two_functions_are_a_workload():
     """Without Flax: the contract itself."""
 
