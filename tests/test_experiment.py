@@ -45,7 +45,7 @@ from optlab.experiment import build
         (["loss=squared_error"], r"don't fit together: ValueError: squared_error needs labels of the outputs' shape"),
         (
             ["schedule=constant", "schedule.warmup=30"],
-            r"schedule=constant: warmup must be shorter than steps \(20\), got 30",
+            r"warmup must be shorter than steps \(20\), got 30",
         ),
         (["optimizer=optax.scale_by_adam"], "unknown optimizer 'optax.scale_by_adam'"),
         (["optimizer=clip", "optimizer.max_delta=1"], "unknown optimizer 'clip'"),
@@ -53,7 +53,7 @@ from optlab.experiment import build
         (["loss.label_smoothing=1.5"], r"label_smoothing must lie in \[0, 1\), got 1.5"),
         (
             ["optimizer=optax.contrib.sophia", "optimizer.learning_rate=0.1"],
-            "optimizer=optax.contrib.sophia can't move",
+            "contrib.sophia can't move",
         ),
         (["optimizer.roles=foo"], "roles must be a tree of role names .*, got the string 'foo'"),
         (["optimizer=adam", "optimizer.learning_rate=1", "optimizer.mu_dtype=foo"], "optimizer=adam can't move these"),
@@ -63,7 +63,7 @@ from optlab.experiment import build
         ([f"schedule={__name__}:not_a_schedule"], "must return a function of the step that gives a number"),
         (
             ["optimizer.lr=1"],
-            r"unknown key 'optimizer.lr' for optimizer=muon; did you mean 'optimizer.learning_rate'\?",
+            r"unknown key 'optimizer.lr' .* did you mean 'optimizer.learning_rate'\?",
         ),
         (["optimizer=lbfgs"], "schedule=warmup_cosine has no learning rate to shape"),
         (["optimizer=no.such:thing"], "optimizer=no.such:thing can't be imported: ModuleNotFoundError"),
@@ -95,7 +95,7 @@ def unheld():
 
 def test_without_a_validation_split_its_target_is_refused():
     data = component(f"{__name__}:unheld")
-    with pytest.raises(ConfigError, match="isn't measured: data=.* has no validation split"):
+    with pytest.raises(ConfigError, match=r"isn't measured: data=.* has no validation split"):
         build(config(data=data, target=Target(metric="validation/accuracy", mode="max")))
     assert build(config(data=data)).workload.data.validation is None
 
@@ -107,7 +107,7 @@ def test_a_name_may_look_like_a_value():
 
 
 def test_names_are_checked_before_data_is_looked_for():
-    with pytest.raises(ConfigError, match="unknown key 'optimizer.lr'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'optimizer.lr'"):
         build(override(config(), ["data=cifar10", "data.path=/no/such", "optimizer.lr=1"]))
 
 

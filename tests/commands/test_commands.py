@@ -144,7 +144,7 @@ def test_users_own_functions_are_found_beside_the_config(here):
     )
 
 
-def test_a_runs_config_finds_the_users_functions_from_anywhere(here, monkeypatch):
+def test_a_runs_config_finds_the_users_functions_from_anywhere(here):
     (here / "cfg").mkdir()
     (here / "cfg" / "own_rule.py").write_text(
         "import optax\ndef rule(learning_rate):\n    return optax.sgd(learning_rate)"
