@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optlab.components import check_arguments, filled, find, hints_of, is_rate, parameters, resolve
+from optlab.components import filled, find, hints_of, is_rate, parameters, resolve
 from optlab.config import Component, Config, ConfigError, Target
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ def build(config: Config) -> Experiment:
     Raises:
       ConfigError: for whatever can't work: as `resolve`, values that a factory refuses, a batch larger than the data.
     """
-    check_arguments("data", config.data, find("data", config.data.name))  # needs no JAX, and comes before it
     config = resolve(config)
     source: Source = _call("data", config.data)
     _check_source(config, source)
