@@ -19,7 +19,7 @@ from optlab.training.judge import Judge
 from optlab.training.metrics import Observer, Record
 from optlab.training.parallel import parallelize
 from optlab.training.process import Trace, catch_signals
-from optlab.training.records import Records
+from optlab.training.records import Records, packed
 from optlab.training.state import TrainState, evaluation_params, init_state
 from optlab.training.step import make_step
 from optlab.training.workload import Workload
@@ -117,7 +117,7 @@ def train(
     params, model_state = initial if initial is not None else _initialize(workload, init_key)
     state = init_state(params, model_state, tx, key=key, ema=ema is not None)
     step = make_step(workload.loss, tx, accumulate=accumulate, ema=ema, guard=guard)
-    place_state, place_batch, step = parallelize(step, strategy)
+    place_state, place_batch, step = parallelize(packed(step), strategy)
     state = place_state(state)
     judge = Judge(workload.target, stop)
     if checkpoints is not None and (saved := checkpoints.steps()):

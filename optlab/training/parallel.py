@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from optlab.training.step import Step
-
+Step = Callable[[Any, Any], tuple[Any, Any]]
 STRATEGIES = ("single",)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,7 +19,7 @@ from optlab.training.judge import Judge
 from optlab.training.metrics import Observer, Record
 from optlab.training.state import TrainState, evaluation_params
 from optlab.training.step import make_evaluation
-from optlab.training.workload import Metrics, Workload
+from optlab.training.workload import Loss, Metrics, Workload
 
 # More simulated devices' collectives in flight than this can deadlock (jax 0.10.2); fewer would let a device wait.
 IN_FLIGHT = 16
@@ -25,6 +27,38 @@ IN_FLIGHT = 16
 
 class NonFiniteError(RuntimeError):
     """The loss or the gradient stopped being a number. The message names the step, the value and what to try."""
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["pairs"], meta_fields=["names"])
+@dataclass(frozen=True)
+class PackedMetrics:
+    """Metrics in one array, because the host pays for every array that it reads.
+
+    Attributes:
+      names: of the metrics.
+      pairs: their (sum, weight), an array of shape (names, 2).
+    """
+
+    names: tuple[str, ...]
+    pairs: Any
+
+    @classmethod
+    def pack(cls, metrics: Metrics) -> PackedMetrics:
+        return cls(tuple(metrics), jnp.stack([jnp.stack(pair) for pair in metrics.values()]))
+
+    def sums(self) -> dict[str, np.ndarray]:
+        """(sum, weight) by name, on the host; waits until they are there."""
+        return dict(zip(self.names, np.asarray(self.pairs, np.float64), strict=True))
+
+
+def packed(step: Callable[..., tuple[Any, Metrics]]) -> Callable[..., tuple[Any, PackedMetrics]]:
+    """The same step, its metrics packed."""
+
+    def packing(state: Any, batch: Any) -> tuple[Any, PackedMetrics]:
+        state, metrics = step(state, batch)
+        return state, PackedMetrics.pack(metrics)
+
+    return packing
 
 
 class Records:
@@ -44,10 +78,10 @@ class Records:
         self.workload, self.place_batch, self.judge = workload, place_batch, judge
         self.observers, self.schedules, self.steps = observers, schedules, steps
         self.log_every, self.evaluate_every = log_every, evaluate_every
-        self.evaluation, self.all_finite = jax.jit(make_evaluation(workload.loss)), jax.jit(_all_finite)
+        self.evaluation, self.all_finite = jax.jit(_evaluation(workload.loss)), jax.jit(_all_finite)
         self.all: list[Record] = []
         self.outcome = "finished"
-        self.pending: collections.deque[tuple[int, Metrics]] = collections.deque()
+        self.pending: collections.deque[tuple[int, PackedMetrics]] = collections.deque()
         self.latest: Record = {}
 
     def check_names(self, state: TrainState) -> None:
@@ -76,7 +110,7 @@ class Records:
             for observer in begun:
                 observer.end(self.outcome)
 
-    def push(self, t: int, metrics: Metrics) -> None:
+    def push(self, t: int, metrics: PackedMetrics) -> None:
         """Takes a step's metrics, which the device may still be computing; when they are many, reads the older half."""
         self.pending.append((t, metrics))
         if len(self.pending) >= (IN_FLIGHT if self.judge.stop.gradient_norm is None else 1):
@@ -112,9 +146,8 @@ class Records:
 
     def _read(self, count: int) -> None:
         """Turns the metrics of the oldest steps into records; the first that isn't finite ends the run."""
-        steps, metrics = zip(*(self.pending.popleft() for _ in range(count)), strict=True) if count else ((), ())
-        for t, sums in zip(steps, jax.device_get(metrics), strict=True):
-            values = {name: float(total / weight) for name, (total, weight) in sums.items()}
+        for t, metrics in [self.pending.popleft() for _ in range(count)]:
+            values = _means(metrics.sums())
             if values.pop("finite", 1.0) < 1:
                 loss, norm = values["loss"], values["gradient_norm"]
                 raise _not_finite(f"step {t}: the loss is {loss:g} and the gradient's norm {norm:g}")
@@ -139,11 +172,11 @@ class Records:
             return {}
         params = evaluation_params(state)
         sums: dict[str, np.ndarray] = collections.defaultdict(lambda: np.zeros(2))
-        pending: collections.deque[Metrics] = collections.deque()
+        pending: collections.deque[PackedMetrics] = collections.deque()
 
-        def add(metrics: Metrics) -> None:
-            for name, pair in jax.device_get(metrics).items():
-                sums[name] += np.asarray(pair, np.float64)
+        def add(metrics: PackedMetrics) -> None:
+            for name, pair in metrics.sums().items():
+                sums[name] += pair
 
         for batch in evaluation_batches(data, self.workload.batch_size):
             pending.append(self.evaluation(params, state.model_state, self.place_batch(batch), state.key))
@@ -151,7 +184,16 @@ class Records:
                 add(pending.popleft())
         for metrics in pending:
             add(metrics)
-        return {f"{split}/{name}": float(total / weight) for name, (total, weight) in sums.items()}
+        return {f"{split}/{name}": value for name, value in _means(sums).items()}
+
+
+def _evaluation(loss: Loss) -> Callable[..., PackedMetrics]:
+    evaluate = make_evaluation(loss)
+    return lambda *args: PackedMetrics.pack(evaluate(*args))
+
+
+def _means(sums: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(total / weight) for name, (total, weight) in sums.items()}
 
 
 def _all_finite(tree: Any) -> jax.Array:

@@ -56,11 +56,12 @@ def make_step(
         key = jax.random.fold_in(state.key, state.step)
         at = lambda params: gradient(params, state.model_state, batch, key)
         value, grads, model_state, metrics = at(state.params)
+        grads, norm = _with_norm(grads)
         value_fn = _with_gradient(lambda params: at(params)[:2])
         updates, opt_state = tx.update(grads, state.opt_state, state.params, value=value, grad=grads, value_fn=value_fn)
         params = optax.apply_updates(state.params, updates)
 
-        norm, one = _norm(grads), jnp.ones(())
+        one = jnp.ones(())
         metrics = {**metrics, "gradient_norm": (norm, one)}
         if guard == "stop":
             metrics["finite"] = ((jnp.isfinite(value) & jnp.isfinite(norm)).astype(jnp.float32), one)
@@ -129,14 +130,20 @@ def _mean_gradient(loss: Loss, axis_name: str | None, accumulate: int) -> Callab
     return gradient
 
 
-def _norm(tree: Any) -> jax.Array:
-    """‖tree‖₂, in at least float32. Columns first: a CPU adds them side by side, one long sum number by number."""
+def _with_norm(tree: Any) -> tuple[Any, jax.Array]:
+    """(tree, ‖tree‖₂), the norm in at least float32.
+
+    Columns first: a CPU adds them side by side, one long sum number by number. And the barrier has every leaf summed
+    before anything else reads it, while it is in the cache: read again later, it cost 2 % of a step of 22 ms.
+    """
+    leaves, structure = jax.tree.flatten(tree)
     total = jnp.zeros(())
-    for x in jax.tree.leaves(tree):
+    for i, x in enumerate(leaves):
         squares = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
         columns = jnp.sum(squares, axis=tuple(range(x.ndim - 1)))
-        total += jnp.sum(lax.optimization_barrier(columns))  # else the compiler makes one long sum of the two
-    return jnp.sqrt(total)
+        leaves[i], columns = lax.optimization_barrier((x, columns))
+        total += jnp.sum(columns)
+    return jax.tree.unflatten(structure, leaves), jnp.sqrt(total)
 
 
 def _with_gradient(value_and_gradient: Callable[[Any], tuple[jax.Array, Any]]) -> Callable[[Any], jax.Array]:
