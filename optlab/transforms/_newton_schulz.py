@@ -1,27 +1,136 @@
-"""Orthogonalization of a stack of matrices: all singular values to about one (Newton–Schulz), or to one (SVD)."""
+"""Orthogonalization of a stack of matrices: all singular values to about one (Newton–Schulz), or to one (SVD).
+
+A step is an odd quintic of the singular values, X ← aX + bAX + cA²X with A = XXᵀ. Which quintics follow each other is a
+tuple of coefficients; how they are computed is a form, which changes the rounding and the cost, not the result.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
-KELLER_JORDAN = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # steepest at 0, so that small singular values grow fast; they end in about 0.7…1.2
+Coefficients = tuple[tuple[float, float, float], ...]
+
+LARGEST = 1.25  # no singular value may end above it
+SAFETY = 1.01  # room for rounding between the steps of Polar Express
+CUSHION = 0.02407327424182761  # of Polar Express: a quintic isn't asked to look after what is smaller than this
 
 
-def newton_schulz(X: jax.Array, steps: int, eps: float, precision: str) -> jax.Array:
-    """X (N, m, n) with X ← aX + bAX + cA²X, A = XXᵀ, iterated; at its best with m ≤ n.
+def keller_jordan(steps: int) -> Coefficients:
+    """One quintic again and again, steepest at 0, so that small singular values grow fast; they end in 0.68…1.2.
 
-    Source: Jordan 2024, kellerjordan.github.io/posts/muon.
+    Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon.
     """
-    a, b, c = KELLER_JORDAN
-    product = lambda Y, Z: jnp.matmul(Y, Z, precision=precision)
-    X = _normalize(X, eps)
+    return ((3.4445, -4.7750, 2.0315),) * steps
+
+
+@functools.lru_cache
+def polar_express(steps: int, lower_bound: float) -> Coefficients:
+    """The quintics whose composition comes nearest to 1 on [lower_bound, 1], each best for what the last one leaves.
+
+    All but the last are for singular values up to 1.01 of what they should be.
+
+    Source: Amsel et al. 2025 (arXiv 2505.16932), Algorithm 1.
+    """
+    quintics, lower, upper = [], lower_bound, 1.0
     for _ in range(steps):
+        a, b, c = _best_quintic(max(lower, CUSHION * upper), upper)
+        p = lambda x, a=a, b=b, c=c: a * x + b * x**3 + c * x**5
+        if lower < CUSHION * upper:  # the neglected ones below are to count in the middle of the range after all
+            middle = (p(lower) + p(upper)) / 2
+            a, b, c = a / middle, b / middle, c / middle
+        quintics.append((a, b, c))
+        lower = a * lower + b * lower**3 + c * lower**5
+        upper = 2 - lower
+    safe = [(a / SAFETY, b / SAFETY**3, c / SAFETY**5) for a, b, c in quintics[:-1]]
+    return (*safe, quintics[-1])
+
+
+def _best_quintic(lower: float, upper: float) -> tuple[float, float, float]:
+    """ax + bx³ + cx⁵ with the least largest distance to 1 on the interval, by Remez' exchange."""
+    if lower / upper > 1 - 5e-6:  # where the exchange would only see rounding: the Taylor series at 1
+        return 15 / 8 / upper, -10 / 8 / upper**3, 3 / 8 / upper**5
+    inner, error = ((3 * lower + upper) / 4, (lower + 3 * upper) / 4), math.inf
+    while True:
+        points = np.array([lower, *inner, upper])
+        signs = np.array([1.0, -1.0, 1.0, -1.0])  # below 1, above, below, above
+        a, b, c, new = np.linalg.solve(np.stack([points, points**3, points**5, signs], 1), np.ones(4))
+        if abs(error - new) < 1e-14:
+            return float(a), float(b), float(c)
+        error, root = new, math.sqrt(9 * b * b - 20 * a * c)
+        inner = (math.sqrt((-3 * b - root) / (10 * c)), math.sqrt((-3 * b + root) / (10 * c)))
+
+
+@functools.lru_cache
+def extremes(coefficients: Coefficients) -> tuple[float, float]:
+    """(least of p(σ)/σ, largest p(σ)) on (0, 1], p the composition: positive means that no direction is reversed."""
+    x = np.concatenate([np.geomspace(1e-12, 1e-2, 20_000), np.linspace(1e-2, 1, 80_001)])
+    y = x
+    for a, b, c in coefficients:
+        y = a * y + b * y**3 + c * y**5
+    return float((y / x).min()), float(y.max())
+
+
+def flops(shape: tuple[int, int], chunks: Sequence[int], form: str) -> int:
+    """Of one matrix m ≤ n: products alone, a multiplication and an addition being two. An SVD's by Golub and Van Loan."""
+    m, n = shape
+    if form == "svd":
+        return 6 * n * m * m + 20 * m**3
+    if form == "standard":
+        return sum(chunks) * (4 * m * m * n + 2 * m**3)
+    return sum(4 * m * m * n + 2 * m**3 * (k + 3 * (k - 1)) for k in chunks)
+
+
+def restarts(steps: int) -> tuple[int, ...]:
+    """How many steps the Gram form goes before it starts afresh: three at most, else float32 isn't enough."""
+    count = -(-steps // 3)
+    return tuple(steps // count + (i >= count - steps % count) for i in range(count))
+
+
+def newton_schulz(
+    X: jax.Array, coefficients: Coefficients, chunks: Sequence[int], form: str, eps: float, dtype: str, precision: str
+) -> jax.Array:
+    """A stack (N, m, n), m ≤ n, through the quintics, computed in `dtype`, given back in X's own."""
+    step, rest = _gram if form == "gram" else _standard, iter(coefficients)
+    pieces = [[next(rest) for _ in range(k)] for k in chunks]
+
+    def f(X: jax.Array) -> jax.Array:
+        Y = _normalize(X, eps).astype(dtype)
+        for piece in pieces:
+            Y = step(Y, piece, precision)
+        return Y.astype(X.dtype)
+
+    def one_by_one(X: jax.Array) -> jax.Array:
+        return lax.scan(lambda _, x: (None, f(x)), None, X, unroll=min(4, len(X)))[1]
+
+    # A CPU works faster on a few matrices that stay in its cache, and at once, for one's gaps are filled by another.
+    return lax.platform_dependent(X, cpu=one_by_one, default=f) if X[0].size >= 2**17 else f(X)
+
+
+def _standard(X: jax.Array, coefficients: Sequence[tuple[float, float, float]], precision: str) -> jax.Array:
+    product = lambda Y, Z: jnp.matmul(Y, Z, precision=precision)
+    for a, b, c in coefficients:
         A = product(X, X.mT)
         X = a * X + product(b * A + c * product(A, A), X)
     return X
+
+
+def _gram(X: jax.Array, coefficients: Sequence[tuple[float, float, float]], precision: str) -> jax.Array:
+    """The same on A = XXᵀ alone, which is small: X ← QX at the end, Q = Z…Z, Z = aI + bA + cA², A ← ZAZ."""
+    product = lambda Y, Z: jnp.matmul(Y, Z, precision=precision)
+    A = product(X, X.mT)
+    eye = jnp.broadcast_to(jnp.eye(X.shape[-2], dtype=X.dtype), A.shape)
+    Q = Z = None
+    for a, b, c in coefficients:
+        if Z is not None:
+            A = product(product(Z, A), Z)
+        Z = a * eye + b * A + c * product(A, A)
+        Q = Z if Q is None else product(Q, Z)
+    return product(Q, X)
 
 
 def polar(X: jax.Array) -> jax.Array:

@@ -1,79 +1,162 @@
 """Muon's block: each matrix by (about) the nearest orthogonal one."""
 
-import itertools
-from collections import defaultdict
-from collections.abc import Callable
-from typing import Any, Literal
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from optlab._checks import check_choice, check_not_negative, check_positive
+from optlab.roles import MatrixAxes
+from optlab.transforms._divide import Mesh, divide, on_auto_axes, placed_like, visible_mesh
 from optlab.transforms._matrices import matrix_leaves
-from optlab.transforms._newton_schulz import newton_schulz, polar
-from optlab.transforms._numerics import cast_like, widen
+from optlab.transforms._newton_schulz import LARGEST, extremes, keller_jordan, newton_schulz, polar, polar_express
+from optlab.transforms._numerics import wide_dtype
+from optlab.transforms._plan import Group, Matrices, Note, Plan, Settings, make_plan
+
+
+class OrthogonalizeState(NamedTuple):
+    """note: the settings, to be read; there is nothing in it that changes."""
+
+    note: Note
 
 
 def orthogonalize(
-    method: Literal["newton_schulz", "svd"] = "newton_schulz",
+    method: Literal["newton_schulz", "polar_express", "svd"] = "newton_schulz",
     *,
     steps: int = 5,
+    lower_bound: float = 1e-3,
     eps: float = 1e-7,
+    dtype: Any | None = None,
     precision: Literal["default", "high", "highest"] = "highest",
+    mesh: Mesh | None = None,
+    axis_name: str | Sequence[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
     """UVᵀ of every matrix G = UΣVᵀ: all singular values become 1, and the directions stay.
 
     Newton–Schulz comes near: with Keller Jordan's coefficients and five steps the singular values end between about 0.7
-    and 1.2 (those below a thousandth of the largest stay smaller). Matrices of one shape, transposed or not, are done
-    in one batch, in at least float32, whatever the dtype of the gradients.
+    and 1.2 (those below a thousandth of the largest stay smaller). Polar Express has other coefficients for every step,
+    best for singular values of at least `lower_bound`. No singular value ends above 1.25, and none changes its sign.
+
+    Matrices of one shape, transposed or not, are stacked and done together, in the Gram form where that is less work
+    and exact enough: the *plan*, which depends on shapes, dtypes and settings alone (`optlab.explain` shows it). Over
+    a mesh the matrices of a stack are divided among the devices, with the same result: over the mesh that the leaves'
+    types show, or the ambient one (`jax.set_mesh`), or `mesh`; under pmap and shard_map along the axes named in
+    `axis_name`. Where none of them shows a mesh, every device does everything.
 
     Under `by_role` a leaf may have any rank; alone, the extra argument `matrix_axes` of update says how a leaf of rank
     other than 2 is a matrix, and without it such a leaf is an error that names it.
 
-    Source: Jordan et al. 2024, Muon (kellerjordan.github.io/posts/muon).
+    Source: Jordan et al. 2024, Muon (kellerjordan.github.io/posts/muon); Amsel et al. 2025, Polar Express
+    (arXiv 2505.16932).
 
     Args:
-        method: "newton_schulz", or "svd" for the exact UVᵀ, which is slow on accelerators.
-        steps: how many Newton–Schulz steps; 5 as in the source.
-        eps: added to the Frobenius norm that Newton–Schulz divides by: a matrix with a norm far below it becomes 0.
+        method: "newton_schulz" (Keller Jordan's coefficients), "polar_express", or "svd" for the exact UVᵀ, which is
+            slow on accelerators.
+        steps: how many quintic steps; 5 as in the sources.
+        lower_bound: the least singular value, as a share of the Frobenius norm, that Polar Express looks after.
+        eps: added to the Frobenius norm that is divided by: a matrix with a norm far below it becomes 0.
+        dtype: that the products are computed in: float32, bfloat16 or float16; None is at least float32.
         precision: of the products in Newton–Schulz, as in `jax.default_matmul_precision`: "default" is TF32 on recent
             NVIDIA GPUs and bfloat16 on TPUs, "highest" float32 everywhere.
+        mesh: over which the work is divided, where the leaves' types don't show it.
+        axis_name: mapped axes of pmap or shard_map along which all devices hold the same gradients (after their mean).
+
+    Raises:
+        ValueError: if the coefficients for so few steps leave a singular value above 1.25.
     """
-    check_choice("method", method, ("newton_schulz", "svd"))
+    check_choice("method", method, ("newton_schulz", "polar_express", "svd"))
     check_choice("precision", precision, ("default", "high", "highest"))
     check_positive("steps", steps)
     check_not_negative("eps", eps)
-    orthogonal = lambda X: polar(X) if method == "svd" else newton_schulz(X, steps, eps, precision)
+    if not 1e-6 <= lower_bound < 1:
+        raise ValueError(f"lower_bound must lie in [1e-6, 1), got {lower_bound}")
+    if dtype is not None:
+        dtype = str(jnp.dtype(dtype))
+        check_choice("dtype", dtype, ("float32", "bfloat16", "float16"))
+    if method == "svd" and dtype in ("bfloat16", "float16"):
+        raise ValueError(f"method='svd' needs float32, got dtype={dtype!r}: leave dtype away")
+    coefficients = {"newton_schulz": keller_jordan(steps), "polar_express": (), "svd": ()}[method]
+    if method == "polar_express":
+        coefficients = polar_express(steps, float(lower_bound))
+        if (largest := extremes(coefficients)[1]) > LARGEST:
+            raise ValueError(
+                f"polar_express with steps={steps} and lower_bound={lower_bound:g} lets singular values end at "
+                f"{largest:.2f}, above {LARGEST}: take more steps or a higher lower_bound"
+            )
+    settings = Settings(method, coefficients, eps, dtype, precision)
+    axis_names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+
+    def init_fn(params: optax.Params) -> OrthogonalizeState:
+        del params
+        return OrthogonalizeState(Note(settings))
 
     def update_fn(
         updates: optax.Updates,
-        state: optax.EmptyState,
+        state: OrthogonalizeState,
         params: optax.Params | None = None,
         *,
         matrix_axes: Any | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.EmptyState]:
+    ) -> tuple[optax.Updates, OrthogonalizeState]:
         del params, extra_args
         leaves = matrix_leaves("orthogonalize", updates, matrix_axes)
-        matrices = [axes.to_matrices(widen(x)) for x, axes in leaves]
-        done = [
-            axes.from_matrices(X, x.shape) for X, (x, axes) in zip(_by_shape(orthogonal, matrices), leaves, strict=True)
-        ]
-        return cast_like(jax.tree.unflatten(jax.tree.structure(updates), done), updates), state
+        arrays, axes = [x for x, _ in leaves], tuple(a for _, a in leaves)
+        done = _orthogonal(arrays, axes, settings, visible_mesh(arrays, mesh), axis_names) if arrays else []
+        return jax.tree.unflatten(jax.tree.structure(updates), done), state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _by_shape(f: Callable[[jax.Array], jax.Array], stacks: list[jax.Array]) -> list[jax.Array]:
-    """f of every stack (N, m, n), in one call for all that have the same m ≤ n, where f(X) = f(Xᵀ)ᵀ."""
-    wide = [X.mT if X.shape[-2] > X.shape[-1] else X for X in stacks]
-    groups = defaultdict(list)
-    for i, X in enumerate(wide):
-        groups[X.shape[1:], X.dtype].append(i)
-    for members in groups.values():
-        ends = list(itertools.accumulate(len(wide[i]) for i in members))
-        done = jnp.split(f(jnp.concatenate([wide[i] for i in members])), ends[:-1])
-        for i, X in zip(members, done, strict=True):
-            wide[i] = X
-    return [Y.mT if X.shape[-2] > X.shape[-1] else Y for X, Y in zip(stacks, wide, strict=True)]
+def plan_of(leaves: Sequence[jax.ShapeDtypeStruct | jax.Array], axes: Sequence[MatrixAxes], settings: Settings) -> Plan:
+    """The plan for leaves of these shapes and dtypes, each seen as matrices along its axes."""
+    matrices = []
+    for x, a in zip(leaves, axes, strict=True):
+        fan_in, fan_out = a.fans(x.shape)
+        matrices.append(Matrices(x.size // (fan_in * fan_out), fan_in, fan_out, str(x.dtype)))
+    return make_plan(matrices, settings)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))  # for those who call update outside a jit
+def _orthogonal(
+    leaves: list[jax.Array],
+    axes: tuple[MatrixAxes, ...],
+    settings: Settings,
+    mesh: Mesh | None,
+    axis_names: tuple[str, ...],
+) -> list[jax.Array]:
+    """All leaves, by the plan, each placed as it was."""
+    plan = plan_of(leaves, axes, settings)
+
+    def f(leaves: list[jax.Array]) -> list[jax.Array]:
+        done = list(leaves)
+        for group in plan.groups:
+            on_side = [_is_tall(leaves[i], axes[i]) for i in group.members]
+            stacks = [axes[i].to_matrices(leaves[i]) for i in group.members]
+            stacks = [X.mT if flip else X for X, flip in zip(stacks, on_side, strict=True)]
+            work = functools.partial(_of_stack, group=group, settings=settings)
+            stack = divide(work, jnp.concatenate(stacks), mesh, axis_names)
+            for i, flip, Y in zip(group.members, on_side, jnp.split(stack, group.starts[1:]), strict=True):
+                done[i] = axes[i].from_matrices(Y.mT if flip else Y, leaves[i].shape)
+        return [placed_like(y, x) for y, x in zip(done, leaves, strict=True)] if mesh is not None else done
+
+    return on_auto_axes(f, mesh, leaves)(leaves)
+
+
+def _is_tall(x: jax.Array, axes: MatrixAxes) -> bool:
+    fan_in, fan_out = axes.fans(x.shape)
+    return fan_in > fan_out
+
+
+def _of_stack(X: jax.Array, group: Group, settings: Settings) -> jax.Array:
+    """A stack (N, m, n) of the group's matrices, some or all of them; in its dtype."""
+    Y = X.astype(wide_dtype(X))
+    if group.form == "svd":
+        Y = polar(Y)
+    else:
+        Y = newton_schulz(
+            Y, settings.coefficients, group.chunks, group.form, settings.eps, group.working_dtype, settings.precision
+        )
+    return Y.astype(X.dtype)

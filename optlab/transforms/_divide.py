@@ -1,0 +1,127 @@
+"""A stack of matrices divided over devices: each does its share, and the results travel back to where they belong.
+
+The stack, not the matrix, is spread over the mesh, so that every device works on whole matrices and the numbers are
+those of one device.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+Mesh: TypeAlias = jax.sharding.Mesh | jax.sharding.AbstractMesh
+OnStack: TypeAlias = Callable[[jax.Array], jax.Array]
+ANY = P.UNCONSTRAINED  # the compiler's choice: what the neighbours have
+
+
+def axes_to_divide(count: int, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """The mesh axes that leave a device the fewest of `count` matrices, and of those the fewest devices.
+
+    Fewer devices mean less padding and less traffic.
+    """
+    choices = itertools.chain.from_iterable(itertools.combinations(sizes, r) for r in range(len(sizes) + 1))
+    return min(choices, key=lambda axes: (share(count, axes, sizes), math.prod(sizes[a] for a in axes)))
+
+
+def share(count: int, axes: Sequence[str], sizes: Mapping[str, int]) -> int:
+    """How many of `count` matrices a device gets, the padding included: ⌈count / devices⌉."""
+    return -(-count // math.prod(sizes[a] for a in axes))
+
+
+def visible_mesh(arrays: Sequence[jax.Array], mesh: Mesh | None) -> Mesh | None:
+    """The mesh that was given, else the one that the arrays' types show, else the ambient one, if there is any."""
+    shown = [jax.typeof(x).sharding.mesh for x in arrays]
+    known = [m for m in (mesh, *shown, jax.sharding.get_abstract_mesh()) if m is not None and not m.empty]
+    return known[0] if known else None
+
+
+def on_auto_axes(f: Callable[..., Any], mesh: Mesh | None, arrays: list[jax.Array]) -> Callable[..., Any]:
+    """f (arrays to arrays of the same shapes) for arrays on Explicit axes: within, the compiler places them."""
+    explicit = mesh.explicit_axes if mesh is not None else ()
+    if not explicit:
+        return f
+    return jax.sharding.auto_axes(f, axes=explicit, out_sharding=[jax.typeof(x).sharding for x in arrays])
+
+
+def divide(f: OnStack, X: jax.Array, mesh: Mesh | None, axis_name: Sequence[str] = ()) -> jax.Array:
+    """f(X), f mapping a stack (N, m, n) matrix by matrix, each device doing its share.
+
+    Args:
+        f: what is done to a stack of any length.
+        X: the stack.
+        mesh: the mesh over which it is divided, or None.
+        axis_name: axes of pmap or shard_map along which the devices are known to hold the same stack. Axes of shard_map
+            that show this in their types are found without.
+    """
+    mapped = jax.sharding.get_abstract_mesh()
+    manual = {a: mapped.shape[a] for a in mapped.manual_axes if a in axis_name or _shows_equal(X, a)}
+    manual |= {a: _size_of(a) for a in axis_name if a not in manual}
+    free = {} if mesh is None else {a: mesh.shape[a] for a in mesh.axis_names if a not in mapped.manual_axes}
+    axes = axes_to_divide(len(X), {**manual, **free})
+    count, size = math.prod({**manual, **free}[a] for a in axes), len(X)
+    X = jnp.pad(X, ((0, -size % count), (0, 0), (0, 0))) if size % count else X
+    if mesh is not None and free:
+        f = _over_mesh(f, mesh, tuple(a for a in axes if a in free))
+    if any(a in manual for a in axes):
+        f = _over_mapped(f, tuple(a for a in axes if a in manual))
+    return f(X)[:size]
+
+
+def _size_of(axis: str) -> int:
+    try:
+        return lax.axis_size(axis)
+    except NameError:
+        raise ValueError(
+            f"axis_name={axis!r} is no mapped axis here: name an axis of the pmap or shard_map that the update runs "
+            "under, or leave it away"
+        ) from None
+
+
+def _shows_equal(X: jax.Array, axis: str) -> bool:
+    """Whether the types tell that all devices along a mapped axis hold the same X. Without tracking nothing varies."""
+    varies = lambda x: axis in jax.typeof(x).manual_axis_type.varying
+    return varies(lax.axis_index(axis)) and not varies(X)
+
+
+def _over_mapped(f: OnStack, axes: tuple[str, ...]) -> OnStack:
+    """Inside pmap or shard_map: take my share, and gather everyone's."""
+
+    def divided(X: jax.Array) -> jax.Array:
+        size = len(X) // lax.axis_size(axes)
+        mine = lax.dynamic_slice_in_dim(X, lax.axis_index(axes) * size, size)
+        return lax.all_gather(f(mine), axes, tiled=True, to="invarying")
+
+    return divided
+
+
+def _over_mesh(f: OnStack, mesh: Mesh, axes: tuple[str, ...]) -> OnStack:
+    """Under jit: move the stack's axis over the mesh, an axis of the mesh at a time (fewest bytes), and back likewise."""
+    hops = [axes[::-1][:k] for k in range(len(axes) + 1)]
+
+    def divided(X: jax.Array) -> jax.Array:
+        ambient = jax.sharding.get_abstract_mesh()  # knows which axes are Auto by now
+        on = mesh if ambient.empty else ambient
+        put = lambda Y, hop, rest=ANY: lax.with_sharding_constraint(Y, NamedSharding(on, P(hop or None, rest, rest)))
+        if not axes:  # too few to divide: whole matrices on every device
+            return placed_like(f(put(X, (), None)), X)
+        Y = X
+        for hop in hops:
+            Y = put(Y, hop)
+        local = P(hops[-1])
+        Y = jax.shard_map(f, mesh=on, in_specs=local, out_specs=local, axis_names=set(axes), check_vma=False)(Y)
+        for hop in reversed(hops):
+            Y = put(Y, hop)
+        return placed_like(Y, X)
+
+    return divided
+
+
+def placed_like(Y: jax.Array, X: jax.Array) -> jax.Array:
+    """Y. A choice between the two costs nothing, and tells the partitioner that Y is to be placed like X."""
+    return jnp.where(True, Y, X)
