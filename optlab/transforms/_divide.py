@@ -101,7 +101,7 @@ def _over_mapped(f: OnStack, axes: tuple[str, ...]) -> OnStack:
 
 
 def _over_mesh(f: OnStack, mesh: Mesh, axes: tuple[str, ...]) -> OnStack:
-    """Under jit: move the stack's axis over the mesh, an axis of the mesh at a time (fewest bytes), and back likewise."""
+    """Under jit: the stack's axis goes over the mesh, a mesh axis at a time (fewest bytes), and back likewise."""
     hops = [axes[::-1][:k] for k in range(len(axes) + 1)]
 
     def divided(X: jax.Array) -> jax.Array:

@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +35,8 @@ class Settings:
         return self.precision == "highest" and self.dtype in (None, "float32")
 
 
-class Matrices(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Matrices:
     """What a leaf is to the plan: `count` matrices of (fan_in, fan_out), and the leaf's dtype."""
 
     count: int
@@ -124,13 +124,12 @@ def _group(
     shape: tuple[int, int], dtype: str, members: tuple[int, ...], counts: tuple[int, ...], settings: Settings
 ) -> Group:
     working = settings.dtype or str(jnp.promote_types(dtype, jnp.float32))
-    if settings.method == "svd":
-        form, chunks = "svd", ()
-    else:
-        steps = len(settings.coefficients)
-        form, chunks = "standard", (steps,)
-        if settings.is_exact and flops(shape, restarts(steps), "gram") < flops(shape, chunks, "standard"):
-            form, chunks = "gram", restarts(steps)
+    chunks: tuple[int, ...] = (len(settings.coefficients),)
+    form = "svd" if settings.method == "svd" else "standard"
+    if form == "standard" and settings.is_exact:
+        restarted = restarts(len(settings.coefficients))
+        if flops(shape, restarted, "gram") < flops(shape, chunks, form):
+            form, chunks = "gram", restarted
     return Group(shape, dtype, working, form, chunks, members, counts, flops(shape, chunks, form))
 
 
