@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from optlab.config import Config, load, override
@@ -12,8 +13,21 @@ from optlab.config import Config, load, override
 
 def read(arguments: argparse.Namespace) -> Config:
     """The config; modules beside it and in the working directory can be named in it as module:function."""
-    sys.path += places(Path(arguments.config))
-    return override(load(arguments.config), arguments.overrides)
+    path = Path(arguments.config)
+    sys.path += (found := places(path))
+    config = load(path)
+    if path.name == "config.json" and found:
+        config = _anchored(config, Path(found[-1]))
+    return override(config, arguments.overrides)
+
+
+def _anchored(config: Config, folder: Path) -> Config:
+    """The config of an earlier run: its relative paths are those of the folder that it was run in."""
+    arguments = dict(config.data.arguments)
+    if isinstance(arguments.get("path"), str):
+        arguments["path"] = str(folder / Path(arguments["path"]).expanduser())
+    init_from = config.init_from and str(folder / Path(config.init_from).expanduser())
+    return replace(config, data=replace(config.data, arguments=arguments), init_from=init_from)
 
 
 def places(config: Path) -> list[str]:

@@ -166,6 +166,15 @@ def test_a_start_that_is_gone_is_not_needed_to_continue(here):
     assert main(words) == 0
 
 
+def test_a_runs_relative_paths_are_those_of_the_folder_it_was_run_in(here):
+    assert main(["train", "small.py", "--run", "start"]) == 0
+    assert main(["train", "small.py", "init_from=start", "--run", "next"]) == 0
+    (here / "else").mkdir()
+    found = optlab("train", "../next/config.json", cwd=here / "else")
+    assert found.returncode == 0, found.stderr
+    assert read_metrics(here / "else" / "runs" / "next-again") == read_metrics(here / "next")
+
+
 def test_a_start_of_another_dtype_is_refused(here, capsys):
     assert main(["train", "small.py", "--run", "start"]) == 0
     assert main(["train", "small.py", "init_from=start", "model.param_dtype=bfloat16"]) == 2
