@@ -86,6 +86,22 @@ def test_mixed_shardings_and_an_eager_call(kind):
     same(update(params, axes), expected)
 
 
+@pytest.mark.parametrize("aspect", [1, 4])
+@pytest.mark.parametrize(
+    "spectrum", [np.ones(48), 1 / np.arange(1, 49), np.geomspace(1, 1e-7, 48)], ids=["flat", "slow", "fast"]
+)
+def test_six_matrices_on_eight_devices_and_on_three_whatever_their_spectrum(spectrum, aspect):
+    rng = np.random.default_rng(0)
+    basis = lambda n: np.linalg.qr(rng.standard_normal((n, 48)))[0]
+    params = [jnp.asarray((basis(48) * spectrum) @ basis(48 * aspect).T, jnp.float32) for _ in range(6)]
+    expected = jax.jit(lambda g: update(g, None))(params)
+    for mesh in ("8", "3"):
+        devices = make_mesh(mesh, AxisType.Auto)
+        for spec in (P(), P(MESHES[mesh][1][0])):
+            placed = jax.device_put(params, NamedSharding(devices, spec))
+            same(jax.jit(lambda g: update(g, None))(placed), expected)
+
+
 def compiled(f, *arguments):
     return jax.jit(f).lower(*arguments).compile()
 
