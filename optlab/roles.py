@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import fnmatch
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,43 +10,13 @@ import jax
 import optax
 
 from optlab import _telling
+from optlab._axes_at_init import axes_told, tell_axes
+from optlab._matrix_axes import MatrixAxes
+from optlab._parameters import Parameter, read
 
 __all__ = ["ROLES", "ByRoleState", "Labels", "MatrixAxes", "by_role", "matrix_axes", "roles"]
 
 ROLES = ("matrix", "conv", "embedding", "head", "vector", "scalar")
-
-
-@dataclasses.dataclass(frozen=True)
-class MatrixAxes:
-    """How a leaf is seen as a matrix, or a stack of them. Every axis of the leaf is in one of the three tuples.
-
-    A dense kernel: ((), (0,), (1,)). A convolution (H, W, in, out): ((), (0, 1, 2), (3,)). A query, key or value kernel
-    (width, heads, head width): ((), (0,), (1, 2)). An attention's output kernel (heads, head width, width):
-    ((), (0, 1), (2,)). Under `nn.scan` the first axis is in `stack`. What is no matrix has no input and no output.
-
-    A class of its own, not a NamedTuple, so that a tree of them has the structure of the parameters' tree.
-    """
-
-    stack: tuple[int, ...] = ()
-    input: tuple[int, ...] = ()
-    output: tuple[int, ...] = ()
-
-    @property
-    def is_matrix(self) -> bool:
-        return bool(self.input and self.output)
-
-    def fans(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """(fan_in, fan_out) of a leaf of this shape."""
-        return math.prod(shape[a] for a in self.input), math.prod(shape[a] for a in self.output)
-
-    def to_matrices(self, x: jax.Array) -> jax.Array:
-        """The leaf as matrices of shape (stack, fan_in, fan_out)."""
-        return x.transpose(self.stack + self.input + self.output).reshape(-1, *self.fans(x.shape))
-
-    def from_matrices(self, matrices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Back from `to_matrices` to the leaf's own shape."""
-        order = self.stack + self.input + self.output
-        return matrices.reshape([shape[a] for a in order]).transpose([order.index(a) for a in range(len(order))])
 
 
 def roles(params: Any, overrides: Mapping[str, str] | None = None) -> Any:
@@ -55,7 +24,7 @@ def roles(params: Any, overrides: Mapping[str, str] | None = None) -> Any:
 
     Rank 0 is a scalar; rank 1, and every bias and gain, a vector. Rank 2 is a matrix, unless its name says embedding
     or head, or it is the only kernel outside the blocks that is as wide as the embedding's vocabulary. Rank 3 and more
-    is a stack of layers (`nn.scan`, `nn.vmap`), an attention projection or a convolution.
+    is a stack of layers (`nn.scan`, `nn.vmap`) or of experts, an attention projection or a convolution.
 
     Args:
         params: the parameters, or anything of the same structure that has shapes.
@@ -64,29 +33,48 @@ def roles(params: Any, overrides: Mapping[str, str] | None = None) -> Any:
     Raises:
         ValueError: where a parameter of rank 3 or more can't be told, with its path and what to do.
     """
-    parameters = _telling.read(params)
+    parameters = read(params)
     told = _match(overrides or {}, parameters)
-    unnamed_head = _telling.unnamed_head(parameters)
-    found = [told.get(p.path) or ("head" if p is unnamed_head else _telling.role(p)) for p in parameters]
+    found = [told.get(p.path) or role for p, role in zip(parameters, _telling.roles(parameters), strict=True)]
     for p, role in zip(parameters, found, strict=True):
         if role is None:
+            stack = tuple(range(len(p.shape)))[:-2]
             raise ValueError(
-                f"roles can't tell what {p.path!r} of shape {p.shape} is: say it by overrides={{{p.path!r}: 'matrix'}} "
-                "to optlab.roles.roles, or give by_role or muon roles of your own"
+                f"roles can't tell what {p.path!r} of shape {p.shape} is. Tell by_role or muon: "
+                f"roles=partial(optlab.roles.roles, overrides={{{p.path!r}: 'matrix'}}) and, if it is a matrix, which "
+                f"axes are stacked, input and output: matrix_axes=partial(optlab.roles.matrix_axes, overrides="
+                f"{{{p.path!r}: MatrixAxes({stack}, {(len(stack),)}, {(len(stack) + 1,)})}})"
             )
     return jax.tree.unflatten(jax.tree.structure(params), found)
 
 
-def matrix_axes(params: Any, overrides: Mapping[str, MatrixAxes] | None = None) -> Any:
+def matrix_axes(
+    params: Any,
+    overrides: Mapping[str, MatrixAxes] | None = None,
+    *,
+    per_head: bool = False,
+    head_width: int | None = None,
+) -> Any:
     """How every parameter is seen as a matrix: a tree like `params` of `MatrixAxes`, empty for what is none.
+
+    A fused kernel of queries, keys and values is three matrices where its shape shows the three: (width, 3, heads, head
+    width), (3, width, heads, head width), (width, 3·width).
 
     Args:
         params: the parameters, or anything of the same structure that has shapes.
         overrides: axes by path, as {"block_*/mixer": MatrixAxes((), (0,), (1, 2))}; the first match wins.
+        per_head: whether each head's query, key, value and output projection is a matrix of its own.
+        head_width: with `per_head`, the width of a head in kernels (width, heads·head width), which don't show it.
+
+    Raises:
+        ValueError: with `per_head`, where heads can't be told.
     """
-    parameters = _telling.read(params)
+    if head_width is not None and not per_head:
+        raise ValueError(f"head_width is for per_head=True, got head_width={head_width} alone")
+    parameters = read(params)
     told = _match(overrides or {}, parameters)
-    found = [told.get(p.path) or MatrixAxes(*_telling.axes(p)) for p in parameters]
+    find = (lambda p: _telling.by_head(p, head_width)) if per_head else _telling.axes
+    found = [told.get(p.path) or find(p) for p in parameters]
     return jax.tree.unflatten(jax.tree.structure(params), found)
 
 
@@ -95,10 +83,13 @@ class Labels(NamedTuple):
     """What `by_role` decided: (path, role, key of the rule) of every parameter, in the tree's order.
 
     A pytree node without leaves, so it passes through jit, `jax.eval_shape` and checkpoints. `optax.tree_map_params`
-    makes a state without parameters and compares: no labels are therefore equal to any.
+    makes a state without parameters and compares: no labels are therefore equal to any. The parameters' matrix axes
+    (`MatrixAxes(*axes[i])`; plain tuples, which Flax can serialize) are there to be read; an update finds them anew, so
+    they make no difference between states.
     """
 
     rows: tuple[tuple[str, str, str], ...]
+    axes: tuple[tuple[tuple[int, ...], ...], ...] = ()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Labels) and (self.rows == other.rows or not self.rows or not other.rows)
@@ -141,7 +132,7 @@ def by_role(
 
     Raises:
         ValueError: here if a rule's key is no role and there are no `roles` of your own; at init if it isn't among
-            those either, or a parameter has no rule.
+            those either, or a parameter has no rule, or a role of your own that no rule has.
     """
     if isinstance(roles, str):
         raise ValueError(f"roles must be a tree of role names or a function that gives one, got the string {roles!r}")
@@ -156,7 +147,12 @@ def by_role(
 
     def init_fn(params: optax.Params) -> ByRoleState:
         labels = _label(params, find_roles, rules)
-        return ByRoleState(labels, route(labels, params).init(params))
+        told = axes_told(params)  # by the by_role around this one, which sees more
+        axes = _resolve(find_axes, params) if told is None else told
+        with tell_axes(axes):
+            inner = route(labels, params).init(params)
+        plain = tuple(dataclasses.astuple(a) for a in jax.tree.leaves(axes))
+        return ByRoleState(labels._replace(axes=plain), inner)
 
     def update_fn(
         updates: optax.Updates, state: ByRoleState, params: optax.Params | None = None, **extra_args: Any
@@ -185,9 +181,10 @@ def check_roles(what: str, names: Iterable[str], known: tuple[str, ...] = ROLES)
 
 
 def _label(params: Any, find_roles: Any, rules: Mapping[str, Any]) -> Labels:
-    parameters, found = _telling.read(params), jax.tree.leaves(_resolve(find_roles, params))
+    parameters, found = read(params), jax.tree.leaves(_resolve(find_roles, params))
     if parameters:
         check_roles("by_role", rules, tuple(dict.fromkeys([*found, *ROLES, "default"])))
+        check_roles("by_role", found, tuple(dict.fromkeys([*rules, *ROLES])))
     rows = [(p.path, role, role if role in rules else "default") for p, role in zip(parameters, found, strict=True)]
     for path, role, key in rows:
         if key not in rules:
@@ -202,7 +199,7 @@ def _resolve(find: Any, params: Any) -> Any:
     return jax.tree.broadcast(find(params) if callable(find) else find, params)
 
 
-def _match(overrides: Mapping[str, Any], parameters: list[_telling.Parameter]) -> dict[str, Any]:
+def _match(overrides: Mapping[str, Any], parameters: list[Parameter]) -> dict[str, Any]:
     """What the overrides say, by path."""
     paths = [p.path for p in parameters]
     for pattern in overrides:

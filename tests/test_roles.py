@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -182,11 +184,11 @@ def test_optlabs_own_models(scan):
 @pytest.mark.parametrize(
     ("tree", "role", "axes"),
     [
-        ({"attention": {"qkv": {"kernel": (12, 3, 4, 6)}}}, "matrix", MatrixAxes((), (0,), (1, 2, 3))),
+        ({"attention": {"qkv": {"kernel": (12, 3, 4, 6)}}}, "matrix", MatrixAxes((1,), (0,), (2, 3))),
         (
             {"attention": {"qkv": {"kernel": (12, 3, 4, 6), "bias": (3, 4, 6)}}},
             "matrix",
-            MatrixAxes((), (0,), (1, 2, 3)),
+            MatrixAxes((1,), (0,), (2, 3)),
         ),
         ({"attention": {"o_proj": {"kernel": (4, 6, 12)}}}, "matrix", OUT_OF_HEADS),
         ({"attention": {"q_proj": {"kernel": (12, 12)}}}, "matrix", MATRIX),
@@ -230,6 +232,27 @@ def test_neighbours_of_one_length_are_no_stack(tree, path, what):
         ({"e": {"embedding": (256, 64)}, "a": {"kernel": (64, 256)}, "b": {"kernel": (256, 64)}}, []),  # goes on
         ({"e": {"embedding": (256, 64)}, "a": {"kernel": (64, 256)}, "b": {"kernel": (64, 256)}}, []),  # repeated
         ({"e": {"embedding": (256, 64)}, "a": {"kernel": (64, 256)}, "head": {"kernel": (64, 9)}}, ["head/kernel"]),
+        (  # a head that gives one number stands beside others
+            {"e": {"embedding": (256, 64)}, "a": {"kernel": (64, 256)}, "value_head": {"kernel": (64, 1)}},
+            ["a/kernel", "value_head/kernel"],
+        ),
+        ({"e": {"embedding": (256, 64)}, "a": {"kernel": (64, 256)}, "b": {"kernel": (256, 256)}}, ["b/kernel"]),
+        ({"e": {"embedding": (256, 64)}, "a": {"kernel": (64, 256)}, "norm": {"scale": (256,)}}, []),  # a hidden width
+        ({"e": {"embedding": (256, 256)}, "a": {"kernel": (256, 256)}, "norm": {"scale": (256,)}}, ["a/kernel"]),
+        (  # an embedding of token types has a vocabulary too
+            {
+                "e": {"embedding": (256, 64)},
+                "f": {"embedding": (2, 64)},
+                "a": {"kernel": (64, 256)},
+                "b": {"kernel": (64, 2)},
+            },
+            ["a/kernel", "b/kernel"],
+        ),
+        (
+            {"e": {"embedding": (256, 64)}, "h0_mlp": {"a": {"kernel": (64, 256)}}, "b": {"kernel": (64, 256)}},
+            ["b/kernel"],
+        ),
+        ({"embed": {"weight": (256, 64)}, "a": {"weight": (256, 64)}}, ["a/weight"]),  # (out, in)
         ({"Lm_0": {"e": {"embedding": (256, 64)}, "Dense_0": {"kernel": (64, 256)}}}, ["Lm_0/Dense_0/kernel"]),
         ({"wpe": {"embedding": (256, 64)}, "Dense_0": {"kernel": (64, 256)}}, []),  # positions are no vocabulary
         ({"Dense_0": {"kernel": (8, 16)}, "Dense_1": {"kernel": (16, 10)}}, []),
@@ -241,8 +264,17 @@ def test_which_kernel_is_the_head(tree, heads):
 
 def test_what_cant_be_told_is_named_and_can_be_said():
     tree = shapes({"mixer": {"w": (4, 5, 6)}, "bias": (3,)})
-    with pytest.raises(ValueError, match=r"can't tell what 'mixer/w' of shape \(4, 5, 6\) is: say it by overrides="):
+    with pytest.raises(ValueError, match=r"can't tell what 'mixer/w' of shape \(4, 5, 6\) is. Tell by_role") as error:
         roles(tree)
+    said = (
+        str(error.value)
+        .partition("muon: ")[2]
+        .replace(" and, if it is a matrix, which axes are stacked, input and output:", ",")
+    )
+    tell = eval(f"dict({said})", {"partial": functools.partial, "optlab": optlab, "MatrixAxes": MatrixAxes})
+    state = jax.eval_shape(optlab.by_role(RULES, **tell).init, tree)
+    assert state.labels.rows[1] == ("mixer/w", "matrix", "matrix")
+    assert MatrixAxes(*state.labels.axes[1]) == MatrixAxes((0,), (1,), (2,))
     assert roles(tree, {"mixer/*": "matrix"}) == {"mixer": {"w": "matrix"}, "bias": "vector"}
     assert matrix_axes(tree)["mixer"]["w"] == VECTOR
     assert matrix_axes(tree, {"mixer/*": INTO_HEADS, "mixer/w": CONV})["mixer"]["w"] == INTO_HEADS
@@ -330,6 +362,7 @@ def test_the_state_survives_what_optax_and_flax_do_to_states():
             {"dense": "mine", "head": "mine"},
             "knows no role 'mime': did you mean 'mine'",
         ),
+        (RULES, {"dense": "matrx", "head": "matrix"}, "knows no role 'matrx': did you mean 'matrix'"),
     ],
 )
 def test_by_role_refuses(rules, own, message):

@@ -1,0 +1,242 @@
+"""A parameter's name, shape and neighbours, as far as they say what it is.
+
+Linen's dicts, an `nnx.State`, `nnx.to_pure_dict`, Haiku's and Equinox's names, plain dicts and lists (in which ranks 0,
+1 and 2 can be told). Kernels are (in, out), as Flax has them; what is called "weight" is (out, in), as in Equinox and
+PyTorch; a bias beside it tells better. Names are compared word by word: "o_proj" has the words o and proj.
+"""
+
+import dataclasses
+import functools
+import itertools
+import re
+from collections import defaultdict
+from functools import cached_property
+from typing import Any
+
+import jax
+
+KERNELS = {"kernel", "weight", "w"}  # a layer's own array: the layer's name stands before it
+BIASES = {"bias", "b"}
+GAINS = {"scale", "gain", "gamma"}
+VECTORS = {*GAINS, "bias", "beta", "offset"}
+NORMS = {"ln", "bn", "gn"}  # and whatever has "norm" in it
+POSITIONS = {"position", "positions", "pos", "wpe"}
+EMBEDDINGS = {*POSITIONS, "wte", "emb"}  # and whatever has "embed" in it
+TOKENS = {"cls", "token", "tokens"}  # of bare arrays: a layer called token_mixing is none
+HEADS = {"unembed", "unembedding", "logits", "classifier"}  # and what ends in "head", but no "multi_head"
+FUSED = {"qkv": 3, "wqkv": 3, "kv": 2, "wkv": 2}  # how many projections one kernel holds; GPT-2's "c_attn" too
+INTO_HEADS = {"query", "key", "value", "q", "k", "v", "wq", "wk", "wv", *FUSED}  # (width, heads, head width)
+OUT_OF_HEADS = {"out", "output", "o", "wo"}  # (heads, head width, width)
+EXPERTS = ("expert", "moe")  # in any name above
+TRANSFORMED = {"vmap", "scan"}  # Linen's names for what it stacks: VmapDense_0, ScanBlock_0
+
+
+@functools.cache
+def words(name: str) -> tuple[str, ...]:
+    """The words of a name in small letters: attn, out of "attn_out", and lm, head of "LMHead_0"."""
+    return tuple(w.lower() for w in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name))
+
+
+def has(name: str, wanted: set[str]) -> bool:
+    """Whether one of the name's words is wanted."""
+    return not wanted.isdisjoint(words(name))
+
+
+@dataclasses.dataclass(eq=False)
+class Parameter:
+    """A leaf of the parameters' tree while it is being told. What depends on names alone is kept."""
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    bias: tuple[int, ...] | None = None  # the shape of the bias beside a kernel
+    beside_kernel: bool = False
+    stack: tuple[int, ...] = ()  # axes that count layers
+    beside_queries: bool = False  # in the scope of an attention's queries, keys and values, or one of them
+
+    @property
+    def path(self) -> str:
+        return "/".join(self.names)
+
+    @cached_property
+    def own(self) -> str:
+        return self.names[-1] if self.names else ""
+
+    @cached_property
+    def kind(self) -> str:
+        """Its own name without a number: "w" of "w1"."""
+        return self.own.lower().rstrip("_0123456789")
+
+    @cached_property
+    def layer(self) -> tuple[str, ...]:
+        """The path of the layer that it is the kernel of; its own path where it isn't called a kernel."""
+        return self.names[:-1] if self.own in KERNELS else self.names
+
+    @cached_property
+    def layer_name(self) -> str:
+        return self.layer[-1] if self.layer else ""
+
+    @property
+    def rest(self) -> tuple[int, ...]:
+        """The axes of a single layer."""
+        return tuple(a for a in range(len(self.shape)) if a not in self.stack)
+
+    @property
+    def one_shape(self) -> tuple[int, ...]:
+        """The shape in a single layer."""
+        return tuple(self.shape[a] for a in self.rest) if self.stack else self.shape
+
+    @property
+    def one_bias(self) -> tuple[int, ...]:
+        """The shape of a single layer's bias, () if there is none; Equinox's (out, 1, 1) is (out,)."""
+        bias = tuple(n for a, n in enumerate(self.bias or ()) if a not in self.stack)
+        return bias[:1] if set(bias[1:]) == {1} else bias
+
+    @cached_property
+    def is_gain(self) -> bool:
+        in_norm = has(self.layer_name, NORMS) or "norm" in self.layer_name.lower()
+        return has(self.own, GAINS) or (self.kind in ("weight", "w") and in_norm)
+
+    @property
+    def is_vector(self) -> bool:
+        """By its name at any rank, or because it is as long as it is big: a probe is (1, 1, width)."""
+        named = self.is_gain or has(self.own, VECTORS) or (self.kind == "b" and self.beside_kernel)
+        if named or len(self.one_shape) == 1:
+            return True
+        is_long = len(self.one_shape) > 2 > sum(n != 1 for n in self.one_shape)
+        return is_long and self.kind not in KERNELS and not self.is_embedding
+
+    @property
+    def is_conv(self) -> bool:
+        """By its layer's name, or because its window is square; a bias of several axes is a projection's."""
+        shape = self.one_shape
+        square = len(shape) == 4 and shape[0] == shape[1] and self.kind in KERNELS and len(self.one_bias) < 2
+        return len(shape) > 2 and ("conv" in self.layer_name.lower() or square)
+
+    @property
+    def is_head(self) -> bool:
+        return len(self.one_shape) == 2 and not self.beside_queries and any(map(_says_head, self.layer))
+
+    @property
+    def is_embedding(self) -> bool:
+        """By its own name at any rank (a class token is (1, 1, width)), by its layer's name at rank 2."""
+        named = lambda name: "embed" in name.lower() or has(name, EMBEDDINGS)
+        if named(self.own) or has(self.own, TOKENS):
+            return True
+        return len(self.one_shape) == 2 and named(self.layer_name)
+
+    @cached_property
+    def projections(self) -> int:
+        """How many projections a fused kernel holds, 0 if it is none."""
+        name = self.layer_name
+        if name == "c_attn" or {"query", "key", "value"} <= set(words(name)):
+            return 3
+        return next((n for fused, n in FUSED.items() if fused in words(name)), 0)
+
+    @cached_property
+    def into_heads(self) -> bool:
+        """Whether it makes queries, keys or values; a value head makes none."""
+        named = has(self.layer_name, INTO_HEADS) or self.projections > 0
+        return named and not _says_head(self.layer_name)
+
+    @property
+    def attends(self) -> bool:
+        """Whether it belongs to an attention, by its neighbours or by a name near above it."""
+        return self.beside_queries or any("attention" in n.lower() or "attn" in words(n) for n in self.layer[-3:-1])
+
+    @property
+    def out_of_heads(self) -> bool:
+        """Whether it puts the heads together; outside an attention a stack of experts' "wo" doesn't."""
+        name = self.layer_name if self.beside_queries else " ".join(self.layer[-2:])
+        if self.into_heads or has(name, {"in"}):
+            return False
+        if self.attends:
+            return has(name, {*OUT_OF_HEADS, "proj"})
+        return has(self.layer_name, OUT_OF_HEADS) and not self._is_under_experts
+
+    @property
+    def _is_under_experts(self) -> bool:
+        named = any(part in name.lower() for name in self.names for part in EXPERTS)
+        return named or any(has(name, TRANSFORMED) for name in self.names)
+
+    @property
+    def is_expert(self) -> bool:
+        """Whether all but its last two axes count experts, or layers that nothing else shows."""
+        if len(self.one_shape) < 3 or self.is_vector or self.is_embedding:
+            return False
+        return self._is_under_experts and not (self.is_conv or self.into_heads or self.out_of_heads)
+
+
+def read(params: Any) -> list[Parameter]:
+    """The parameters in the tree's order, with their biases, attentions and stacks found."""
+    parameters = [
+        Parameter(_names(path), getattr(x, "shape", ())) for path, x in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    beside = lambda p: (p.names[:-1], p.own[len(p.kind) :])  # the bias of w1 is b1
+    biases = {beside(p): p.shape for p in parameters if p.kind in BIASES}
+    kernels = {beside(p) for p in parameters if p.kind in KERNELS}
+    queries: dict[Any, dict[str, int]] = defaultdict(dict)
+    for p in parameters:
+        p.bias = biases.get(beside(p)) if p.kind in KERNELS else None
+        p.beside_kernel = beside(p) in kernels
+        if p.into_heads:
+            queries[p.layer[:-1]][p.layer_name] = max(1, p.projections)
+    for p in parameters:
+        p.beside_queries = sum(queries.get(p.layer[:-1], {}).values()) > 1
+    _find_stacks(parameters, 0)
+    return parameters
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    if len(path) > 1 and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
+        path = path[:-1]  # an nnx.State holds variables, and a variable its value
+    names = (jax.tree_util.keystr((key,), simple=True) for key in path)
+    return tuple(part for name in names for part in name.split("/"))  # Haiku's module names are paths
+
+
+def _says_head(name: str) -> bool:
+    return has(name, HEADS) or (words(name)[-1:] in (("head",), ("heads",)) and "multi" not in words(name))
+
+
+# Stacks of layers.
+
+
+def _find_stacks(parameters: list[Parameter], depth: int) -> None:
+    """From the whole tree down to single layers: what looks like a stack of layers has one axis more."""
+    while (axis := _stack_axis(parameters)) is not None:
+        for p in parameters:
+            p.stack = (*p.stack, p.rest[axis])
+    scope = lambda p: p.names[depth]
+    inside = sorted((p for p in parameters if len(p.names) > depth), key=scope)
+    for _, members in itertools.groupby(inside, scope):
+        _find_stacks(list(members), depth + 1)
+
+
+def _stack_axis(parameters: list[Parameter]) -> int | None:
+    """The axis that counts layers: 0, or 1 as T5X and MaxText scan, or None.
+
+    All have the same length there, and one shows that it can't be a single layer's. Where there are neither gains nor
+    biases, it is the first axis of two or more arrays of rank 3, none of them a convolution, and not all of them
+    queries, keys and values, which share the width of the model.
+    """
+    shapes = [p.one_shape for p in parameters]
+    for axis in (0, 1):
+        alike = shapes and min(map(len, shapes)) > axis and len({shape[axis] for shape in shapes}) == 1
+        if alike and any(_counts_layers(p, axis) for p in parameters):
+            return axis
+    plain = len(parameters) > 1 and all(len(shape) == 3 for shape in shapes) and len({s[0] for s in shapes}) == 1
+    if plain and not any(p.is_vector or p.is_conv for p in parameters) and not all(p.into_heads for p in parameters):
+        return 0
+    return None
+
+
+def _counts_layers(p: Parameter, axis: int) -> bool:
+    """Whether this axis can't be a single layer's: a norm's gains are a vector, a query's kernel has rank 3 at most,
+    and a dense layer's bias has its kernel's last axis alone."""
+    shape, bias = p.one_shape, tuple(n for a, n in enumerate(p.bias or ()) if a not in p.stack)
+    if p.is_gain:
+        return len(shape) == 2
+    if len(shape) < 3 or (p.is_conv and not bias):
+        return False
+    if len(bias) == 2:
+        return bias[axis] == shape[axis] and bias[1 - axis] == shape[-1] and bias != shape[-2:]
+    return len(shape) == 4 and not p.is_conv and p.into_heads and not p.projections
