@@ -55,4 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     show.add_argument("config", metavar="CONFIG", help=CONFIG)
     show.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help=OVERRIDES)
+
+    explain = commands.add_parser(
+        "explain",
+        help="say which rule of the optimizer moves which parameter, and at what cost",
+        description="Says of every parameter what it is, which rule of the optimizer moves it, its state and its work.",
+    )
+    explain.add_argument("config", metavar="CONFIG", help=CONFIG)
+    explain.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help=OVERRIDES)
+    explain.add_argument("--devices", metavar="N", type=int, default=1, help="divide the work over N devices")
     return parser

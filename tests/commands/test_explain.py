@@ -1,0 +1,118 @@
+"""`optlab explain` as a person meets it."""
+
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+
+import optlab.explanation
+import optlab.training  # noqa: F401  here, as Optax and Flax use jax.jit when they are imported
+from optlab.commands import main
+
+CONFIG = """
+from optlab.config import Config, component
+
+def get_config():
+    return Config(
+        data=component("digits"),
+        model=component("mlp", widths=[16, 16]),
+        optimizer=component("muon", learning_rate=1e-3),
+        schedule=component("warmup_cosine", warmup=5),
+        steps=40,
+    )
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A directory with a config in it."""
+    (tmp_path / "small.py").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+def test_every_parameter_its_rule_and_the_plan_without_compiling(here, capsys, monkeypatch):
+    monkeypatch.setattr(jax, "jit", None)
+    assert main(["explain", "small.py", "--devices", "2"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"parameter +shape +role +rule +matrices +state +GFLOP", out)
+    assert re.search(r"hidden_0/kernel +64×16 +matrix +matrix +1 of 64×16 +4\.1 kB +\d", out)
+    assert re.search(r"hidden_1/kernel +16×16 +matrix +matrix +1 of 16×16 +1\.0 kB +\d", out)
+    assert re.search(r"head/kernel +16×10 +head +default +1\.3 kB *\n", out)
+    assert out.index("hidden_1/kernel") < out.index("head/bias")  # by rule
+    assert re.search(r"all +6 +1,482 +\d+\.\d kB +\S+ +3 vector, 2 matrix, 1 head", out)
+    assert "Each of 2 devices: " in out
+    assert re.search(r"The rule 'matrix' orthogonalizes by this plan:\nmatrices +shape +form", out)
+    assert [p.name for p in here.iterdir() if p.suffix != ".pyc" and p.name != "__pycache__"] == ["small.py"]
+
+
+def test_another_optimizer_by_an_override(here, capsys):
+    assert main(["explain", "small.py", "optimizer=adamw", "optimizer.learning_rate=1e-3", "clip_norm=1"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"hidden_1/kernel +16×16 +matrix +\(opaque\) +2\.0 kB", out)
+    assert "What (opaque) rules do can't be seen" in out
+    assert "One device: " in out
+
+
+def test_a_role_that_was_said_is_marked(here, capsys):
+    (here / "mine.py").write_text(
+        "import functools, optlab\n"
+        "def rule(learning_rate: float):\n"
+        "    said = functools.partial(optlab.roles.roles, overrides={'head/kernel': 'matrix'})\n"
+        "    return optlab.muon(learning_rate, roles=said)\n"
+    )
+    assert (
+        main(["explain", "small.py", "optimizer=mine:rule", "optimizer.learning_rate=1e-3", "schedule=constant"]) == 0
+    )
+    out = capsys.readouterr().out
+    assert re.search(r"head/kernel +16×10 +matrix\* +matrix +1 of 16×10", out)
+    assert "names and shapes tell something else: head/kernel (head)" in out
+
+
+def test_it_is_whole_when_it_is_piped(here):
+    program = "import sys; from optlab.commands import main; sys.exit(main())"
+    words = ["explain", "small.py", "model=vision_transformer", "model.depth=1"]
+    found = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    (line,) = (line for line in found.stdout.splitlines() if "block_0/attention/query/kernel" in line)
+    assert re.search(r"body/block_0/attention/query/kernel +192×192 +matrix +matrix +1 of 192×192", line)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["small.py", "--devices", "0"], "optlab: --devices must be at least 1, got 0"),
+        (["small.py", "stepz=1"], "optlab: unknown key 'stepz'; did you mean 'steps'?"),
+        (["smal.py"], "optlab: no config file 'smal.py'; did you mean 'small.py'?"),
+        (["small.py", "optimizer.weight_decay=-1"], "weight_decay must not be negative, got -1"),
+        (
+            ["small.py", "optimizer=odd:rule", "optimizer.learning_rate=1", "schedule=constant"],
+            "roles can't tell what 'odd' of shape (2, 3, 4) is",
+        ),
+    ],
+)
+def test_bad_input_is_two_lines_at_most_and_exit_2(here, capsys, words, message):
+    (here / "odd.py").write_text(
+        "import jax.numpy as jnp, optax, optlab\n"
+        "def rule(learning_rate: float):\n"
+        "    tx = optlab.muon(learning_rate)\n"
+        "    return optax.GradientTransformation(lambda params: tx.init({'odd': jnp.ones((2, 3, 4))}), tx.update)\n"
+    )
+    assert main(["explain", *words]) == 2
+    out, error = capsys.readouterr()
+    assert message in error
+    assert out == ""
+    assert error.count("\n") <= 2
+
+
+def test_a_missing_extra_names_the_line_that_installs_it(here):
+    code = (
+        "import sys; sys.modules['rich'] = None\n"
+        "from optlab.commands import main\n"
+        "assert main(['explain', 'small.py']) == 2\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stderr.strip() == "optlab: optlab explain needs rich: pip install 'optlab-jax[train]'"
