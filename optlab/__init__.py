@@ -14,38 +14,55 @@ if TYPE_CHECKING:
     from optlab import optimizers as optimizers
     from optlab import roles as roles
     from optlab import schedules as schedules
+    from optlab import testing as testing
     from optlab import training as training
     from optlab import transforms as transforms
+    from optlab._probes import read_probes as read_probes
+    from optlab.explanation import explain as explain
     from optlab.optimizers import adagrad as adagrad
     from optlab.optimizers import adam as adam
     from optlab.optimizers import adam_l2 as adam_l2
+    from optlab.optimizers import adamuon as adamuon
     from optlab.optimizers import adamw as adamw
     from optlab.optimizers import lion as lion
     from optlab.optimizers import muon as muon
+    from optlab.optimizers import muonh as muonh
+    from optlab.optimizers import nadam as nadam
+    from optlab.optimizers import normuon as normuon
     from optlab.optimizers import rmsprop as rmsprop
     from optlab.optimizers import sgd as sgd
     from optlab.optimizers import signsgd as signsgd
     from optlab.optimizers import signum as signum
     from optlab.optimizers import softsign_sgd as softsign_sgd
     from optlab.roles import by_role as by_role
+    from optlab.transforms import cautious as cautious
     from optlab.transforms import decay_weights as decay_weights
+    from optlab.transforms import keep_weight_norm as keep_weight_norm
     from optlab.transforms import momentum as momentum
     from optlab.transforms import orthogonalize as orthogonalize
+    from optlab.transforms import probe as probe
     from optlab.transforms import scale_by_adagrad as scale_by_adagrad
     from optlab.transforms import scale_by_adam as scale_by_adam
     from optlab.transforms import scale_by_matrix_shape as scale_by_matrix_shape
+    from optlab.transforms import scale_by_neuron_rms as scale_by_neuron_rms
     from optlab.transforms import scale_by_rms as scale_by_rms
     from optlab.transforms import scale_by_sign as scale_by_sign
     from optlab.transforms import scale_by_softsign as scale_by_softsign
+    from optlab.transforms import scale_to_rms as scale_to_rms
+    from optlab.transforms import scale_to_weight_norm as scale_to_weight_norm
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("config", "data", "models", "optimizers", "roles", "schedules", "training", "transforms")
+_SUBMODULES = ("config", "data", "models", "optimizers", "roles", "schedules", "testing", "training", "transforms")
 _NAMES = {
-    "optimizers": "adagrad adam adam_l2 adamw lion muon rmsprop sgd signsgd signum softsign_sgd",
+    "_probes": "read_probes",
+    "explanation": "explain",
+    "optimizers": "adagrad adam adam_l2 adamuon adamw lion muon muonh nadam normuon rmsprop sgd signsgd signum "
+    "softsign_sgd",
     "roles": "by_role",
-    "transforms": "decay_weights momentum orthogonalize scale_by_adagrad scale_by_adam scale_by_matrix_shape "
-    "scale_by_rms scale_by_sign scale_by_softsign",
+    "transforms": "cautious decay_weights keep_weight_norm momentum orthogonalize probe scale_by_adagrad "
+    "scale_by_adam scale_by_matrix_shape scale_by_neuron_rms scale_by_rms scale_by_sign scale_by_softsign scale_to_rms "
+    "scale_to_weight_norm",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

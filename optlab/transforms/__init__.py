@@ -3,21 +3,30 @@
 They work wherever optax's do. Updates keep the dtype of the gradients; nothing is computed in less than float32.
 """
 
+from optlab.transforms._cautious import cautious
 from optlab.transforms._decay import decay_weights
 from optlab.transforms._moments import scale_by_adagrad, scale_by_adam, scale_by_rms
 from optlab.transforms._momentum import momentum
+from optlab.transforms._norms import keep_weight_norm, scale_by_neuron_rms, scale_to_rms, scale_to_weight_norm
 from optlab.transforms._orthogonalize import orthogonalize
+from optlab.transforms._probe import probe
 from optlab.transforms._scaling import scale_by_matrix_shape
 from optlab.transforms._sign import scale_by_sign, scale_by_softsign
 
 __all__ = [
+    "cautious",
     "decay_weights",
+    "keep_weight_norm",
     "momentum",
     "orthogonalize",
+    "probe",
     "scale_by_adagrad",
     "scale_by_adam",
     "scale_by_matrix_shape",
+    "scale_by_neuron_rms",
     "scale_by_rms",
     "scale_by_sign",
     "scale_by_softsign",
+    "scale_to_rms",
+    "scale_to_weight_norm",
 ]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optlab._checks import check_not_negative, is_number
@@ -17,15 +18,18 @@ def decay_weights(
     *,
     mask: Any | Callable[[optax.Params], Any] | None = None,
     roles: Sequence[str] | None = None,
+    cautious: bool = False,
 ) -> optax.GradientTransformation:
     """g + λθ, as `optax.add_decayed_weights`, for all parameters, for those in a mask, or for those with given roles.
 
-    A constant 0 decays nothing, and does without the parameters.
+    A constant 0 decays nothing, and does without the parameters. Cautious decay (Chen et al. 2025, arXiv 2510.12402)
+    is g + λθ·[gθ ≥ 0]: g being subtracted later, it never works against the update.
 
     Args:
         weight_decay: the decay (λ), a number or a schedule; the learning rate multiplies it if it comes after.
         mask: which parameters decay, as in optax: a tree of booleans, or a function that gives one.
         roles: which parameters decay: names of `optlab.roles`, as ["matrix", "conv"]; None is all.
+        cautious: whether only coordinates decay whose update has the weight's own sign, or is 0.
     """
     check_not_negative("weight_decay", weight_decay)
     if mask is not None and roles is not None:
@@ -43,6 +47,9 @@ def decay_weights(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         decayed, state = decay.update(updates, state, params)
+        if cautious:
+            agree = lambda g, p: jnp.sign(g) * jnp.sign(p) >= 0  # in 16 bits gθ itself can round to 0
+            decayed = jax.tree.map(lambda d, g, p: jnp.where(agree(g, p), d, g), decayed, updates, params)
         if roles is not None:
             told = extra_args.get("roles")  # by by_role: a rule under it doesn't see all parameters
             labels = find_roles(params) if told is None else told

@@ -1,7 +1,7 @@
 """Updates divided by the size that gradients have had: Adam, RMSProp, AdaGrad.
 
-Second moments are kept in at least float32 whatever the parameters' dtype: in bfloat16 an average with β₂ = 0.999
-never moves, because a change of a thousandth is less than half of the last bit.
+Second moments are kept in at least float32 whatever the parameters' dtype, unless `nu_dtype` says otherwise: in
+bfloat16 an average with β₂ = 0.999 never moves, because a change of a thousandth is less than half of the last bit.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab._checks import check_choice, check_decay, check_not_negative
-from optlab.transforms._numerics import cast_like, full_wide, widen
+from optlab.transforms._numerics import cast_like, check_wide, full_wide, widen
 
 
 def scale_by_adam(
@@ -24,12 +24,13 @@ def scale_by_adam(
     nesterov: bool = False,
     bias_correction: bool = True,
     start: Literal["zero", "first_gradient"] = "zero",
+    nu_dtype: Any | None = None,
 ) -> optax.GradientTransformation:
     """m̂ / (√(v̂ + ε_root) + ε) with m ← β₁m + (1 − β₁)g and v ← β₂v + (1 − β₂)g².
 
     Bias correction divides by the sum of the weights so far: m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ), so that equal
     gradients give m̂ = g. Arguments, state and numbers are those of `optax.scale_by_adam`, but that v is kept in at
-    least float32. The last two arguments are ours.
+    least float32. The last three arguments are ours.
 
     Source: Kingma and Ba 2015 (arXiv 1412.6980), Algorithm 1.
 
@@ -43,7 +44,9 @@ def scale_by_adam(
         bias_correction: whether m̂ and v̂ are used; False uses m and v as they are.
         start: m and v before the first step: "zero", or the "first_gradient" and its square, which needs
             bias_correction=False.
+        nu_dtype: the dtype that v is stored in; None is at least float32.
     """
+    check_wide(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     check_decay("b1", b1)
     check_decay("b2", b2)
     check_not_negative("eps", eps)
@@ -56,14 +59,14 @@ def scale_by_adam(
 
     def init_fn(params: optax.Params) -> optax.ScaleByAdamState:
         mu = optax.tree.zeros_like(params, dtype=mu_dtype)
-        return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), mu, full_wide(params, 0))
+        return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), mu, full_wide(params, 0, nu_dtype))
 
     def update_fn(
         updates: optax.Updates, state: optax.ScaleByAdamState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
         del params
         t = optax.safe_increment(state.count)
-        g, m, v = widen(updates), widen(state.mu), state.nu
+        g, m, v = widen(updates), widen(state.mu), widen(state.nu)
         if start == "first_gradient":
             m, v = optax.tree.where(state.count == 0, (g, jax.tree.map(jnp.square, g)), (m, v))
         m = optax.tree.update_moment(g, m, b1, 1)
@@ -97,6 +100,7 @@ def scale_by_rms(
     bias_correction: bool = False,
     *,
     centered: bool = False,
+    nu_dtype: Any | None = None,
 ) -> optax.GradientTransformation:
     """g / √(v + ε), or g / (√v + ε), with v ← ρv + (1 − ρ)g².
 
@@ -112,14 +116,16 @@ def scale_by_rms(
         eps_in_sqrt: whether ε stands inside the root, as here by default; the lecture and torch add it outside.
         bias_correction: whether v is divided by the sum of its weights, 1 − ρᵗ.
         centered: whether the variance of the gradients takes the place of their mean square.
+        nu_dtype: the dtype that v is stored in; None is at least float32.
     """
+    check_wide(decay=decay, eps=eps, initial_scale=initial_scale)
     check_decay("decay", decay)
     check_not_negative("eps", eps)
     check_not_negative("initial_scale", initial_scale)
 
     def init_fn(params: optax.Params) -> ScaleByRmsState:
         mu = full_wide(params, 0) if centered else None
-        return ScaleByRmsState(jnp.zeros([], jnp.int32), full_wide(params, initial_scale), mu)
+        return ScaleByRmsState(jnp.zeros([], jnp.int32), full_wide(params, initial_scale, nu_dtype), mu)
 
     def update_fn(
         updates: optax.Updates, state: ScaleByRmsState, params: optax.Params | None = None
@@ -128,7 +134,7 @@ def scale_by_rms(
         t = optax.safe_increment(state.count)
         g, m = widen(updates), None
         correct = optax.tree.bias_correction if bias_correction else lambda moment, decay, count: moment
-        v = optax.tree.update_moment_per_elem_norm(g, state.nu, decay, 2)
+        v = optax.tree.update_moment_per_elem_norm(g, widen(state.nu), decay, 2)
         spread = correct(v, decay, t)
         if centered:
             m = cast_like(optax.tree.update_moment(g, state.mu, decay, 1), state.mu)
@@ -155,6 +161,7 @@ def scale_by_adagrad(
         eps: added to the denominator (ε).
         eps_in_sqrt: whether ε stands inside the root, as here by default; the paper and torch add it outside.
     """
+    check_wide(initial_accumulator_value=initial_accumulator_value, eps=eps)
     check_not_negative("initial_accumulator_value", initial_accumulator_value)
     check_not_negative("eps", eps)
 

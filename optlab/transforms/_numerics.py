@@ -21,14 +21,28 @@ def widen(tree: Any) -> Any:
     return jax.tree.map(lambda x: jnp.asarray(x, wide_dtype(x)), tree)
 
 
-def full_wide(tree: Any, value: Any) -> Any:
-    """A tree of the same shapes filled with `value`, in at least float32: where sums of squares are kept."""
-    return jax.tree.map(lambda x: jnp.full(jnp.shape(x), value, wide_dtype(x)), tree)
+def full_wide(tree: Any, value: Any, dtype: Any | None = None) -> Any:
+    """A tree of the same shapes filled with `value`, in `dtype` or at least float32: where sums of squares are kept."""
+    return jax.tree.map(lambda x: jnp.full_like(x, value, dtype or wide_dtype(x)), tree)
 
 
 def cast_like(tree: Any, target: Any) -> Any:
     """The tree with every leaf in the dtype of the target's leaf."""
     return jax.tree.map(lambda x, y: jnp.asarray(x, jnp.result_type(y)), tree, target)
+
+
+def check_wide(**values: Any) -> None:
+    """Refuses hyperparameters that come as arrays of 16 bits: what is lost there no wider arithmetic brings back.
+
+    `optax.inject_hyperparams` makes them so when all parameters have 16 bits.
+    """
+    for name, value in values.items():
+        dtype = getattr(value, "dtype", jnp.float32)
+        if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+            raise ValueError(
+                f"{name} must be a number or at least float32, got {dtype}, in which 0.999 or 1e-8 can't be told from "
+                "1 or 0: to optax.inject_hyperparams give hyperparam_dtype=jnp.float32"
+            )
 
 
 def computed_wide(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab._checks import check_positive
-from optlab.transforms._numerics import cast_like, widen
+from optlab.transforms._numerics import cast_like, check_wide, widen
 
 
 def scale_by_sign() -> optax.GradientTransformation:
@@ -24,6 +24,7 @@ def scale_by_softsign(eps: float = 1e-8) -> optax.GradientTransformation:
     Args:
         eps: the size of a gradient that counts as small (ε), positive.
     """
+    check_wide(eps=eps)
     check_positive("eps", eps)
 
     def update_fn(

@@ -71,6 +71,29 @@ def test_equal_gradients_have_themselves_as_corrected_average(b1, b2, g):  # A12
     np.testing.assert_allclose(adam_updates(b1, b2, np.full((10, 5), -g)), -1, rtol=1e-9)
 
 
+started = in_float64(
+    lambda b1, b2, g: scan_updates(optlab.scale_by_adam(b1, b2, 1e-8, bias_correction=False, start="first_gradient"), g)
+)
+corrected = in_float64(lambda b1, b2, g: scan_updates(optlab.scale_by_adam(b1, b2, 1e-8), g))
+
+
+@settings(max_examples=20, deadline=None)
+@given(b1=st.floats(0, 0.9), b2=st.floats(0, 0.9), scale=st.floats(1e-2, 1e2))
+def test_a_start_at_the_first_gradient_against_bias_correction(b1, b2, scale):  # A13 against A12
+    """Both are weighted means: the same at the first step and under equal gradients, and after many steps. Between
+    them the start gives the first gradient βᵗ⁻¹ of the weight, the correction (1 − β)βᵗ⁻¹ / (1 − βᵗ)."""
+    g = scale * gradients(150, seed=3)
+    start, correction = started(b1, b2, g), corrected(b1, b2, g)
+    np.testing.assert_allclose(start[0], correction[0], rtol=1e-9)
+    np.testing.assert_allclose(start[-1], correction[-1], rtol=1e-3)
+    equal = np.broadcast_to(g[0], g.shape)
+    np.testing.assert_allclose(started(b1, b2, equal), corrected(b1, b2, equal), rtol=1e-9)
+    first = lambda weight: (weight * g[0] + (1 - weight) * g[1], weight * g[0] ** 2 + (1 - weight) * g[1] ** 2)
+    for rule, weight in ((start, lambda b: b), (correction, lambda b: (1 - b) * b / (1 - b**2))):
+        m, v = first(weight(b1))[0], first(weight(b2))[1]
+        np.testing.assert_allclose(rule[1], m / (np.sqrt(v) + 1e-8), rtol=1e-6, atol=1e-9)
+
+
 def test_adam_is_softsign_momentum_times_the_agreement_of_the_gradients():  # A15
     steps = 400
     g = np.stack([np.ones(steps), (-1.0) ** np.arange(steps)], axis=1)  # one coordinate agrees, one flips

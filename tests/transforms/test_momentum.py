@@ -59,6 +59,15 @@ def test_heavy_ball_goes_the_averages_path_with_the_rate_scaled(nesterov, beta, 
     np.testing.assert_allclose(ball(beta, (1 - beta) * rate, START), average(beta, rate, START), rtol=1e-9, atol=1e-12)
 
 
+def test_the_rate_may_stand_inside_the_heavy_ball():  # A4: v ← βv − ηg, θ ← θ + v
+    theta, v, path = START, 0.0, [START]
+    for _ in range(50):
+        v = BETA * v - 0.3 * GRADIENT(theta)
+        theta = theta + v
+        path.append(theta)
+    np.testing.assert_allclose(paths["heavy_ball", False](BETA, 0.3, START), path, rtol=1e-9, atol=1e-12)
+
+
 @settings(max_examples=20, deadline=None)
 @given(beta=st.floats(0, 0.95), rate=st.floats(1e-3, 0.5), start=st.floats(-10, 10))
 def test_nesterov_is_the_look_ahead_after_a_change_of_variables(beta, rate, start):  # A6 is A5

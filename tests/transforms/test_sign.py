@@ -23,12 +23,6 @@ def test_softsign_is_the_sign_where_eps_is_small_against_the_gradient():
     np.testing.assert_allclose(updates(optlab.scale_by_softsign(1e-12), g), np.sign(g), rtol=1e-6)
 
 
-def test_softsign_is_adam_without_memory():  # A14
-    g = gradients()
-    adam = optlab.scale_by_adam(b1=0.0, b2=0.0, eps=1e-3)
-    np.testing.assert_allclose(updates(adam, g), updates(optlab.scale_by_softsign(1e-3), g), rtol=1e-12)
-
-
 softsigns = in_float64(lambda eps, g: scan_updates(optlab.scale_by_softsign(eps), g))
 
 
@@ -37,6 +31,30 @@ softsigns = in_float64(lambda eps, g: scan_updates(optlab.scale_by_softsign(eps)
 def test_softsign_scales_with_its_epsilon(scale):
     g = gradients(3)
     np.testing.assert_allclose(softsigns(0.1 * scale, scale * g), softsigns(0.1, g), rtol=1e-12)
+
+
+signs = in_float64(lambda g: scan_updates(optlab.scale_by_sign(), g))
+signums = in_float64(lambda g: scan_updates(optlab.signum(1.0), g))
+tiny = in_float64(lambda g: scan_updates(optlab.scale_by_softsign(1e-30), g))
+scales = st.floats(1e-6, 1e6)
+
+
+@pytest.mark.parametrize("rule", [signs, signums, tiny], ids=["sign", "signum", "softsign as ε → 0"])
+@settings(max_examples=20, deadline=None)
+@given(scale=scales)
+def test_signs_dont_see_the_scale_of_the_gradients(rule, scale):  # A7, A8
+    g = gradients(10)
+    np.testing.assert_allclose(rule(scale * g), rule(g), rtol=1e-12)
+
+
+memoryless = in_float64(lambda eps, g: scan_updates(optlab.scale_by_adam(0.0, 0.0, eps), g))
+
+
+@settings(max_examples=20, deadline=None)
+@given(eps=st.floats(1e-8, 10), scale=scales)
+def test_softsign_is_adam_without_memory(eps, scale):  # A14
+    g = scale * gradients(5)
+    np.testing.assert_allclose(memoryless(eps, g), softsigns(eps, g), rtol=1e-12)
 
 
 def test_sign_chatters_around_the_minimum_with_the_size_of_the_step():  # A7

@@ -1,0 +1,212 @@
+"""Updates of matrices brought to a size: that of their neurons, their own, or that of the weights that they move.
+
+All accept the leaves that `orthogonalize` accepts, and treat each matrix of a stack by itself.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optlab._axes_at_init import axes_told
+from optlab._checks import check_decay, check_not_negative, check_positive
+from optlab.roles import MatrixAxes
+from optlab.roles import matrix_axes as find_axes
+from optlab.transforms._matrices import matrix_leaves
+from optlab.transforms._numerics import cast_like, check_wide, widen
+
+
+class ScaleByNeuronRmsState(NamedTuple):
+    """nu: v, shaped as the parameters, but with length 1 along input axes."""
+
+    nu: optax.Updates
+
+
+def scale_by_neuron_rms(
+    decay: float = 0.95, eps: float = 1e-8, *, nu_dtype: Any | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """u / (√v + ε), v ← βv + (1 − β)·mean(u²) for every neuron, the mean being over its inputs.
+
+    NorMuon's second moment, to stand behind `orthogonalize`, whose updates move some neurons further than others. A
+    neuron is an output: a row in the paper, a column of Flax's kernels, which are (in, out). How large the whole update
+    is doesn't matter if `scale_to_rms` follows.
+
+    Source: Li et al. 2025, NorMuon (arXiv 2510.05491), Algorithm 1.
+
+    Args:
+        decay: decay of the average of squares (β), in [0, 1).
+        eps: added to the root (ε).
+        nu_dtype: the dtype that v is stored in; None is at least float32.
+    """
+    check_wide(decay=decay, eps=eps)
+    check_decay("decay", decay)
+    check_not_negative("eps", eps)
+    who = "scale_by_neuron_rms"
+
+    def init_fn(params: optax.Params) -> ScaleByNeuronRmsState:
+        leaves, axes = _views(who, params, _axes_at_init(params))
+        v = [jnp.zeros_like(_mean_square(x, a), dtype=nu_dtype) for x, a in zip(leaves, axes, strict=True)]
+        return ScaleByNeuronRmsState(jax.tree.unflatten(jax.tree.structure(params), v))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: ScaleByNeuronRmsState,
+        params: optax.Params | None = None,
+        *,
+        matrix_axes: Any | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ScaleByNeuronRmsState]:
+        del params, extra_args
+        leaves, axes = _views(who, updates, matrix_axes)
+        squares = jax.tree.unflatten(jax.tree.structure(updates), list(map(_mean_square, leaves, axes)))
+        _check_shapes(who, squares, state.nu)
+        v = optax.tree.update_moment(squares, widen(state.nu), decay, 1)
+        scaled = [u / (jnp.sqrt(v) + eps) for u, v in zip(leaves, jax.tree.leaves(v), strict=True)]
+        return _like(updates, scaled), ScaleByNeuronRmsState(cast_like(v, state.nu))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def scale_to_rms(rms: float = 0.2) -> optax.GradientTransformationExtraArgs:
+    """u·ρ√(mn) / ‖u‖ for every matrix (m, n): its root mean square becomes ρ. Where u is 0 it stays 0.
+
+    Source: 0.2 is about what Adam's updates have, so that its learning rates carry over (Liu et al. 2025, arXiv
+    2502.16982, section 2.2); so in NorMuon (arXiv 2510.05491) and AdaMuon (arXiv 2507.11005).
+
+    Args:
+        rms: the root mean square of every matrix (ρ), positive.
+    """
+    check_wide(rms=rms)
+    check_positive("rms", rms)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.EmptyState,
+        params: optax.Params | None = None,
+        *,
+        matrix_axes: Any | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        del params, extra_args
+        leaves, axes = _views("scale_to_rms", updates, matrix_axes)
+        size = [rms * math.sqrt(math.prod(a.fans(x.shape))) for x, a in zip(leaves, axes, strict=True)]
+        scaled = [s * _unit(u, _norm(u, a)) for s, u, a in zip(size, leaves, axes, strict=True)]
+        return _like(updates, scaled), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
+
+
+def scale_to_weight_norm() -> optax.GradientTransformationExtraArgs:
+    """u·‖W‖ / ‖u‖ for every matrix W, in Frobenius' norm: the learning rate becomes a share of the weights.
+
+    Where u is 0 it stays 0, and a matrix that is 0 is not moved.
+
+    Source: Wen et al. 2026, Hyperball (arXiv 2606.16899); per layer in LARS, You et al. 2017 (arXiv 1708.03888).
+    """
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.EmptyState,
+        params: optax.Params | None = None,
+        *,
+        matrix_axes: Any | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        del extra_args
+        _check_params("scale_to_weight_norm", params)
+        leaves, axes = _views("scale_to_weight_norm", updates, matrix_axes)
+        weights, _ = _views("scale_to_weight_norm", params, matrix_axes)
+        scaled = [_norm(W, a) * _unit(u, _norm(u, a)) for u, W, a in zip(leaves, weights, axes, strict=True)]
+        return _like(updates, scaled), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
+
+
+class KeepWeightNormState(NamedTuple):
+    """norm: R, Frobenius' norm of every matrix when it was initialized; length 1 along its input and output axes."""
+
+    norm: optax.Params
+
+
+def keep_weight_norm() -> optax.GradientTransformationExtraArgs:
+    """R·(W + u) / ‖W + u‖ − W, with R = ‖W‖ at the start: every matrix stays on the sphere that it started on.
+
+    To stand behind the learning rate, at the end of a chain. It takes weight decay's place: along the radius nothing
+    moves. A matrix that starts as 0 stays 0.
+
+    Source: Wen et al. 2026, Hyperball (arXiv 2606.16899).
+    """
+    who = "keep_weight_norm"
+
+    def init_fn(params: optax.Params) -> KeepWeightNormState:
+        leaves, axes = _views(who, params, _axes_at_init(params))
+        return KeepWeightNormState(jax.tree.unflatten(jax.tree.structure(params), list(map(_norm, leaves, axes))))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: KeepWeightNormState,
+        params: optax.Params | None = None,
+        *,
+        matrix_axes: Any | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, KeepWeightNormState]:
+        del extra_args
+        _check_params(who, params)
+        (leaves, axes), (weights, _) = _views(who, updates, matrix_axes), _views(who, params, matrix_axes)
+        moved = [W + u for W, u in zip(weights, leaves, strict=True)]
+        norms, radii = list(map(_norm, moved, axes)), jax.tree.leaves(state.norm)
+        _check_shapes(who, norms, radii)
+        back = [_unit(R, n) for R, n in zip(radii, norms, strict=True)]
+        kept = [b * u + (b - 1) * W for b, u, W in zip(back, leaves, weights, strict=True)]  # u = 0 gives 0 exactly
+        return _like(updates, kept), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _mean_square(x: jax.Array, axes: MatrixAxes) -> jax.Array:
+    """Of every neuron."""
+    return jnp.mean(jnp.square(x), axis=axes.input, keepdims=True)
+
+
+def _norm(x: jax.Array, axes: MatrixAxes) -> jax.Array:
+    """Of every matrix."""
+    return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes.input + axes.output, keepdims=True))
+
+
+def _unit(x: jax.Array, length: jax.Array) -> jax.Array:
+    return x / jnp.where(length > 0, length, 1)
+
+
+def _views(who: str, tree: Any, matrix_axes: Any | None) -> tuple[list[jax.Array], list[MatrixAxes]]:
+    """The leaves in at least float32, in the shapes that their axes are meant in, and the axes."""
+    leaves = [(x.reshape(a.view or x.shape), a) for x, a in matrix_leaves(who, widen(tree), matrix_axes)]
+    return [x for x, _ in leaves], [a for _, a in leaves]
+
+
+def _like(updates: Any, views: list[jax.Array]) -> Any:
+    """Back from `_views`, in the shapes and dtypes of the updates."""
+    leaves = [x.reshape(u.shape).astype(u.dtype) for u, x in zip(jax.tree.leaves(updates), views, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(updates), leaves)
+
+
+def _axes_at_init(params: Any) -> Any:
+    """What `by_role` tells, or without it what the names and shapes tell."""
+    told = axes_told(params)
+    return find_axes(params) if told is None else told
+
+
+def _check_params(who: str, params: Any | None) -> None:
+    if params is None:
+        raise ValueError(f"{who} needs the parameters: call update(updates, state, params)")
+
+
+def _check_shapes(who: str, new: Any, kept: Any) -> None:
+    """Broadcasting would hide it."""
+    for x, y in zip(jax.tree.leaves(new), jax.tree.leaves(kept), strict=True):
+        if x.shape != y.shape:
+            raise ValueError(
+                f"{who} was initialized for other matrix axes: its state has shape {y.shape}, and update's axes want "
+                f"{x.shape}; give both the same, by matrix_axes= to by_role"
+            )

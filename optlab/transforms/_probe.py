@@ -1,0 +1,190 @@
+"""A probe: measures what passes at its place in a chain, and changes nothing."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from optlab._checks import is_number
+from optlab._probes import METRICS, NORMS, SPECTRUM, ProbeName, ProbeState
+from optlab.roles import MatrixAxes
+from optlab.roles import matrix_axes as find_axes
+
+
+def probe(name: str, *, every: int | None = 100) -> optax.GradientTransformationExtraArgs:
+    """Measures the updates u that pass here, in at least float32; `optlab.read_probes(state)` gives it by name.
+
+    At every update:
+
+    - "update_norm": ‖u‖, over all leaves.
+    - "param_norm": ‖θ‖; where update gets no parameters, it is not measured, and neither is the next one.
+    - "update_to_weight": ‖u‖ / ‖θ‖, and 0 where θ = 0.
+    - "gradient_cosine": ⟨u, g⟩ / (‖u‖‖g‖), and 0 where one of them is 0; −1 is steepest descent once the learning rate
+      has turned the sign. g is the extra argument `grad` of update, as optlab's training step and optax's line
+      searches pass it; without it, or if it is of another structure (in `optax.flatten`), it is not measured.
+
+    At the first update and every k-th, over all matrices, each of a stack apart:
+
+    - "sigma_max", "sigma_median", "sigma_min": the largest, median and smallest of their min(m, n) singular values.
+    - "stable_rank": the mean of ‖A‖²_F / σ²_max, between 1 and min(m, n); 0 for a matrix of zeros.
+
+    A convolution or an attention projection is the matrix that the extra argument `matrix_axes` says (by_role passes
+    it), or else `optlab.roles.matrix_axes` of the updates. Leaves that are no matrices are left out. The singular
+    values are exact and every device computes all of them: for large matrices choose `every` large, or None.
+
+    Under by_role, `optax.partition` or `optax.masked` a probe sees the rule's own parameters; under pmap and shard_map
+    what the device holds. A population under vmap measures singular values when one of its members does.
+
+    Args:
+        name: what it is read and logged by, "probe/<name>/<metric>"; one name is for one probe.
+        every: updates between two measurements of the singular values (k); None measures none.
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"name must be a string that isn't empty, got {name!r}")
+    if is_number(every) and not (isinstance(every, int) and every >= 1):
+        raise ValueError(f"every must be a whole number of at least 1, or None, got {every}")
+
+    def init_fn(params: optax.Params) -> ProbeState:
+        dtype = jnp.finfo(jnp.result_type(jnp.float32, *jax.tree.leaves(params))).dtype
+        never = jnp.zeros(len(METRICS), jnp.int32)
+        return ProbeState(ProbeName(name), jnp.zeros([], jnp.int32), never.astype(dtype), never)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: ProbeState,
+        params: optax.Params | None = None,
+        *,
+        grad: optax.Updates | None = None,
+        matrix_axes: Any | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ProbeState]:
+        del extra_args
+        count, dtype, split = optax.safe_increment(state.count), state.values.dtype, len(NORMS)
+        seen, params, grad = lax.stop_gradient((updates, params, grad))
+        found, zero = _norms(seen, params, grad), jnp.zeros([])
+        norms = jnp.stack([found.get(metric, zero).astype(dtype) for metric in NORMS])
+        norms_at = jnp.stack([count if metric in found else jnp.zeros_like(count) for metric in NORMS])
+        spectrum, spectrum_at = state.values[split:], state.measured[split:]
+        leaves, axes = ([], []) if every is None else _matrices(seen, matrix_axes)
+        if leaves:
+            due = (count == 1) | (count % every == 0)
+            spectrum = _if_due(functools.partial(_spectrum, axes=axes, dtype=dtype))(due, spectrum, leaves)
+            spectrum_at = jnp.where(due, count, spectrum_at)
+        values, measured = jnp.concatenate([norms, spectrum]), jnp.concatenate([norms_at, spectrum_at])
+        return updates, ProbeState(state.name, count, values, measured)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _norms(updates: Any, params: Any | None, grad: Any | None) -> dict[str, jax.Array]:
+    """What can be measured of `NORMS`."""
+    u, theta, g = (_leaves_beside(updates, tree) for tree in (updates, params, grad))
+    assert u is not None
+    found = {"update_norm": _norm(u)}
+    if theta is not None:
+        found["param_norm"] = _norm(theta)
+        found["update_to_weight"] = _quotient(found["update_norm"], found["param_norm"])
+    if g is not None:
+        found["gradient_cosine"] = _quotient(_quotient(_dot(u, g), found["update_norm"]), _norm(g))
+    return found
+
+
+def _leaves_beside(updates: Any, tree: Any | None) -> list[jax.Array] | None:
+    """The leaves of `tree` where `updates` has one and not a MaskedNode, widened; None if the two don't match."""
+    try:
+        pairs = _pairs(updates, tree)
+    except ValueError:
+        return None
+    if not all(jax.tree_util.all_leaves([x]) and jnp.shape(x) == jnp.shape(u) for u, x in pairs):
+        return None
+    return [_wide(x) for _, x in pairs]
+
+
+def _pairs(updates: Any, tree: Any) -> list[tuple[jax.Array, Any]]:
+    """(leaf, what `tree` has in its place) for every leaf of `updates`, the masked ones left out."""
+    is_masked = lambda x: isinstance(x, optax.MaskedNode)
+    leaves, structure = jax.tree.flatten(updates, is_leaf=is_masked)
+    beside = jax.tree_util.PyTreeDef.flatten_up_to(structure, tree)
+    return [(u, x) for u, x in zip(leaves, beside, strict=True) if not is_masked(u)]
+
+
+def _wide(x: Any) -> jax.Array:
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+
+
+def _dot(x: Sequence[jax.Array], y: Sequence[jax.Array]) -> jax.Array:
+    return sum((jnp.sum((a * b.conj()).real) for a, b in zip(x, y, strict=True)), jnp.zeros([]))
+
+
+def _norm(x: Sequence[jax.Array]) -> jax.Array:
+    return jnp.sqrt(_dot(x, x))
+
+
+def _quotient(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a / b, and 0 where b is."""
+    return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
+
+
+# Singular values.
+
+
+def _matrices(updates: Any, matrix_axes: Any | None) -> tuple[list[jax.Array], list[MatrixAxes]]:
+    """The leaves that are matrices or stacks of them, and their axes."""
+    pairs = _pairs(updates, find_axes(updates) if matrix_axes is None else matrix_axes)
+    pairs = [(x, axes) for x, axes in pairs if axes.is_matrix and x.size]
+    return [x for x, _ in pairs], [axes for _, axes in pairs]
+
+
+def _if_due(measure: Callable[[list[jax.Array]], jax.Array]) -> Callable[..., jax.Array]:
+    """(due, old, leaves) -> measure(leaves) if it is due, else old, without computing it.
+
+    Plain vmap would make a choice between two results of the condition, both of which are computed; here a population
+    measures if one of its members is due.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def choose(due: jax.Array, old: jax.Array, leaves: list[jax.Array]) -> jax.Array:
+        varying = frozenset[str]().union(*map(_varying, leaves)) - _varying(old)
+        old = lax.pcast(old, tuple(varying), to="varying")  # under shard_map both branches must be of one type
+        return lax.cond(due, measure, lambda _: old, leaves)
+
+    @choose.def_vmap
+    def choose_for_all(size: int, batched: Any, *args: Any) -> tuple[jax.Array, bool]:
+        spread = lambda x, is_batched: x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+        due, old, leaves = jax.tree.map(spread, args, tuple(batched))
+        new = _if_due(jax.vmap(measure))(jnp.any(due), old, leaves)
+        return jnp.where(due.reshape(size, *[1] * (old.ndim - 1)), new, old), True
+
+    return choose
+
+
+def _varying(x: jax.Array) -> frozenset[str]:
+    return jax.typeof(x).manual_axis_type.varying
+
+
+def _spectrum(leaves: Sequence[jax.Array], axes: Sequence[MatrixAxes], dtype: Any) -> jax.Array:
+    """The values of `SPECTRUM`, shape (4,)."""
+    sigmas = [_singular_values(x, a) for x, a in zip(leaves, axes, strict=True)]
+    every = jnp.concatenate([jnp.ravel(s) for s in sigmas])
+    ranks = jnp.concatenate([jnp.sum(_quotient(s, jnp.broadcast_to(s[:, :1], s.shape)) ** 2, axis=1) for s in sigmas])
+    found = {
+        "sigma_max": jnp.max(every),
+        "sigma_median": jnp.median(every),
+        "sigma_min": jnp.min(every),
+        "stable_rank": jnp.mean(ranks),
+    }
+    return jnp.stack([found[metric].astype(dtype) for metric in SPECTRUM])
+
+
+def _singular_values(x: jax.Array, axes: MatrixAxes) -> jax.Array:
+    """(stack, min(m, n)), falling."""
+    placed = jax.typeof(x).sharding
+    if any(placed.spec):  # spread over Explicit axes; over others the compiler gathers it
+        x = jax.sharding.reshard(x, NamedSharding(placed.mesh, P()))
+    return jnp.linalg.svd(axes.to_matrices(_wide(x)), compute_uv=False)
