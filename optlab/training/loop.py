@@ -93,7 +93,8 @@ def train(
       guard: "stop" ends the run with a NonFiniteError at a loss or gradient that isn't finite; None goes on.
       evaluate_every: steps between two evaluations on the validation split, by default a tenth of the run; the last
         step is always evaluated, there on the test split too.
-      log_every: steps between two records; "train/loss" is the loss of that step's batch.
+      log_every: steps between two records; "train/loss" is the loss of that step's batch, "probe/<name>/<metric>" what
+        a probe in `tx` measured in that step. A step in which one measured singular values has a record of its own.
       stop: when the run ends before its last step.
       checkpoints: where the state is saved; if there are any, the run continues from the latest. Ctrl-C and SIGTERM
         then end the run after the step, saved.

@@ -17,6 +17,7 @@ from optlab.config import Target
 from optlab.data import Split, evaluation_batches
 from optlab.training.judge import Judge
 from optlab.training.metrics import Observer, Record
+from optlab.training.probes import has_spectrum, probe_metrics
 from optlab.training.state import TrainState, evaluation_params
 from optlab.training.step import make_evaluation
 from optlab.training.workload import Loss, Metrics, Workload
@@ -52,11 +53,12 @@ class PackedMetrics:
 
 
 def packed(step: Callable[..., tuple[Any, Metrics]]) -> Callable[..., tuple[Any, PackedMetrics]]:
-    """The same step, its metrics packed."""
+    """The same step, its metrics packed under the names of the record, and with them what the probes measured."""
 
     def packing(state: Any, batch: Any) -> tuple[Any, PackedMetrics]:
-        state, metrics = step(state, batch)
-        return state, PackedMetrics.pack(metrics)
+        new_state, metrics = step(state, batch)
+        named = {f"train/{name}": pair for name, pair in metrics.items()}
+        return new_state, PackedMetrics.pack(named | probe_metrics(state.opt_state, new_state.opt_state))
 
     return packing
 
@@ -148,17 +150,15 @@ class Records:
         """Turns the metrics of the oldest steps into records; the first that isn't finite ends the run."""
         for t, metrics in [self.pending.popleft() for _ in range(count)]:
             values = _means(metrics.sums())
-            if values.pop("finite", 1.0) < 1:
-                loss, norm = values["loss"], values["gradient_norm"]
+            if values.pop("train/finite", 1.0) < 1:
+                loss, norm = values["train/loss"], values["train/gradient_norm"]
                 raise _not_finite(f"step {t}: the loss is {loss:g} and the gradient's norm {norm:g}")
-            self.latest = {"step": t, **{f"train/{name}": value for name, value in values.items()}}
-            if self._is_logged(t):
+            self.latest = {"step": t, **values}
+            is_due = t % self.log_every == 0 or has_spectrum(values)  # singular values are rare: none is lost
+            if is_due or self._is_evaluated(t):
                 self.latest |= {name: float(schedule(t - 1)) for name, schedule in self.schedules.items()}
-            if t % self.log_every == 0 and not self._is_evaluated(t) and not self.judge.converged(self.latest):
+            if is_due and not self._is_evaluated(t) and not self.judge.converged(self.latest):
                 self._emit(self.latest)
-
-    def _is_logged(self, t: int) -> bool:
-        return t % self.log_every == 0 or self._is_evaluated(t)
 
     def _emit(self, record: Record) -> None:
         self.all.append(record)
@@ -193,7 +193,9 @@ def _evaluation(loss: Loss) -> Callable[..., PackedMetrics]:
 
 
 def _means(sums: dict[str, np.ndarray]) -> dict[str, float]:
-    return {name: float(total / weight) for name, (total, weight) in sums.items()}
+    """The means by name, without what the probes didn't measure."""
+    is_there = lambda name, weight: weight or not name.startswith("probe/")
+    return {name: float(total / weight) for name, (total, weight) in sums.items() if is_there(name, weight)}
 
 
 def _all_finite(tree: Any) -> jax.Array:
