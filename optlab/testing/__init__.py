@@ -1,0 +1,86 @@
+"""The contract that every gradient transformation should keep, as checks for transforms of anybody's.
+
+from optlab.testing import check_transform
+
+def test_my_optimizer():
+    check_transform(my_optimizer, {"learning_rate": 0.1})
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optax
+
+from optlab._checks import check_choice
+from optlab.testing import _composed, _devices, _numbers, _traced  # noqa: F401  # each registers its checks
+from optlab.testing._case import Case, first_line
+from optlab.testing._report import CAUSES, CHECKS, LAWS, ContractError, Failure, Report, Skipped
+
+__all__ = ["CHECKS", "LAWS", "ContractError", "Failure", "Report", "check_transform"]
+
+
+def check_transform(
+    transform: optax.GradientTransformation | Callable[..., optax.GradientTransformation],
+    hyperparams: Mapping[str, Any] | None = None,
+    *,
+    params: Any | None = None,
+    laws: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    raise_errors: bool = True,
+) -> Report:
+    """Runs every check of `CHECKS` on a transform. They take some seconds, most of them to compile.
+
+    The transform trains towards targets, ½Σ(θ − target)², for a few steps, and `update` is given what
+    `optlab.training.make_step` gives it: `value`, `grad` and `value_fn` (and `obj_fn`, which is the same). The updates
+    that come under `jax.jit` are what those under scan, vmap, optax's wrappers, other trees and meshes are held to, to
+    1e-4 of a leaf's largest entry; those in bfloat16 and float16 to a tenth of the norm of float32's. Meshes and pmap
+    need two devices (better four), `nnx.State` needs Flax.
+
+    Args:
+        transform: a transform, or a factory of transforms.
+        hyperparams: what the factory is called with; optax.inject_hyperparams gets those that are floats.
+        params: what is moved, in float32; None is a matrix, a vector and a scalar. Give a tree of matrices for what
+            moves matrices only.
+        laws: which of `LAWS` the transform claims to keep: "bias_correction" (equal gradients give equal updates),
+            "weight_decay" (claimed by every factory that takes `weight_decay`).
+        skip: names of checks that are left out.
+        raise_errors: whether a failure raises; False only reports it.
+
+    Returns:
+        What passed, what failed and why, and what was skipped and why.
+
+    Raises:
+        ContractError: if a check fails, and `raise_errors`; it lists all failures and holds the report.
+    """
+    for name, given, known in (("laws", laws, LAWS), ("skip", skip, tuple(CHECKS))):
+        if isinstance(given, str):
+            raise ValueError(f"{name} must be a list of names, got the string {given!r}: write [{given!r}]")
+        for each in given:
+            check_choice(f"each of {name}", each, known)
+    is_transform = hasattr(transform, "init") and hasattr(transform, "update")
+    if is_transform and hyperparams:
+        raise ValueError("hyperparams are for a factory, and a transform was given: pass the function that makes it")
+    factory: Any = None if is_transform else transform
+    tx = transform if factory is None else factory(**(hyperparams or {}))
+    case = Case(tx, params, factory, hyperparams, laws)  # type: ignore[arg-type]
+    passed, failed, skipped = [], [], {name: "asked for" for name in skip}
+    for name, function in CHECKS.items():
+        if name in skip:
+            continue
+        try:
+            function(case)
+            passed.append(name)
+        except Skipped as reason:
+            skipped[name] = str(reason)
+        except Exception as error:  # whatever a stranger's transform raises
+            kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+            failed.append(Failure(name, kind + first_line(error), CAUSES[name]))
+    report = Report(_name(transform), tuple(passed), tuple(failed), skipped)
+    if failed and raise_errors:
+        raise ContractError(report)
+    return report
+
+
+def _name(transform: Any) -> str:
+    inner = getattr(transform, "func", transform)  # of a functools.partial
+    return str(getattr(inner, "__name__", "transform"))
