@@ -42,7 +42,7 @@ def newton_schulz(X):
 
 
 def muon_step(W, G, s, nesterov, scale="rms", decay=0.1):
-    """Jordan et al. 2024; decay and the factor of Liu et al. 2025, equation 4."""
+    """Jordan et al. 2024; decay and the factor of Liu et al. 2025, section 2.2."""
     s["M"] = 0.95 * s["M"] + G
     O = newton_schulz(G + 0.95 * s["M"] if nesterov else s["M"])
     m, n = W.shape
@@ -71,7 +71,7 @@ def adamuon_step(W, G, s, nesterov, decay=0.1):
 
 
 def muonh_step(W, G, s, nesterov, decay=0.0):
-    """Wen et al. 2026, equation 1: W ← R·Normalize(W − ηR·Normalize(u)), u being Muon's update."""
+    """Wen et al. 2026: W ← R·Normalize(W − ηR·Normalize(u)), u being Muon's update."""
     s["M"], s["R"] = 0.95 * s["M"] + G, s["R"] or np.linalg.norm(W)
     O = newton_schulz(G + 0.95 * s["M"] if nesterov else s["M"])
     moved = W - RATE * s["R"] * O / np.linalg.norm(O)

@@ -1,4 +1,4 @@
-"""The named optimizers: each is one visible chain of blocks that ends in the learning rate.
+"""The named optimizers: each is one visible chain of blocks, the learning rate among them.
 
 Where a name is optax's, its arguments, defaults and numbers are optax's, and what is added is a new argument. The
 learning rate is a number, a schedule, or a traced scalar. Weight decay is for all parameters, or for the roles named in

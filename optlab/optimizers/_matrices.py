@@ -12,7 +12,6 @@ import optax
 from optlab import transforms
 from optlab.optimizers._coordinates import ScalarOrSchedule, adamw, scale_by_learning_rate
 from optlab.roles import by_role
-from optlab.transforms import _norms
 
 Method: TypeAlias = Literal["newton_schulz", "polar_express", "svd"]
 Mesh: TypeAlias = jax.sharding.Mesh | jax.sharding.AbstractMesh
@@ -138,8 +137,8 @@ def normuon(
     hidden = optax.chain(
         transforms.momentum(beta, nesterov=nesterov, style="ema", accumulator_dtype=mu_dtype),
         _orthogonalize(method, steps, dtype, mesh, axis_name),
-        _norms.scale_by_neuron_rms(beta2, eps, nu_dtype=nu_dtype),
-        _norms.scale_to_rms(),
+        transforms.scale_by_neuron_rms(beta2, eps, nu_dtype=nu_dtype),
+        transforms.scale_to_rms(),
         transforms.decay_weights(weight_decay, roles=decay_roles),
         scale_by_learning_rate(learning_rate),
     )
@@ -203,7 +202,7 @@ def adamuon(
         transforms.scale_by_sign(),
         _orthogonalize(method, steps, dtype, mesh, axis_name),
         transforms.scale_by_rms(beta2, eps, eps_in_sqrt=False, nu_dtype=nu_dtype),
-        _norms.scale_to_rms(),
+        transforms.scale_to_rms(),
         transforms.decay_weights(weight_decay, roles=decay_roles),
         scale_by_learning_rate(learning_rate),
     )
@@ -263,9 +262,9 @@ def muonh(
     hidden = optax.chain(
         transforms.momentum(beta, nesterov=nesterov, accumulator_dtype=mu_dtype),
         _orthogonalize(method, steps, dtype, mesh, axis_name),
-        _norms.scale_to_weight_norm(),
+        transforms.scale_to_weight_norm(),
         scale_by_learning_rate(learning_rate),
-        _norms.keep_weight_norm(),
+        transforms.keep_weight_norm(),
     )
     adam = {"b1": b1, "b2": b2, "eps": eps, "mu_dtype": mu_dtype, "nu_dtype": nu_dtype}
     decay = {"weight_decay": weight_decay, "decay_roles": decay_roles}

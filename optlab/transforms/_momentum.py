@@ -55,8 +55,8 @@ def momentum(
         updates: optax.Updates, state: MomentumState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, MomentumState]:
         del params
-        c = 1.0 if style == "heavy_ball" else 1 - decay
-        advance = lambda m, g: jax.tree.map(lambda m, g: c * g + decay * m, m, g)
+        new = (lambda g: g) if style == "heavy_ball" else (lambda g: (1 - decay) * g)
+        advance = lambda m, g: jax.tree.map(lambda m, g: new(g) + decay * m, m, g)
         m, g = widen(state.trace), widen(updates)
         if start == "first_gradient":
             m = optax.tree.where(state.count == 0, g, m)

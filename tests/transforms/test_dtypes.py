@@ -116,6 +116,18 @@ def test_a_wide_second_moment_moves_where_a_narrow_one_stands_still():
     np.testing.assert_array_equal(forgets["bfloat16"], 1)
 
 
+@pytest.mark.parametrize("factory", [optlab.scale_by_adam, optlab.scale_by_rms, _norms.scale_by_neuron_rms])
+def test_a_narrow_second_moment_is_rounded_once_a_step(factory):
+    """Were it computed in bfloat16, a decay of 0.97 would be 0.9688, and each product rounded too."""
+    decay = {"b2": 0.97} if factory is optlab.scale_by_adam else {"decay": 0.97}
+    tx, g = factory(**decay, nu_dtype="bfloat16"), jnp.linspace(0.5, 4, 64)[None]
+    v = jnp.zeros((1, 64), "bfloat16")
+    for _ in range(40):
+        v = (0.97 * v.astype("float32") + 0.03 * g**2).astype("bfloat16")
+    state, _ = trajectory(tx, jnp.stack([g] * 40), g)
+    np.testing.assert_allclose(state.nu.astype("float32"), v.astype("float32"), rtol=1e-3)
+
+
 # Hyperparameters.
 
 INJECTED = [optimizers.adamw, optimizers.adam, optimizers.rmsprop, optimizers.lion, optimizers.muon, optimizers.adamuon]
