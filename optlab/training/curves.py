@@ -12,6 +12,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     "validation": {"marker": "o", "ms": 3},
     "test": {"marker": "*", "ms": 9, "lw": 0},
 }
+_LOGARITHMIC = {"loss", "gradient_norm", "update_norm", "update_to_weight", "sigma_max", "sigma_median", "sigma_min"}
 
 
 def plot_curves(run: str | Path) -> Path:
@@ -21,16 +22,16 @@ def plot_curves(run: str | Path) -> Path:
 
     run = Path(run)
     records = read_metrics(run)
-    names = sorted({name.split("/")[-1] for r in records for name in r} - {"step"}, key=_order)
+    keys = list(dict.fromkeys(key for r in records for key in r if key != "step"))
+    names = sorted({key.split("/")[-1] for key in keys}, key=_order)
     figure = Figure(figsize=(7, 2.2 * len(names)), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(len(names), sharex=True, squeeze=False)[:, 0], names, strict=True):
-        for key in (f"train/{name}", f"validation/{name}", f"test/{name}", name):
+        for key in (key for key in keys if key.split("/")[-1] == name):  # of every split, or of every probe
             points = [(r["step"], r[key]) for r in records if key in r]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=key, **_STYLES.get(key.split("/")[0], {}))
+            axes.plot(*zip(*points, strict=True), label=key, **_STYLES.get(key.split("/")[0], {}))
         axes.set_ylabel(name)
-        if name in ("loss", "gradient_norm") and all(v > 0 for line in axes.lines for v in line.get_ydata()):
+        if name in _LOGARITHMIC and all(v > 0 for line in axes.lines for v in line.get_ydata()):
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

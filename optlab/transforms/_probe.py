@@ -18,32 +18,35 @@ from optlab.roles import matrix_axes as find_axes
 
 
 def probe(name: str, *, every: int | None = 100) -> optax.GradientTransformationExtraArgs:
-    """Measures the updates u that pass here, in at least float32; `optlab.read_probes(state)` gives it by name.
+    """Measures the updates u that pass here; `optlab.read_probes(state)` gives by name what it measured last.
 
-    At every update:
+    It returns the very updates that it got. In a compiled step the compiler may round around a probe as it wouldn't
+    without: where u is a product that is then added to something, the two are one operation (FMA) or two.
 
-    - "update_norm": ‖u‖, over all leaves.
-    - "param_norm": ‖θ‖; where update gets no parameters, it is not measured, and neither is the next one.
+    At every update, over all leaves, in at least float32:
+
+    - "update_norm": ‖u‖.
+    - "param_norm": ‖θ‖, if update gets the parameters.
     - "update_to_weight": ‖u‖ / ‖θ‖, and 0 where θ = 0.
-    - "gradient_cosine": ⟨u, g⟩ / (‖u‖‖g‖), and 0 where one of them is 0; −1 is steepest descent once the learning rate
-      has turned the sign. g is the extra argument `grad` of update, as optlab's training step and optax's line
-      searches pass it; without it, or if it is of another structure (in `optax.flatten`), it is not measured.
+    - "gradient_cosine": ⟨u, g⟩ / (‖u‖‖g‖), and 0 where u or g is; −1 is steepest descent, once the learning rate has
+      turned the sign. g is update's extra argument `grad`, which optlab's training step passes; without it, or if it
+      has another structure than u (as in `optax.flatten`), there is no cosine.
 
-    At the first update and every k-th, over all matrices, each of a stack apart:
+    At the first update and at every k-th, over all matrices, each of a stack by itself:
 
-    - "sigma_max", "sigma_median", "sigma_min": the largest, median and smallest of their min(m, n) singular values.
-    - "stable_rank": the mean of ‖A‖²_F / σ²_max, between 1 and min(m, n); 0 for a matrix of zeros.
+    - "sigma_max", "sigma_median", "sigma_min": of their singular values, min(m, n) of each.
+    - "stable_rank": the mean of ‖A‖²_F / σ²_max, from 1 to min(m, n); 0 for a matrix of zeros.
 
-    A convolution or an attention projection is the matrix that the extra argument `matrix_axes` says (by_role passes
-    it), or else `optlab.roles.matrix_axes` of the updates. Leaves that are no matrices are left out. The singular
-    values are exact and every device computes all of them: for large matrices choose `every` large, or None.
+    The extra argument `matrix_axes`, which by_role passes, says how leaves are matrices, else
+    `optlab.roles.matrix_axes` of the updates does; leaves that are none are left out. The singular values are those of
+    an SVD of every matrix, on every device: where that takes long, choose a large k or None.
 
-    Under by_role, `optax.partition` or `optax.masked` a probe sees the rule's own parameters; under pmap and shard_map
-    what the device holds. A population under vmap measures singular values when one of its members does.
+    Under by_role, `optax.partition` or `optax.masked` it sees the rule's own parameters; under pmap or shard_map, what
+    the device holds; in a population under vmap, all members compute singular values when one of them is due.
 
     Args:
-        name: what it is read and logged by, "probe/<name>/<metric>"; one name is for one probe.
-        every: updates between two measurements of the singular values (k); None measures none.
+        name: what it is read and logged by; a state holds one probe of a name.
+        every: updates from one measurement of singular values to the next (k); None measures none.
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"name must be a string that isn't empty, got {name!r}")
@@ -84,8 +87,7 @@ def probe(name: str, *, every: int | None = 100) -> optax.GradientTransformation
 
 def _norms(updates: Any, params: Any | None, grad: Any | None) -> dict[str, jax.Array]:
     """What can be measured of `NORMS`."""
-    u, theta, g = (_leaves_beside(updates, tree) for tree in (updates, params, grad))
-    assert u is not None
+    u, theta, g = _widened(updates, updates) or [], _widened(updates, params), _widened(updates, grad)
     found = {"update_norm": _norm(u)}
     if theta is not None:
         found["param_norm"] = _norm(theta)
@@ -95,8 +97,8 @@ def _norms(updates: Any, params: Any | None, grad: Any | None) -> dict[str, jax.
     return found
 
 
-def _leaves_beside(updates: Any, tree: Any | None) -> list[jax.Array] | None:
-    """The leaves of `tree` where `updates` has one and not a MaskedNode, widened; None if the two don't match."""
+def _widened(updates: Any, tree: Any | None) -> list[jax.Array] | None:
+    """The leaves of `tree` beside those of `updates`, in at least float32; None if the two don't match."""
     try:
         pairs = _pairs(updates, tree)
     except ValueError:
@@ -135,9 +137,9 @@ def _quotient(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _matrices(updates: Any, matrix_axes: Any | None) -> tuple[list[jax.Array], list[MatrixAxes]]:
-    """The leaves that are matrices or stacks of them, and their axes."""
+    """The leaves that are matrices or stacks of them, and their axes; where the axes don't match, there are none."""
     pairs = _pairs(updates, find_axes(updates) if matrix_axes is None else matrix_axes)
-    pairs = [(x, axes) for x, axes in pairs if axes.is_matrix and x.size]
+    pairs = [(x, axes) for x, axes in pairs if isinstance(axes, MatrixAxes) and axes.is_matrix and x.size]
     return [x for x, _ in pairs], [axes for _, axes in pairs]
 
 

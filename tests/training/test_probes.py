@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import optlab
-from optlab._probes import METRICS, NORMS, read_probes
+from optlab import probe, read_probes
+from optlab._probes import METRICS, NORMS
 from optlab.data import Batches, arrays
 from optlab.training import (
     Checkpoints,
@@ -23,7 +24,6 @@ from optlab.training import (
     train,
 )
 from optlab.training.records import packed
-from optlab.transforms._probe import probe
 
 RNG = np.random.default_rng(1)
 X = RNG.normal(size=(100, 4)).astype(np.float32)

@@ -16,9 +16,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optlab
-from optlab._probes import METRICS, NORMS, SPECTRUM, read_probes
+from optlab import probe, read_probes
+from optlab._probes import METRICS, NORMS, SPECTRUM
 from optlab.roles import MatrixAxes
-from optlab.transforms._probe import probe
 
 SHAPES = {"dense": {"kernel": (6, 4), "bias": (4,)}, "conv_0": {"kernel": (3, 3, 2, 5)}, "gain": ()}
 
@@ -174,7 +174,9 @@ def test_a_gradient_of_another_structure_is_no_gradient():
     got = readings(g, g, tx=optax.flatten(probe("only")), grad=g)
     assert float(got["update_norm"]) == pytest.approx(np.linalg.norm(flat(g)), rel=1e-6)
     assert np.isnan(got["gradient_cosine"])
-    for other in ({"dense": g["dense"]}, jax.tree.map(lambda x: x[None], g), None):
+    routed = readings(g, g, tx=optlab.by_role({"default": optax.flatten(probe("only"))}), grad=g)
+    assert np.isnan(routed["sigma_max"])
+    for other in ({"dense": g["dense"]}, {**g, "gain": {"of": g["gain"]}}, jax.tree.map(lambda x: x[None], g), None):
         assert np.isnan(readings(g, g, grad=other)["gradient_cosine"])
 
 
