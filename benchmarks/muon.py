@@ -59,7 +59,7 @@ STEP = {
     "square: 48 of 256×256": [(256, 256)] * 48,
     "1:8: 12 of 256×2048": [(256, 2048)] * 12,
     "ResNet-50's convolutions": resnet50(),
-    "many small: 576 of 64×64": [(64, 64)] * 576,
+    "many small: 200 of 64×64": [(64, 64)] * 200,
     "many small: 200 of 32×128": [(32, 128)] * 200,
 }
 LARGE = {"1.3B: 24 layers of width 2048": gpt(24, 2048)}

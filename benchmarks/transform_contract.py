@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault(  # compiling is what takes the time
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 import jax
 import numpy as np
@@ -52,7 +55,7 @@ WITHOUT_RATE = {
 SETTINGS: dict[str, list[dict[str, Any]]] = {  # beside the learning rate, where something has to be said or matters
     "adaptive_grad_clip": [{"clipping": 0.1}],
     "add_decayed_weights": [{"weight_decay": 0.1}],
-    "add_noise": [{"eta": 0.1, "gamma": 0.5, "seed": 0}],
+    "add_noise": [{"eta": 0.1, "gamma": 0.5, "key": 0}],
     "cautious": [{"inner": optax.trace(0.9)}],
     "clip": [{"max_delta": 1.0}],
     "clip_by_global_norm": [{"max_norm": 1.0}],
@@ -66,6 +69,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {  # beside the learning rate, where
     "sam": [{"optimizer": optax.sgd(0.1), "adv_optimizer": optax.sgd(0.05)}],
     "scale_by_backtracking_linesearch": [{"max_backtracking_steps": 5}],
     "scale_by_galore": [{"rank": 2}],
+    "scale_by_muon": [
+        {},
+        {"weight_dimension_numbers": lambda t: jax.tree.map(lambda _: contrib.MuonDimensionNumbers(), t)},
+    ],
     "scale_by_zoom_linesearch": [{"max_linesearch_steps": 5}],
     "sgd": [{}, {"momentum": 0.9}],
     "trace": [{"decay": 0.9}],
@@ -76,11 +83,12 @@ MATRICES_ONLY = """keep_weight_norm orthogonalize scale_by_matrix_shape scale_by
 MATRICES_TOO = ("sm3", "scale_by_sm3")  # break on a scalar at once, which would hide all the rest
 BIAS_CORRECTED = ("adam", "adamw", "amsgrad", "scale_by_adam", "scale_by_amsgrad")
 NO_DECAY = ("mechanize",)  # its weight_decay is Mechanic's λ, which moves nothing without a gradient
+AFTER_SGD = ("scale_by_backtracking_linesearch", "scale_by_zoom_linesearch")  # they need a direction that descends
 REASONS = (  # what was seen, in short
     (r"the update of .* is (\d+%) of its norm away.*", r"\1 off"),
     (r".*?(zero gradients) (in \w+) the update of .* is (NaN|infinite)", r"\3 \2"),
     (r".*the update of .* is (NaN|infinite)", r"\1"),
-    (r"'(.*)' shares its memory with '(.*)'", r"`\1` is `\2`"),
+    (r"'(.*)' of (.*) shares its memory with '(.*)' of (.*)", r"`\1` of \2 is `\3` of \4"),
     (r".*compiled (\d) times: '(.*)' changes its weak type", r"\1 times in 3 steps: weak type of `\2`"),
     (r".*? is (\w+)\[.*\], not (\w+)\[.*\]", r"\1, not \2"),
     (r".*is off by (\S+), its largest entry being (\S+)", r"off by \1 of \2"),
@@ -103,9 +111,9 @@ class Entry(NamedTuple):
 
     @property
     def title(self) -> str:
-        said = {"momentum": "momentum", "centered": "centered"}
-        extra = [said[key] for key in self.hyperparams if key in said]
-        return ", ".join([self.name, *extra, *(["matrices"] if self.params else [])])
+        extra = [key for key in self.hyperparams if key in ("momentum", "centered", "weight_dimension_numbers")]
+        name = f"sgd + {self.name}" if self.name in AFTER_SGD else self.name
+        return ", ".join([name, *extra, *(["matrices"] if self.params else [])])
 
     def check(self) -> Report:
         return check_transform(
@@ -118,11 +126,16 @@ class Entry(NamedTuple):
         )
 
 
+def after_sgd(factory: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda **settings: optax.chain(optax.sgd(1.0), factory(**settings))
+
+
 def entries() -> Iterator[Entry]:
     for library, module in LIBRARIES.items():
         for names, rate in ((WITH_RATE[library], {"learning_rate": 0.1}), (WITHOUT_RATE[library], {})):
             for name in names.split():
-                home = module or (optimizers if name in optimizers.__all__ else transforms)
+                factory = getattr(module or (optimizers if name in optimizers.__all__ else transforms), name)
+                factory = after_sgd(factory) if name in AFTER_SGD else factory
                 trees = (
                     [MATRICES]
                     if name in MATRICES_ONLY.split()
@@ -132,7 +145,7 @@ def entries() -> Iterator[Entry]:
                 )
                 for settings in SETTINGS.get(name, [{}]):
                     for params in trees:
-                        yield Entry(library, name, getattr(home, name), {**rate, **settings}, params)
+                        yield Entry(library, name, factory, {**rate, **settings}, params)
 
 
 def in_short(failure: Failure) -> str:

@@ -87,9 +87,8 @@ class Parameter:
 
     @property
     def one_bias(self) -> tuple[int, ...]:
-        """The shape of a single layer's bias, () if there is none; Equinox's (out, 1, 1) is (out,)."""
-        bias = tuple(n for a, n in enumerate(self.bias or ()) if a not in self.stack)
-        return bias[:1] if set(bias[1:]) == {1} else bias
+        """The shape of a single layer's bias, () if there is none."""
+        return tuple(n for a, n in enumerate(self.bias or ()) if a not in self.stack)
 
     @cached_property
     def is_gain(self) -> bool:
@@ -232,7 +231,7 @@ def _stack_axis(parameters: list[Parameter]) -> int | None:
 def _counts_layers(p: Parameter, axis: int) -> bool:
     """Whether this axis can't be a single layer's: a norm's gains are a vector, a query's kernel has rank 3 at most,
     and a dense layer's bias has its kernel's last axis alone."""
-    shape, bias = p.one_shape, tuple(n for a, n in enumerate(p.bias or ()) if a not in p.stack)
+    shape, bias = p.one_shape, p.one_bias
     if p.is_gain:
         return len(shape) == 2
     if len(shape) < 3 or (p.is_conv and not bias):

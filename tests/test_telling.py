@@ -252,7 +252,11 @@ def test_experts(layers):
         ({"w1": (L, W, F), "b1": (L, F)}, ((0,), (1,), (2,))),
         ({"attention": {"wq": (W, H, K), "wk": (W, 1, K), "wv": (W, 1, K)}}, IN),
         ({"attention": {"attn_out_proj": {"kernel": (H, K, W)}}}, OUT),
-        ({"lora": {"a": (W, 2), "b": (2, W)}}, DENSE),  # this b is no bias
+        ({"attention": {"qkv": {"kernel": (W, 3 * A)}}}, DENSE),  # three parts of other sizes, with fewer keys
+        ({"embed_stem/~/linear": {"w": (W, F)}}, DENSE),  # Haiku's names are paths
+        ({"lora": {"b": (2, W)}}, DENSE),  # no bias: there is no kernel beside it
+        ({"mixer": {"kernel": (W, W, H, K), "bias": (H, K)}}, ((), (0, 1), (2, 3))),  # no window: the bias tells
+        ({"head_0": {"query": {"kernel": (W, K)}, "key": {"kernel": (W, K)}}}, DENSE),  # a head of an attention
     ],
 )
 def test_what_else_can_be_told(tree, axes):
@@ -273,6 +277,7 @@ def test_what_else_can_be_told(tree, axes):
         ({"q_head": {"kernel": (W, 4)}, "v_head": {"kernel": (W, 1)}}, "head"),  # neither queries nor values
         ({"logits_dense": {"kernel": (W, V)}}, "head"),
         ({"blocks": {"norm1": {"scale": (L, W)}, "bias_table": (L, W)}}, "vector"),
+        ({"blocks": {"norm1": {"offset": (L, W)}}}, "vector"),
     ],
 )
 def test_other_roles(tree, role):
@@ -440,10 +445,29 @@ def test_which_kernels_have_heads():
     found = told(shapes(llama()), per_head=True, head_width=K)
     assert ending(found, "k_proj/kernel") == {((1,), (0,), (2,), (W, 1, K))}  # one head of keys, three of queries
     assert ending(found, "gate_proj/kernel", "down_proj/kernel") == {DENSE}
+    found = told(
+        shapes({"attention": {"in_proj": {"kernel": (W, A)}, "out_proj": {"kernel": (A, W)}}}),
+        per_head=True,
+        head_width=K,
+    )
+    assert found == {"attention/in_proj/kernel": DENSE, "attention/out_proj/kernel": ((0,), (1,), (2,), (H, K, W))}
     found = told(shapes(t5x()), per_head=True)
     assert ending(found, "query/kernel") == {((1, 2), (0,), (3,))}
     assert ending(found, "out/kernel") == {((1, 0), (2,), (3,))}
     assert ending(found, "wo/kernel") == {((1,), (0,), (2,))}
+
+
+def test_a_fused_kernel_makes_an_attention_whatever_it_is_called():
+    tree = shapes({"mixer": {"qkv": {"kernel": (A, 3 * A)}, "proj": {"kernel": (A, A)}, "up": {"kernel": (A, F)}}})
+    found = told(tree, per_head=True, head_width=K)
+    assert found["mixer/proj/kernel"] == ((0,), (1,), (2,), (H, K, A))
+    assert found["mixer/up/kernel"] == DENSE
+
+
+def test_a_convolution_isnt_split():
+    for how in ({}, {"per_head": True}):
+        (axes,) = jax.tree.leaves(matrix_axes(shapes({"attn": {"qkv": {"kernel": (3, 3, W, 3 * W)}}}), **how))
+        assert axes == MatrixAxes((), (0, 1, 2), (3,))
 
 
 def test_heads_that_cant_be_told():

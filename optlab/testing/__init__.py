@@ -13,7 +13,7 @@ import optax
 
 from optlab._checks import check_choice
 from optlab.testing import _composed, _devices, _numbers, _traced  # noqa: F401  # each registers its checks
-from optlab.testing._case import Case, first_line
+from optlab.testing._case import Case, message
 from optlab.testing._report import CAUSES, CHECKS, LAWS, ContractError, Failure, Report, Skipped
 
 __all__ = ["CHECKS", "LAWS", "ContractError", "Failure", "Report", "check_transform"]
@@ -74,7 +74,7 @@ def check_transform(
             skipped[name] = str(reason)
         except Exception as error:  # whatever a stranger's transform raises
             kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
-            failed.append(Failure(name, kind + first_line(error), CAUSES[name]))
+            failed.append(Failure(name, kind + message(error), CAUSES[name]))
     report = Report(_name(transform), tuple(passed), tuple(failed), skipped)
     if failed and raise_errors:
         raise ContractError(report)

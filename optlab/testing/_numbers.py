@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optlab.testing._case import LONG, Case, cast, named_leaves
+from optlab.testing._case import Case, cast, named_leaves
 from optlab.testing._compare import require_finite, require_same
 from optlab.testing._report import Skipped, check, require
 
-OFF = 0.1  # of an update's norm: momentum in bfloat16 stops 4 % short, a second moment with decay 0.999 at half
+OFF = 0.1  # of an update's norm: momentum with decay 0.95 in bfloat16 stops 4 % short, which is allowed
 
 
 @check("0 / 0: add an epsilon where it can't vanish (1e-8 is 0 in float16), or compute in float32")
@@ -27,14 +27,17 @@ def zero_gradients(case: Case) -> None:
 
 @check("state or arithmetic in bfloat16, where 0.999 is 1: keep sums of squares in float32, and compute in it")
 def bfloat16(case: Case) -> None:
-    """A thousand equal gradients in bfloat16 come to what they come to in float32."""
-    _low_precision(case, "bfloat16", 1.0)
+    """Three thousand gradients in bfloat16 come to what they come to in float32.
+
+    By then an average with decay 0.999 should have arrived; kept in bfloat16 it has long stopped half way.
+    """
+    _low_precision(case, "bfloat16", 3000, 1.0)
 
 
 @check("state or arithmetic in float16, where 1e-8 is 0 and squares of small gradients are too: use float32 for them")
 def float16(case: Case) -> None:
-    """A thousand equal gradients of a thousandth in float16 come to what they come to in float32."""
-    _low_precision(case, "float16", 2.0**-10)
+    """Three hundred gradients in float16, a thousandth in size, come to what they come to in float32."""
+    _low_precision(case, "float16", 300, 2.0**-10)
 
 
 @check("update_fn doesn't use params, or goes on without them: add the decay from them, and raise if they are None")
@@ -71,12 +74,14 @@ def bias_correction(case: Case) -> None:
     require_same(updates[1:], updates[:1] * 4, "of equal gradients, after the first,")
 
 
-def _low_precision(case: Case, dtype: str, size: float) -> None:
+def _low_precision(case: Case, dtype: str, steps: int, size: float) -> None:
     case.need_update()
     if case.is_random:
         raise Skipped("it draws random numbers, and those of another dtype are others")
-    updates, wanted = (case.long_run(kind, size) for kind in (dtype, "float32"))
-    where = f"after {LONG} equal gradients of size {size:.0e} in {dtype}"
+    updates, wanted = (case.long_run(kind, steps, size) for kind in (dtype, "float32"))
+    if not all(jnp.all(jnp.isfinite(y)) for y in jax.tree.leaves(wanted)):
+        raise Skipped(f"in float32 it isn't finite after {steps} gradients either, with parameters that stay in place")
+    where = f"after {steps} gradients of size {size:.0e} in {dtype}"
     require_finite(updates, where)
     for (name, x), y in zip(named_leaves(updates), jax.tree.leaves(wanted), strict=True):
         y = np.asarray(y.astype(dtype), np.float64)

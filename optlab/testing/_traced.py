@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from optlab.testing._case import Case, cast, first_line, gradient, program
+from optlab.testing._case import Case, cast, gradient, message, program
 from optlab.testing._compare import require_structure, require_types, same_structure
 from optlab.testing._report import Skipped, check, require
 
@@ -42,7 +42,7 @@ def inputs_unchanged(case: Case) -> None:
 def axis_names(case: Case) -> None:
     """The update uses no mapped axis: whether devices hold replicas or different models isn't its business."""
     error = case.error
-    require(not isinstance(error, NameError), f"outside of any map it fails: {first_line(error)}" if error else "")
+    require(not isinstance(error, NameError), f"outside of any map it fails: {message(error)}" if error else "")
     case.need_update()
     alone = program(case.traced())
     for name in AXIS_NAMES:

@@ -2,6 +2,8 @@
 
 import functools
 import math
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -352,3 +354,9 @@ def test_what_update_would_refuse_is_refused():
         explain(optlab.by_role({"matrix": hidden(), "default": optax.sgd(0.1)}, said), PARAMS)
     with pytest.raises(ValueError, match="roles can't tell what 'mixer'"):
         explain(optlab.muon(0.1), shapes({"mixer": (4, 5, 6)}))
+
+
+def test_it_needs_jax_and_optax_alone():
+    code = "import sys, optlab.explanation; print(*{'flax', 'orbax', 'chex', 'rich'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in ("", "chex")  # optax imports chex where it is installed
