@@ -226,4 +226,5 @@ def _in_bytes(count: int) -> str:
 
 
 def _in_gflop(count: int) -> str:
-    return f"{count / 1e9:.3g}" if count else ""
+    gflop = count / 1e9
+    return "" if not count else f"{gflop:,.0f}" if gflop >= 100 else f"{gflop:.3g}"

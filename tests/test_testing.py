@@ -1,6 +1,9 @@
 """The kit catches what it is there for: planted bugs, each by name, and nothing in transforms that are right."""
 
 import functools
+import subprocess
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -388,3 +391,10 @@ def test_checks_are_listed_with_what_they_ask():
         assert check.__name__ == name
         assert check.__doc__
     assert set(testing.LAWS) < set(CHECKS)
+
+
+def test_importing_it_needs_no_flax():
+    code = (
+        "import sys, optlab.testing; assert not {'flax', 'orbax', 'chex'} & {m.partition('.')[0] for m in sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=True)

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,7 @@ from optlab.transforms._divide import axes_to_divide, share
 from optlab.transforms._newton_schulz import Coefficients, flops, restarts
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """What `orthogonalize` was asked for; its arguments say what each means.
 
     coefficients: of the quintics, one triple a step; empty for an SVD.
@@ -99,7 +99,7 @@ class Plan:
         rows = [("matrices", "shape", "form", "steps", "computed in", "GFLOP")]
         for g in self.groups:
             steps = "+".join(map(str, g.chunks)) if g.form != "svd" else "-"
-            work = f"{g.count * g.flops / 1e9:.3g}"
+            work = f"{g.count * g.flops / 1e9:.3g}" if g.count * g.flops < 1e12 else f"{g.count * g.flops / 1e9:,.0f}"
             rows.append((str(g.count), f"{g.shape[0]}×{g.shape[1]}", g.form, steps, g.working_dtype, work))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -134,8 +134,7 @@ def _group(
 
 
 @jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Note:
+class Note(NamedTuple):
     """Settings as a pytree node without leaves: to be read from a state, and never used from there.
 
     Notes are equal, whatever they say: a state restored or made under other settings is the same kind of state.
@@ -145,6 +144,9 @@ class Note:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Note)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
 
     def __hash__(self) -> int:
         return hash(Note)
