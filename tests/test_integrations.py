@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from flax import nnx, serialization
 from flax.training import train_state
 
 import optlab
@@ -315,3 +315,13 @@ def test_the_loss_goes_down_in_every_wrapper(wrap):
 
     found = losses(optax.LookaheadParams.init_synced(PARAMS) if is_pair else PARAMS)
     assert found[-1] < 0.3 * found[0]
+
+
+@pytest.mark.parametrize("optimizer", [optlab.adamw, optlab.muon, optlab.normuon, optlab.muonh])
+def test_a_state_passes_through_flax_serialization(optimizer):
+    params = {"dense": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}}
+    tx = optimizer(1e-2)
+    _, state = tx.update(params, tx.init(params), params)
+    back = serialization.from_bytes(tx.init(params), serialization.to_bytes(state))
+    assert jax.tree.structure(back) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, back, state)
