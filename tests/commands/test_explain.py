@@ -58,14 +58,15 @@ def test_another_optimizer_by_an_override(here, capsys):
 
 
 def test_a_role_that_was_said_is_marked(here, capsys):
-    (here / "mine.py").write_text(
+    (here / "said_roles.py").write_text(
         "import functools, optlab\n"
         "def rule(learning_rate: float):\n"
         "    said = functools.partial(optlab.roles.roles, overrides={'head/kernel': 'matrix'})\n"
         "    return optlab.muon(learning_rate, roles=said)\n"
     )
     assert (
-        main(["explain", "small.py", "optimizer=mine:rule", "optimizer.learning_rate=1e-3", "schedule=constant"]) == 0
+        main(["explain", "small.py", "optimizer=said_roles:rule", "optimizer.learning_rate=1e-3", "schedule=constant"])
+        == 0
     )
     out = capsys.readouterr().out
     assert re.search(r"head/kernel +16×10 +matrix\* +matrix +1 of 16×10", out)
