@@ -4,6 +4,7 @@ A step is an odd quintic of the singular values, X ← aX + bAX + cA²X with A =
 tuple of coefficients; how they are computed is a form, which changes the rounding and the cost, not the result.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ Coefficients = tuple[tuple[float, float, float], ...]
 LARGEST = 1.25  # no singular value may end above it
 SAFETY = 1.01  # room for rounding between the steps of Polar Express
 CACHE = 2**17  # numbers in a piece of a stack on a CPU: from matrices of 64×64 to 768×768 the fastest, or nearly
+BLOCKS_FROM = 512  # rows from which on half the square products done in blocks pay on a CPU
 CUSHION = 0.02407327424182761  # of Polar Express: a quintic isn't asked to look after what is smaller than this
 
 
@@ -99,44 +101,86 @@ def newton_schulz(
     step, rest = _gram if form == "gram" else _standard, iter(coefficients)
     pieces = [[next(rest) for _ in range(k)] for k in chunks]
 
-    def f(X: jax.Array) -> jax.Array:
+    def f(X: jax.Array, blocks: int = 1) -> jax.Array:
         Y = _normalize(X, eps).astype(dtype)
         for piece in pieces:
-            Y = step(Y, piece, precision)
+            Y = step(Y, piece, _Symmetric(blocks, precision))
         return Y.astype(X.dtype)
 
-    count = -(-len(X) // max(1, CACHE // X[0].size))  # pieces of the stack
-    return f(X) if count == 1 else lax.platform_dependent(X, cpu=lambda X: _in_pieces(f, X, count), default=f)
+    return f(X) if X.size <= CACHE else lax.platform_dependent(X, cpu=functools.partial(_in_pieces, f), default=f)
 
 
-def _in_pieces(f: Callable[[jax.Array], jax.Array], X: jax.Array, count: int) -> jax.Array:
+def _in_pieces(f: Callable[..., jax.Array], X: jax.Array) -> jax.Array:
     """f piece by piece of the stack, which stays in a CPU's cache; some at once, for one fills another's gaps."""
-    size = -(-len(X) // count)
+    size = CACHE // X[0].size
+    if size < 2:  # matrix by matrix: a product of two matrices is faster than one of stacks of one
+        blocks = 2 if X.shape[-2] >= BLOCKS_FROM else 1
+        return lax.scan(lambda _, Y: (None, f(Y, blocks)), None, X, unroll=4 // blocks)[1]
     pieces = jnp.pad(X, ((0, -len(X) % size), (0, 0), (0, 0))).reshape(-1, size, *X.shape[1:])
-    done = lax.scan(lambda _, piece: (None, f(piece)), None, pieces, unroll=4 if size == 1 else 2)[1]
+    done = lax.scan(lambda _, piece: (None, f(piece)), None, pieces, unroll=2)[1]
     return done.reshape(-1, *X.shape[1:])[: len(X)]
 
 
-def _standard(X: jax.Array, coefficients: Sequence[tuple[float, float, float]], precision: str) -> jax.Array:
-    product = lambda Y, Z: jnp.matmul(Y, Z, precision=precision)
+Blocks = list[list[jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Symmetric:
+    """Products that are symmetric, in blocks: those below the diagonal are never computed.
+
+    A symmetric matrix of count × count blocks is the list of its rows of blocks, each from the diagonal on.
+    """
+
+    count: int
+    precision: str
+
+    def product(self, X: jax.Array, Y: jax.Array) -> jax.Array:
+        return jnp.matmul(X, Y, precision=self.precision)
+
+    def outer(self, X: jax.Array) -> Blocks:
+        """XXᵀ."""
+        rows = [X] if self.count == 1 else jnp.array_split(X, self.count, axis=-2)
+        return [[self.product(x, y.mT) for y in rows[i:]] for i, x in enumerate(rows)]
+
+    def commuting(self, A: Blocks, B: Blocks) -> Blocks:
+        """AB of two that commute, which makes it symmetric."""
+        n = range(self.count)
+        terms = lambda i, j: [self.product(_at(A, i, k), _at(B, k, j)) for k in n]
+        return [[functools.reduce(jnp.add, terms(i, j)) for j in n[i:]] for i in n]
+
+    def times(self, A: Blocks, X: jax.Array) -> jax.Array:
+        """AX."""
+        n = range(self.count)
+        whole = A[0][0] if self.count == 1 else jnp.block([[_at(A, i, j) for j in n] for i in n])
+        return self.product(whole, X)
+
+
+def _at(A: Blocks, i: int, j: int) -> jax.Array:
+    return A[i][j - i] if i <= j else A[j][i - j].mT
+
+
+def _standard(X: jax.Array, coefficients: Sequence[tuple[float, float, float]], symmetric: _Symmetric) -> jax.Array:
     for a, b, c in coefficients:
-        A = product(X, X.mT)
-        X = a * X + product(b * A + c * product(A, A), X)
+        A = symmetric.outer(X)
+        B = jax.tree.map(lambda x, y, b=b, c=c: b * x + c * y, A, symmetric.commuting(A, A))
+        X = a * X + symmetric.times(B, X)
     return X
 
 
-def _gram(X: jax.Array, coefficients: Sequence[tuple[float, float, float]], precision: str) -> jax.Array:
+def _gram(X: jax.Array, coefficients: Sequence[tuple[float, float, float]], symmetric: _Symmetric) -> jax.Array:
     """The same on A = XXᵀ alone, which is small: X ← QX at the end, Q = Z…Z, Z = aI + bA + cA², A ← ZAZ."""
-    product = lambda Y, Z: jnp.matmul(Y, Z, precision=precision)
-    A = product(X, X.mT)
-    eye = jnp.broadcast_to(jnp.eye(X.shape[-2], dtype=X.dtype), A.shape)
-    Q = Z = None
+    A = symmetric.outer(X)
+    Q: Blocks | None = None
+    Z: Blocks | None = None
     for a, b, c in coefficients:
         if Z is not None:
-            A = product(product(Z, A), Z)
-        Z = a * eye + b * A + c * product(A, A)
-        Q = Z if Q is None else product(Q, Z)
-    return product(Q, X)
+            A = symmetric.commuting(symmetric.commuting(Z, A), Z)
+        Z = jax.tree.map(lambda x, y, b=b, c=c: b * x + c * y, A, symmetric.commuting(A, A))
+        for row in Z:
+            row[0] += a * jnp.broadcast_to(jnp.eye(row[0].shape[-1], dtype=X.dtype), row[0].shape)
+        Q = Z if Q is None else symmetric.commuting(Q, Z)
+    assert Q is not None  # a chunk has a step at least
+    return symmetric.times(Q, X)
 
 
 def polar(X: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ def wide_dtype(x: Any) -> Any:
 
 def widen(tree: Any) -> Any:
     """The tree with every leaf in at least float32."""
-    return jax.tree.map(lambda x: jnp.asarray(x, wide_dtype(x)), tree)
+    return jax.tree.map(lambda x: _in_dtype(x, wide_dtype(x)), tree)
 
 
 def full_wide(tree: Any, value: Any, dtype: Any | None = None) -> Any:
@@ -28,7 +28,12 @@ def full_wide(tree: Any, value: Any, dtype: Any | None = None) -> Any:
 
 def cast_like(tree: Any, target: Any) -> Any:
     """The tree with every leaf in the dtype of the target's leaf."""
-    return jax.tree.map(lambda x, y: jnp.asarray(x, jnp.result_type(y)), tree, target)
+    return jax.tree.map(lambda x, y: _in_dtype(x, jnp.result_type(y)), tree, target)
+
+
+def _in_dtype(x: Any, dtype: Any) -> jax.Array:
+    is_so = isinstance(x, jax.Array) and x.dtype == dtype and not x.weak_type
+    return x if is_so else jnp.asarray(x, dtype)  # an operation that is left out needn't be traced
 
 
 def check_wide(**values: Any) -> None:
