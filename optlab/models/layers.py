@@ -21,7 +21,7 @@ from flax import linen as nn
 NormName = Literal["batch", "layer", "rms", "none"]
 ActivationName = Literal["relu", "sigmoid", "tanh", "gelu", "silu"]
 FeedForwardName = Literal[ActivationName, "swiglu"]
-FloatName = Literal["float32", "bfloat16"]
+FloatName = Literal["float32", "bfloat16", "float64"]
 Layer = Callable[[jax.Array], jax.Array]
 
 INIT_STD = 0.02  # GPT-2's, for every matrix of a Transformer
@@ -66,6 +66,12 @@ def check_dtypes(dtype: str, param_dtype: str) -> None:
     """Raises a ValueError unless both are names of float types that the models compute in."""
     check_name("dtype", dtype, FloatName)
     check_name("param_dtype", param_dtype, FloatName)
+    if "float64" in (dtype, param_dtype) and jax.dtypes.canonicalize_dtype("float64") != jnp.dtype("float64"):
+        raise ValueError("float64 needs jax.config.update('jax_enable_x64', True), or JAX_ENABLE_X64=1")
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def check_heads(width: int, heads: int, rotary: bool) -> None:
@@ -101,7 +107,7 @@ def make_norm(
     dtype: FloatName = "float32",
     param_dtype: FloatName = "float32",
 ) -> Layer:
-    """A normalization layer by name, to be made inside a compact method; statistics are always taken in float32.
+    """A normalization layer by name, to be made inside a compact method; statistics are taken in at least float32.
 
     Args:
       kind: "batch" (arXiv 1502.03167), "layer" (1607.06450), "rms" (1910.07467, has no bias) or "none" (does nothing).
@@ -139,7 +145,7 @@ def rotate(x_BxTxHxK: jax.Array) -> jax.Array:
     frequencies = ROTARY_BASE ** (-2.0 * jnp.arange(K // 2) / K)
     angles = jnp.arange(T)[None, :, None, None] * frequencies[None, None, None, :]
     sin, cos = jnp.sin(angles), jnp.cos(angles)
-    first, second = jnp.split(x_BxTxHxK.astype(jnp.float32), 2, axis=-1)
+    first, second = jnp.split(at_least_float32(x_BxTxHxK), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BxTxHxK.dtype)
 
 
@@ -154,12 +160,12 @@ def attention_weights(query_BxTxHxK: jax.Array, key_BxSxHxK: jax.Array, *, causa
       causal: whether token t sees the tokens up to t only.
 
     Returns:
-      weights_BxHxTxS in float32; the weights of each query, its row, sum to 1.
+      weights_BxHxTxS in at least float32; the weights of each query, its row, sum to 1.
     """
     T, S, K = query_BxTxHxK.shape[1], key_BxSxHxK.shape[1], query_BxTxHxK.shape[3]
-    scores_BxHxTxS = jnp.einsum(
-        "BTHK,BSHK->BHTS", query_BxTxHxK, key_BxSxHxK, preferred_element_type=jnp.float32
-    ) / math.sqrt(K)
+    wide = jnp.promote_types(query_BxTxHxK.dtype, jnp.float32)
+    scores_BxHxTxS = jnp.einsum("BTHK,BSHK->BHTS", query_BxTxHxK, key_BxSxHxK, preferred_element_type=wide)
+    scores_BxHxTxS = scores_BxHxTxS / math.sqrt(K)
     if causal:
         seen = jnp.tril(jnp.ones((1, 1, T, S), bool))
         scores_BxHxTxS = jnp.where(seen, scores_BxHxTxS, -jnp.inf)

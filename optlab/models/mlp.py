@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from optlab.models.layers import (
@@ -16,6 +15,7 @@ from optlab.models.layers import (
     FloatName,
     NormName,
     activation,
+    at_least_float32,
     check_count,
     check_dropout,
     check_dtypes,
@@ -64,7 +64,7 @@ class MLP(nn.Module):
             x_BxD = nn.Dense(width, kernel_init=kernel_init, name=f"hidden_{i}", **types)(x_BxD)
             x_BxD = activation(self.activation)(norm(name=f"norm_{i}")(x_BxD))
             x_BxD = nn.Dropout(self.dropout, deterministic=not train)(x_BxD)
-        return nn.Dense(self.outputs, name="head", **types)(x_BxD).astype(jnp.float32)
+        return at_least_float32(nn.Dense(self.outputs, name="head", **types)(x_BxD))
 
 
 def mlp(
@@ -87,8 +87,8 @@ def mlp(
       norm: before each activation: batch, layer, rms or none.
       dropout: share of each hidden layer's activations that a training step leaves out.
       axis_name: of the mapped axis that BatchNorm's statistics are averaged over; needed under pmap only.
-      dtype: of the computation: float32 or bfloat16; logits are float32 in any case.
-      param_dtype: of the parameters: float32 or bfloat16.
+      dtype: of the computation: float32, bfloat16 or float64; logits are at least float32.
+      param_dtype: of the parameters: float32, bfloat16 or float64.
 
     Raises:
       ValueError: for an unknown name, or a width, number of outputs or dropout rate that can't be.

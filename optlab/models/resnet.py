@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from optlab.models.layers import (
     FloatName,
     Layer,
     NormName,
+    at_least_float32,
     check_count,
     check_dtypes,
     check_images,
@@ -144,7 +144,7 @@ class ResNet(nn.Module):
                 norm=norm,
                 name=f"block_{i}",
             )(x_BxHxWxC)
-        return nn.Dense(self.outputs, name="head", **types)(x_BxHxWxC.mean(axis=(1, 2))).astype(jnp.float32)
+        return at_least_float32(nn.Dense(self.outputs, name="head", **types)(x_BxHxWxC.mean(axis=(1, 2))))
 
     def _blocks(self) -> list[tuple[int, int]]:
         """Channels and stride of every block."""
@@ -201,8 +201,8 @@ _FACTORY_DOC = """
       residual: whether blocks have shortcuts; without them it is the plain twin, whose training error rises with depth.
       zero_gain: whether the last gain of each block starts at 0, so that a block starts as the identity.
       axis_name: of the mapped axis that BatchNorm's statistics are averaged over; needed under pmap only.
-      dtype: of the computation: float32 or bfloat16; logits are float32 in any case.
-      param_dtype: of the parameters: float32 or bfloat16.
+      dtype: of the computation: float32, bfloat16 or float64; logits are at least float32.
+      param_dtype: of the parameters: float32, bfloat16 or float64.
 
     Raises:
       ValueError: for an unknown name, or `zero_gain` where there is no gain or no shortcut.

@@ -22,6 +22,7 @@ from optlab.models.layers import (
     FloatName,
     Layer,
     MultiHeadAttention,
+    at_least_float32,
     check_count,
     check_dropout,
     check_dtypes,
@@ -189,9 +190,9 @@ class LanguageModel(nn.Module):
         x_BxTxD = nn.Dropout(self.body.dropout, deterministic=not train)(x_BxTxD)
         x_BxTxD = self.body(x_BxTxD, train=train)
         if self.tied:
-            return embedding.attend(x_BxTxD).astype(jnp.float32)
+            return at_least_float32(embedding.attend(x_BxTxD))
         head = nn.Dense(self.vocabulary, use_bias=False, kernel_init=init, name="head", **types)
-        return head(x_BxTxD).astype(jnp.float32)
+        return at_least_float32(head(x_BxTxD))
 
 
 class VisionTransformer(nn.Module):
@@ -232,7 +233,7 @@ class VisionTransformer(nn.Module):
             x_BxTxD = x_BxTxD + position_TxD[None].astype(x_BxTxD.dtype)
         x_BxTxD = nn.Dropout(self.body.dropout, deterministic=not train)(x_BxTxD)
         x_BxTxD = self.body(x_BxTxD, train=train)
-        return nn.Dense(self.outputs, name="head", **types)(x_BxTxD.mean(axis=1)).astype(jnp.float32)
+        return at_least_float32(nn.Dense(self.outputs, name="head", **types)(x_BxTxD.mean(axis=1)))
 
 
 def split_into_patches(images_BxHxWxC: jax.Array, side: int) -> jax.Array:
@@ -288,8 +289,8 @@ def transformer(
       dropout: share of the embedding and of what each layer adds that training leaves out; not of attention weights.
       remat: whether a block's activations are computed again in the backward pass: less memory, more time.
       scan: whether the layers are one loop over stacked parameters, which compiles faster.
-      dtype: of the computation: float32 or bfloat16; logits are float32 in any case.
-      param_dtype: of the parameters: float32 or bfloat16.
+      dtype: of the computation: float32, bfloat16 or float64; logits are at least float32.
+      param_dtype: of the parameters: float32, bfloat16 or float64.
 
     Raises:
       ValueError: for an unknown name, or a size that can't be, such as heads that don't divide the width.
@@ -333,8 +334,8 @@ def gpt2_small(
       dropout: share of the embedding and of what each layer adds that training leaves out; GPT-2 had 0.1.
       remat: whether a block's activations are computed again in the backward pass: less memory, more time.
       scan: whether the layers are one loop over stacked parameters, which compiles faster.
-      dtype: of the computation: float32 or bfloat16; logits are float32 in any case.
-      param_dtype: of the parameters: float32 or bfloat16.
+      dtype: of the computation: float32, bfloat16 or float64; logits are at least float32.
+      param_dtype: of the parameters: float32, bfloat16 or float64.
 
     Raises:
       ValueError: for an unknown dtype, or a vocabulary, length or dropout rate that can't be.
@@ -389,8 +390,8 @@ def vision_transformer(
       dropout: share of the embedding and of what each layer adds that training leaves out; not of attention weights.
       remat: whether a block's activations are computed again in the backward pass: less memory, more time.
       scan: whether the layers are one loop over stacked parameters, which compiles faster.
-      dtype: of the computation: float32 or bfloat16; logits are float32 in any case.
-      param_dtype: of the parameters: float32 or bfloat16.
+      dtype: of the computation: float32, bfloat16 or float64; logits are at least float32.
+      param_dtype: of the parameters: float32, bfloat16 or float64.
 
     Raises:
       ValueError: for an unknown name, or a size that can't be, such as heads that don't divide the width.

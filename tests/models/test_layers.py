@@ -159,9 +159,9 @@ def test_feed_forward_is_its_formula(kind):
         ({"heads": 128, "rotary": True}, "the width of a head must be even, got width 384 / heads 128 = 3"),
         (
             {"heads": 6, "dtype": "float23"},
-            "dtype must be one of float32, bfloat16, got 'float23': did you mean 'float32'?",
+            "dtype must be one of float32, bfloat16, float64, got 'float23': did you mean 'float32'?",
         ),
-        ({"heads": 6, "param_dtype": "int8"}, "param_dtype must be one of float32, bfloat16, got 'int8'$"),
+        ({"heads": 6, "param_dtype": "int8"}, "param_dtype must be one of float32, bfloat16, float64, got 'int8'$"),
     ],
 )
 def test_impossible_attention_is_refused(settings, message):

@@ -95,7 +95,7 @@ def test_dropout_leaves_out_its_share_and_keeps_the_mean():
         ({"norm": "bacth"}, "norm must be one of batch, layer, rms, none, got 'bacth': did you mean 'batch'?"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
         ({"dropout": -0.1}, r"dropout must lie in \[0, 1\), got -0.1"),
-        ({"dtype": "float16"}, "dtype must be one of float32, bfloat16, got 'float16'"),
+        ({"dtype": "float16"}, "dtype must be one of float32, bfloat16, float64, got 'float16'"),
     ],
 )
 @pytest.mark.parametrize("make", [mlp, MLP])

@@ -128,7 +128,7 @@ def test_convolutions_start_with_he_variance():
         ({"width": -1}, "width must be a whole number of at least 1, got -1"),
         ({"stem": "smal"}, "stem must be one of small, large, got 'smal': did you mean 'small'?"),
         ({"norm": "Layer"}, "norm must be one of batch, layer, rms, none, got 'Layer': did you mean 'layer'?"),
-        ({"dtype": "bf16"}, "dtype must be one of float32, bfloat16, got 'bf16'"),
+        ({"dtype": "bf16"}, "dtype must be one of float32, bfloat16, float64, got 'bf16'"),
         ({"zero_gain": True, "norm": "none"}, "zero_gain needs a norm whose gain can start at 0, got norm='none'"),
         ({"zero_gain": True, "residual": False}, "zero_gain needs a shortcut, got residual=False"),
     ],
