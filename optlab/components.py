@@ -35,6 +35,7 @@ FILLED: dict[str, dict[tuple[str, ...], str]] = {
         ("length",): "the data",
         ("axis_name",): "the strategy",
     },
+    "optimizer": {("axis_name",): "the strategy"},
     "loss": {("outputs",): "the model", ("batch",): "the data"},
     "metrics": {("outputs",): "the model", ("batch",): "the data"},
 }

@@ -15,6 +15,7 @@ from optlab.config import Component, Config, ConfigError, Target
 
 if TYPE_CHECKING:
     import optax
+    from jax.sharding import Mesh
 
     from optlab.data import Source
     from optlab.training import Workload
@@ -28,6 +29,7 @@ class Experiment:
     workload: Workload
     tx: optax.GradientTransformation
     schedules: Mapping[str, Callable[[Any], Any]]
+    mesh: Mesh | None = None
 
 
 def build(config: Config) -> Experiment:
@@ -44,23 +46,54 @@ def build(config: Config) -> Experiment:
             f"batch_size must be at most the {len(source.train)} training examples of data={config.data.name}, "
             f"got {config.batch_size}"
         )
+    mesh = _mesh(config)
+    workload, tx, schedules = _parts(config, source, axis_name=None)
+    _check_fit(config, workload, tx)  # as on one device: the same step, and no axis
+    if config.strategy == "pmap":
+        workload, tx, schedules = _parts(config, source, axis_name="data")
+    return Experiment(config, workload, tx, schedules, mesh)
+
+
+def _mesh(config: Config) -> Mesh | None:
+    """The devices, held against the batch."""
+    if config.strategy == "single":
+        return None
+    from optlab.training import make_mesh
+
+    try:
+        mesh = make_mesh(config.mesh.data, config.mesh.model)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    parts = mesh.shape["data"] * config.accumulate
+    if config.batch_size % parts:
+        raise ConfigError(
+            f"batch_size must be a multiple of {parts} (mesh.data={mesh.shape['data']} devices, "
+            f"accumulate={config.accumulate}), got {config.batch_size}: say batch_size="
+            f"{-(-config.batch_size // parts) * parts}, or mesh.data=N with fewer devices"
+        )
+    return mesh
+
+
+def _parts(
+    config: Config, source: Source, axis_name: str | None
+) -> tuple[Workload, optax.GradientTransformation, dict[str, Callable[[Any], Any]]]:
+    """Workload, optimizer and its schedules, for a step under the mapped axis of that name, if there is one."""
     import optax
 
     from optlab.training import Workload
 
-    tx, schedules = _optimizer(config)
+    tx, schedules = _optimizer(config, axis_name)
     if config.clip_norm is not None:
         tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
     workload = Workload.from_model(
-        _model(config, source),
+        _model(config, source, axis_name),
         source,
         loss=functools.partial(find("loss", config.loss.name), **config.loss.arguments),
         metrics={name: find("metrics", name) for name in config.metrics},
         batch_size=config.batch_size,
         target=config.target,
     )
-    _check_fit(config, workload, tx)
-    return Experiment(config, workload, tx, schedules)
+    return workload, tx, schedules
 
 
 def _check_source(config: Config, source: Source) -> None:
@@ -102,16 +135,18 @@ def _call(kind: str, part: Component, **filled: Any) -> Any:
         raise ConfigError(f"{kind}={part.name}: {error}") from error
 
 
-def _model(config: Config, source: Source) -> Any:
+def _model(config: Config, source: Source, axis_name: str | None) -> Any:
     factory = find("model", config.model.name)
-    names, facts = filled("model", factory), source.facts
+    names, facts = filled("model", factory), {**source.facts, **({"axis_name": axis_name} if axis_name else {})}
     for name in names:
         if name not in facts and inspect.signature(factory).parameters[name].default is inspect.Parameter.empty:
             raise ConfigError(f"model={config.model.name} needs {name}, which data={config.data.name} doesn't have")
     return _call("model", config.model, **{name: facts[name] for name in names if name in facts})
 
 
-def _optimizer(config: Config) -> tuple[optax.GradientTransformation, dict[str, Callable[[Any], Any]]]:
+def _optimizer(
+    config: Config, axis_name: str | None
+) -> tuple[optax.GradientTransformation, dict[str, Callable[[Any], Any]]]:
     """The optimizer, every learning rate of which is the peak of the config's schedule."""
     factory, arguments = find("optimizer", config.optimizer.name), dict(config.optimizer.arguments)
     hints, schedules = hints_of(factory), {}
@@ -127,7 +162,8 @@ def _optimizer(config: Config) -> tuple[optax.GradientTransformation, dict[str, 
             f"schedule={config.schedule.name} has no learning rate to shape in optimizer={config.optimizer.name}: "
             "set optimizer.learning_rate if that takes a schedule, or say schedule=constant"
         )
-    tx = _call("optimizer", Component(config.optimizer.name, arguments))
+    axes = {"axis_name": axis_name} if axis_name and "axis_name" in filled("optimizer", factory) else {}
+    tx = _call("optimizer", Component(config.optimizer.name, arguments), **axes)
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         raise ConfigError(
             f"optimizer={config.optimizer.name} must return an optax.GradientTransformation, got {type(tx).__name__}"

@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.run or Path("runs") / slug(arguments.config, arguments.overrides))
     experiment = build(config)
 
-    from optlab.training import CheckpointError, Checkpoints, NonFiniteError, plot_curves
+    from optlab.training import CheckpointError, Checkpoints, DeviceMemoryError, NonFiniteError, plot_curves
 
     observers = _observers(experiment.config, folder)
     is_new = not Checkpoints(folder / "checkpoints").steps()
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     try:
         history = _train(experiment, folder, observers, initial, profile=arguments.profile)
-    except (NonFiniteError, CheckpointError) as error:
+    except (NonFiniteError, CheckpointError, DeviceMemoryError) as error:
         print(f"optlab: {error}", file=sys.stderr)
         return 1
     if (folder / "metrics.jsonl").stat().st_size:
@@ -71,6 +71,7 @@ def _train(
         experiment.tx,
         steps=config.steps,
         strategy=config.strategy,
+        mesh=experiment.mesh,
         seed=config.seed,
         accumulate=config.accumulate,
         ema=config.ema,

@@ -85,6 +85,14 @@ class Log:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeshShape:
+    """How the devices are arranged."""
+
+    data: int | None = _key("devices that share the batch; none: all that there are", least=1, default=None)
+    model: int = _key("devices that share each of the matrices, under jit, zero1 and fsdp", least=1, default=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """When the whole state is saved, and how many of those are kept."""
 
@@ -123,7 +131,12 @@ class Config:
     guard: Literal["stop"] | None = _key(
         "stop the run at a loss or gradient that isn't finite; none: go on", default="stop"
     )
-    strategy: Literal["single"] = _key("how a step runs on the devices", default="single")
+    strategy: Literal["single", "pmap", "jit", "zero1", "fsdp"] = _key(
+        "how a step runs on the devices: one; pmap or jit: all, each with a part of the batch; zero1: the optimizer's "
+        "state divided as well; fsdp: the parameters too",
+        default="single",
+    )
+    mesh: MeshShape = _key("the devices", default=MeshShape())
     seed: int = _key("of the initialization, the order of the data and dropout", least=0, below=2**32, default=0)
     init_from: str | None = _key("folder of another run, whose parameters this one starts from", default=None)
     evaluate_every: int | None = _key(
@@ -138,6 +151,10 @@ class Config:
         check(self)
         if self.batch_size % self.accumulate:
             raise ConfigError(f"accumulate must divide batch_size ({self.batch_size}), got {self.accumulate}")
+        if self.strategy == "single" and self.mesh != MeshShape():
+            raise ConfigError(f"mesh.data={self.mesh.data} and mesh.model={self.mesh.model} need strategy=jit, or so")
+        if self.strategy == "pmap" and self.mesh.model > 1:
+            raise ConfigError(f"mesh.model={self.mesh.model} needs strategy=jit, zero1 or fsdp, got pmap")
         if self.stop.min_gain and self.stop.patience is None:
             raise ConfigError(f"stop.min_gain={self.stop.min_gain} has no effect without stop.patience")
         measured = [f"{split}/{name}" for split in ("train", "validation") for name in ("loss", *self.metrics)]

@@ -4,6 +4,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -59,20 +60,50 @@ class Batches:
         parts = [self._order(epoch)[positions[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
         return np.concatenate(parts), epochs
 
-    def batch(self, step: int) -> Batch:
-        """The batch of this step: a function of (seed, step) and nothing else."""
-        indices, epochs = self.indices(step)
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        """The batch of this step: a function of (seed, step) and nothing else; or some of its rows, alone read."""
+        indices, epochs = (x[rows] for x in self.indices(step))
         parts = [
             self.split.take(indices[epochs == epoch], epoch, self.seed) for epoch in range(epochs[0], epochs[-1] + 1)
         ]
         return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
-def evaluation_batches(split: Split, batch_size: int) -> Iterator[Batch]:
-    """The whole split once, in order and without randomness; the last batch may be short."""
+@dataclass(frozen=True)
+class Share:
+    """The rows of every batch that one of several processes reads.
+
+    Attributes:
+        batches: where all processes' batches come from. Of a `Split`'s the others' rows are never read; any other
+            kind makes the whole batch, of which the rows are taken.
+        rows: of a batch of so many examples the slice that is this process' own.
+        batch_size: examples of the whole batch.
+    """
+
+    batches: StepBatches
+    rows: Callable[[int], slice]
+    batch_size: int
+
+    def batch(self, step: int) -> Batch:
+        """This process' rows of the batch of this step."""
+        if isinstance(self.batches, Batches):
+            return self.batches.batch(step, self.rows(self.batch_size))
+        batch = self.batches.batch(step)
+        return {name: x[self.rows(len(x))] for name, x in batch.items()}
+
+
+def evaluation_batches(split: Split, batch_size: int, rows: Callable[[int], slice] = slice) -> Iterator[Batch]:
+    """The whole split once, in order and without randomness; the last batch may be short.
+
+    Args:
+        split: The examples.
+        batch_size: How many examples a batch has.
+        rows: Of a batch of so many examples the slice that is read: by default all.
+    """
     _check_batch_size(batch_size)
     for start in range(0, len(split), batch_size):
-        yield split.take(np.arange(start, min(start + batch_size, len(split))))
+        indices = np.arange(start, min(start + batch_size, len(split)))
+        yield split.take(indices[rows(len(indices))])
 
 
 def prefetch(

@@ -10,7 +10,7 @@ from optlab.training.curves import plot_curves
 from optlab.training.loop import History, train
 from optlab.training.losses import accuracy, cross_entropy, squared_error
 from optlab.training.metrics import MetricsFile, Observer, TensorBoard, WeightsAndBiases, read_metrics
-from optlab.training.parallel import parallelize
+from optlab.training.parallel import DeviceMemoryError, Parallel, check_memory, make_mesh, parallelize
 from optlab.training.progress import Progress
 from optlab.training.records import NonFiniteError
 from optlab.training.state import TrainState, evaluation_params, init_state
@@ -20,21 +20,25 @@ from optlab.training.workload import Workload
 __all__ = [
     "CheckpointError",
     "Checkpoints",
+    "DeviceMemoryError",
     "History",
     "MetricsFile",
     "NonFiniteError",
     "Observer",
+    "Parallel",
     "Progress",
     "TensorBoard",
     "TrainState",
     "WeightsAndBiases",
     "Workload",
     "accuracy",
+    "check_memory",
     "cross_entropy",
     "evaluation_params",
     "init_state",
     "load_params",
     "make_evaluation",
+    "make_mesh",
     "make_step",
     "parallelize",
     "plot_curves",

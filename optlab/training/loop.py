@@ -11,21 +11,20 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from optlab.config import Stop, check
-from optlab.data import as_batches, prefetch
+from optlab.data import Share, as_batches, prefetch
 from optlab.training.checkpoint import Checkpoints
 from optlab.training.judge import Judge
 from optlab.training.metrics import Observer, Record
-from optlab.training.parallel import parallelize
+from optlab.training.parallel import DATA, Strategy, check_memory, parallelize
 from optlab.training.process import Trace, catch_signals
 from optlab.training.records import Records, packed
+from optlab.training.sharding import Rules
 from optlab.training.state import TrainState, evaluation_params, init_state
 from optlab.training.step import make_step
 from optlab.training.workload import Workload
-
-# Random numbers for every kernel are one big program that runs once: optimizing it took ResNet-20 16 s on a CPU, not 2.
-_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @dataclass
@@ -66,7 +65,9 @@ def train(
     tx: optax.GradientTransformation,
     *,
     steps: int,
-    strategy: Literal["single"] = "single",
+    strategy: Strategy = "single",
+    mesh: Mesh | None = None,
+    rules: Rules | None = None,
     seed: int = 0,
     accumulate: int = 1,
     ema: float | Callable[[jax.Array], Any] | None = None,
@@ -86,7 +87,9 @@ def train(
       workload: what is trained, on what.
       tx: any optax transformation that ends in the learning rate.
       steps: updates in all, those before a continued run's checkpoint included.
-      strategy: how a step runs on the devices.
+      strategy: how a step runs on the devices, see `parallelize`. Under pmap BatchNorm needs `axis_name="data"`.
+      mesh: the devices, for every strategy but "single"; see `make_mesh`.
+      rules: where the mesh's axis "model" goes, by role or path, see `parallelize`.
       seed: of the initialization, the order of the data and dropout.
       accumulate: microbatches that an update's gradient is averaged over.
       ema: decay of the weights' moving average, which is then what is evaluated; a number or a function of the step.
@@ -115,11 +118,15 @@ def train(
             raise ValueError(f"{name} must be at least 1, got {value}")
     check(stop, "stop.")
     key, init_key = jax.random.split(jax.random.key(seed))
-    params, model_state = initial if initial is not None else _initialize(workload, init_key)
-    state = init_state(params, model_state, tx, key=key, ema=ema is not None)
-    step = make_step(workload.loss, tx, accumulate=accumulate, ema=ema, guard=guard)
-    place_state, place_batch, step = parallelize(packed(step), strategy)
-    state = place_state(state)
+    axis_name = DATA if strategy == "pmap" else None
+    step = make_step(workload.loss, tx, axis_name=axis_name, accumulate=accumulate, ema=ema, guard=guard)
+    parallel = parallelize(packed(step), strategy, mesh, rules=rules)
+
+    def first(key: jax.Array, init_key: jax.Array, initial: tuple[Any, Any] | None) -> TrainState:
+        params, model_state = initial if initial is not None else workload.init(init_key)
+        return init_state(params, model_state, tx, key=key, ema=ema is not None)
+
+    state = parallel.place_state(first, key, init_key, initial)
     judge = Judge(workload.target, stop)
     if checkpoints is not None and (saved := checkpoints.steps()):
         state = checkpoints.restore(state, saved[-1])
@@ -131,7 +138,7 @@ def train(
         raise ValueError(f"steps must be at least {start}, which the run has behind it, got {steps}")
     records = Records(
         workload,
-        place_batch,
+        parallel,
         judge,
         observers,
         schedules or {},
@@ -140,17 +147,19 @@ def train(
         evaluate_every or max(1, steps // 10),
     )
     records.check_names(state)
-    batches = as_batches(workload.data.train, workload.batch_size, seed)
+    batches = Share(as_batches(workload.data.train, workload.batch_size, seed), parallel.rows, workload.batch_size)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(catch_signals(listen=checkpoints is not None))
         stack.enter_context(records.observed(start))
         if checkpoints is not None:
             stack.callback(checkpoints.wait)
         trace = stack.enter_context(contextlib.closing(Trace(profile, start, steps)))
-        stream = stack.enter_context(contextlib.closing(prefetch(batches, start, steps, place=place_batch)))
+        stream = stack.enter_context(contextlib.closing(prefetch(batches, start, steps, place=parallel.place_batch)))
         for t, batch in zip(range(start + 1, steps + 1), stream, strict=True):
             trace.at(t)
-            state, metrics = step(state, batch)
+            if t == start + 1:
+                check_memory(parallel, state, batch)
+            state, metrics = parallel.step(state, batch)
             records.push(t, metrics)
             ended = records.outcome_at(t, state)
             if not ended and signals:
@@ -167,8 +176,3 @@ def train(
                 records.outcome = ended
                 break
     return History(records.all, state, records.outcome, judge.best, judge.reached)
-
-
-def _initialize(workload: Workload, key: jax.Array) -> tuple[Any, Any]:
-    options = _QUICK if jax.default_backend() == "cpu" else None
-    return jax.jit(workload.init, compiler_options=options)(key)

@@ -2,33 +2,387 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import collections
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+
+from optlab.training.sharding import Rules, specs
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
-STRATEGIES = ("single",)
+Strategy: TypeAlias = Literal["single", "pmap", "jit", "zero1", "fsdp"]
+STRATEGIES = ("single", "pmap", "jit", "zero1", "fsdp")
+DATA, MODEL = "data", "model"
+
+# More simulated devices' collectives in flight than 16 can deadlock (jax 0.10.2); the loop has as many at most.
+IN_FLIGHT = 8
+# Random numbers for every kernel are one big program that runs once: optimizing it took ResNet-20 16 s on a CPU, not 2.
+_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-class Parallel(NamedTuple):
-    """How a state and a batch get to the devices, and the compiled step, which gives the state's buffers away."""
-
-    place_state: Callable[[Any], Any]
-    place_batch: Callable[[Any], Any]
-    step: Step
+class DeviceMemoryError(RuntimeError):
+    """A step that needs more memory than a device has. The message says how much, and what takes less."""
 
 
-def parallelize(step: Step, strategy: str = "single") -> Parallel:
-    """Compiles a step for the devices.
+def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
+    """The devices as a mesh of two axes, "data" and "model", as `parallelize` takes it.
 
     Args:
-      step: from `make_step`, or your own (state, batch) -> (state, metrics).
-      strategy: "single": one device, JAX's default.
+      data: devices that share the batch; None takes all that there are.
+      model: devices that share each of the matrices.
+
+    Raises:
+      ValueError: if there aren't as many devices.
+    """
+    count = jax.device_count()
+    if model < 1 or (data is not None and data < 1):
+        raise ValueError(f"mesh.data and mesh.model must be at least 1, got {data} and {model}")
+    if data is None and count % model:
+        raise ValueError(f"mesh.model must divide the {count} devices, got {model}")
+    data = count // model if data is None else data
+    if data * model > count:
+        raise ValueError(
+            f"mesh.data={data} times mesh.model={model} is more than the {count} devices that JAX sees "
+            "(optlab devices lists them; XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates eight)"
+        )
+    devices = jax.devices()[: data * model]
+    return jax.make_mesh((data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """What `parallelize` gives; unpacked it is (place_state, place_batch, step).
+
+    Attributes:
+      place_state: gets a state to where it belongs, as a copy of its own (the step gives its buffers away); or makes
+        one there: `place_state(function, *arguments)` compiles the function.
+      place_batch: gets a batch to the devices, examples divided among those that share the batch. In one of several
+        processes it takes the rows that `rows` names. A batch that can't be divided evenly goes whole to all.
+      step: the compiled step. It gives the state's buffers away, and waits while many steps are in flight.
+      mesh: the devices, or None for "single".
+      rows: of a batch of so many examples the slice that this process has to read.
+      replicated: the sharding of what is the same everywhere; None for "single".
+    """
+
+    place_state: Callable[..., Any]
+    place_batch: Callable[..., Any]
+    step: Step
+    mesh: Mesh | None
+    rows: Callable[[int], slice]
+    replicated: NamedSharding | None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.place_state, self.place_batch, self.step))
+
+
+def parallelize(
+    step: Step, strategy: Strategy = "single", mesh: Mesh | None = None, *, rules: Rules | None = None
+) -> Parallel:
+    """Compiles a step for the devices.
+
+    One step serves all strategies, and so does one state: each keeps it in its natural shapes, and a checkpoint of one
+    is a checkpoint of all.
+
+        single  one device, JAX's default.
+        pmap    every device has the state and runs the step on its part of the batch. The step itself takes the mean
+                over the axis "data" between the gradient and the update: `make_step(..., axis_name="data")`.
+        jit     the same as one program of the whole batch, divided by the compiler (`NamedSharding`).
+        zero1   jit, with the optimizer's state and the moving average divided over the devices as well.
+        fsdp    zero1, with the parameters divided too.
+
+    Args:
+      step: from `make_step`, or your own (state, batch) -> (state, metrics). State and batch are pytrees of arrays; a
+        batch's leaves have the example as their first axis; metrics are the same on every device. Under zero1 and fsdp
+        the state's first level tells the parameters by the name `params` (an attribute or a key). Under pmap the step
+        must make the same state on every device, which is checked after the first step.
+      strategy: one of those above.
+      mesh: of Auto axes. The axis "model", if there is one, divides the matrices (tensor parallelism); all others
+        share the batch. None is all devices along "data". Under pmap "data" is the only axis longer than 1.
+      rules: where the axis "model" goes, by role or by path, as {"embedding": P("model", None), "*/up/kernel":
+        P(None, "model")}; the first that matches wins, before what `optlab.training.sharding` does by itself.
 
     Returns:
-      (place_state, place_batch, step).
+      (place_state, place_batch, step), and more: see `Parallel`.
+
+    Raises:
+      ValueError: for a strategy that there isn't, a mesh that doesn't fit it, or, at the first step under pmap, a step
+        without a mean over the devices.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
-    return Parallel(jax.device_put, jax.device_put, jax.jit(step, donate_argnums=0))
+    if strategy == "single":
+        if mesh is not None and mesh.size > 1:
+            raise ValueError(f"strategy='single' is one device, got a mesh of {mesh.size}: say strategy='jit'")
+        device = SingleDeviceSharding(jax.local_devices()[0])
+        put = lambda tree: jax.device_put(tree, device, may_alias=False)
+        place = lambda state, *arguments: _make(state, arguments, None) if callable(state) else put(state)
+        put_batch = lambda batch, examples=None: jax.device_put(batch)
+        return Parallel(place, put_batch, _Bounded(_Single(step), 1), None, slice, None)
+    mesh = make_mesh() if mesh is None else mesh
+    _check_mesh(mesh, strategy)
+    data = tuple(a for a in mesh.axis_names if a != MODEL)
+    replicated = NamedSharding(mesh, P())
+    where = lambda state: jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), specs(state, mesh, strategy, data, MODEL, rules or {})
+    )
+
+    def place_state(state: Any, *arguments: Any) -> Any:
+        if not callable(state):
+            if jax.process_count() == 1:
+                return jax.device_put(state, where(state), may_alias=False)
+            state, arguments = (lambda x: jax.tree.map(jnp.copy, x)), (state,)
+        return _make(state, arguments, where)
+
+    count = mesh.size // mesh.shape.get(MODEL, 1)
+    spread = NamedSharding(mesh, P(data))
+
+    def rows(examples: int) -> slice:
+        if jax.process_count() == 1 or examples % count:
+            return slice(examples)
+        mine = [index[0] for index in spread.addressable_devices_indices_map((examples,)).values() if index]
+        bounds = [i.indices(examples) for i in mine]
+        return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
+
+    def place_batch(batch: Any, examples: int | None = None) -> Any:
+        """examples: of the whole batch, if it isn't as many as this process' times the processes."""
+        here = len(jax.tree.leaves(batch)[0])
+        sharding = replicated if (examples or here * jax.process_count()) % count else spread
+        if jax.process_count() == 1:
+            return jax.device_put(batch, sharding)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+    run = _Pmapped(step, mesh) if strategy == "pmap" else _Jitted(step, mesh)
+    return Parallel(place_state, place_batch, _Bounded(run, mesh.size), mesh, rows, replicated)
+
+
+def check_memory(parallel: Parallel, state: Any, batch: Any) -> int:
+    """The bytes that a step needs on a device, from the compiled program; it compiles, and computes nothing.
+
+    Args:
+      parallel: what `parallelize` gave.
+      state: placed.
+      batch: placed.
+
+    Raises:
+      DeviceMemoryError: if that is more than a device has.
+    """
+    run: Any = parallel.step
+    analysis = run.compile(state, batch).memory_analysis()
+    if analysis is None:
+        return 0
+    sizes = ("argument", "output", "temp", "generated_code")
+    needed = sum(getattr(analysis, f"{s}_size_in_bytes") for s in sizes) - analysis.alias_size_in_bytes
+    limit = _memory_of(jax.local_devices()[0])
+    if limit is not None and needed > limit:
+        held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
+        gib = lambda n: f"{n / 2**30:.2f} GiB"
+        raise DeviceMemoryError(
+            f"a step needs {gib(needed)} on every device, which has {gib(limit)}: {gib(held)} for the state, the rest "
+            "mostly for the batch's activations. Cut the batch into microbatches (accumulate=4), compute activations "
+            "twice (model.remat=true), or divide the state over the devices (strategy=fsdp)"
+        )
+    return needed
+
+
+def _memory_of(device: jax.Device) -> int | None:
+    """Bytes: what the backend may use; a CPU's simulated devices share the machine's."""
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    if device.platform != "cpu" or not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+
+
+def _check_mesh(mesh: Mesh, strategy: str) -> None:
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        raise ValueError(
+            f"the mesh's axes must be Auto, got {mesh.axis_types}: jax.make_mesh(…, axis_types=(AxisType.Auto,) * n), "
+            "or optlab.training.make_mesh"
+        )
+    others = {a: n for a, n in mesh.shape.items() if a != DATA and n > 1}
+    if strategy == "pmap" and (others or DATA not in mesh.shape):
+        raise ValueError(f"strategy='pmap' has one axis, 'data', got {dict(mesh.shape)}: say strategy='jit'")
+
+
+def _make(function: Callable[..., Any], arguments: tuple[Any, ...], where: Callable[[Any], Any] | None) -> Any:
+    """function(*arguments), compiled so that every leaf is made where it belongs."""
+    if jax.process_count() > 1:  # what every process has the same of may go to all devices
+        arguments = jax.tree.map(_on_host, arguments)
+        function = _from_host(function)
+    options = _QUICK if jax.default_backend() == "cpu" else None
+    shardings = None if where is None else where(jax.eval_shape(function, *arguments))
+    return jax.jit(function, out_shardings=shardings, compiler_options=options)(*arguments)
+
+
+@dataclass(frozen=True)
+class _Key:
+    """A random key's numbers on the host."""
+
+    data: np.ndarray
+    implementation: Any
+
+
+jax.tree_util.register_dataclass(_Key, ["data"], ["implementation"])
+
+
+def _on_host(x: Any) -> Any:
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return _Key(np.asarray(jax.random.key_data(x)), jax.random.key_impl(x))
+    return np.asarray(x)
+
+
+def _from_host(function: Callable[..., Any]) -> Callable[..., Any]:
+    is_key = lambda x: isinstance(x, _Key)
+    back = lambda x: jax.random.wrap_key_data(x.data, impl=x.implementation) if is_key(x) else x
+    return lambda *arguments: function(*jax.tree.map(back, arguments, is_leaf=is_key))
+
+
+class _Bounded:
+    """A compiled step that waits for the oldest one when as many are in flight as simulated devices can bear."""
+
+    def __init__(self, run: Any, devices: int):
+        self.run, self.is_bounded = run, devices > 1
+        self.in_flight: collections.deque[Any] = collections.deque()
+
+    def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        state, metrics = self.run(state, batch)
+        if self.is_bounded:
+            self.in_flight.append(metrics)
+            if len(self.in_flight) > IN_FLIGHT:
+                jax.block_until_ready(self.in_flight.popleft())
+        return state, metrics
+
+    def compile(self, state: Any, batch: Any) -> Any:
+        return self.run.compile(state, batch)
+
+
+class _Single:
+    """The step on one device."""
+
+    def __init__(self, step: Step):
+        self.run = jax.jit(step, donate_argnums=0)
+
+    def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        return self.run(state, batch)
+
+    def compile(self, state: Any, batch: Any) -> Any:
+        return self.run.lower(state, batch).compile()
+
+
+class _Jitted:
+    """The step as one program over the mesh; a new state is placed like the old one."""
+
+    def __init__(self, step: Step, mesh: Mesh):
+        def on_mesh(state: Any, batch: Any) -> tuple[Any, Any]:
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for what looks for a mesh: orthogonalize
+                return step(state, batch)
+
+        self.on_mesh, self.replicated = on_mesh, NamedSharding(mesh, P())
+        self.compiled: dict[Any, Any] = {}
+
+    def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        return self._for(state)(state, batch)
+
+    def compile(self, state: Any, batch: Any) -> Any:
+        return self._for(state).lower(state, batch).compile()
+
+    def _for(self, state: Any) -> Any:
+        leaves, structure = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, state))
+        if (key := (structure, tuple(leaves))) not in self.compiled:
+            like = jax.tree.unflatten(structure, leaves)
+            self.compiled[key] = jax.jit(self.on_mesh, donate_argnums=0, out_shardings=(like, self.replicated))
+        return self.compiled[key]
+
+
+class _Pmapped:
+    """The step on every device, each with its part of the batch; state and metrics keep their shapes."""
+
+    def __init__(self, step: Step, mesh: Mesh):
+        self.count, self.here, self.is_checked = mesh.shape[DATA], len(mesh.local_devices), False
+        self.compiled: dict[Any, Any] = {}
+        devices = list(mesh.devices.flat)
+        settings: dict[str, Any] = {"axis_name": DATA, "in_axes": (None, 0), "out_axes": None, "devices": devices}
+        self.run = jax.pmap(step, donate_argnums=0, **settings)
+        self.undonated = jax.pmap(step, **settings)
+        fingerprints = lambda leaves, _: [_fingerprint(x) for x in leaves]
+        self.fingerprints = jax.pmap(fingerprints, in_axes=(None, 0), devices=devices)
+        self.divided = jax.jit(lambda batch: jax.tree.map(lambda x: x.reshape(self.count, -1, *x.shape[1:]), batch))
+
+    def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        new, metrics = self.compile(state, batch)(state, self._parts(batch))
+        if not self.is_checked:
+            self._check_equal(new)
+            self.is_checked = True
+        return new, metrics
+
+    def compile(self, state: Any, batch: Any) -> Any:
+        shapes = tuple(x.shape for x in jax.tree.leaves(batch))
+        if shapes not in self.compiled:  # kept here, since pmap's own cache isn't filled by compile()
+            parts = self._parts(batch)
+            self._check_mean(state, parts)
+            self.compiled[shapes] = self.run.lower(state, parts).compile()
+        return self.compiled[shapes]
+
+    def _parts(self, batch: Any) -> Any:
+        examples = len(jax.tree.leaves(batch)[0])
+        if examples % self.count:
+            raise ValueError(f"strategy='pmap' needs a batch that its {self.count} devices divide, got {examples}")
+        return self.divided(batch)
+
+    def _check_mean(self, state: Any, parts: Any) -> None:
+        advice = f"make_step(..., axis_name={DATA!r}), or jax.lax.pmean(gradients, {DATA!r}) in a step of your own"
+        try:
+            jaxpr = jax.make_jaxpr(self.undonated)(state, parts)
+        except NameError as error:
+            raise ValueError(f"{error}: strategy='pmap' has the axis {DATA!r}, so {advice}") from error
+        if not _reduces(jaxpr.jaxpr, DATA):
+            raise ValueError(
+                f"strategy='pmap' needs a step that takes the mean over the devices, and this one never does: {advice}"
+            )
+
+    def _check_equal(self, state: Any) -> None:
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        prints = self.fingerprints([x for _, x in leaves], np.zeros(self.here))
+        for (path, _), found in zip(leaves, prints, strict=True):
+            mine = np.concatenate([np.asarray(s.data).ravel() for s in found.addressable_shards])
+            if len(set(mine.tolist())) > 1:
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise ValueError(
+                    f"after a step under strategy='pmap' the devices' states differ in {name!r}: whatever goes into "
+                    f"the state must be averaged over the axis {DATA!r} first, as gradients by jax.lax.pmean"
+                )
+
+
+def _fingerprint(x: jax.Array) -> jax.Array:
+    """A number for the bits of an array."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * min(4, x.dtype.itemsize)}")).ravel()
+    return jnp.sum(bits.astype(jnp.uint32) * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1))
+
+
+def _reduces(jaxpr: Any, axis: str) -> bool:
+    """Whether a program sums or gathers over an axis anywhere."""
+    for equation in jaxpr.eqns:
+        axes = equation.params.get("axes", equation.params.get("axis_name", ()))
+        axes = axes if isinstance(axes, tuple | list) else (axes,)
+        if axis in axes and any(word in equation.primitive.name for word in ("psum", "gather", "reduce", "pmax")):
+            return True
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: _as_jaxpr(x) is not None):
+            if (found := _as_jaxpr(inner)) is not None and _reduces(found, axis):
+                return True
+    return False
+
+
+def _as_jaxpr(x: Any) -> Any:
+    x = getattr(x, "jaxpr", x)
+    return x if hasattr(x, "eqns") else None

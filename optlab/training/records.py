@@ -17,6 +17,7 @@ from optlab.config import Target
 from optlab.data import Split, evaluation_batches
 from optlab.training.judge import Judge
 from optlab.training.metrics import Observer, Record
+from optlab.training.parallel import Parallel
 from optlab.training.probes import has_spectrum, probe_metrics
 from optlab.training.state import TrainState, evaluation_params
 from optlab.training.step import make_evaluation
@@ -69,7 +70,7 @@ class Records:
     def __init__(
         self,
         workload: Workload,
-        place_batch: Callable[[Any], Any],
+        parallel: Parallel,
         judge: Judge,
         observers: Sequence[Observer],
         schedules: Mapping[str, Callable[[Any], Any]],
@@ -77,10 +78,11 @@ class Records:
         log_every: int,
         evaluate_every: int,
     ):
-        self.workload, self.place_batch, self.judge = workload, place_batch, judge
+        self.workload, self.parallel, self.judge = workload, parallel, judge
         self.observers, self.schedules, self.steps = observers, schedules, steps
         self.log_every, self.evaluate_every = log_every, evaluate_every
-        self.evaluation, self.all_finite = jax.jit(_evaluation(workload.loss)), jax.jit(_all_finite)
+        self.evaluation = jax.jit(_evaluation(workload.loss), out_shardings=parallel.replicated)
+        self.all_finite = jax.jit(_all_finite, out_shardings=parallel.replicated)
         self.all: list[Record] = []
         self.outcome = "finished"
         self.pending: collections.deque[tuple[int, PackedMetrics]] = collections.deque()
@@ -178,8 +180,10 @@ class Records:
             for name, pair in metrics.sums().items():
                 sums[name] += pair
 
-        for batch in evaluation_batches(data, self.workload.batch_size):
-            pending.append(self.evaluation(params, state.model_state, self.place_batch(batch), state.key))
+        size = self.workload.batch_size
+        for i, batch in enumerate(evaluation_batches(data, size, self.parallel.rows)):
+            placed = self.parallel.place_batch(batch, min(size, len(data) - i * size))
+            pending.append(self.evaluation(params, state.model_state, placed, state.key))
             if len(pending) > IN_FLIGHT:
                 add(pending.popleft())
         for metrics in pending:

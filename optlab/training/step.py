@@ -108,7 +108,8 @@ def _mean_gradient(loss: Loss, axis_name: str | None, accumulate: int) -> Callab
         examples = len(jax.tree.leaves(batch)[0])
         if examples % accumulate:
             raise ValueError(f"accumulate must divide the batch's {examples} examples, got {accumulate}")
-        micros = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+        # Every accumulate-th example: a device that holds a part of the batch has a part of each microbatch.
+        micros = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
         shapes = jax.eval_shape(one, params, model_state, jax.tree.map(lambda x: x[0], micros), key)
         zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
         carry = (zeros(shapes[0]), model_state, zeros(shapes[2]))

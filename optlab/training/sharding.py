@@ -1,0 +1,122 @@
+"""Where each leaf of a state lives on a mesh."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from optlab.roles import ROLES, matrix_axes, roles
+
+Rules: TypeAlias = Mapping[str, P]
+
+# Kernels that read what the one before them divided, by their module's name: they are divided by their inputs, so that
+# a pair of matrices needs one exchange (Shoeybi et al. 2019, arXiv 1909.08053, section 3).
+READERS = ("out", "out_proj", "proj", "down", "down_proj", "o_proj", "wo", "fc2", "c_proj")
+WITHOUT_SHARE = ("params", "model_state", "batch_stats")  # first names of what zero1 leaves whole
+
+
+def specs(state: Any, mesh: Mesh, strategy: str, data: tuple[str, ...], model: str, rules: Rules) -> Any:
+    """A tree like `state` of PartitionSpecs.
+
+    Under zero1 and fsdp a leaf is divided over the data axes along its longest axis that they divide, those without
+    one stay whole. Along the axis "model" matrices are divided by their outputs, those in `READERS` by their inputs,
+    embeddings by their vocabulary; what the optimizer keeps of a parameter's shape goes where the parameter goes.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    on_model = _model_specs(state, mesh.shape.get(model, 1), model, rules)
+    count = math.prod(mesh.shape[a] for a in data)
+    found = []
+    for path, x in leaves:
+        first = jax.tree_util.keystr(path[:1], simple=True)
+        spec = on_model.get(_name(path[1:]), {}).get(x.shape, P()) if first in ("params", "ema") else P()
+        if first not in ("params", "ema", *WITHOUT_SHARE):
+            spec = _of_parameter(_name(path), x.shape, on_model)
+        is_divided = strategy == "fsdp" or (strategy == "zero1" and first not in WITHOUT_SHARE)
+        found.append(_spread(x, spec, data, count) if is_divided and count > 1 else spec)
+    return jax.tree.unflatten(jax.tree.structure(state), found)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _of_parameter(name: str, shape: tuple[int, ...], on_model: Mapping[str, Mapping[tuple[int, ...], P]]) -> P:
+    """The spec of the parameter whose path this one's ends with, if it has the same shape."""
+    parts = name.split("/")
+    for start in range(len(parts)):
+        found = on_model.get("/".join(parts[start:]), {})
+        if shape in found:
+            return found[shape]
+    return P()
+
+
+def _spread(x: Any, spec: P, axes: tuple[str, ...], count: int) -> P:
+    """The spec with the data axes on the longest free axis that they divide."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return spec
+    entries = [*spec, *[None] * (x.ndim - len(spec))]
+    free = [i for i in range(x.ndim) if entries[i] is None and x.shape[i] and x.shape[i] % count == 0]
+    if not free:
+        return spec
+    entries[max(free, key=lambda i: x.shape[i])] = axes
+    return P(*entries)
+
+
+def _model_specs(state: Any, count: int, model: str, rules: Rules) -> dict[str, dict[tuple[int, ...], P]]:
+    """{path of a parameter: {its shape: its spec}} of those that the axis "model" divides."""
+    params = _field(state, "params")
+    if params is None or (count == 1 and not rules):
+        return {}
+    axes_of = jax.tree.leaves(matrix_axes(params), is_leaf=lambda a: hasattr(a, "is_matrix"))
+    found = {}
+    told = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(roles(params)), axes_of, strict=True)
+    for (path, x), role, axes in told:
+        spec = _rule(_name(path), role, rules)
+        if spec is None:
+            spec = _by_role(x, path, role, axes, count, model)
+        _check_divides(_name(path), x.shape, spec, model, count)
+        if spec != P():
+            found[_name(path)] = {x.shape: spec}
+    return found
+
+
+def _field(state: Any, name: str) -> Any:
+    return state.get(name) if isinstance(state, Mapping) else getattr(state, name, None)
+
+
+def _rule(name: str, role: str, rules: Rules) -> P | None:
+    for pattern, spec in rules.items():
+        if role == pattern if pattern in ROLES else fnmatch.fnmatchcase(name, pattern):
+            return spec
+    return None
+
+
+def _by_role(x: Any, path: tuple[Any, ...], role: str, axes: Any, count: int, model: str) -> P:
+    if role == "embedding":
+        candidates: tuple[int, ...] = (x.ndim - 2, x.ndim - 1)
+    elif role in ("matrix", "conv", "head") and axes.is_matrix and not axes.view:
+        modules = [jax.tree_util.keystr((k,), simple=True) for k in path]
+        candidates = axes.input if any(m in READERS for m in modules) else axes.output
+    else:
+        return P()
+    for i in candidates:
+        if x.shape[i] % count == 0:
+            return P(*[model if j == i else None for j in range(i + 1)])
+    return P()
+
+
+def _check_divides(name: str, shape: tuple[int, ...], spec: P, model: str, count: int) -> None:
+    if len(spec) > len(shape):
+        raise ValueError(f"the rule {spec} for {name!r} has more axes than its shape {shape}")
+    for size, entry in zip(shape, spec, strict=False):
+        if entry not in (None, model):
+            raise ValueError(f"the rule {spec} for {name!r} may name the axis {model!r} alone")
+        if entry == model and size % count:
+            raise ValueError(f"the rule {spec} for {name!r}: mesh.{model}={count} must divide {size} of shape {shape}")
