@@ -144,6 +144,25 @@ def test_large_matrices_are_done_one_by_one_alike():
     np.testing.assert_allclose(run(jnp.asarray(X)), np.stack([run(jnp.asarray(x[None]))[0] for x in X]), atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["standard", "gram"])
+@pytest.mark.parametrize("rows", [24, 25])
+def test_symmetric_products_in_blocks_are_the_whole_ones(form, rows, monkeypatch):
+    """On a CPU, of large matrices; here of small ones, an odd number of rows among them, in float64."""
+    X, coefficients, chunks = matrices(rows, 60)[0], ns.keller_jordan(5), {"standard": (5,), "gram": (2, 3)}[form]
+    run = lambda: ns.newton_schulz(jnp.asarray(X), coefficients, chunks, form, 0.0, "float64", "highest")
+    with jax.enable_x64(True):
+        whole = np.asarray(run())
+        monkeypatch.setattr(ns, "CACHE", rows * 60)
+        monkeypatch.setattr(ns, "BLOCKS_FROM", rows)
+        in_blocks = run()
+    np.testing.assert_allclose(in_blocks, whole, atol=1e-12)
+    U, sigma, Vt = np.linalg.svd(X, full_matrices=False)
+    y = sigma / np.linalg.norm(sigma, axis=-1, keepdims=True)
+    for a, b, c in coefficients:
+        y = a * y + b * y**3 + c * y**5
+    np.testing.assert_allclose(in_blocks, (U * y[:, None]) @ Vt, atol=1e-9)
+
+
 @pytest.mark.parametrize(("steps", "chunks"), [(1, (1,)), (3, (3,)), (4, (2, 2)), (5, (2, 3)), (7, (2, 2, 3))])
 def test_restarts_are_at_most_three_steps_apart(steps, chunks):
     assert ns.restarts(steps) == chunks
