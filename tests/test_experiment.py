@@ -4,10 +4,13 @@ import dataclasses
 import json
 
 import jax
+import numpy as np
 import optax
 import pytest
 from config.example import config
 
+import optlab.optimizers
+import optlab.training  # noqa: F401
 from optlab.components import explain, resolve
 from optlab.config import ConfigError, Target, component, flatten, load, override, to_json
 from optlab.data import digits
@@ -68,6 +71,11 @@ from optlab.experiment import build
         (["optimizer=lbfgs"], "schedule=warmup_cosine has no learning rate to shape"),
         (["optimizer=no.such:thing"], "optimizer=no.such:thing can't be imported: ModuleNotFoundError"),
         (["optimizer=math:sqrtt"], "can't be imported: AttributeError"),
+        (["strategy=jit", "batch_size=100"], r"batch_size must be a multiple of 8 .* got 100: say batch_size=104"),
+        (["strategy=jit", "batch_size=120", "accumulate=2"], r"must be a multiple of 16 .*accumulate=2\), got 120"),
+        (["strategy=fsdp", "mesh.data=16"], "mesh.data=16 times mesh.model=1 is more than the 8 devices"),
+        (["strategy=jit", "mesh.model=3"], "mesh.model must divide the 8 devices, got 3"),
+        (["optimizer.axis_name=data"], "optimizer.axis_name can't be set: it follows from the strategy"),
     ],
 )
 def test_a_mistake_is_named_before_anything_compiles(assignments, message, monkeypatch):
@@ -207,3 +215,19 @@ def test_configs_in_the_repository_are_right():
         found = load(path)
         assert resolve(found).steps == found.steps, path
         assert dataclasses.is_dataclass(found)
+
+
+def test_under_pmap_the_model_and_the_optimizer_know_the_axis():
+    """BatchNorm's statistics are the whole batch's, and each device orthogonalizes its share."""
+    keys = ["strategy=pmap", "model=resnet20", "optimizer=muon"]
+    experiment = build(override(config(), [*keys, "optimizer.learning_rate=0.01", "batch_size=16", "mesh.data=2"]))
+    from optlab.training import init_state, make_step, parallelize
+
+    step = make_step(experiment.workload.loss, experiment.tx, axis_name="data")
+    place_state, place_batch, _ = parallelize(step, "pmap", experiment.mesh)
+    make = lambda key: init_state(*experiment.workload.init(key), experiment.tx, key=key)
+    state, batch = place_state(make, jax.random.key(0)), place_batch(experiment.workload.data.train.take(np.arange(16)))
+    parts = jax.tree.map(lambda x: x.reshape(2, 8, *x.shape[1:]), batch)
+    program = str(jax.make_jaxpr(jax.pmap(step, axis_name="data", in_axes=(None, 0), out_axes=None))(state, parts))
+    assert "all_gather" in program  # of the orthogonalized shares
+    assert program.count("psum") > len(jax.tree.leaves(state.params))  # gradients, and BatchNorm's means

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from optlab.training import History, Observer
 
 EXIT_CODES = {"interrupted by SIGINT": 130, "interrupted by SIGTERM": 75}
+MAY_CHANGE = ("strategy", "mesh.data", "mesh.model")  # where a run is computed isn't what it is
 PACKAGES = ("optlab-jax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy")
 
 
@@ -126,7 +127,7 @@ def _open_folder(folder: Path, config: Config, source: Path) -> None:
         differ = [
             f"{k} ({there.get(k)!r} there, {here.get(k)!r} here)"
             for k in {**there, **here}
-            if there.get(k) != here.get(k)
+            if there.get(k) != here.get(k) and k not in MAY_CHANGE
         ]
         if differ:
             raise ConfigError(

@@ -72,6 +72,8 @@ def test_a_config_is_not_changed():
         ("init_from=", "init_from= says no value; for none say init_from=none"),
         ("stop.min_gain=0.5", "stop.min_gain=0.5 has no effect without stop.patience"),
         ("strategy=pmapp", "strategy must be"),
+        ("mesh.data=4", "mesh.data=4 and mesh.model=1 need strategy=jit"),
+        ("mesh.model=0", "mesh.model must be at least 1, got 0"),
         ("guard=go", "guard must be 'stop' or none, got 'go'"),
         ("stop.min_gain=-1", "stop.min_gain must be at least 0, got -1"),
     ],

@@ -1,5 +1,6 @@
 """A batch is a function of (seed, step); an epoch shows every example once."""
 
+import itertools
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optlab.data import Batches, arrays, as_batches, evaluation_batches, prefetch
+from optlab.data import Batches, Share, arrays, as_batches, evaluation_batches, prefetch
 from optlab.data._random import AUGMENT, random_bits
 
 
@@ -91,6 +92,32 @@ def test_evaluation_is_the_whole_split_in_order() -> None:
     batches = list(evaluation_batches(Numbers(10), 4))
     assert [batch["inputs"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert not any(batch["noise"].any() for batch in batches)
+
+
+@given(sizes, st.integers(0, 40), st.integers(1, 4))
+def test_shares_are_the_rows_of_the_batch_and_read_no_others(sizes: tuple[int, int], step: int, parts: int) -> None:
+    class Seen(Numbers):
+        def take(self, indices, *rest):
+            seen.append(len(indices))
+            return super().take(indices, *rest)
+
+    whole = Batches(Numbers(sizes[0]), sizes[1], seed=1).batch(step)
+    cuts = [sizes[1] * i // parts for i in range(parts + 1)]
+    for start, stop in itertools.pairwise(cuts):
+        if start < stop:
+            seen: list[int] = []
+            rows = lambda count, start=start, stop=stop: slice(start, stop)
+            share = Share(Batches(Seen(sizes[0]), sizes[1], seed=1), rows, sizes[1]).batch(step)
+            assert same(share, {name: x[start:stop] for name, x in whole.items()})
+            assert sum(seen) == stop - start
+
+
+def test_a_share_of_batches_of_ones_own_is_cut_out() -> None:
+    class Own:
+        def batch(self, step):
+            return {"inputs": np.arange(6) + step}
+
+    assert Share(Own(), lambda count: slice(count // 2, count), 6).batch(1)["inputs"].tolist() == [4, 5, 6]
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.0, True, None])

@@ -245,7 +245,10 @@ def test_patches_are_read_row_by_row():
         ({"norm": "batch"}, "norm must be one of layer, rms, got 'batch'$"),
         ({"activation": "swiglue"}, "activation must be one of .*, got 'swiglue': did you mean 'swiglu'?"),
         ({"dropout": 1}, r"dropout must lie in \[0, 1\), got 1"),
-        ({"dtype": "bfloat"}, "dtype must be one of float32, bfloat16, float64, got 'bfloat': did you mean 'bfloat16'?"),
+        (
+            {"dtype": "bfloat"},
+            "dtype must be one of float32, bfloat16, float64, got 'bfloat': did you mean 'bfloat16'?",
+        ),
         ({"param_dtype": "double"}, "param_dtype must be one of float32, bfloat16, float64, got 'double'"),
     ],
 )
