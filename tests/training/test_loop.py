@@ -14,7 +14,18 @@ import pytest
 
 from optlab.config import Stop, Target
 from optlab.data import Batches, arrays
-from optlab.training import Checkpoints, MetricsFile, NonFiniteError, Workload, load_params, read_metrics, train
+from optlab.training import (
+    Checkpoints,
+    DeviceMemoryError,
+    MetricsFile,
+    NonFiniteError,
+    Workload,
+    load_params,
+    make_mesh,
+    parallel,
+    read_metrics,
+    train,
+)
 from optlab.training.judge import Judge
 
 RNG = np.random.default_rng(1)
@@ -285,3 +296,33 @@ def test_bad_arguments_are_named(kwargs, message):
 def test_an_unknown_metric_names_those_there_are():
     with pytest.raises(KeyError, match="no metric 'loss' was logged; there are test/loss"):
         train(workload(), optax.sgd(0.1), steps=1)["loss"]
+
+
+STRATEGIES = [("single", None), ("pmap", (4, 1)), ("jit", (8, 1)), ("zero1", (4, 1)), ("fsdp", (2, 1))]
+
+
+@pytest.mark.parametrize(("strategy", "shape"), STRATEGIES)
+def test_a_run_goes_on_under_another_strategy(strategy, shape, tmp_path):
+    """From one device to many and back: one state, one checkpoint format, the same records."""
+    settings = {"steps": 30, "ema": 0.9, "log_every": 1}
+    arranged = lambda shape: {"mesh": make_mesh(*shape)} if shape else {}
+    tx = lambda: optax.adam(0.05)
+    whole = train(workload(), tx(), **settings)
+    first = {**settings, "checkpoints": Checkpoints(tmp_path), "steps": 10}
+    train(workload(), tx(), strategy=strategy, **first, **arranged(shape))
+    back = {"single": ("zero1", (8, 1))}.get(strategy, ("single", None))
+    history = train(
+        workload(), tx(), strategy=back[0], checkpoints=Checkpoints(tmp_path), **settings, **arranged(back[1])
+    )
+    assert [r["step"] for r in history.records] == list(range(11, 31))
+    for name in ("params", "ema", "opt_state"):
+        one, other = jax.tree.leaves(getattr(whole.state, name)), jax.tree.leaves(getattr(history.state, name))
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-6)
+    assert jax.tree.leaves(history.state.params)[0].sharding.is_fully_replicated
+
+
+def test_a_step_that_a_device_has_no_memory_for_is_refused_before_it_runs(monkeypatch):
+    monkeypatch.setattr(parallel, "memory_of", lambda device: 1000)
+    with pytest.raises(DeviceMemoryError, match=r"needs 0.00 GiB on every device.*accumulate=4.*strategy=fsdp"):
+        train(workload(), optax.sgd(0.1), steps=3)
