@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ class Parallel:
       mesh: the devices, or None for "single".
       rows: of a batch of so many examples the slice that this process has to read.
       replicated: the sharding of what is the same everywhere; None for "single".
+      shapes: a state's shapes and dtypes with the sharding that `place_state` gives each leaf; nothing is made.
     """
 
     place_state: Callable[..., Any]
@@ -77,6 +79,7 @@ class Parallel:
     mesh: Mesh | None
     rows: Callable[[int], slice]
     replicated: NamedSharding | None
+    shapes: Callable[[Any], Any]
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.place_state, self.place_batch, self.step))
@@ -124,7 +127,8 @@ def parallelize(
         put = lambda tree: jax.device_put(tree, device, may_alias=False)
         place = lambda state, *arguments: _make(state, arguments, None) if callable(state) else put(state)
         put_batch = lambda batch, examples=None: jax.device_put(batch)
-        return Parallel(place, put_batch, _Bounded(_Single(step), 1), None, slice, None)
+        shapes = lambda state: jax.tree.map(lambda x: _shape(x, device), state)
+        return Parallel(place, put_batch, _Bounded(_Single(step), 1), None, slice, None, shapes)
     mesh = make_mesh() if mesh is None else mesh
     _check_mesh(mesh, strategy)
     data = tuple(a for a in mesh.axis_names if a != MODEL)
@@ -159,7 +163,8 @@ def parallelize(
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
     run = _Pmapped(step, mesh) if strategy == "pmap" else _Jitted(step, mesh)
-    return Parallel(place_state, place_batch, _Bounded(run, mesh.size), mesh, rows, replicated)
+    shapes = lambda state: jax.tree.map(_shape, state, where(state))
+    return Parallel(place_state, place_batch, _Bounded(run, mesh.size), mesh, rows, replicated, shapes)
 
 
 def check_memory(parallel: Parallel, state: Any, batch: Any) -> int:
@@ -167,31 +172,39 @@ def check_memory(parallel: Parallel, state: Any, batch: Any) -> int:
 
     Args:
       parallel: what `parallelize` gave.
-      state: placed.
+      state: placed, or `parallel.shapes` of one.
       batch: placed.
 
     Raises:
       DeviceMemoryError: if that is more than a device has.
     """
+    needed, limit = memory_needed(parallel, state, batch), memory_of(jax.local_devices()[0])
+    if limit is not None and needed > limit:
+        gib = lambda n: f"{n / 2**30:.2f} GiB"
+        raise DeviceMemoryError(
+            f"a step needs {gib(needed)} on every device, which has {gib(limit)}: {gib(memory_held(state))} for the "
+            "state, the rest mostly for the batch's activations. Cut the batch into microbatches (accumulate=4), "
+            "compute activations twice (model.remat=true), or divide the state over the devices (strategy=fsdp)"
+        )
+    return needed
+
+
+def memory_needed(parallel: Parallel, state: Any, batch: Any) -> int:
+    """The same without a check."""
     run: Any = parallel.step
     analysis = run.compile(state, batch).memory_analysis()
     if analysis is None:
         return 0
     sizes = ("argument", "output", "temp", "generated_code")
-    needed = sum(getattr(analysis, f"{s}_size_in_bytes") for s in sizes) - analysis.alias_size_in_bytes
-    limit = _memory_of(jax.local_devices()[0])
-    if limit is not None and needed > limit:
-        held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
-        gib = lambda n: f"{n / 2**30:.2f} GiB"
-        raise DeviceMemoryError(
-            f"a step needs {gib(needed)} on every device, which has {gib(limit)}: {gib(held)} for the state, the rest "
-            "mostly for the batch's activations. Cut the batch into microbatches (accumulate=4), compute activations "
-            "twice (model.remat=true), or divide the state over the devices (strategy=fsdp)"
-        )
-    return needed
+    return sum(getattr(analysis, f"{s}_size_in_bytes") for s in sizes) - analysis.alias_size_in_bytes
 
 
-def _memory_of(device: jax.Device) -> int | None:
+def memory_held(state: Any) -> int:
+    """The bytes of a state, or of its shapes with their shardings, on a device."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
+def memory_of(device: jax.Device) -> int | None:
     """Bytes: what the backend may use; a CPU's simulated devices share the machine's."""
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
@@ -199,6 +212,10 @@ def _memory_of(device: jax.Device) -> int | None:
     if device.platform != "cpu" or not hasattr(os, "sysconf"):
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+
+
+def _shape(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def _check_mesh(mesh: Mesh, strategy: str) -> None:
