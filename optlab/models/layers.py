@@ -152,7 +152,8 @@ def rotate(x_BxTxHxK: jax.Array) -> jax.Array:
 def attention_weights(query_BxTxHxK: jax.Array, key_BxSxHxK: jax.Array, *, causal: bool = False) -> jax.Array:
     """The weights softmax(QKᵀ/√K) of scaled dot-product attention (arXiv 1706.03762, eq. 1), for a picture of them.
 
-    The models don't build this matrix: they call `jax.nn.dot_product_attention`, which gives the weights times V.
+    The models call `jax.nn.dot_product_attention`, which gives the weights times V, and build this matrix in float64
+    alone.
 
     Args:
       query_BxTxHxK: queries.
@@ -170,6 +171,14 @@ def attention_weights(query_BxTxHxK: jax.Array, key_BxSxHxK: jax.Array, *, causa
         seen = jnp.tril(jnp.ones((1, 1, T, S), bool))
         scores_BxHxTxS = jnp.where(seen, scores_BxHxTxS, -jnp.inf)
     return jax.nn.softmax(scores_BxHxTxS, axis=-1)
+
+
+def _attend(query_BxTxHxK: jax.Array, key_BxSxHxK: jax.Array, value_BxSxHxK: jax.Array, *, causal: bool) -> jax.Array:
+    """The weights times V: JAX's own, but in float64, where JAX's softmax is in float32 all the same."""
+    if query_BxTxHxK.dtype == jnp.float64:
+        weights_BxHxTxS = attention_weights(query_BxTxHxK, key_BxSxHxK, causal=causal)
+        return jnp.einsum("BHTS,BSHK->BTHK", weights_BxHxTxS, value_BxSxHxK)
+    return jax.nn.dot_product_attention(query_BxTxHxK, key_BxSxHxK, value_BxSxHxK, is_causal=causal)
 
 
 class MultiHeadAttention(nn.Module):
@@ -217,7 +226,7 @@ class MultiHeadAttention(nn.Module):
         if self.is_mutable_collection("intermediates"):
             weights_BxHxTxT = attention_weights(query_BxTxHxK, key_BxTxHxK, causal=self.causal)
             self.sow("intermediates", "attention_weights", weights_BxHxTxT)
-        mixed_BxTxHxK = jax.nn.dot_product_attention(query_BxTxHxK, key_BxTxHxK, value_BxTxHxK, is_causal=self.causal)
+        mixed_BxTxHxK = _attend(query_BxTxHxK, key_BxTxHxK, value_BxTxHxK, causal=self.causal)
         return self._dense("out", self.out_std)(mixed_BxTxHxK.reshape(x_BxTxD.shape))
 
     def _dense(self, name: str, std: float = INIT_STD) -> nn.Dense:

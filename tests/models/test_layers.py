@@ -89,6 +89,15 @@ def test_rotated_products_depend_on_the_distance_only(seed, half):
     assert np.ptp(products) > 1e-3 * np.abs(products).max()  # and it does depend on the distance
 
 
+def test_attention_in_float64_is_in_float64_to_the_last_step():
+    x = RNG.normal(size=(2, 5, 12))
+    with jax.enable_x64(True):
+        model = MultiHeadAttention(12, heads=3, causal=True, dtype="float64", param_dtype="float64")
+        variables = randomized(model, jnp.asarray(x))
+        expected, _ = numpy_attention(float64(variables["params"]), x, 3, causal=True)
+        np.testing.assert_allclose(compiled(model)(variables, x), expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     "extras", [{}, {"rotary": True}, {"qk_norm": True}, {"rotary": True, "qk_norm": True}], ids=str
