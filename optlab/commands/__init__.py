@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -47,6 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help=OVERRIDES)
     train.add_argument("--run", metavar="DIR", help="the run's folder (default: runs/<config>-<overrides>)")
     train.add_argument("--profile", action="store_true", help="write a profiler trace of ten steps to DIR/profile")
+    train.add_argument(
+        "--processes",
+        metavar="WHERE",
+        default=os.environ.get("OPTLAB_PROCESSES"),
+        help="one of several: auto (SLURM, Open MPI, TPU pods), or HOST:PORT,COUNT,INDEX (default: $OPTLAB_PROCESSES)",
+    )
 
     show = commands.add_parser(
         "show",

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optlab._extras import MissingExtraError
 from optlab.commands._config import places, read
 from optlab.config import Config, ConfigError, flatten, load, slug, to_json
 from optlab.experiment import Experiment, build
@@ -26,23 +27,41 @@ PACKAGES = ("optlab-jax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Builds, trains, draws the curves and says what came of it."""
-    config = read(arguments)
-    folder = Path(arguments.run or Path("runs") / slug(arguments.config, arguments.overrides))
-    experiment = build(config)
+    """Builds, trains, draws the curves and says what came of it; of several processes the first one does."""
+    from optlab.training.processes import connect, leaving
 
+    if arguments.processes:
+        try:
+            connect(arguments.processes)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    with leaving(apart_from=(ConfigError, MissingExtraError)):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from optlab.training import CheckpointError, Checkpoints, DeviceMemoryError, NonFiniteError, plot_curves
+    from optlab.training.processes import is_first, leave, once, together
 
-    observers = _observers(experiment.config, folder)
-    is_new = not Checkpoints(folder / "checkpoints").steps()
+    folder = Path(arguments.run or Path("runs") / slug(arguments.config, arguments.overrides))
+    with together(ConfigError):
+        experiment = build(read(arguments))
+        observers = _observers(experiment.config, folder)
+    config = experiment.config
+    is_new = not once(Checkpoints(folder / "checkpoints").steps)
     initial = _initial(config.init_from, experiment) if config.init_from and is_new else None
-    _open_folder(folder, experiment.config, Path(arguments.config))
+    with together(ConfigError):
+        if is_first():
+            _open_folder(folder, config, Path(arguments.config))
     began = time.monotonic()
     try:
         history = _train(experiment, folder, observers, initial, profile=arguments.profile)
     except (NonFiniteError, CheckpointError, DeviceMemoryError) as error:
         print(f"optlab: {error}", file=sys.stderr)
+        leave(1)
         return 1
+    if not is_first():
+        return EXIT_CODES.get(history.outcome, 0)
     if (folder / "metrics.jsonl").stat().st_size:
         plot_curves(folder)
     print(_summary(history, experiment, folder, time.monotonic() - began))

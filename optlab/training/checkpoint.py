@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from optlab.training.processes import is_first, once
 from optlab.training.state import TrainState
 
 
@@ -21,7 +22,7 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The checkpoints of one run: `folder/<step>/`, written in the background.
+    """The checkpoints of one run: `folder/<step>/`, written in the background. Several processes share the folder.
 
     Args:
       folder: made if it isn't there.
@@ -62,11 +63,8 @@ class Checkpoints:
         arrays, manifest = _flatten(state)
         metadata: dict[str, Any] = {"manifest": manifest, "notes": dict(notes)}
         try:
-            if _is_complete(path):
+            if not once(lambda: self._is_free(path)):
                 return
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if path.exists():
-                _set_aside(path)
             self._pending = (ocp.save_async(str(path), arrays, custom_metadata=metadata), best)
         except Exception as error:
             raise self._failed(error) from error
@@ -80,10 +78,19 @@ class Checkpoints:
             response.result()
         except Exception as error:
             raise self._failed(error) from error
-        for step in self.steps()[: -self.keep]:
+        for step in self.steps()[: -self.keep] if is_first() else []:
             if step != best:
                 doomed = (self.folder / str(step)).rename(self.folder / f"removing-{step}")  # never half a checkpoint
                 shutil.rmtree(doomed)
+
+    def _is_free(self, path: Path) -> bool:
+        """Makes room for a checkpoint, unless it is there."""
+        if _is_complete(path):
+            return False
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _set_aside(path)
+        return True
 
     def _failed(self, error: Exception) -> CheckpointError:
         return CheckpointError(f"saving to {self.folder} failed: {type(error).__name__}: {error}")
@@ -130,7 +137,7 @@ def load_params(run: str | Path, *, step: int | Literal["best"] | None = None, c
     manifest = [leaf for leaf in _metadata(path)["manifest"] if leaf["path"][0] == collection]
     if not manifest and collection != "model_state":
         raise CheckpointError(f"{path} holds no {collection}")
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = {x["name"]: jax.ShapeDtypeStruct(x["shape"], x["dtype"], sharding=device) for x in manifest}
     loaded = _load(path, wanted)
     return _nest([(leaf["path"][1:], _unpack(loaded.get(leaf["name"]), leaf)) for leaf in manifest])

@@ -20,6 +20,7 @@ from optlab.training.judge import Judge
 from optlab.training.metrics import Observer, Record
 from optlab.training.parallel import DATA, Strategy, check_memory, parallelize
 from optlab.training.process import Trace, catch_signals
+from optlab.training.processes import is_first, once
 from optlab.training.records import Records, packed
 from optlab.training.sharding import Rules
 from optlab.training.state import TrainState, evaluation_params, init_state
@@ -101,7 +102,8 @@ def train(
       stop: when the run ends before its last step.
       checkpoints: where the state is saved; if there are any, the run continues from the latest. Ctrl-C and SIGTERM
         then end the run after the step, saved.
-      observers: what is told of every record, such as `MetricsFile(path)` or `Progress()`.
+      observers: what is told of every record, such as `MetricsFile(path)` or `Progress()`; of several processes the
+        first one's.
       schedules: functions of the step that are logged beside the metrics, such as {"learning_rate": schedule}.
       initial: (params, model_state) to start from instead of `workload.init`.
       profile: folder for a `jax.profiler` trace of ten steps.
@@ -128,9 +130,9 @@ def train(
 
     state = parallel.place_state(first, key, init_key, initial)
     judge = Judge(workload.target, stop)
-    if checkpoints is not None and (saved := checkpoints.steps()):
+    if checkpoints is not None and (saved := once(checkpoints.steps)):
         state = checkpoints.restore(state, saved[-1])
-        judge.load(checkpoints.notes(saved[-1]))
+        judge.load(once(lambda: checkpoints.notes(saved[-1])))
         if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
             return History([], state, judge.ended, judge.best, judge.reached)
     start = int(state.step)
@@ -140,7 +142,7 @@ def train(
         workload,
         parallel,
         judge,
-        observers,
+        observers if is_first() else (),
         schedules or {},
         steps,
         log_every,
@@ -149,11 +151,11 @@ def train(
     records.check_names(state)
     batches = Share(as_batches(workload.data.train, workload.batch_size, seed), parallel.rows, workload.batch_size)
     with contextlib.ExitStack() as stack:
-        signals = stack.enter_context(catch_signals(listen=checkpoints is not None))
+        asked = stack.enter_context(catch_signals(listen=checkpoints is not None))
         stack.enter_context(records.observed(start))
         if checkpoints is not None:
             stack.callback(checkpoints.wait)
-        trace = stack.enter_context(contextlib.closing(Trace(profile, start, steps)))
+        trace = stack.enter_context(contextlib.closing(Trace(profile if is_first() else None, start, steps)))
         stream = stack.enter_context(contextlib.closing(prefetch(batches, start, steps, place=parallel.place_batch)))
         for t, batch in zip(range(start + 1, steps + 1), stream, strict=True):
             trace.at(t)
@@ -162,8 +164,8 @@ def train(
             state, metrics = parallel.step(state, batch)
             records.push(t, metrics)
             ended = records.outcome_at(t, state)
-            if not ended and signals:
-                ended = f"interrupted by {signals[0]}"
+            if not ended and (signal := asked(t)):
+                ended = f"interrupted by {signal}"
             best = judge.best and judge.best[0]
             is_saved = checkpoints is not None and (ended or t % checkpoints.every == 0 or t == best)
             if ended or is_saved:

@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 
 @contextlib.contextmanager
-def catch_signals(*, listen: bool) -> Iterator[list[str]]:
-    """The names of the signals that asked for an end. From the third on they end the process as they always do."""
+def catch_signals(*, listen: bool) -> Iterator[Callable[[int], str | None]]:
+    """A function to be asked after every step: the name of the signal that asked for an end, if one did.
+
+    From the third on signals end the process as they always do. Of several processes all are told the same at the same
+    step: JAX's preemption service, which handles SIGTERM, agrees on one for them.
+    """
     caught: list[str] = []
-    if not listen or threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
+    is_alone = jax.process_count() == 1
+
+    def asked(t: int) -> str | None:
+        if is_alone:
+            return caught[0] if caught else None
+        is_agreed = multihost_utils.reached_preemption_sync_point(t)
+        return (caught or ["SIGTERM"])[0] if is_agreed else None
 
     def handler(number: int, frame: Any) -> None:
         caught.append(signal.Signals(number).name)
         if len(caught) > 2:
             raise KeyboardInterrupt
+        if not is_alone:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    if not listen or threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    mine = (signal.SIGINT, signal.SIGTERM) if is_alone else (signal.SIGINT,)
+    before = {s: signal.signal(s, handler) for s in mine}
     try:
-        yield caught
+        yield asked
     finally:
         for s, old in before.items():
             signal.signal(s, old)
