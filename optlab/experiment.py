@@ -69,7 +69,7 @@ def _mesh(config: Config) -> Mesh | None:
         raise ConfigError(
             f"batch_size must be a multiple of {parts} (mesh.data={mesh.shape['data']} devices, "
             f"accumulate={config.accumulate}), got {config.batch_size}: say batch_size="
-            f"{-(-config.batch_size // parts) * parts}, or mesh.data=N with fewer devices"
+            f"{max(1, (config.batch_size + parts // 2) // parts) * parts}, or mesh.data=N with fewer devices"
         )
     return mesh
 

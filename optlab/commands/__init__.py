@@ -71,4 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("config", metavar="CONFIG", help=CONFIG)
     explain.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help=OVERRIDES)
     explain.add_argument("--devices", metavar="N", type=int, default=1, help="divide the work over N devices")
+
+    devices = commands.add_parser(
+        "devices",
+        help="say what JAX sees, which strategies fit, and what memory a config's step needs under each",
+        description="Says what JAX sees and which strategies fit. With a config: what a step of it needs under each.",
+        epilog="XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates eight devices on a CPU.",
+    )
+    devices.add_argument("config", metavar="CONFIG", nargs="?", help=CONFIG)
+    devices.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help=OVERRIDES)
     return parser

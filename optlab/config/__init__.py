@@ -6,7 +6,7 @@ Only the standard library is imported here, so that a misspelt key is refused be
 
 from optlab.config._files import load, slug, to_json
 from optlab.config._overrides import override
-from optlab.config._schema import Checkpoint, Component, Config, Log, Stop, Target, check, component, flatten
+from optlab.config._schema import Checkpoint, Component, Config, Log, MeshShape, Stop, Target, check, component, flatten
 from optlab.config._values import ConfigError, accepts, describe, nearest
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Log",
+    "MeshShape",
     "Stop",
     "Target",
     "accepts",

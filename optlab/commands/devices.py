@@ -1,0 +1,176 @@
+"""`optlab devices [CONFIG]`: what JAX sees, which strategies fit, and what a step of a config needs under each."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from optlab._extras import need
+from optlab.commands._config import read
+from optlab.config import Config, ConfigError, MeshShape
+from optlab.experiment import Experiment, build
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WHAT = {
+    "single": "one device, and no other",
+    "pmap": "every device has the whole state and runs the step on its part of the batch; mesh.model=1",
+    "jit": "the same as one program of the whole batch, divided by the compiler",
+    "zero1": "jit, with the optimizer's state and the moving average divided over mesh.data as well",
+    "fsdp": "zero1, with the parameters divided too",
+}
+COLUMNS = ("strategy", "data×model", "examples a device", "state a device", "a step needs", "fits")
+NUMBERS = {"devices", *COLUMNS[1:5]}
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints what there is; for a config each strategy's step is compiled, and none is run."""
+    need("optlab devices", "rich")
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)  # piped, it is whole
+    if arguments.config is None:
+        console.print(_seen(), soft_wrap=True)
+        _print_table(console, ("strategy", "devices", "what it does"), _strategies())
+        console.print(_meshes(), soft_wrap=True)
+        return 0
+    config = read(arguments)
+    single = build(_with(config, "single"))  # what is wrong under every strategy is said here
+    found, refused = [], dict[str, list[str]]()
+    for strategy in WHAT:
+        try:
+            with console.status(f"compiling a step under strategy={strategy}"):
+                found.append(_needed(single if strategy == "single" else build(_with(config, strategy))))
+        except ConfigError as error:
+            refused.setdefault(str(error), []).append(strategy)
+    console.print(_seen(), soft_wrap=True)
+    _print_table(console, COLUMNS, [f.cells() for f in found])
+    for reason, strategies in refused.items():
+        console.print(f"{', '.join(strategies)}: {reason}", soft_wrap=True)
+    if any(f.is_too_much for f in found):
+        console.print("Less is needed with microbatches (accumulate=4) or by computing twice (model.remat=true).")
+    return 0
+
+
+def _with(config: Config, strategy: Any) -> Config:
+    """The config under another strategy, on its own mesh where that has one."""
+    return replace(config, strategy=strategy, mesh=MeshShape() if strategy == "single" else config.mesh)
+
+
+def _seen() -> str:
+    import jax
+
+    from optlab.training.parallel import memory_of
+
+    devices, memory = jax.devices(), memory_of(jax.local_devices()[0])
+    kinds = Counter(
+        d.device_kind if d.device_kind == d.platform else f"{d.device_kind} ({d.platform})" for d in devices
+    )
+    each = "of unknown memory" if memory is None else f"with {_in_bytes(memory)}{' each' * (len(devices) > 1)}"
+    where = "one process"
+    if jax.process_count() > 1:
+        where = f"{jax.process_count()} processes, {jax.local_device_count()} of them in this one"
+    return f"JAX {jax.__version__} sees {', '.join(f'{n} × {kind}' for kind, n in kinds.items())} {each}, in {where}."
+
+
+def _strategies() -> list[tuple[str, ...]]:
+    import jax
+
+    return [(name, "1" if name == "single" else str(jax.device_count()), what) for name, what in WHAT.items()]
+
+
+def _meshes() -> str:
+    import jax
+
+    count = jax.device_count()
+    if count == 1:
+        return (
+            "On one device all of them do the same work. "
+            "XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates eight on a CPU."
+        )
+    shapes = [f"{count // n}×{n}" for n in range(1, count + 1) if count % n == 0]
+    return (
+        f"mesh.data×mesh.model can be {', '.join(shapes)} (pmap: {shapes[0]}); mesh.data=N alone takes N devices. "
+        "mesh.data times accumulate must divide batch_size."
+    )
+
+
+def _print_table(console: Console, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in NUMBERS else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What a step of a config needs under a strategy; bytes are those of each device."""
+
+    strategy: str
+    mesh: tuple[int, int]
+    batch: int
+    state: int
+    step: int
+    limit: int | None
+
+    @property
+    def is_too_much(self) -> bool:
+        """Whether the device has less."""
+        return self.limit is not None and self.step > self.limit
+
+    def cells(self) -> tuple[str, ...]:
+        """As text, in the order of `COLUMNS`."""
+        shape, needs = "{}×{}".format(*self.mesh), _in_bytes(self.step) if self.step else "unknown"
+        fits = "unknown" if not (self.step and self.limit) else "no" if self.is_too_much else "yes"
+        return self.strategy, shape, str(self.batch), _in_bytes(self.state), needs, fits
+
+
+def _needed(experiment: Experiment) -> _Need:
+    import jax
+
+    from optlab.data import Share, as_batches
+    from optlab.training import init_state, make_step, parallelize
+    from optlab.training.parallel import DATA, MODEL, memory_held, memory_needed, memory_of
+    from optlab.training.records import packed
+
+    config, workload, tx = experiment.config, experiment.workload, experiment.tx
+    step = make_step(
+        workload.loss,
+        tx,
+        axis_name=DATA if config.strategy == "pmap" else None,
+        accumulate=config.accumulate,
+        ema=config.ema,
+        guard=config.guard,
+    )
+    parallel = parallelize(packed(step), config.strategy, experiment.mesh)
+    key = jax.random.key(config.seed)
+    first = lambda key: init_state(*workload.init(key), tx, key=key, ema=config.ema is not None)
+    state = parallel.shapes(jax.eval_shape(first, key))
+    batches = Share(as_batches(workload.data.train, config.batch_size, config.seed), parallel.rows, config.batch_size)
+    batch = parallel.place_batch(batches.batch(0))
+    mesh = (1, 1) if parallel.mesh is None else (parallel.mesh.shape[DATA], parallel.mesh.shape[MODEL])
+    return _Need(
+        strategy=config.strategy,
+        mesh=mesh,
+        batch=config.batch_size // mesh[0],
+        state=memory_held(state),
+        step=memory_needed(parallel, state, batch),
+        limit=memory_of(jax.local_devices()[0]),
+    )
+
+
+def _in_bytes(count: int) -> str:
+    for power, unit in ((3, "GiB"), (2, "MiB")):
+        if count >= 1024**power:
+            return f"{count / 1024**power:.2f} {unit}"
+    return f"{count / 1024:.1f} KiB"
