@@ -140,7 +140,8 @@ def parallelize(
     def place_state(state: Any, *arguments: Any) -> Any:
         if not callable(state):
             if jax.process_count() == 1:
-                return jax.device_put(state, where(state), may_alias=False)
+                own = lambda x: x.copy() if isinstance(x, jax.Array) else x  # a device's copy would alias its source
+                return jax.device_put(jax.tree.map(own, state), where(state), may_alias=False)
             state, arguments = (lambda x: jax.tree.map(jnp.copy, x)), (state,)
         return _make(state, arguments, where)
 
