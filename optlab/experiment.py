@@ -57,6 +57,10 @@ def build(config: Config) -> Experiment:
 def _mesh(config: Config) -> Mesh | None:
     """The devices, held against the batch."""
     if config.strategy == "single":
+        import jax
+
+        if (count := jax.process_count()) > 1:
+            raise ConfigError(f"strategy=single is one process, here are {count}: say strategy=jit")
         return None
     from optlab.training import make_mesh
 

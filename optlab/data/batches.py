@@ -84,12 +84,13 @@ class Share:
     rows: Callable[[int], slice]
     batch_size: int
 
-    def batch(self, step: int) -> Batch:
-        """This process' rows of the batch of this step."""
+    def batch(self, step: int) -> tuple[Batch, int]:
+        """This process' rows of the batch of this step, and how many examples the whole batch has."""
         if isinstance(self.batches, Batches):
-            return self.batches.batch(step, self.rows(self.batch_size))
+            return self.batches.batch(step, self.rows(self.batch_size)), self.batch_size
         batch = self.batches.batch(step)
-        return {name: x[self.rows(len(x))] for name, x in batch.items()}
+        examples = len(next(iter(batch.values())))
+        return {name: x[self.rows(examples)] for name, x in batch.items()}, examples
 
 
 def evaluation_batches(split: Split, batch_size: int, rows: Callable[[int], slice] = slice) -> Iterator[Batch]:
@@ -107,7 +108,12 @@ def evaluation_batches(split: Split, batch_size: int, rows: Callable[[int], slic
 
 
 def prefetch(
-    batches: StepBatches, start: int, stop: int, *, place: Callable[[Batch], Any] = lambda batch: batch, depth: int = 2
+    batches: StepBatches | Share,
+    start: int,
+    stop: int,
+    *,
+    place: Callable[[Any], Any] = lambda batch: batch,
+    depth: int = 2,
 ) -> Generator[Any, None, None]:
     """The batches of the steps start … stop − 1, prepared by a thread while the caller works on the ones before.
 

@@ -156,7 +156,8 @@ def train(
         if checkpoints is not None:
             stack.callback(checkpoints.wait)
         trace = stack.enter_context(contextlib.closing(Trace(profile if is_first() else None, start, steps)))
-        stream = stack.enter_context(contextlib.closing(prefetch(batches, start, steps, place=parallel.place_batch)))
+        place = lambda share: parallel.place_batch(*share)
+        stream = stack.enter_context(contextlib.closing(prefetch(batches, start, steps, place=place)))
         for t, batch in zip(range(start + 1, steps + 1), stream, strict=True):
             trace.at(t)
             if t == start + 1:

@@ -65,7 +65,8 @@ class Parallel:
       place_state: gets a state to where it belongs, as a copy of its own (the step gives its buffers away); or makes
         one there: `place_state(function, *arguments)` compiles the function.
       place_batch: gets a batch to the devices, examples divided among those that share the batch. In one of several
-        processes it takes the rows that `rows` names. A batch that can't be divided evenly goes whole to all.
+        processes it takes the rows that `rows` names, and how many examples the whole batch has: one that can't be
+        divided evenly goes whole to all. Without that number it is divided.
       step: the compiled step. It gives the state's buffers away, and waits while many steps are in flight.
       mesh: the devices, or None for "single".
       rows: of a batch of so many examples the slice that this process has to read.
@@ -121,6 +122,8 @@ def parallelize(
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
     if strategy == "single":
+        if jax.process_count() > 1:
+            raise ValueError(f"strategy='single' is one process, here are {jax.process_count()}: say strategy='jit'")
         if mesh is not None and mesh.size > 1:
             raise ValueError(f"strategy='single' is one device, got a mesh of {mesh.size}: say strategy='jit'")
         device = SingleDeviceSharding(jax.local_devices()[0])
@@ -156,12 +159,14 @@ def parallelize(
         return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
 
     def place_batch(batch: Any, examples: int | None = None) -> Any:
-        """examples: of the whole batch, if it isn't as many as this process' times the processes."""
-        here = len(jax.tree.leaves(batch)[0])
-        sharding = replicated if (examples or here * jax.process_count()) % count else spread
+        if jax.process_count() == 1:
+            examples = len(jax.tree.leaves(batch)[0])
+        sharding = replicated if examples is not None and examples % count else spread
         if jax.process_count() == 1:
             return jax.device_put(batch, sharding)
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+        shape = lambda x: None if examples is None else (examples, *x.shape[1:])
+        put = lambda x: jax.make_array_from_process_local_data(sharding, x, shape(x))
+        return jax.tree.map(lambda x: put(np.asarray(x)), batch)
 
     run = _Pmapped(step, mesh) if strategy == "pmap" else _Jitted(step, mesh)
     shapes = lambda state: jax.tree.map(_shape, state, where(state))
@@ -225,6 +230,8 @@ def _check_mesh(mesh: Mesh, strategy: str) -> None:
             f"the mesh's axes must be Auto, got {mesh.axis_types}: jax.make_mesh(…, axis_types=(AxisType.Auto,) * n), "
             "or optlab.training.make_mesh"
         )
+    if left := set(range(jax.process_count())) - {d.process_index for d in mesh.devices.flat}:
+        raise ValueError(f"the mesh must have devices of every process, got {dict(mesh.shape)} without {sorted(left)}")
     others = {a: n for a, n in mesh.shape.items() if a != DATA and n > 1}
     if strategy == "pmap" and (others or DATA not in mesh.shape):
         raise ValueError(f"strategy='pmap' has one axis, 'data', got {dict(mesh.shape)}: say strategy='jit'")
@@ -252,6 +259,8 @@ jax.tree_util.register_dataclass(_Key, ["data"], ["implementation"])
 
 
 def _on_host(x: Any) -> Any:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:  # it is everywhere already
+        return x
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return _Key(np.asarray(jax.random.key_data(x)), jax.random.key_impl(x))
     return np.asarray(x)
@@ -324,15 +333,18 @@ class _Pmapped:
     """The step on every device, each with its part of the batch; state and metrics keep their shapes."""
 
     def __init__(self, step: Step, mesh: Mesh):
-        self.count, self.here, self.is_checked = mesh.shape[DATA], len(mesh.local_devices), False
+        self.step, self.count, self.is_checked = step, mesh.shape[DATA], False
         self.compiled: dict[Any, Any] = {}
         devices = list(mesh.devices.flat)
         settings: dict[str, Any] = {"axis_name": DATA, "in_axes": (None, 0), "out_axes": None, "devices": devices}
         self.run = jax.pmap(step, donate_argnums=0, **settings)
-        self.undonated = jax.pmap(step, **settings)
-        fingerprints = lambda leaves, _: [_fingerprint(x) for x in leaves]
-        self.fingerprints = jax.pmap(fingerprints, in_axes=(None, 0), devices=devices)
-        self.divided = jax.jit(lambda batch: jax.tree.map(lambda x: x.reshape(self.count, -1, *x.shape[1:]), batch))
+        fingerprints = lambda leaves: [_fingerprint(x)[None] for x in leaves]
+        on_each = jax.shard_map(fingerprints, mesh=mesh, in_specs=P(), out_specs=P(DATA), check_vma=False)
+        self.fingerprints = jax.jit(on_each, out_shardings=NamedSharding(mesh, P()))  # every process sees all
+        self.divided = jax.jit(
+            lambda batch: jax.tree.map(lambda x: x.reshape(self.count, -1, *x.shape[1:]), batch),
+            out_shardings=NamedSharding(mesh, P(DATA)),
+        )
 
     def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
         new, metrics = self.compile(state, batch)(state, self._parts(batch))
@@ -358,7 +370,8 @@ class _Pmapped:
     def _check_mean(self, state: Any, parts: Any) -> None:
         advice = f"make_step(..., axis_name={DATA!r}), or jax.lax.pmean(gradients, {DATA!r}) in a step of your own"
         try:
-            jaxpr = jax.make_jaxpr(self.undonated)(state, parts)
+            part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), parts)
+            jaxpr = jax.make_jaxpr(self.step, axis_env=[(DATA, self.count)])(state, part)
         except NameError as error:
             raise ValueError(f"{error}: strategy='pmap' has the axis {DATA!r}, so {advice}") from error
         if not _reduces(jaxpr.jaxpr, DATA):
@@ -368,10 +381,8 @@ class _Pmapped:
 
     def _check_equal(self, state: Any) -> None:
         leaves = jax.tree_util.tree_leaves_with_path(state)
-        prints = self.fingerprints([x for _, x in leaves], np.zeros(self.here))
-        for (path, _), found in zip(leaves, prints, strict=True):
-            mine = np.concatenate([np.asarray(s.data).ravel() for s in found.addressable_shards])
-            if len(set(mine.tolist())) > 1:
+        for (path, _), found in zip(leaves, self.fingerprints([x for _, x in leaves]), strict=True):
+            if len(set(np.asarray(found).tolist())) > 1:
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise ValueError(
                     f"after a step under strategy='pmap' the devices' states differ in {name!r}: whatever goes into "

@@ -107,7 +107,8 @@ def test_shares_are_the_rows_of_the_batch_and_read_no_others(sizes: tuple[int, i
         if start < stop:
             seen: list[int] = []
             rows = lambda count, start=start, stop=stop: slice(start, stop)
-            share = Share(Batches(Seen(sizes[0]), sizes[1], seed=1), rows, sizes[1]).batch(step)
+            share, examples = Share(Batches(Seen(sizes[0]), sizes[1], seed=1), rows, sizes[1]).batch(step)
+            assert examples == sizes[1]
             assert same(share, {name: x[start:stop] for name, x in whole.items()})
             assert sum(seen) == stop - start
 
@@ -117,7 +118,8 @@ def test_a_share_of_batches_of_ones_own_is_cut_out() -> None:
         def batch(self, step):
             return {"inputs": np.arange(6) + step}
 
-    assert Share(Own(), lambda count: slice(count // 2, count), 6).batch(1)["inputs"].tolist() == [4, 5, 6]
+    share, examples = Share(Own(), lambda count: slice(count // 2, count), 6).batch(1)
+    assert (share["inputs"].tolist(), examples) == ([4, 5, 6], 6)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.0, True, None])
