@@ -87,23 +87,29 @@ def make_evaluation(loss: Loss) -> Callable[[Any, Any, Batch, jax.Array], Metric
 
 def _mean_gradient(loss: Loss, axis_name: str | None, accumulate: int) -> Callable[..., Any]:
     """(params, model_state, batch, key) -> (value, gradient, model_state, metrics), over microbatches and devices."""
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    is_parted = accumulate > 1 or axis_name is not None
+
+    def summed(*arguments: Any) -> Any:
+        """The loss, weighted before it is differentiated: BatchNorm lets it reach devices of another weight."""
+        value, (model_state, metrics) = loss(*arguments)
+        if "loss" not in metrics:
+            raise ValueError(f"the loss's metrics must hold 'loss' as (sum, weight), got the names {sorted(metrics)}")
+        return value * lax.stop_gradient(metrics["loss"][1]) if is_parted else value, (model_state, metrics)
+
+    value_and_grad = jax.value_and_grad(summed, has_aux=True)
 
     def one(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> Any:
         (value, (model_state, metrics)), grads = value_and_grad(params, model_state, batch, key, True)
-        if "loss" not in metrics:
-            raise ValueError(f"the loss's metrics must hold 'loss' as (sum, weight), got the names {sorted(metrics)}")
         return (value, grads), model_state, metrics
 
     def many(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> Any:
-        """The same, microbatch after microbatch: Σ weight · gradient / Σ weight."""
+        """The same, microbatch after microbatch."""
 
         def body(carry: Any, item: Any) -> Any:
             sums, model_state, metrics = carry
             index, micro = item
             terms, model_state, new = one(params, model_state, micro, jax.random.fold_in(key, index))
-            sums = jax.tree.map(lambda s, x: s + new["loss"][1] * x, sums, terms)
-            return (sums, model_state, jax.tree.map(jnp.add, metrics, new)), None
+            return (jax.tree.map(jnp.add, sums, terms), model_state, jax.tree.map(jnp.add, metrics, new)), None
 
         examples = len(jax.tree.leaves(batch)[0])
         if examples % accumulate:
@@ -113,19 +119,18 @@ def _mean_gradient(loss: Loss, axis_name: str | None, accumulate: int) -> Callab
         shapes = jax.eval_shape(one, params, model_state, jax.tree.map(lambda x: x[0], micros), key)
         zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
         carry = (zeros(shapes[0]), model_state, zeros(shapes[2]))
-        (sums, model_state, metrics), _ = lax.scan(body, carry, (jnp.arange(accumulate), micros))
-        return jax.tree.map(lambda s: s / metrics["loss"][1], sums), model_state, metrics
+        return lax.scan(body, carry, (jnp.arange(accumulate), micros))[0]
 
     def gradient(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> Any:
         if axis_name is not None:
             key = jax.random.fold_in(key, lax.axis_index(axis_name))
         terms, model_state, metrics = (one if accumulate == 1 else many)(params, model_state, batch, key)
         if axis_name is not None:
-            weight = metrics["loss"][1]
-            metrics = lax.psum(metrics, axis_name)
-            terms = jax.tree.map(lambda x: lax.psum(x * weight, axis_name) / metrics["loss"][1], terms)
+            terms, metrics = lax.psum((terms, metrics), axis_name)
             is_float = lambda x: jnp.issubdtype(x.dtype, jnp.inexact)
             model_state = jax.tree.map(lambda x: lax.pmean(x, axis_name) if is_float(x) else x, model_state)
+        if is_parted:  # Σ weight · gradient / Σ weight
+            terms = jax.tree.map(lambda x: x / metrics["loss"][1].astype(x.dtype), terms)
         return (*terms, model_state, metrics)
 
     return gradient

@@ -1,5 +1,7 @@
 """The step: exact means over microbatches and devices, averaging, extra arguments for rules that ask for them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +75,27 @@ def test_devices_of_unequal_weight_give_the_whole_batchs_gradient(accumulate):
         expected = np.asarray(params["w"]) - 0.1 * oracle_gradient(np.asarray(params["w"]), batch)
         np.testing.assert_allclose(state.params["w"], expected, rtol=1e-12)
         np.testing.assert_allclose(metrics["loss"][1], batch["weight"].sum(), rtol=1e-12)
+
+
+def test_what_devices_share_in_the_loss_counts_by_the_weight_of_each():
+    """As with BatchNorm: each device's loss reads the mean of all, so that a gradient passes from one to another."""
+
+    def centred(params, model_state, batch, key, train, *, axis=None):
+        y = jnp.tanh(batch["inputs"] @ params["w"])
+        mean = jnp.mean(y) if axis is None else jax.lax.pmean(jnp.mean(y), axis)
+        total = jnp.sum(batch["weight"] * (y - mean - batch["labels"]) ** 2)
+        weight = jnp.sum(batch["weight"])
+        return total / weight, (model_state, {"loss": (total, weight)})
+
+    with jax.enable_x64(True):
+        params, model_state, batch = problem(24)
+        tx = optax.sgd(0.1)
+        state = init_state(params, model_state, tx, key=jax.random.key(0))
+        expected, _ = make_step(centred, tx)(state, batch)
+        step = make_step(functools.partial(centred, axis="device"), tx, axis_name="device")
+        parts = jax.tree.map(lambda x: x.reshape(4, 6, *x.shape[1:]), batch)
+        found, _ = jax.pmap(step, axis_name="device", in_axes=(None, 0), out_axes=None)(state, parts)
+        np.testing.assert_allclose(found.params["w"], expected.params["w"], rtol=1e-12)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
