@@ -111,7 +111,8 @@ def _linen(model: nn.Module, example: Callable[[], Any]) -> tuple[Init, Apply]:
     def init(key: jax.Array) -> tuple[Params, ModelState]:
         kwargs: dict[str, Any] = {"train": False} if takes_train else {}
         model_state = dict(model.init(key, jax.tree.map(jnp.asarray, example()), **kwargs))
-        return model_state.pop("params", {}), model_state
+        params = model_state.pop("params", {})
+        return params, _as_wide_as(params, model_state)
 
     def apply(params: Params, model_state: ModelState, inputs: Any, key: jax.Array, train: bool) -> Any:
         variables = {"params": params, **model_state}
@@ -121,6 +122,14 @@ def _linen(model: nn.Module, example: Callable[[], Any]) -> tuple[Init, Apply]:
         return outputs if train else (outputs, model_state)
 
     return init, apply
+
+
+def _as_wide_as(params: Params, model_state: ModelState) -> ModelState:
+    """Flax starts running statistics in float32, which a step of a float64 model would turn into float64."""
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+    is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+    widen = lambda x: x.astype(jnp.promote_types(x.dtype, dtype)) if is_float(x) else x
+    return jax.tree.map(widen, model_state)
 
 
 def _nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Init, Apply]:

@@ -58,6 +58,15 @@ def workload(model=None, loss=huber, **kwargs):
     )
 
 
+def test_running_statistics_of_a_float64_model_are_float64_from_the_start():
+    with jax.enable_x64(True):
+        types = {"dtype": "float64", "param_dtype": "float64"}
+        model = workload(optlab.models.mlp(2, widths=(8,), norm="batch", **types))
+        params, before = model.init(jax.random.key(0))
+        _, (after, _) = model.loss(params, before, {"inputs": INPUTS, "labels": LABELS}, jax.random.key(0), True)
+        assert {x.dtype for x in jax.tree.leaves((before, after))} == {jnp.dtype("float64")}
+
+
 RULES = {
     "optax.lbfgs": optax.lbfgs,
     "optax.contrib.schedule_free_adamw": lambda: optax.contrib.schedule_free_adamw(1e-2),
