@@ -18,11 +18,7 @@ OVERRIDES = "such as steps=500, optimizer=adamw, optimizer.learning_rate=0.01"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; the return value is the process's exit code (2: bad input, 130: Ctrl-C)."""
-    arguments, rest = _parser().parse_known_args(argv)
-    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
-    if unknown:
-        _parser().error(f"unknown arguments: {' '.join(unknown)}; see optlab {arguments.command} --help")
-    arguments.overrides += rest  # those that stood behind an option
+    arguments = parsed(argv)
     try:
         return importlib.import_module(f"optlab.commands.{arguments.command}").run(arguments)
     except (ConfigError, MissingExtraError) as error:
@@ -31,6 +27,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("optlab: interrupted", file=sys.stderr)
         return 130
+
+
+def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The words of a command line; without any, those of this process."""
+    arguments, rest = _parser().parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    if unknown:
+        _parser().error(f"unknown arguments: {' '.join(unknown)}; see optlab {arguments.command} --help")
+    if rest:
+        arguments.overrides += rest  # those that stood behind an option
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,6 +61,17 @@ def _parser() -> argparse.ArgumentParser:
         default=os.environ.get("OPTLAB_PROCESSES"),
         help="one of several: auto (SLURM, Open MPI, TPU pods), or HOST:PORT,COUNT,INDEX (default: $OPTLAB_PROCESSES)",
     )
+
+    launch = commands.add_parser(
+        "launch",
+        help="start several processes of optlab train on this machine, again when one dies",
+        description="Starts several processes of optlab train on this machine. When one dies, all start again from the "
+        "last checkpoint. On a cluster the scheduler does that: see optlab train --processes.",
+        epilog="optlab launch -n 2 -- train CONFIG strategy=fsdp",
+    )
+    launch.add_argument("-n", dest="count", metavar="N", type=int, required=True, help="how many processes")
+    launch.add_argument("--restarts", metavar="N", type=int, default=3, help="how often at most (default: 3)")
+    launch.add_argument("words", metavar="-- train CONFIG …", nargs=argparse.REMAINDER, help="the command")
 
     show = commands.add_parser(
         "show",

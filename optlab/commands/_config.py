@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from optlab.config import Config, load, override
+from optlab.config import Config, load, override, slug
 
 
 def read(arguments: argparse.Namespace) -> Config:
@@ -19,6 +19,11 @@ def read(arguments: argparse.Namespace) -> Config:
     if path.name == "config.json" and found:
         config = _anchored(config, Path(found[-1]))
     return override(config, arguments.overrides)
+
+
+def run_folder(arguments: argparse.Namespace) -> Path:
+    """Where `train` keeps the run."""
+    return Path(arguments.run or Path("runs") / slug(arguments.config, arguments.overrides))
 
 
 def _anchored(config: Config, folder: Path) -> Config:

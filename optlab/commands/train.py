@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optlab._extras import MissingExtraError
-from optlab.commands._config import places, read
-from optlab.config import Config, ConfigError, flatten, load, slug, to_json
+from optlab.commands._config import places, read, run_folder
+from optlab.config import Config, ConfigError, flatten, load, to_json
 from optlab.experiment import Experiment, build
 
 if TYPE_CHECKING:
@@ -28,22 +28,27 @@ PACKAGES = ("optlab-jax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", 
 
 def run(arguments: argparse.Namespace) -> int:
     """Builds, trains, draws the curves and says what came of it; of several processes the first one does."""
-    from optlab.training.processes import connect, leaving
+    from optlab.training.processes import connect, is_first, leaving
 
     if arguments.processes:
         try:
             connect(arguments.processes)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-    with leaving(apart_from=(ConfigError, MissingExtraError)):
-        return _run(arguments)
+    try:
+        with leaving(apart_from=(ConfigError, MissingExtraError)):
+            return _run(arguments)
+    except ConfigError:
+        if is_first():
+            raise
+        return 2  # `together` made it the first one's, too
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from optlab.training import CheckpointError, Checkpoints, DeviceMemoryError, NonFiniteError, plot_curves
     from optlab.training.processes import is_first, leave, once, together
 
-    folder = Path(arguments.run or Path("runs") / slug(arguments.config, arguments.overrides))
+    folder = run_folder(arguments)
     with together(ConfigError):
         experiment = build(read(arguments))
         observers = _observers(experiment.config, folder)
@@ -57,7 +62,8 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         history = _train(experiment, folder, observers, initial, profile=arguments.profile)
     except (NonFiniteError, CheckpointError, DeviceMemoryError) as error:
-        print(f"optlab: {error}", file=sys.stderr)
+        if is_first() or isinstance(error, CheckpointError):  # the others are every process' alike
+            print(f"optlab: {error}", file=sys.stderr)
         leave(1)
         return 1
     if not is_first():

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from optlab._saved import is_complete, saved_steps
 from optlab.training.processes import is_first, once
 from optlab.training.state import TrainState
 
@@ -39,9 +40,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that are saved completely, ascending."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and _is_complete(p))
+        return saved_steps(self.folder)
 
     def notes(self, step: int) -> dict[str, Any]:
         """What was noted beside the state at a step: JSON data."""
@@ -85,7 +84,7 @@ class Checkpoints:
 
     def _is_free(self, path: Path) -> bool:
         """Makes room for a checkpoint, unless it is there."""
-        if _is_complete(path):
+        if is_complete(path):
             return False
         self.folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -209,11 +208,6 @@ def _compare(path: Path, *, saved: list[dict[str, Any]], wanted: list[dict[str, 
 
 
 # Orbax.
-
-
-def _is_complete(path: Path) -> bool:
-    """Whether Orbax committed it: it renames a folder to its name last, and leaves this mark inside."""
-    return (path / "commit_success.txt").is_file()
 
 
 def _set_aside(path: Path) -> Path:

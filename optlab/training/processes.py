@@ -125,9 +125,10 @@ def leaving(*, apart_from: tuple[type[Exception], ...]) -> Iterator[None]:
         leave(130)
         raise
     except Exception:
+        if not jax.distributed.is_initialized():
+            raise
         traceback.print_exc()
         leave(CRASHED)
-        raise
 
 
 def _gathered(text: str) -> list[str]:

@@ -1,0 +1,171 @@
+"""`optlab launch -n N -- train CONFIG`: several processes on this machine, all started again when one dies."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import IO
+
+from optlab._saved import saved_steps
+from optlab.commands import parsed
+from optlab.commands._config import run_folder
+from optlab.config import ConfigError
+
+PROGRAM = "import sys; from optlab.commands import main; sys.exit(main())"
+REFUSED = (1, 2)  # the run said why it can't go on: it would say so again
+STOPPED = (75, 130)  # saved, because a signal asked for it
+GRACE = 10  # seconds in which the others may end as one of them did, with a message of their own
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Starts the processes, as often as need be; the exit code is theirs, or 1 when they died too often."""
+    if arguments.count < 1 or arguments.restarts < 0:
+        raise ConfigError(f"-n must be at least 1 and --restarts 0, got {arguments.count} and {arguments.restarts}")
+    words = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
+    train = parsed(words)
+    if train.command != "train" or "--processes" in words:
+        raise ConfigError("launch starts optlab train, without --processes: optlab launch -n 2 -- train CONFIG …")
+    gpus, checkpoints = _gpus_each(arguments.count), run_folder(train) / "checkpoints"
+    for restart in range(arguments.restarts + 1):
+        with _Processes(words, arguments.count, gpus) as processes:
+            index, code = processes.wait()
+            if processes.asked and code != 0:
+                return 130 if processes.asked[0] == signal.SIGINT else 75
+            if code in (0, *STOPPED, *REFUSED):
+                return code
+        saved = saved_steps(checkpoints)
+        where = f"from step {saved[-1]}" if saved else "from the beginning"
+        what = f"optlab: process {index} of {arguments.count} {_how(code)};"
+        if restart < arguments.restarts:
+            goes_on = f"all start again {where} (restart {restart + 1} of {arguments.restarts})"
+            print(what, goes_on, file=sys.stderr, flush=True)
+    print(what, f"given up after {arguments.restarts} restarts; the same command goes on {where}", file=sys.stderr)
+    return 1
+
+
+class _Processes:
+    """The processes of one attempt. Signals are passed on to them; the third kills them."""
+
+    def __init__(self, words: Sequence[str], count: int, gpus: list[str] | None):
+        self.words, self.count, self.gpus = words, count, gpus
+        self.asked: list[int] = []
+        self.ended: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+
+    def __enter__(self) -> _Processes:
+        self.children: list[subprocess.Popen[bytes]] = []
+        self.outputs: list[IO[bytes] | None] = []
+        self.handlers = {s: signal.signal(s, self._pass_on) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        port = _free_port()
+        for index in range(self.count):
+            environment = {**os.environ, "OPTLAB_PROCESSES": f"127.0.0.1:{port},{self.count},{index}"}
+            if self.gpus is not None:
+                environment["CUDA_VISIBLE_DEVICES"] = self.gpus[index]
+            output = None if index == 0 else tempfile.TemporaryFile()  # noqa: SIM115
+            child = subprocess.Popen(
+                [sys.executable, "-P", "-c", PROGRAM, *self.words],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                process_group=0,  # Ctrl-C reaches the launcher alone, which passes it on
+            )
+            self.outputs.append(output)
+            self.children.append(child)
+            threading.Thread(target=lambda i=index, c=child: self.ended.put((i, c.wait())), daemon=True).start()
+        if self.asked:  # while they were being started
+            self._send(self.asked[0])
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._send(signal.SIGKILL)
+        for child in self.children:
+            child.wait()
+        for output in self.outputs:
+            if output is not None:
+                output.close()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def wait(self) -> tuple[int, int]:
+        """Which one failed first, and its exit code (minus the signal's number); (0, 0) if all ended well."""
+        codes: dict[int, int] = {}
+        while len(codes) < self.count:
+            index, code = self.ended.get()
+            codes[index] = code
+            if code not in (0, *STOPPED):
+                if code in REFUSED:
+                    codes |= self._others(codes)
+                else:
+                    self._send(signal.SIGKILL)
+                if not self.asked and codes.get(0) != code:
+                    self._show(index)
+                return index, code
+        return next(((i, c) for i, c in sorted(codes.items()) if c), (0, 0))
+
+    def _others(self, codes: dict[int, int]) -> dict[int, int]:
+        found: dict[int, int] = {}
+        with contextlib.suppress(queue.Empty):
+            while len(codes) + len(found) < self.count:
+                index, code = self.ended.get(timeout=GRACE)
+                found[index] = code
+        return found
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.asked.append(number)
+        self._send(signal.SIGKILL if len(self.asked) > 2 else signal.SIGTERM if number == signal.SIGHUP else number)
+
+    def _send(self, number: int) -> None:
+        for child in self.children:
+            with contextlib.suppress(ProcessLookupError):
+                if child.poll() is None:
+                    os.killpg(child.pid, number)
+
+    def _show(self, index: int) -> None:
+        """The last that one of the silent ones wrote."""
+        if (output := self.outputs[index]) is not None:
+            output.seek(max(0, output.seek(0, os.SEEK_END) - 8000))
+            sys.stderr.write(output.read().decode(errors="replace"))
+
+
+def _how(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _gpus_each(count: int) -> list[str] | None:
+    """CUDA_VISIBLE_DEVICES of each process, which share the machine's GPUs; None where JAX will use none."""
+    platforms = os.environ.get("JAX_PLATFORMS", "cuda")
+    has_plugin = any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13))
+    if not has_plugin or not {"cuda", "gpu"} & set(platforms.split(",")):
+        return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = list(_installed_gpus()) if visible is None else [g for g in visible.split(",") if g]
+    if not gpus:
+        return None
+    if len(gpus) % count:
+        raise ConfigError(f"-n must divide the {len(gpus)} GPUs here, got {count}; JAX_PLATFORMS=cpu tries it without")
+    each = len(gpus) // count
+    return [",".join(gpus[i * each : (i + 1) * each]) for i in range(count)]
+
+
+def _installed_gpus() -> Iterator[str]:
+    if shutil.which("nvidia-smi"):
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+        yield from (str(i) for i in range(listed.count("GPU ")))
