@@ -5,7 +5,7 @@ from optlab._extras import need
 
 need("optlab.training", "flax", "orbax", "rich", "matplotlib", "tensorboardX")
 
-from optlab.training.checkpoint import CheckpointError, Checkpoints, load_params
+from optlab.training.checkpoint import CheckpointError, Checkpoints, DamagedError, load_params
 from optlab.training.curves import plot_curves
 from optlab.training.loop import History, train
 from optlab.training.losses import accuracy, cross_entropy, squared_error
@@ -20,6 +20,7 @@ from optlab.training.workload import Workload
 __all__ = [
     "CheckpointError",
     "Checkpoints",
+    "DamagedError",
     "DeviceMemoryError",
     "History",
     "MetricsFile",

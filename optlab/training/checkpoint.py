@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import math
 import shutil
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +18,19 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from optlab._saved import is_complete, saved_steps
+from optlab.training.fingerprint import fingerprints
 from optlab.training.processes import is_first, once
 from optlab.training.state import TrainState
+
+Manifest = list[dict[str, Any]]
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that can't be made or used. The message names the folder and the way out."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint that isn't what was saved any more."""
 
 
 class Checkpoints:
@@ -60,7 +71,9 @@ class Checkpoints:
         self.wait()
         path = self.folder / str(int(state.step))
         arrays, manifest = _flatten(state)
-        metadata: dict[str, Any] = {"manifest": manifest, "notes": dict(notes)}
+        prints = fingerprints(arrays)
+        manifest = [{**leaf, "fingerprint": prints.get(leaf["name"])} for leaf in manifest]
+        metadata = _sealed({"manifest": manifest, "notes": dict(notes)})
         try:
             if not once(lambda: self._is_free(path)):
                 return
@@ -95,21 +108,64 @@ class Checkpoints:
         return CheckpointError(f"saving to {self.folder} failed: {type(error).__name__}: {error}")
 
     def restore(self, like: TrainState, step: int) -> TrainState:
-        """The state that was saved at a step.
+        """The state that was saved at a step, every bit of it.
 
         Args:
-          like: a state of the same structure, on the devices where the restored one is to be.
+          like: a state of the same structure, or its shapes with shardings: those of the devices where the restored one
+            is to be.
           step: one of `steps()`.
 
         Raises:
+          DamagedError: if what is there isn't what was saved, or can't be read.
           CheckpointError: if what was saved is of another structure, shape or dtype; it names the leaves.
         """
         path = self.folder / str(step)
         arrays, manifest = _flatten(like)
-        _compare(path, saved=_metadata(path)["manifest"], wanted=manifest)
-        loaded = _load(path, {name: _abstract(x) for name, x in arrays.items()})
+        saved = _metadata(path)["manifest"]
+        _compare(path, saved=saved, wanted=manifest)
+        loaded = _load(path, saved, {name: _abstract(x) for name, x in arrays.items()})
         leaves = [_unpack(loaded.get(leaf["name"]), leaf) for leaf in manifest]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def restore_latest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest state that is as it was saved, and its notes; None where nothing was ever saved.
+
+        Damaged checkpoints on the way are renamed to `quarantine-<step>-…`, and a line on stderr says so.
+
+        Raises:
+          CheckpointError: if there are checkpoints, all of them damaged: a run never starts again from 0 in silence; or
+            as `restore`, for another structure.
+        """
+        for step in reversed(once(self.steps)):
+            try:
+                return self.restore(like, step), once(functools.partial(self.notes, step))
+            except DamagedError as error:
+                message = str(error)
+            once(functools.partial(self._quarantine, step, message))
+        if bad := once(self._quarantined):
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} is whole, and a run doesn't start again from 0 by itself; set aside: "
+                f"{', '.join(bad)}. Move them away to start afresh, or name another folder"
+            )
+        return None
+
+    def verify(self, step: int) -> None:
+        """Reads a checkpoint and holds every array against its fingerprint.
+
+        Raises:
+          DamagedError: if what is there isn't what was saved, or can't be read; it names the arrays.
+        """
+        path = self.folder / str(step)
+        saved = _metadata(path)["manifest"]
+        _load(path, saved, _on_one_device(saved))
+
+    def _quarantined(self) -> list[str]:
+        return sorted(p.name for p in self.folder.glob("quarantine-*"))
+
+    def _quarantine(self, step: int, why: str) -> None:
+        aside = self.folder / f"quarantine-{step}-{time.time_ns()}"
+        (self.folder / str(step)).rename(aside)
+        print(f"optlab: {why}; set aside as {aside.name}", file=sys.stderr)
 
 
 def load_params(run: str | Path, *, step: int | Literal["best"] | None = None, collection: str = "params") -> Any:
@@ -133,19 +189,18 @@ def load_params(run: str | Path, *, step: int | Literal["best"] | None = None, c
             f"no checkpoint {'' if step is None else f'of step {step} '}in {folder}; saved are {steps}"
         )
     path = checkpoints.folder / str(steps[-1] if step is None else step)
-    manifest = [leaf for leaf in _metadata(path)["manifest"] if leaf["path"][0] == collection]
+    saved = _metadata(path)["manifest"]
+    manifest = [leaf for leaf in saved if leaf["path"][0] == collection]
     if not manifest and collection != "model_state":
         raise CheckpointError(f"{path} holds no {collection}")
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = {x["name"]: jax.ShapeDtypeStruct(x["shape"], x["dtype"], sharding=device) for x in manifest}
-    loaded = _load(path, wanted)
+    loaded = _load(path, saved, _on_one_device(manifest))
     return _nest([(leaf["path"][1:], _unpack(loaded.get(leaf["name"]), leaf)) for leaf in manifest])
 
 
 # A state as a flat dict of arrays, and a manifest that says what each of them was.
 
 
-def _flatten(state: TrainState) -> tuple[dict[str, jax.Array], list[dict[str, Any]]]:
+def _flatten(state: TrainState) -> tuple[dict[str, jax.Array], Manifest]:
     arrays, manifest = {}, []
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -192,7 +247,7 @@ def _nest(items: Sequence[tuple[Sequence[str | int], Any]]) -> Any:
     return list(parts.values()) if isinstance(items[0][0][0], int) else parts
 
 
-def _compare(path: Path, *, saved: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
+def _compare(path: Path, *, saved: Manifest, wanted: Manifest) -> None:
     kind = lambda leaf: f"{leaf['dtype']}{leaf['shape']}" + (f" key {leaf['key']}" if leaf["key"] else "")
     had, needs = ({leaf["name"]: kind(leaf) for leaf in side} for side in (saved, wanted))
     differ = [
@@ -215,19 +270,43 @@ def _set_aside(path: Path) -> Path:
     return path.rename(path.with_name(f"incomplete-{path.name}-{time.time_ns()}"))
 
 
+def _sealed(content: Mapping[str, Any]) -> dict[str, str]:
+    """JSON data with a hash of it."""
+    text = json.dumps(content)
+    return {"content": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
 def _metadata(path: Path) -> dict[str, Any]:
-    return _try(path, lambda: ocp.metadata(str(path)).custom_metadata)
+    """Manifest and notes, as they were saved."""
+    sealed = _try(path, lambda: dict(ocp.metadata(str(path)).custom_metadata))
+    text = sealed.get("content", "")
+    if hashlib.sha256(text.encode()).hexdigest() != sealed.get("sha256"):
+        raise DamagedError(f"{path} is damaged: its list of arrays isn't the one that was saved")
+    return json.loads(text)
 
 
-def _load(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-    """The wanted arrays; of those that were saved, the others are left on the disk."""
-    there = [leaf["name"] for leaf in _metadata(path)["manifest"] if math.prod(leaf["shape"])]
-    return _try(path, lambda: ocp.load(str(path), {name: wanted.get(name, ocp.PLACEHOLDER) for name in there}))
+def _load(path: Path, saved: Manifest, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    """The wanted arrays, every bit as it was saved; the others are left on the disk."""
+    there = {leaf["name"]: leaf["fingerprint"] for leaf in saved if math.prod(leaf["shape"])}
+    loaded = _try(path, lambda: ocp.load(str(path), {name: wanted.get(name, ocp.PLACEHOLDER) for name in there}))
+    arrays = {name: loaded[name] for name in there if name in wanted}
+    found = _try(path, lambda: fingerprints(arrays))
+    if bad := [name for name in arrays if found[name] != there[name]]:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise DamagedError(f"{path} is damaged: {', '.join(bad[:3])}{more} isn't what was saved")
+    return arrays
 
 
-def _try(path: Path, read: Any) -> Any:
+def _on_one_device(manifest: Manifest) -> dict[str, jax.ShapeDtypeStruct]:
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return {x["name"]: jax.ShapeDtypeStruct(x["shape"], x["dtype"], sharding=device) for x in manifest}
+
+
+def _try(path: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
+    except PermissionError as error:  # nothing is wrong with what is there
+        raise CheckpointError(f"{path} may not be read: {error}") from error
     except Exception as error:
-        message = f"{path} can't be read ({type(error).__name__}: {str(error)[:200]}); move it away to use an older one"
-        raise CheckpointError(message) from error
+        message = f"{path} can't be read ({type(error).__name__}: {str(error)[:200]})"
+        raise DamagedError(message) from error

@@ -20,7 +20,7 @@ from optlab.training.judge import Judge
 from optlab.training.metrics import Observer, Record
 from optlab.training.parallel import DATA, Strategy, check_memory, parallelize
 from optlab.training.process import Trace, catch_signals
-from optlab.training.processes import is_first, once
+from optlab.training.processes import is_first
 from optlab.training.records import Records, packed
 from optlab.training.sharding import Rules
 from optlab.training.state import TrainState, evaluation_params, init_state
@@ -130,9 +130,9 @@ def train(
 
     state = parallel.place_state(first, key, init_key, initial)
     judge = Judge(workload.target, stop)
-    if checkpoints is not None and (saved := once(checkpoints.steps)):
-        state = checkpoints.restore(state, saved[-1])
-        judge.load(once(lambda: checkpoints.notes(saved[-1])))
+    if checkpoints is not None and (saved := checkpoints.restore_latest(state)):
+        state = saved[0]
+        judge.load(saved[1])
         if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
             return History([], state, judge.ended, judge.best, judge.reached)
     start = int(state.step)

@@ -9,7 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from optlab.training import CheckpointError, Checkpoints, TrainState, init_state, load_params
+from optlab.training import (
+    CheckpointError,
+    Checkpoints,
+    DamagedError,
+    TrainState,
+    checkpoint,
+    init_state,
+    load_params,
+)
 
 
 class Moments(NamedTuple):
@@ -148,6 +156,85 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
             path.write_bytes(b"")
     with pytest.raises(CheckpointError, match="10 can't be read"):
         Checkpoints(tmp_path).restore(state(), 10)
+
+
+def files_of(folder):
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_a_flipped_bit_is_never_restored_in_silence(part, tmp_path):
+    """In whatever file: the same state comes back, or an error; never another value."""
+    save(tmp_path / "whole", state())
+    want, rng = bits(state()), np.random.default_rng(part)
+    silent = seen = 0
+    for path in files_of(tmp_path / "whole" / "10")[part::4]:
+        content = bytearray(path.read_bytes())
+        for position in rng.integers(0, max(1, len(content)), 3 if content else 0):
+            changed = bytearray(content)
+            changed[position] ^= 1 << int(rng.integers(8))
+            path.write_bytes(changed)
+            try:
+                silent += bits(Checkpoints(tmp_path / "whole").restore(state(1), 10)) != want
+            except CheckpointError:
+                seen += 1
+        path.write_bytes(content)
+    assert silent == 0
+    assert bits(Checkpoints(tmp_path / "whole").restore(state(1), 10)) == want
+
+
+def test_a_changed_array_is_named_by_its_fingerprint(tmp_path, monkeypatch):
+    """What the file format itself doesn't notice."""
+    save(tmp_path, state())
+    load = checkpoint.ocp.load
+
+    def damaged(*args):
+        found = load(*args)
+        kernel = "params/dense/kernel"
+        return {**found, kernel: found[kernel].at[1, 2].set(-found[kernel][1, 2])}
+
+    monkeypatch.setattr(checkpoint.ocp, "load", damaged)
+    with pytest.raises(DamagedError, match="10 is damaged: params/dense/kernel isn't what was saved"):
+        Checkpoints(tmp_path).restore(state(1), 10)
+    with pytest.raises(DamagedError, match="params/dense/kernel"):
+        Checkpoints(tmp_path).verify(10)
+    with pytest.raises(DamagedError, match="params/dense/kernel"):
+        load_params(tmp_path)
+
+
+def damage(folder):
+    for path in files_of(folder / "state"):
+        if path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[:-7])
+
+
+def test_the_newest_whole_checkpoint_is_taken_and_damaged_ones_are_set_aside(tmp_path, capsys):
+    save(tmp_path, *(state(i, step=i) for i in (10, 20, 30)), keep=3)
+    for step in ("20", "30"):
+        damage(tmp_path / step)
+    checkpoints = Checkpoints(tmp_path)
+    restored, notes = checkpoints.restore_latest(state())
+    assert bits(restored) == bits(state(10, step=10))
+    assert notes["note"] == 10
+    assert checkpoints.steps() == [10]
+    assert [p.name[:14] for p in sorted(tmp_path.glob("quarantine-*"))] == ["quarantine-20-", "quarantine-30-"]
+    assert capsys.readouterr().err.count("set aside as quarantine-") == 2
+
+
+def test_where_none_is_whole_the_run_refuses_now_and_later(tmp_path):
+    save(tmp_path, state())
+    damage(tmp_path / "10")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"doesn't start again from 0 by itself; set aside: quarantine-10-"):
+            Checkpoints(tmp_path).restore_latest(state())
+    assert Checkpoints(tmp_path / "other").restore_latest(state()) is None
+
+
+def test_another_structure_sets_nothing_aside(tmp_path):
+    save(tmp_path, state())
+    with pytest.raises(CheckpointError, match="another model or optimizer"):
+        Checkpoints(tmp_path).restore_latest(dataclasses.replace(state(), ema=None))
+    assert Checkpoints(tmp_path).steps() == [10]
 
 
 def test_a_failed_save_is_an_error(tmp_path):
