@@ -54,6 +54,7 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
             "(optlab devices lists them; XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates eight)"
         )
     devices = jax.devices()[: data * model]
+    _check_processes(np.asarray(devices))
     return jax.make_mesh((data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
@@ -224,14 +225,18 @@ def _shape(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
+def _check_processes(devices: np.ndarray) -> None:
+    if left := set(range(jax.process_count())) - {d.process_index for d in devices.flat}:
+        raise ValueError(f"the mesh's {devices.size} devices must be of every process: none is of {sorted(left)}")
+
+
 def _check_mesh(mesh: Mesh, strategy: str) -> None:
     if any(kind != AxisType.Auto for kind in mesh.axis_types):
         raise ValueError(
             f"the mesh's axes must be Auto, got {mesh.axis_types}: jax.make_mesh(…, axis_types=(AxisType.Auto,) * n), "
             "or optlab.training.make_mesh"
         )
-    if left := set(range(jax.process_count())) - {d.process_index for d in mesh.devices.flat}:
-        raise ValueError(f"the mesh must have devices of every process, got {dict(mesh.shape)} without {sorted(left)}")
+    _check_processes(mesh.devices)
     others = {a: n for a, n in mesh.shape.items() if a != DATA and n > 1}
     if strategy == "pmap" and (others or DATA not in mesh.shape):
         raise ValueError(f"strategy='pmap' has one axis, 'data', got {dict(mesh.shape)}: say strategy='jit'")
@@ -370,8 +375,10 @@ class _Pmapped:
     def _check_mean(self, state: Any, parts: Any) -> None:
         advice = f"make_step(..., axis_name={DATA!r}), or jax.lax.pmean(gradients, {DATA!r}) in a step of your own"
         try:
+            # Shapes alone: arrays would show a mesh, which in pmap is not to be seen.
+            whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
             part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), parts)
-            jaxpr = jax.make_jaxpr(self.step, axis_env=[(DATA, self.count)])(state, part)
+            jaxpr = jax.make_jaxpr(self.step, axis_env=[(DATA, self.count)])(whole, part)
         except NameError as error:
             raise ValueError(f"{error}: strategy='pmap' has the axis {DATA!r}, so {advice}") from error
         if not _reduces(jaxpr.jaxpr, DATA):
