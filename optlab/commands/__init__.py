@@ -55,12 +55,6 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help=OVERRIDES)
     train.add_argument("--run", metavar="DIR", help="the run's folder (default: runs/<config>-<overrides>)")
     train.add_argument("--profile", action="store_true", help="write a profiler trace of ten steps to DIR/profile")
-    train.add_argument(
-        "--processes",
-        metavar="WHERE",
-        default=os.environ.get("OPTLAB_PROCESSES"),
-        help="one of several: auto (SLURM, Open MPI, TPU pods), or HOST:PORT,COUNT,INDEX (default: $OPTLAB_PROCESSES)",
-    )
 
     launch = commands.add_parser(
         "launch",
@@ -98,4 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     devices.add_argument("config", metavar="CONFIG", nargs="?", help=CONFIG)
     devices.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help=OVERRIDES)
+
+    for command in (train, devices):
+        command.add_argument(
+            "--processes",
+            metavar="WHERE",
+            default=os.environ.get("OPTLAB_PROCESSES"),
+            help="one of several: auto (SLURM, Open MPI, TPU pods), or HOST:PORT,COUNT,INDEX (default: "
+            "$OPTLAB_PROCESSES)",
+        )
     return parser

@@ -1,4 +1,4 @@
-"""What `train` and `show` share: the config file that the command line names, with its overrides."""
+"""What the commands share: the config file that the command line names, with its overrides; being one of several."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from optlab.config import Config, load, override, slug
+from optlab.config import Config, ConfigError, load, override, slug
 
 
 def read(arguments: argparse.Namespace) -> Config:
@@ -24,6 +24,17 @@ def read(arguments: argparse.Namespace) -> Config:
 def run_folder(arguments: argparse.Namespace) -> Path:
     """Where `train` keeps the run."""
     return Path(arguments.run or Path("runs") / slug(arguments.config, arguments.overrides))
+
+
+def connect(arguments: argparse.Namespace) -> None:
+    """Makes this process one of several, if --processes says so."""
+    if arguments.processes:
+        from optlab.training.processes import connect
+
+        try:
+            connect(arguments.processes)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 def _anchored(config: Config, folder: Path) -> Config:

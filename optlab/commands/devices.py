@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from optlab._extras import need
-from optlab.commands._config import read
+from optlab.commands._config import connect, read
 from optlab.config import Config, ConfigError, MeshShape
 from optlab.experiment import Experiment, build
 
@@ -33,21 +33,26 @@ def run(arguments: argparse.Namespace) -> int:
     need("optlab devices", "rich")
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)  # piped, it is whole
+    from optlab.training.processes import is_first
+
+    connect(arguments)
+    width = None if sys.stdout.isatty() else 1000  # piped, it is whole
+    console = Console(highlight=False, markup=False, width=width, quiet=not is_first())
     if arguments.config is None:
         console.print(_seen(), soft_wrap=True)
         _print_table(console, ("strategy", "devices", "what it does"), _strategies())
         console.print(_meshes(), soft_wrap=True)
         return 0
     config = read(arguments)
-    single = build(_with(config, "single"))  # what is wrong under every strategy is said here
     found, refused = [], dict[str, list[str]]()
     for strategy in WHAT:
         try:
             with console.status(f"compiling a step under strategy={strategy}"):
-                found.append(_needed(single if strategy == "single" else build(_with(config, strategy))))
+                found.append(_needed(build(_with(config, strategy))))
         except ConfigError as error:
             refused.setdefault(str(error), []).append(strategy)
+    if not found:
+        raise ConfigError(next(iter(refused)))
     console.print(_seen(), soft_wrap=True)
     _print_table(console, COLUMNS, [f.cells() for f in found])
     for reason, strategies in refused.items():
@@ -81,7 +86,8 @@ def _seen() -> str:
 def _strategies() -> list[tuple[str, ...]]:
     import jax
 
-    return [(name, "1" if name == "single" else str(jax.device_count()), what) for name, what in WHAT.items()]
+    names = [name for name in WHAT if name != "single" or jax.process_count() == 1]
+    return [(name, "1" if name == "single" else str(jax.device_count()), WHAT[name]) for name in names]
 
 
 def _meshes() -> str:
@@ -156,8 +162,10 @@ def _needed(experiment: Experiment) -> _Need:
     key = jax.random.key(config.seed)
     first = lambda key: init_state(*workload.init(key), tx, key=key, ema=config.ema is not None)
     state = parallel.shapes(jax.eval_shape(first, key))
+    if config.strategy == "pmap" and jax.process_count() > 1:  # where pmap is lowered for arrays alone
+        state = parallel.place_state(first, key)
     batches = Share(as_batches(workload.data.train, config.batch_size, config.seed), parallel.rows, config.batch_size)
-    batch = parallel.place_batch(batches.batch(0))
+    batch = parallel.place_batch(*batches.batch(0))
     mesh = (1, 1) if parallel.mesh is None else (parallel.mesh.shape[DATA], parallel.mesh.shape[MODEL])
     return _Need(
         strategy=config.strategy,

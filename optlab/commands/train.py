@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optlab._extras import MissingExtraError
-from optlab.commands._config import places, read, run_folder
+from optlab.commands._config import connect, places, read, run_folder
 from optlab.config import Config, ConfigError, flatten, load, to_json
 from optlab.experiment import Experiment, build
 
@@ -28,13 +28,9 @@ PACKAGES = ("optlab-jax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", 
 
 def run(arguments: argparse.Namespace) -> int:
     """Builds, trains, draws the curves and says what came of it; of several processes the first one does."""
-    from optlab.training.processes import connect, is_first, leaving
+    from optlab.training.processes import is_first, leaving
 
-    if arguments.processes:
-        try:
-            connect(arguments.processes)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+    connect(arguments)
     try:
         with leaving(apart_from=(ConfigError, MissingExtraError)):
             return _run(arguments)

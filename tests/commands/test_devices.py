@@ -1,6 +1,9 @@
 """`optlab devices` as a person meets it."""
 
+import os
 import re
+import socket
+import subprocess
 import sys
 
 import jax
@@ -98,6 +101,24 @@ def test_too_little_memory_is_said_with_what_takes_less(here, capsys, monkeypatc
     out = capsys.readouterr().out
     assert re.search(r"^ single +1×1 +3 .*iB +no", out, re.MULTILINE)
     assert "accumulate=4" in out
+
+
+def test_of_several_processes_the_first_one_says_it(here):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{free.getsockname()[1]},2"
+    program = "import sys; from optlab.commands import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "devices", "small.py", "--processes"]
+    cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    environment = {**os.environ, **cache, "JAX_NUM_CPU_DEVICES": "2", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    both = [subprocess.Popen([*command, f"{where},{i}"], env=environment, stdout=subprocess.PIPE) for i in range(2)]
+    first, second = (process.communicate(timeout=120)[0].decode() for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+    assert "sees 4 × cpu" in first
+    assert "in 2 processes, 2 of them in this one" in first
+    assert re.findall(r"^ (\w+) .* yes", first, re.MULTILINE) == ["pmap", "jit", "zero1", "fsdp"]
+    assert "single: strategy=single is one process, here are 2" in first
+    assert second == ""
 
 
 @pytest.mark.parametrize(
