@@ -72,7 +72,7 @@ class _Processes:
             environment = {**os.environ, "OPTLAB_PROCESSES": f"127.0.0.1:{port},{self.count},{index}"}
             if self.gpus is not None:
                 environment["CUDA_VISIBLE_DEVICES"] = self.gpus[index]
-            output = None if index == 0 else tempfile.TemporaryFile()  # noqa: SIM115
+            output = None if index == 0 else tempfile.TemporaryFile()
             child = subprocess.Popen(
                 [sys.executable, "-P", "-c", PROGRAM, *self.words],
                 env=environment,
