@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         help="train what a config says; the same command again continues the run",
         description="Trains what a config says. The same command again continues the run from its last checkpoint.",
-        epilog="optlab show CONFIG lists every key. Ctrl-C saves and exits with 130.",
+        epilog="optlab show CONFIG lists every key. Ctrl-C saves and exits with 130, SIGTERM and SIGUSR1 with 75.",
     )
     train.add_argument("config", metavar="CONFIG", help=CONFIG)
     train.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help=OVERRIDES)
@@ -83,6 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("config", metavar="CONFIG", help=CONFIG)
     explain.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help=OVERRIDES)
     explain.add_argument("--devices", metavar="N", type=int, default=1, help="divide the work over N devices")
+
+    checkpoints = commands.add_parser(
+        "checkpoints",
+        help="list a run's checkpoints, what each holds, and whether it is whole",
+        description="Reads every checkpoint of a run and holds each array against its fingerprint. Nothing is changed.",
+    )
+    checkpoints.add_argument("folder", metavar="RUN", help="the run's folder")
 
     devices = commands.add_parser(
         "devices",

@@ -21,7 +21,7 @@ from optlab.experiment import Experiment, build
 if TYPE_CHECKING:
     from optlab.training import History, Observer
 
-EXIT_CODES = {"interrupted by SIGINT": 130, "interrupted by SIGTERM": 75}
+EXIT_CODES = {"interrupted by SIGINT": 130, "interrupted by SIGTERM": 75, "interrupted by SIGUSR1": 75}
 MAY_CHANGE = ("strategy", "mesh.data", "mesh.model")  # where a run is computed isn't what it is
 PACKAGES = ("optlab-jax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy")
 

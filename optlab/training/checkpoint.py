@@ -149,15 +149,18 @@ class Checkpoints:
             )
         return None
 
+    def contents(self, step: int) -> Manifest:
+        """What was saved at a step: for every array its name, path, shape, dtype, kind of key and fingerprint."""
+        return _metadata(self.folder / str(step))["manifest"]
+
     def verify(self, step: int) -> None:
         """Reads a checkpoint and holds every array against its fingerprint.
 
         Raises:
           DamagedError: if what is there isn't what was saved, or can't be read; it names the arrays.
         """
-        path = self.folder / str(step)
-        saved = _metadata(path)["manifest"]
-        _load(path, saved, _on_one_device(saved))
+        saved = self.contents(step)
+        _load(self.folder / str(step), saved, _on_one_device(saved))
 
     def _quarantined(self) -> list[str]:
         return sorted(p.name for p in self.folder.glob("quarantine-*"))

@@ -40,7 +40,7 @@ def catch_signals(*, listen: bool) -> Iterator[Callable[[int], str | None]]:
     if not listen or threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    mine = (signal.SIGINT, signal.SIGTERM) if is_alone else (signal.SIGINT,)
+    mine = (signal.SIGINT, signal.SIGUSR1, *([signal.SIGTERM] if is_alone else []))
     before = {s: signal.signal(s, handler) for s in mine}
     try:
         yield asked

@@ -1,0 +1,74 @@
+"""`optlab checkpoints RUN`: what is saved, and whether it is whole."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optlab._extras import need
+from optlab.config import ConfigError
+
+if TYPE_CHECKING:
+    from optlab.training import Checkpoints
+
+COLUMNS = ("step", "saved", "MiB", "holds", "is")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints a table; the exit code is 1 if a checkpoint is damaged."""
+    need("optlab checkpoints", "rich")
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from optlab.training import Checkpoints
+
+    folder = Path(arguments.folder)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder; optlab checkpoints RUN wants a run's, such as runs/digits")
+    inner = folder / "checkpoints"
+    checkpoints = Checkpoints(inner if inner.is_dir() else folder)
+    table, damaged = Table(*COLUMNS, box=box.SIMPLE), 0
+    for step in checkpoints.steps():
+        holds, verdict = _read(checkpoints, step)
+        damaged += verdict != "whole"
+        path = checkpoints.folder / str(step)
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
+        size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+        table.add_row(str(step), when, f"{size / 2**20:.2f}", holds, verdict)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)  # piped, it is whole
+    if not table.row_count:
+        raise ConfigError(f"no checkpoint in {checkpoints.folder}")
+    console.print(table)
+    for path in sorted(checkpoints.folder.iterdir()):
+        if not path.name.isdigit():
+            console.print(f"beside them: {path.name}", soft_wrap=True)
+    return 1 if damaged else 0
+
+
+def _read(checkpoints: Checkpoints, step: int) -> tuple[str, str]:
+    """(what it holds, "whole" or what is wrong)."""
+    from optlab.training import CheckpointError
+
+    try:
+        holds = _summary(checkpoints.contents(step))
+    except CheckpointError as error:
+        return "", str(error)
+    try:
+        checkpoints.verify(step)
+        best = checkpoints.notes(step).get("best")
+    except CheckpointError as error:
+        return holds, str(error)
+    return holds + (", the best" if best and best[0] == step else ""), "whole"
+
+
+def _summary(manifest: list[dict[str, Any]]) -> str:
+    """The numbers in each collection."""
+    sizes: dict[str, int] = {}
+    for leaf in manifest:
+        sizes[leaf["path"][0]] = sizes.get(leaf["path"][0], 0) + math.prod(leaf["shape"])
+    return ", ".join(f"{name} {size:,}" for name, size in sizes.items() if name not in ("step", "key"))
