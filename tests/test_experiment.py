@@ -231,3 +231,18 @@ def test_under_pmap_the_model_and_the_optimizer_know_the_axis():
     program = str(jax.make_jaxpr(jax.pmap(step, axis_name="data", in_axes=(None, 0), out_axes=None))(state, parts))
     assert "all_gather" in program  # of the orthogonalized shares
     assert program.count("psum") > len(jax.tree.leaves(state.params))  # gradients, and BatchNorm's means
+
+
+def test_under_pmap_a_rule_that_divides_its_work_moves_the_parameters_as_on_one_device():
+    from optlab.training import init_state, make_step, parallelize
+
+    def after_a_step(strategy):
+        keys = [f"strategy={strategy}", "model.widths=[16,16,16]", "optimizer=muon", "batch_size=16"]
+        experiment = build(override(config(), [*keys, "optimizer.learning_rate=0.01"]))
+        workload, tx = experiment.workload, experiment.tx
+        step = make_step(workload.loss, tx, axis_name="data" if strategy == "pmap" else None)
+        place_state, place_batch, run = parallelize(step, strategy, experiment.mesh)
+        state = place_state(lambda key: init_state(*workload.init(key), tx, key=key), jax.random.key(0))
+        return run(state, place_batch(workload.data.train.take(np.arange(16))))[0].params
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), *map(after_a_step, ("pmap", "single")))

@@ -338,11 +338,13 @@ class _Pmapped:
     """The step on every device, each with its part of the batch; state and metrics keep their shapes."""
 
     def __init__(self, step: Step, mesh: Mesh):
-        self.step, self.count, self.is_checked = step, mesh.shape[DATA], False
+        self.count, self.is_checked = mesh.shape[DATA], False
         self.compiled: dict[Any, Any] = {}
         devices = list(mesh.devices.flat)
         settings: dict[str, Any] = {"axis_name": DATA, "in_axes": (None, 0), "out_axes": None, "devices": devices}
         self.run = jax.pmap(step, donate_argnums=0, **settings)
+        # What pmap is made of, and can be traced with shapes alone, those of several processes' arrays too.
+        self.mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(DATA)), out_specs=P(), check_vma=False)
         fingerprints = lambda leaves: [_fingerprint(x)[None] for x in leaves]
         on_each = jax.shard_map(fingerprints, mesh=mesh, in_specs=P(), out_specs=P(DATA), check_vma=False)
         self.fingerprints = jax.jit(on_each, out_shardings=NamedSharding(mesh, P()))  # every process sees all
@@ -362,7 +364,7 @@ class _Pmapped:
         shapes = tuple(x.shape for x in jax.tree.leaves(batch))
         if shapes not in self.compiled:  # kept here, since pmap's own cache isn't filled by compile()
             parts = self._parts(batch)
-            self._check_mean(state, parts)
+            self._check_mean(state, batch)
             self.compiled[shapes] = self.run.lower(state, parts).compile()
         return self.compiled[shapes]
 
@@ -372,13 +374,12 @@ class _Pmapped:
             raise ValueError(f"strategy='pmap' needs a batch that its {self.count} devices divide, got {examples}")
         return self.divided(batch)
 
-    def _check_mean(self, state: Any, parts: Any) -> None:
+    def _check_mean(self, state: Any, batch: Any) -> None:
         advice = f"make_step(..., axis_name={DATA!r}), or jax.lax.pmean(gradients, {DATA!r}) in a step of your own"
         try:
             # Shapes alone: arrays would show a mesh, which in pmap is not to be seen.
-            whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-            part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), parts)
-            jaxpr = jax.make_jaxpr(self.step, axis_env=[(DATA, self.count)])(whole, part)
+            state, batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, batch))
+            jaxpr = jax.make_jaxpr(self.mapped)(state, batch)
         except NameError as error:
             raise ValueError(f"{error}: strategy='pmap' has the axis {DATA!r}, so {advice}") from error
         if not _reduces(jaxpr.jaxpr, DATA):
