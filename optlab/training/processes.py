@@ -35,6 +35,7 @@ def connect(where: str) -> None:
     if where != "auto":
         address, count, index = _parsed(where)
         settings = {"coordinator_address": address, "num_processes": count, "process_id": index}
+        settings["cluster_detection_method"] = "deactivate"  # else one inside SLURM would say which GPU is ours
         if address.rpartition(":")[0] in LOOPBACK:  # else it listens to the whole network
             settings["coordinator_bind_address"] = address
     if jax.distributed.is_initialized():

@@ -90,6 +90,13 @@ def test_every_process_reads_its_share_alone_and_has_the_same_metrics(ran, strat
     assert mine["read"] == theirs["read"] == len(mine["records"]) * 24 // 2 + for_shapes
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_first_process_alone_tells_the_observers(ran, strategy):
+    _, first, second, *_ = ran
+    assert first[strategy]["told"] == [r["step"] for r in first[strategy]["records"]]
+    assert second[strategy]["told"] == []
+
+
 def test_one_process_continues_from_two_and_two_from_one(ran):
     alone, first, _, rest, here = ran
     assert [r["step"] for r in first["fsdp"]["records"]] == [r["step"] for r in rest["records"]] == [4, 5, 6]

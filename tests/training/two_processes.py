@@ -31,6 +31,22 @@ class Counted:
         return self.split.take(indices, *rest)
 
 
+class Told:
+    """An observer that remembers the steps that it was told of."""
+
+    def __init__(self):
+        self.steps = []
+
+    def begin(self, start, steps):
+        pass
+
+    def record(self, record):
+        self.steps.append(record["step"])
+
+    def end(self, outcome):
+        pass
+
+
 def main(where, out, *strategies):
     if where != "alone":
         connect(where)
@@ -53,6 +69,7 @@ def main(where, out, *strategies):
         name, _, on_model = strategy.partition(":")
         split = Counted(parts.train)
         data = dataclasses.replace(parts, train=split)
+        told = Told()
         history = train(
             Workload.from_model(model, data, metrics={"accuracy": accuracy}, batch_size=BATCH),
             optax.sgd(0.1, momentum=0.9),
@@ -63,7 +80,7 @@ def main(where, out, *strategies):
             evaluate_every=3,
             log_every=1,
             checkpoints=Checkpoints(f"{folder}/checkpoints", every=3) if folder else None,
-            observers=[MetricsFile(f"{folder}/metrics.jsonl")] if folder else [],
+            observers=[told, *([MetricsFile(f"{folder}/metrics.jsonl")] if folder else [])],
         )
         leaves = jax.tree.leaves((history.state.params, history.state.ema, history.state.opt_state))
         gather = (lambda x: process_allgather(x, tiled=True)) if jax.process_count() > 1 else np.asarray
@@ -71,6 +88,7 @@ def main(where, out, *strategies):
             "leaves": [np.asarray(gather(x)) for x in leaves],
             "records": history.records,
             "read": split.read,
+            "told": told.steps,
         }
     Path(f"{out}.{jax.process_index()}").write_bytes(pickle.dumps(saved))
 

@@ -1,0 +1,301 @@
+"""Many devices against one, in float64, and what is refused. The whole matrix is benchmarks/equality.py."""
+
+import functools
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import optlab
+from optlab.models import mlp, transformer
+from optlab.models.resnet import ResNet
+from optlab.training import (
+    DeviceMemoryError,
+    Workload,
+    check_memory,
+    init_state,
+    make_mesh,
+    make_step,
+    parallelize,
+)
+
+MODELS = {
+    "mlp": lambda **types: mlp(10, widths=(16, 24), **types),
+    "resnet": lambda **types: ResNet(10, stages=(1,), width=8, **types),
+    "gpt": lambda **types: transformer(32, length=8, width=16, depth=1, heads=2, qk_norm=True, **types),
+}
+OPTIMIZERS = {
+    "sgd": lambda **axis: optlab.sgd(0.01, momentum=0.9),
+    "adamw": lambda **axis: optlab.adamw(1e-3),
+    "muon": lambda **axis: optlab.muon(1e-3, **axis),
+}
+
+
+class Data:
+    """Another batch every step, of unequal weights."""
+
+    def __init__(self, model, examples=16):
+        self.model, self.examples = model, examples
+
+    def batch(self, step):
+        rng, n = np.random.default_rng(step), self.examples
+        if self.model == "gpt":
+            tokens = rng.integers(0, 32, (n, 9))
+            weight = (np.arange(8) < rng.integers(4, 9, (n, 1))).astype(np.float32)
+            return {"inputs": tokens[:, :-1], "labels": tokens[:, 1:], "weight": weight}
+        inputs, weight = rng.normal(size=(n, 4, 4, 3)), rng.uniform(0.5, 1.5, n)
+        return {"inputs": np.float32(inputs), "labels": rng.integers(0, 10, n), "weight": np.float32(weight)}
+
+
+def workload(model, examples=16, **settings):
+    data = Data(model, examples)
+    return Workload.from_model(MODELS[model](**settings), SimpleNamespace(train=data, validation=None, test=None))
+
+
+@functools.cache
+def weights(model, **types):
+    """(parameters, running statistics), compiled without optimizations."""
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(workload(model, **types).init, compiler_options=options)(jax.random.key(0))
+
+
+def parts(model, optimizer, *, axis=None, clip=None, types=None, examples=16, **settings):
+    """(initial state, step, data)"""
+    types, of_axis = types or {}, {"axis_name": axis} if axis else {}
+    tx = OPTIMIZERS[optimizer](**of_axis)
+    if clip:
+        tx = optax.chain(optax.clip_by_global_norm(clip), tx)
+    loss = workload(model, examples, **types, **(of_axis if model == "resnet" else {})).loss
+    state = init_state(*weights(model, **types), tx, key=jax.random.key(1), ema="ema" in settings)
+    return state, make_step(loss, tx, axis_name=axis, **settings), Data(model, examples)
+
+
+def trained(strategy, mesh, *arguments, steps=10, rules=None, **settings):
+    """((parameters, running statistics, average), the last step's metrics)"""
+    axis = "data" if strategy == "pmap" else None
+    state, step, data = parts(*arguments, axis=axis, **settings)
+    place_state, place_batch, step = parallelize(step, strategy, mesh, rules=rules)
+    state = place_state(state)
+    for t in range(steps):
+        state, metrics = step(state, place_batch(data.batch(t)))
+    return jax.device_get(((state.params, state.model_state, state.ema), metrics))
+
+
+def require_close(expected, result, limit):
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(result), strict=True):
+        assert np.max(np.abs(a - b)) <= limit * np.max(np.abs(a)), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "mesh", "model", "optimizer", "settings"),
+    [
+        ("pmap", (8, 1), "resnet", "sgd", {"accumulate": 2}),
+        ("pmap", (8, 1), "gpt", "muon", {"clip": 0.1}),
+        ("jit", (8, 1), "resnet", "muon", {"clip": 0.1}),
+        ("jit", (8, 1), "gpt", "sgd", {"ema": 0.9, "types": {"dropout": 0.2}}),
+        ("jit", (4, 2), "gpt", "adamw", {"accumulate": 2}),
+        ("zero1", (8, 1), "mlp", "adamw", {"ema": 0.9}),
+        ("zero1", (4, 2), "resnet", "sgd", {}),
+        ("fsdp", (8, 1), "mlp", "muon", {"accumulate": 2}),
+        ("fsdp", (4, 2), "gpt", "muon", {"types": {"dropout": 0.2}}),
+    ],
+    ids=str,
+)
+def test_every_strategy_trains_what_one_device_trains(strategy, mesh, model, optimizer, settings):
+    with jax.enable_x64(True):
+        types = {"dtype": "float64", "param_dtype": "float64", **settings.get("types", {})}
+        settings = {**settings, "types": types}
+        expected, one = trained("single", None, model, optimizer, **settings)
+        result, many = trained(strategy, make_mesh(*mesh), model, optimizer, **settings)
+    require_close(expected, result, 1e-9)
+    require_close(one, many, 1e-9)
+
+
+@pytest.mark.parametrize("strategy", ["pmap", "jit", "zero1", "fsdp"])
+def test_bfloat16_remat_and_a_scan_over_layers_work_under_every_strategy(strategy):
+    types = {"dtype": "bfloat16", "remat": True, "scan": True}
+    (params, _, _), one = trained("single", None, "gpt", "adamw", types=types, steps=3)
+    (other, _, _), many = trained(strategy, None, "gpt", "adamw", types=types, steps=3)
+    assert {x.dtype for x in jax.tree.leaves((params, other))} == {np.dtype("float32")}
+    np.testing.assert_allclose(many["loss"][0], one["loss"][0], rtol=1e-3)
+    np.testing.assert_allclose(many["gradient_norm"][0], one["gradient_norm"][0], rtol=2e-2)
+
+
+def test_a_batch_that_the_devices_dont_divide_goes_whole_to_all_of_them():
+    expected, _ = trained("single", None, "mlp", "sgd", examples=12)
+    result, _ = trained("jit", None, "mlp", "sgd", examples=12)
+    require_close(expected, result, 2e-6)
+
+
+def test_pmap_refuses_a_batch_that_its_devices_dont_divide():
+    with pytest.raises(ValueError, match="needs a batch that its 8 devices divide, got 12"):
+        trained("pmap", None, "mlp", "sgd", examples=12)
+
+
+def own_step(state, batch, *, mean):
+    """A step that was not made here, with a state that is a dict."""
+    loss = lambda params: jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)
+    value, grads = jax.value_and_grad(loss)(state["params"])
+    params = jax.tree.map(lambda p, g: p - 0.1 * g, state["params"], mean["grads"](grads))
+    seen = state["seen"] + mean["seen"](jnp.mean(batch["y"]))
+    return {"params": params, "seen": seen}, {"loss": mean["loss"](value)}
+
+
+def own_problem():
+    rng = np.random.default_rng(0)
+    state = {"params": {"w": np.zeros(3, np.float32)}, "seen": np.zeros((), np.float32)}
+    return state, {"x": np.float32(rng.normal(size=(16, 3))), "y": np.float32(rng.normal(size=16))}
+
+
+def run_own(strategy, mean):
+    state, batch = own_problem()
+    place_state, place_batch, step = parallelize(functools.partial(own_step, mean=mean), strategy)
+    state = place_state(state)
+    for _ in range(3):
+        state, metrics = step(state, place_batch(batch))
+    return jax.device_get((state, metrics))
+
+
+OVER_DEVICES = functools.partial(jax.lax.pmean, axis_name="data")
+ALL = {"grads": OVER_DEVICES, "seen": OVER_DEVICES, "loss": OVER_DEVICES}
+NONE = {"grads": lambda x: x, "seen": lambda x: x, "loss": lambda x: x}
+
+
+@pytest.mark.parametrize(("strategy", "mean"), [("pmap", ALL), ("jit", NONE), ("fsdp", NONE)])
+def test_a_step_of_ones_own_trains_what_one_device_trains(strategy, mean):
+    expected, result = run_own("single", NONE), run_own(strategy, mean)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(result), strict=True):
+        np.testing.assert_allclose(b, a, rtol=2e-6)
+
+
+def test_what_a_step_of_ones_own_forgets_to_average_is_refused_by_its_name():
+    with pytest.raises(ValueError, match=r"states differ in 'seen'.*jax\.lax\.pmean"):
+        run_own("pmap", {**ALL, "seen": lambda x: x})
+    with pytest.raises(ValueError, match="states differ in 'params/w'"):
+        run_own("pmap", {**ALL, "grads": lambda x: x})
+
+
+def test_a_step_without_a_mean_over_the_devices_is_refused_with_the_way_out():
+    advice = re.escape("make_step(..., axis_name='data'), or jax.lax.pmean(gradients, 'data')")
+    with pytest.raises(ValueError, match=f"this one never does: {advice}"):
+        run_own("pmap", NONE)
+    state, step, data = parts("mlp", "sgd")
+    place_state, place_batch, run = parallelize(step, "pmap")
+    with pytest.raises(ValueError, match=f"this one never does: {advice}"):
+        run(place_state(state), place_batch(data.batch(0)))
+
+
+def test_a_mean_over_another_axis_is_refused_with_the_name_of_this_one():
+    wrong = functools.partial(jax.lax.pmean, axis_name="batch")
+    with pytest.raises(ValueError, match=r"batch.*strategy='pmap' has the axis 'data', so make_step"):
+        run_own("pmap", {**ALL, "grads": wrong})
+
+
+@pytest.mark.parametrize(
+    ("strategy", "mesh", "message"),
+    [
+        ("pnap", lambda: None, "strategy must be one of single, pmap, jit, zero1, fsdp, got 'pnap'"),
+        ("single", make_mesh, "strategy='single' is one device, got a mesh of 8: say strategy='jit'"),
+        ("pmap", lambda: make_mesh(4, 2), "strategy='pmap' has one axis, 'data', got {'data': 4, 'model': 2}"),
+        ("jit", lambda: jax.make_mesh((8,), ("data",), (AxisType.Explicit,)), "the mesh's axes must be Auto"),
+        ("jit", lambda: make_mesh(16), "mesh.data=16 times mesh.model=1 is more than the 8 devices"),
+        ("jit", lambda: make_mesh(model=3), "mesh.model must divide the 8 devices, got 3"),
+        ("jit", lambda: make_mesh(0), "mesh.data and mesh.model must be at least 1, got 0 and 1"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(strategy, mesh, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parallelize(lambda state, batch: (state, {}), strategy, mesh())
+
+
+def placed(strategy, mesh=None, model="gpt", optimizer="adamw", *, rules=None, **settings):
+    state, step, _ = parts(model, optimizer, **settings)
+    return parallelize(step, strategy, mesh, rules=rules).place_state(state)
+
+
+def held(tree, device):
+    """Bytes on a device, counted from its shards."""
+    shards = [s for x in jax.tree.leaves(tree) for s in x.addressable_shards if s.device == device]
+    return sum(s.data.nbytes for s in shards)
+
+
+def share(x):
+    """A leaf's bytes on one of eight devices: an eighth, or all of them if no axis can be cut in eight."""
+    return x.nbytes // 8 if any(n and n % 8 == 0 for n in x.shape) else x.nbytes
+
+
+@pytest.mark.parametrize("strategy", ["jit", "zero1", "fsdp"])
+def test_a_device_holds_an_eighth_of_what_the_strategy_divides(strategy):
+    state = placed(strategy, model="resnet", ema=0.9)  # its head's bias has 10 numbers, its first convolution 3·3·3·8
+    whole = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
+    shares = lambda tree: sum(share(x) for x in jax.tree.leaves(tree))
+    assert whole(state.params) / 8 < shares(state.params) < whole(state.params) / 7
+    for device in jax.devices():
+        assert held(state.params, device) == (shares if strategy == "fsdp" else whole)(state.params)
+        for tree in (state.opt_state, state.ema):
+            assert held(tree, device) == (whole if strategy == "jit" else shares)(tree)
+
+
+def specs_of(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x.sharding.spec for path, x in leaves}
+
+
+def test_the_model_axis_cuts_matrices_by_outputs_and_those_that_read_them_by_inputs():
+    state = placed("jit", make_mesh(4, 2))
+    specs, block = specs_of(state.params), "body/block_0/"
+    assert specs["embedding/embedding"] == P("model")
+    assert specs[block + "attention/query/kernel"] == specs[block + "feed_forward/up/kernel"] == P(None, "model")
+    assert specs[block + "attention/out/kernel"] == specs[block + "feed_forward/down/kernel"] == P("model")
+    assert specs[block + "norm_attention/scale"] == P()
+    moments = optax.tree_utils.tree_get(state.opt_state, "mu")
+    assert specs_of(moments) == specs
+
+
+def test_rules_by_role_and_by_path_go_before():
+    rules = {"embedding": P(None, "model"), "*/up/kernel": P("model"), "*/down/*": P()}
+    state = placed("fsdp", make_mesh(4, 2), rules=rules)
+    specs = specs_of(state.params)
+    assert specs["embedding/embedding"] == P("data", "model")
+    assert specs["body/block_0/feed_forward/up/kernel"] == P("model", "data")
+    assert specs["body/block_0/feed_forward/down/kernel"] == P("data", None)
+    expected, _ = trained("single", None, "gpt", "adamw", steps=2)
+    result, _ = trained("fsdp", make_mesh(4, 2), "gpt", "adamw", steps=2, rules=rules)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(result), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"*/up/kernel": P("data")}, "may name the axis 'model' alone"),
+        ({"*/up/bias": P(None, "model")}, r"has more axes than its shape \(64,\)"),
+    ],
+)
+def test_an_impossible_rule_is_refused(rules, message):
+    with pytest.raises(ValueError, match=message):
+        placed("jit", make_mesh(4, 2), rules=rules)
+
+
+def test_a_rule_for_what_the_devices_dont_divide_is_refused():
+    with pytest.raises(ValueError, match=r"'head/bias': mesh.model=4 must divide 10 of shape \(10,\)"):
+        placed("jit", make_mesh(2, 4), "mlp", rules={"head/bias": P("model")})
+
+
+def test_a_step_that_needs_more_memory_than_there_is_is_refused_with_what_takes_less(monkeypatch):
+    state, step, data = parts("mlp", "adamw")
+    parallel = parallelize(step, "jit")
+    state, batch = parallel.place_state(state), parallel.place_batch(data.batch(0))
+    needed = check_memory(parallel, state, batch)
+    assert needed > held(state, jax.devices()[0])
+    monkeypatch.setattr("optlab.training.parallel.memory_of", lambda device: needed - 1)
+    with pytest.raises(DeviceMemoryError, match=r"accumulate=4.*model\.remat=true.*strategy=fsdp"):
+        check_memory(parallel, state, batch)
+    monkeypatch.setattr("optlab.training.parallel.memory_of", lambda device: needed)
+    assert check_memory(parallel, state, batch) == needed
