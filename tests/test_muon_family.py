@@ -187,6 +187,20 @@ def test_sharded_leaves_are_moved_as_on_one_device(optimizer, kind):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), sharded, end(theta))
 
 
+@every_kin
+@pytest.mark.parametrize("spec", [P("a", None), P(None, "a")])
+def test_a_fused_kernel_on_an_explicit_mesh(optimizer, spec):
+    """Its three matrices are cut across the devices' boundaries; what comes back is placed as it was."""
+    mesh = jax.make_mesh((4,), ("a",), axis_types=(jax.sharding.AxisType.Explicit,), devices=jax.devices()[:4])
+    params = {"attention": {"qkv": {"kernel": jax.random.normal(jax.random.key(0), (8, 24))}}}
+    grads = jax.tree.map(jnp.cos, params)
+    move = jax.jit(lambda p, g: (lambda tx: tx.update(g, tx.init(p), p)[0])(optimizer(RATE)))
+    placed = jax.device_put((params, grads), NamedSharding(mesh, spec))
+    update = move(*placed)["attention"]["qkv"]["kernel"]
+    assert update.sharding.spec == spec
+    np.testing.assert_allclose(update, move(params, grads)["attention"]["qkv"]["kernel"], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("optimizer", [normuon, adamuon])
 def test_the_updates_of_matrices_have_the_size_of_adams(optimizer):
     theta, g = mixed(), mixed(1)

@@ -4,6 +4,7 @@ The stack, not the matrix, is spread over the mesh, so that every device works o
 those of one device.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 Mesh: TypeAlias = jax.sharding.Mesh | jax.sharding.AbstractMesh
@@ -47,6 +48,50 @@ def on_auto_axes(f: Callable[..., Any], mesh: Mesh | None, arrays: list[jax.Arra
     if not explicit:
         return f
     return jax.sharding.auto_axes(f, axes=explicit, out_sharding=[jax.typeof(x).sharding for x in arrays])
+
+
+def by_mesh(arrays: Sequence[jax.Array], mesh: Mesh | None) -> list[tuple[list[int], Mesh | None]]:
+    """Which arrays (by their place) are divided together, and over which mesh.
+
+    Where all that is seen is Auto, all of them. Arrays whose types show an Explicit mesh stay on theirs, each kind by
+    itself; the others go to the ambient one if that is Explicit, else over `mesh` as if it were Auto.
+    """
+    ambient, shown = jax.sharding.get_abstract_mesh(), [jax.typeof(x).sharding.mesh for x in arrays]
+    is_explicit = lambda m: m is not None and bool(m.explicit_axes)
+    if not any(map(is_explicit, [mesh, ambient, *shown])):
+        return [(list(range(len(arrays))), visible_mesh(arrays, mesh))]
+    kinds = {m: [i for i, s in enumerate(shown) if s == m] for m in dict.fromkeys(filter(is_explicit, shown))}
+    if rest := [i for i, s in enumerate(shown) if not is_explicit(s)]:
+        if is_explicit(ambient):
+            kinds[ambient] = sorted([*kinds.get(ambient, []), *rest])
+        else:
+            others = [arrays[i] for i in rest]
+            return [*((v, k) for k, v in kinds.items()), (rest, visible_mesh(others, _auto(mesh)))]
+    return [(v, k) for k, v in kinds.items()]
+
+
+def _auto(mesh: Mesh | None) -> Mesh | None:
+    if isinstance(mesh, jax.sharding.Mesh) and mesh.explicit_axes:
+        return jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    return mesh
+
+
+def on_explicit(arrays: list[jax.Array], mesh: Mesh | None) -> list[jax.Array]:
+    """The arrays; on an Explicit mesh those whose types don't show it yet are put there, whole."""
+    if mesh is None or not mesh.explicit_axes:
+        return arrays
+    shows = lambda x: bool(jax.typeof(x).sharding.mesh.explicit_axes)
+    return [x if shows(x) else jax.sharding.reshard(x, P()) for x in arrays]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def reshaped(x: jax.Array, shape: tuple[int, ...], sharding: jax.sharding.NamedSharding | None = None) -> jax.Array:
+    """x in another shape, on Explicit axes too, where it has `sharding` then, or is whole on every device."""
+    mesh = jax.typeof(x).sharding.mesh
+    if x.shape == shape or not mesh.explicit_axes:
+        return x.reshape(shape)
+    sharding = NamedSharding(mesh, P(*[None] * len(shape))) if sharding is None else sharding
+    return jax.sharding.auto_axes(lambda x: x.reshape(shape), axes=mesh.explicit_axes, out_sharding=sharding)(x)
 
 
 def divide(f: OnStack, X: jax.Array, mesh: Mesh | None, axis_name: Sequence[str] = ()) -> jax.Array:

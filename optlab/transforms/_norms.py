@@ -14,6 +14,7 @@ from optlab._axes_at_init import axes_told
 from optlab._checks import check_decay, check_not_negative, check_positive
 from optlab.roles import MatrixAxes
 from optlab.roles import matrix_axes as find_axes
+from optlab.transforms._divide import reshaped
 from optlab.transforms._matrices import matrix_leaves
 from optlab.transforms._numerics import cast_like, check_wide, widen
 
@@ -181,13 +182,14 @@ def _unit(x: jax.Array, length: jax.Array) -> jax.Array:
 
 def _views(who: str, tree: Any, matrix_axes: Any | None) -> tuple[list[jax.Array], list[MatrixAxes]]:
     """The leaves in at least float32, in the shapes that their axes are meant in, and the axes."""
-    leaves = [(x.reshape(a.view or x.shape), a) for x, a in matrix_leaves(who, widen(tree), matrix_axes)]
+    leaves = [(reshaped(x, a.view or x.shape), a) for x, a in matrix_leaves(who, widen(tree), matrix_axes)]
     return [x for x, _ in leaves], [a for _, a in leaves]
 
 
 def _like(updates: Any, views: list[jax.Array]) -> Any:
     """Back from `_views`, in the shapes and dtypes of the updates."""
-    leaves = [x.reshape(u.shape).astype(u.dtype) for u, x in zip(jax.tree.leaves(updates), views, strict=True)]
+    back = lambda u, x: reshaped(x, u.shape, jax.typeof(u).sharding).astype(u.dtype)
+    leaves = [back(u, x) for u, x in zip(jax.tree.leaves(updates), views, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(updates), leaves)
 
 

@@ -10,7 +10,7 @@ import optax
 
 from optlab._checks import check_choice, check_not_negative, check_positive
 from optlab.roles import MatrixAxes
-from optlab.transforms._divide import Mesh, divide, on_auto_axes, placed_like, visible_mesh
+from optlab.transforms._divide import Mesh, by_mesh, divide, on_auto_axes, on_explicit, placed_like
 from optlab.transforms._matrices import matrix_leaves
 from optlab.transforms._newton_schulz import LARGEST, extremes, keller_jordan, newton_schulz, polar, polar_express
 from optlab.transforms._numerics import wide_dtype
@@ -104,7 +104,11 @@ def orthogonalize(
         del params, extra_args
         leaves = matrix_leaves("orthogonalize", updates, matrix_axes)
         arrays, axes = [x for x, _ in leaves], tuple(a for _, a in leaves)
-        done = _orthogonal(arrays, axes, settings, visible_mesh(arrays, mesh), axis_names) if arrays else []
+        done = list(arrays)
+        for members, on in by_mesh(arrays, mesh) if arrays else []:
+            some = [arrays[i] for i in members], tuple(axes[i] for i in members)
+            for i, x in zip(members, _orthogonal(*some, settings, on, axis_names), strict=True):
+                done[i] = x
         return jax.tree.unflatten(jax.tree.structure(updates), done), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -128,7 +132,7 @@ def _orthogonal(
     axis_names: tuple[str, ...],
 ) -> list[jax.Array]:
     """All leaves, by the plan, each placed as it was."""
-    plan = plan_of(leaves, axes, settings)
+    plan, leaves = plan_of(leaves, axes, settings), on_explicit(leaves, mesh)
 
     def f(leaves: list[jax.Array]) -> list[jax.Array]:
         done = list(leaves)

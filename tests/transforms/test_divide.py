@@ -102,6 +102,37 @@ def test_six_matrices_on_eight_devices_and_on_three_whatever_their_spectrum(spec
             same(jax.jit(lambda g: update(g, None))(placed), expected)
 
 
+@pytest.mark.parametrize("where", ["plain", "auto", "explicit", "some explicit"])
+@pytest.mark.parametrize("given", ["auto", "explicit"])
+@pytest.mark.parametrize("how", ["mesh=", "ambient"])
+def test_leaves_that_do_not_show_the_mesh(where, given, how):
+    """On one device or on an Auto mesh, all or some of them, while an Explicit mesh is given or ambient."""
+    if how == "ambient" and given == "auto" and "explicit" in where:
+        pytest.skip("JAX refuses even to multiply them")
+    params, axes = tree()
+    kinds = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
+    if where != "plain":
+        mesh = make_mesh("8", kinds[where.split()[-1]])
+        every = 2 if where == "some explicit" else 1
+        put = lambda i, x: x if i % every else jax.device_put(x, NamedSharding(mesh, P()))
+        params = {name: [put(i, x) for i, x in enumerate(leaves)] for name, leaves in params.items()}
+    mesh, expected = make_mesh("8", kinds[given]), update(*tree())
+    if how == "mesh=":
+        same(jax.jit(lambda g: update(g, axes, mesh=mesh))(params), expected)
+        same(update(params, axes, mesh=mesh), expected)
+    else:
+        with jax.set_mesh(mesh):
+            same(jax.jit(lambda g: update(g, axes))(params), expected)
+            same(update(params, axes), expected)
+
+
+def test_an_explicit_mesh_that_is_given_divides_the_work():
+    params, axes = [jnp.ones((24, 48))] * 8, [AXES["dense"]] * 8
+    mesh = make_mesh("8", AxisType.Explicit)
+    program = compiled(lambda g: update(g, axes, mesh=mesh), params)
+    assert program.cost_analysis()["flops"] < compiled(lambda g: update(g, axes), params).cost_analysis()["flops"] / 6
+
+
 def compiled(f, *arguments):
     return jax.jit(f).lower(*arguments).compile()
 
