@@ -67,6 +67,29 @@ def python_counter():
     return stateless(update)
 
 
+def first_call_flag():
+    """Momentum that its first call starts from the gradient, whichever call that is."""
+    is_first = [True]
+
+    def update(g, m, params):
+        m, is_first[0] = (g if is_first[0] else m), False
+        m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, g)
+        return m, m
+
+    return stateful(lambda params: jax.tree.map(jnp.zeros_like, params), update)
+
+
+def counted_warmup():
+    """Full steps from the second call on: the counter is there, and no longer seen."""
+    calls = []
+
+    def update(g, params):
+        calls.append(None)
+        return scale(min(1.0, len(calls) / 2), g)
+
+    return stateless(update)
+
+
 def update_cast_to_float32():
     return stateless(lambda g, params: jax.tree.map(lambda x: -0.1 * x.astype("float32"), g))
 
@@ -129,16 +152,21 @@ def hard_coded_axis_name():
     return stateless(lambda g, params: lax.pmean(g, "batch"))
 
 
-def guessed_axis_name():
+def guessed_axis_name(name="batch"):
     """The mean along an axis of that name, if there is one: a population of models then mixes."""
 
     def update(g, params):
         try:
-            return lax.pmean(g, "batch")
+            return lax.pmean(g, name)
         except NameError:
             return g
 
     return stateless(update)
+
+
+def nan_on_zero_parameters():
+    """Relative to every entry, and back."""
+    return stateless(lambda g, params: jax.tree.map(lambda g, p: g / jnp.abs(p) * jnp.abs(p), g, params))
 
 
 def depends_on_sharding():
@@ -284,6 +312,7 @@ OTHERS = {
     "pmap": mean_over_manual_axes(),
     "axis_names": guessed_axis_name(),
     "float16": adam(0.9, wide=False),
+    "zero_parameters": nan_on_zero_parameters(),
     "weight_decay": decays_if_it_can,
 }
 
@@ -307,6 +336,33 @@ def test_every_check_catches_something(check, transform):
     with pytest.raises(Exception) as caught:  # noqa: PT011  # what it is depends on the bug
         CHECKS[check](Case(factory(**hyperparams) if factory else transform, None, factory, hyperparams))
     assert not caught.errisinstance(Skipped)
+
+
+@pytest.mark.parametrize("make", [python_counter, first_call_flag, counted_warmup])
+@pytest.mark.parametrize("as_factory", [False, True])
+def test_what_a_transform_keeps_outside_its_state_is_seen_from_its_first_use_on(make, as_factory):
+    report = check_transform(make if as_factory else make(), raise_errors=False)
+    assert set(report.failures) == {"pure"}
+
+
+@pytest.mark.parametrize("axis", ["batch", "data", "dp", "fsdp", "tp", "devices", "hosts", "seq", "ensemble", "i"])
+def test_a_guessed_axis_is_named(axis):
+    with pytest.raises(AssertionError, match=f"a mapped axis called '{axis}' the update is another program"):
+        CHECKS["axis_names"](Case(guessed_axis_name(axis)))
+
+
+def test_an_update_that_divides_by_parameters_is_caught_by_name():
+    report = check_transform(nan_on_zero_parameters(), raise_errors=False)
+    assert set(report.failures) == {"zero_parameters", "zero_gradients"}
+    assert report.failures["zero_gradients"].seen.startswith("of zero gradients and zero parameters in float32")
+
+
+def test_gradients_and_parameters_that_are_both_zero_are_tried():
+    """A trust ratio with an epsilon that the parameters scale."""
+    ratio = lambda g, p: g * jnp.linalg.norm(p) / (jnp.linalg.norm(g) + 1e-3 * jnp.linalg.norm(p))
+    report = check_transform(stateless(lambda g, params: jax.tree.map(ratio, g, params)), raise_errors=False)
+    seen = "of zero gradients and zero parameters in float32 the update of 'dense/bias' is NaN"
+    assert {name: failure.seen for name, failure in report.failures.items()} == {"zero_gradients": seen}
 
 
 def test_no_check_is_without_a_bug():

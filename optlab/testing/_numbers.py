@@ -15,7 +15,7 @@ OFF = 0.1  # of an update's norm: momentum with decay 0.95 in bfloat16 stops 4 %
 
 @check("0 / 0: add an epsilon where it can't vanish (1e-8 is 0 in float16), or compute in float32")
 def zero_gradients(case: Case) -> None:
-    """Zero gradients give finite updates, in every dtype, and so does what comes after them."""
+    """Zero gradients give finite updates, in every dtype, and so does what comes after them; zero parameters too."""
     case.need_update()
     for dtype in ("float32", "bfloat16", "float16"):
         params, target = cast(case.params, dtype), cast(case.targets[0], dtype)
@@ -23,6 +23,19 @@ def zero_gradients(case: Case) -> None:
         for when, at in (("of", params), ("of two", params), ("after two", target), ("among", params)):
             _, state, updates = case.jitted(params, state, at, 1.0)
             require_finite(updates, f"{when} zero gradients in {dtype}")
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates = case.jitted(zeros, case.tx.init(zeros), zeros, 1.0)[2]
+        require_finite(updates, f"of zero gradients and zero parameters in {dtype}")
+
+
+@check("it divides by the parameters or their norm: jnp.where(norm == 0, …), or an epsilon where it can't vanish")
+def zero_parameters(case: Case) -> None:
+    """Parameters that are all zero, as biases start, get finite updates, in every dtype."""
+    case.need_update()
+    for dtype in ("float32", "bfloat16", "float16"):
+        params, target = cast(jax.tree.map(jnp.zeros_like, case.params), dtype), cast(case.targets[0], dtype)
+        updates = case.jitted(params, case.tx.init(params), target, 1.0)[2]
+        require_finite(updates, f"of zero parameters in {dtype}")
 
 
 @check("state or arithmetic in bfloat16, where 0.999 is 1: keep sums of squares in float32, and compute in it")
