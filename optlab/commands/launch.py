@@ -160,7 +160,7 @@ def _gpus_each(count: int) -> list[str] | None:
     if not gpus:
         return None
     if len(gpus) % count:
-        raise ConfigError(f"-n must divide the {len(gpus)} GPUs here, got {count}; JAX_PLATFORMS=cpu tries it without")
+        raise ConfigError(f"-n must divide the GPUs here ({len(gpus)}), got {count}; JAX_PLATFORMS=cpu does without")
     each = len(gpus) // count
     return [",".join(gpus[i * each : (i + 1) * each]) for i in range(count)]
 

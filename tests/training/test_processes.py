@@ -13,7 +13,9 @@ import jax
 import numpy as np
 import pytest
 
+from optlab.commands import launch as launcher
 from optlab.commands import main
+from optlab.config import ConfigError
 from optlab.training import load_params, read_metrics
 from optlab.training.processes import connect
 
@@ -240,3 +242,19 @@ def test_what_one_process_alone_finds_wrong_is_told_and_nobody_waits(here):
 def test_what_launch_can_not_start_is_refused(here, capsys, words, message):
     assert main(["launch", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_processes_share_the_machines_gpus(monkeypatch):
+    monkeypatch.setattr(launcher.importlib.util, "find_spec", lambda name: object())  # as if JAX could use them
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    assert launcher._gpus_each(2) == ["4,5", "6,7"]
+    with pytest.raises(ConfigError, match=r"-n must divide the GPUs here \(4\), got 3"):
+        launcher._gpus_each(3)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert launcher._gpus_each(3) is None
+
+
+def test_the_launcher_needs_no_jax():
+    code = "import sys, optlab.commands.launch; raise SystemExit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
