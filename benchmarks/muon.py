@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from collectives import collectives
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -190,23 +191,9 @@ def devices(turns: int, seconds: float) -> None:
 
 def exchanges(program: str, count: int) -> tuple[str, float]:
     """What a compiled program exchanges: (kinds, bytes that come to a device from the others)."""
-    import collections
-    import math
-    import re
-
-    kinds: collections.Counter[str] = collections.Counter()
-    moved = 0.0
-    pattern = r"^\s*\S+ = (.*?) (all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter)(?:-start)?\("
-    for result, kind in re.findall(pattern, program, re.MULTILINE):
-        kinds[kind] += 1
-        arrays = re.findall(r"(f32|bf16|f16|s32|pred)\[([\d,]*)\]", result)
-        width = {"f32": 4, "s32": 4, "bf16": 2, "f16": 2, "pred": 1}
-        size = sum(width[t] * math.prod(map(int, filter(None, dims.split(",")))) for t, dims in arrays)
-        others = (count - 1) / count
-        moved += {"all-reduce": 2 * others, "reduce-scatter": count * others, "collective-permute": 1}.get(
-            kind, others
-        ) * size
-    return ", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "none", moved
+    found = collectives(program, count)
+    kinds = ", ".join(f"{n} {kind}" for kind, (n, _) in found.items())
+    return kinds or "none", sum(size for _, size in found.values())
 
 
 def write(name: str, command: str, table: list[str]) -> None:
