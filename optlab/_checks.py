@@ -1,11 +1,17 @@
 """Checks of settings when a factory is called: Python numbers are checked, traced values and schedules pass."""
 
+import numbers
 from typing import Any
 
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a plain Python number (a bool is none)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_count(value: Any) -> bool:
+    """Whether `value` is a whole number of at least 1, NumPy's too (a bool is none)."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
 
 
 def check_decay(name: str, value: Any) -> None:

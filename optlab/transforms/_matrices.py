@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from optlab.roles import MatrixAxes
 
@@ -19,8 +20,22 @@ def matrix_leaves(who: str, updates: Any, matrix_axes: Any | None) -> list[tuple
     for (path, x), a in zip(leaves, axes, strict=True):
         if not a.is_matrix:
             raise ValueError(
-                f"{who} moves matrices, and {jax.tree_util.keystr(path, simple=True, separator='/')!r} of shape "
+                f"{who} moves matrices, and {_name(path)!r} of shape "
                 f"{x.shape} isn't one: let by_role route the parameters, or say which of its axes are input and "
                 "output, by matrix_axes= to by_role or to update (see optlab.roles.MatrixAxes)"
             )
     return [(x, a) for (_, x), a in zip(leaves, axes, strict=True)]
+
+
+def check_real(who: str, updates: Any) -> None:
+    """Refuses complex leaves, whose transposed would have to be conjugated."""
+    for path, x in jax.tree_util.tree_leaves_with_path(updates):
+        if jnp.issubdtype(x.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"{who} needs real matrices, and {_name(path)!r} is {x.dtype}: take method='svd', which can do it, or "
+                "let another rule move it"
+            )
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -197,5 +197,5 @@ def _normalize(X: jax.Array, eps: float) -> jax.Array:
     scale = jnp.max(jnp.abs(X), axis=(-2, -1), keepdims=True)
     scale = jnp.maximum(scale, jnp.finfo(X.dtype).tiny)
     X = X / scale
-    norm = jnp.sqrt(jnp.sum(X * X, axis=(-2, -1), keepdims=True))
+    norm = jnp.sqrt(jnp.sum((X * X.conj()).real, axis=(-2, -1), keepdims=True))
     return X / jnp.maximum(norm + eps / scale, 1e-3)  # norm is at least 1 but for a matrix of zeros

@@ -167,8 +167,8 @@ def keep_weight_norm() -> optax.GradientTransformationExtraArgs:
 
 
 def _mean_square(x: jax.Array, axes: MatrixAxes) -> jax.Array:
-    """Of every neuron."""
-    return jnp.mean(jnp.square(x), axis=axes.input, keepdims=True)
+    """Of every neuron; 0 if it has no input."""
+    return jnp.sum(jnp.square(x), axis=axes.input, keepdims=True) / max(1, axes.fans(x.shape)[0])
 
 
 def _norm(x: jax.Array, axes: MatrixAxes) -> jax.Array:

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab._checks import check_choice, check_not_negative, check_positive
+from optlab._checks import check_choice, check_not_negative, is_count, is_number
 from optlab.roles import MatrixAxes
 from optlab.transforms._divide import Mesh, by_mesh, divide, on_auto_axes, on_explicit, placed_like
-from optlab.transforms._matrices import matrix_leaves
+from optlab.transforms._matrices import check_real, matrix_leaves
 from optlab.transforms._newton_schulz import LARGEST, extremes, keller_jordan, newton_schulz, polar, polar_express
 from optlab.transforms._numerics import wide_dtype
 from optlab.transforms._plan import Group, Matrices, Note, Plan, Settings, make_plan
@@ -69,10 +69,11 @@ def orthogonalize(
     """
     check_choice("method", method, ("newton_schulz", "polar_express", "svd"))
     check_choice("precision", precision, ("default", "high", "highest"))
-    check_positive("steps", steps)
     check_not_negative("eps", eps)
-    if not 1e-6 <= lower_bound < 1:
-        raise ValueError(f"lower_bound must lie in [1e-6, 1), got {lower_bound}")
+    if not is_count(steps):
+        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+    if not is_number(lower_bound) or not 1e-6 <= lower_bound < 1:
+        raise ValueError(f"lower_bound must lie in [1e-6, 1), got {lower_bound!r}")
     if dtype is not None:
         dtype = str(jnp.dtype(dtype))
         check_choice("dtype", dtype, ("float32", "bfloat16", "float16"))
@@ -102,6 +103,8 @@ def orthogonalize(
         **extra_args: Any,
     ) -> tuple[optax.Updates, OrthogonalizeState]:
         del params, extra_args
+        if method != "svd":
+            check_real("orthogonalize by Newton–Schulz", updates)
         leaves = matrix_leaves("orthogonalize", updates, matrix_axes)
         arrays, axes = [x for x, _ in leaves], tuple(a for _, a in leaves)
         done = list(arrays)
@@ -119,7 +122,7 @@ def plan_of(leaves: Sequence[jax.ShapeDtypeStruct | jax.Array], axes: Sequence[M
     matrices = []
     for x, a in zip(leaves, axes, strict=True):
         fan_in, fan_out = a.fans(x.shape)
-        matrices.append(Matrices(x.size // (fan_in * fan_out), fan_in, fan_out, str(x.dtype)))
+        matrices.append(Matrices(x.size // max(1, fan_in * fan_out), fan_in, fan_out, str(x.dtype)))
     return make_plan(matrices, settings)
 
 

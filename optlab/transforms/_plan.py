@@ -107,11 +107,12 @@ class Plan:
 
 
 def make_plan(leaves: Sequence[Matrices], settings: Settings) -> Plan:
-    """Groups by shape, a matrix and its transpose being the same, and by dtype."""
+    """Groups by shape, a matrix and its transpose being the same, and by dtype. Leaves without entries are in none."""
     members = defaultdict(list)
     for i, leaf in enumerate(leaves):
         shape = (min(leaf.fan_in, leaf.fan_out), max(leaf.fan_in, leaf.fan_out))
-        members[shape, leaf.dtype].append(i)
+        if leaf.count:
+            members[shape, leaf.dtype].append(i)
     return Plan(
         tuple(
             _group(shape, dtype, tuple(indices), tuple(leaves[i].count for i in indices), settings)

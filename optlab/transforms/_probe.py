@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optlab._checks import is_number
+from optlab._checks import is_count
 from optlab._probes import METRICS, NORMS, SPECTRUM, ProbeName, ProbeState
 from optlab.roles import MatrixAxes
 from optlab.roles import matrix_axes as find_axes
@@ -50,8 +50,8 @@ def probe(name: str, *, every: int | None = 100) -> optax.GradientTransformation
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"name must be a string that isn't empty, got {name!r}")
-    if is_number(every) and not (isinstance(every, int) and every >= 1):
-        raise ValueError(f"every must be a whole number of at least 1, or None, got {every}")
+    if not (every is None or is_count(every) or isinstance(every, jax.Array)):
+        raise ValueError(f"every must be a whole number of at least 1, or None, got {every!r}")
 
     def init_fn(params: optax.Params) -> ProbeState:
         dtype = jnp.finfo(jnp.result_type(jnp.float32, *jax.tree.leaves(params))).dtype
@@ -93,7 +93,8 @@ def _norms(updates: Any, params: Any | None, grad: Any | None) -> dict[str, jax.
         found["param_norm"] = _norm(theta)
         found["update_to_weight"] = _quotient(found["update_norm"], found["param_norm"])
     if g is not None:
-        found["gradient_cosine"] = _quotient(_quotient(_dot(u, g), found["update_norm"]), _norm(g))
+        u, g = ([_quotient(a, norm) for a in x] for x, norm in ((u, found["update_norm"]), (g, _norm(g))))
+        found["gradient_cosine"] = _dot(u, g)
     return found
 
 
@@ -125,7 +126,10 @@ def _dot(x: Sequence[jax.Array], y: Sequence[jax.Array]) -> jax.Array:
 
 
 def _norm(x: Sequence[jax.Array]) -> jax.Array:
-    return jnp.sqrt(_dot(x, x))
+    """√Σx², where squares would vanish or overflow of x times a power of 2. All in one pass, without a search first."""
+    scaled = lambda c: jnp.sqrt(_dot(*[[c * a for a in x]] * 2)) / c
+    norm = scaled(1.0)
+    return jnp.where(norm < 1e-12, scaled(2.0**80), jnp.where(jnp.isinf(norm), scaled(2.0**-80), norm))
 
 
 def _quotient(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -27,7 +27,7 @@ def scale_by_matrix_shape(scale: Literal["rms", "spectral"] = "rms") -> optax.Gr
     check_choice("scale", scale, ("rms", "spectral"))
 
     def factor(fan_in: int, fan_out: int) -> float:
-        return 0.2 * math.sqrt(max(fan_in, fan_out)) if scale == "rms" else math.sqrt(max(1, fan_out / fan_in))
+        return 0.2 * math.sqrt(max(fan_in, fan_out)) if scale == "rms" else math.sqrt(max(1, fan_out / max(1, fan_in)))
 
     def update_fn(
         updates: optax.Updates,

@@ -141,9 +141,13 @@ def test_what_is_no_matrix_is_named(block, axes):
     ("arguments", "message"),
     [
         ({"method": "qr"}, "method must be one of 'newton_schulz', 'polar_express', 'svd', got 'qr'"),
-        ({"steps": 0}, "steps must be positive, got 0"),
+        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"steps": 2.5}, r"steps must be a whole number of at least 1, got 2\.5"),
+        ({"steps": "5"}, "steps must be a whole number of at least 1, got '5'"),
+        ({"steps": True}, "steps must be a whole number of at least 1, got True"),
         ({"eps": -1.0}, r"eps must not be negative, got -1\.0"),
         ({"lower_bound": 0.0}, r"lower_bound must lie in \[1e-6, 1\), got 0.0"),
+        ({"lower_bound": None}, r"lower_bound must lie in \[1e-6, 1\), got None"),
         ({"dtype": "int8"}, "dtype must be one of 'float32', 'bfloat16', 'float16', got 'int8'"),
         ({"method": "svd", "dtype": "bfloat16"}, "method='svd' needs float32, got dtype='bfloat16'"),
         ({"precision": "tf32"}, "precision must be one of 'default', 'high', 'highest', got 'tf32'"),
@@ -152,3 +156,36 @@ def test_what_is_no_matrix_is_named(block, axes):
 def test_orthogonalize_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         optlab.orthogonalize(**arguments)
+
+
+@pytest.mark.parametrize("method", ["newton_schulz", "polar_express", "svd"])
+@pytest.mark.parametrize("empty", [(0, 5), (5, 0), (0, 4, 4), (2, 0, 3)])
+def test_a_leaf_without_entries_goes_through_and_changes_no_other(method, empty):
+    axes = MatrixAxes(tuple(range(len(empty) - 2)), (-2 + len(empty),), (-1 + len(empty),))
+    matrix_axes = {"empty": axes, "w": MatrixAxes((), (0,), (1,))}
+    tree = {"empty": np.zeros(empty), "w": matrix(4, 4)}
+    done = orthogonal(tree, matrix_axes, method=method)
+    assert done["empty"].shape == empty
+    np.testing.assert_array_equal(done["w"], orthogonal({"w": tree["w"]}, method=method)["w"])
+    assert orthogonal({"empty": tree["empty"]}, {"empty": axes}, method=method)["empty"].shape == empty
+
+
+def test_the_optimizers_and_explain_take_leaves_without_entries():
+    params = {name: {"kernel": jnp.ones(shape)} for name, shape in (("in", (0, 5)), ("out", (5, 0)), ("w", (4, 4)))}
+    for factory in (optlab.muon, optlab.normuon, optlab.adamuon, optlab.muonh):
+        tx = factory(0.1)
+        updates, state = jax.jit(tx.update)(params, tx.init(params), params)
+        assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params), factory
+        assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((updates, state))), factory
+        assert optlab.explain(tx, params).flops == optlab.explain(tx, {"w": params["w"]}).flops > 0
+
+
+def test_complex_matrices_need_the_svd():
+    G = {"w": {"kernel": jnp.asarray(matrix(3, 4) + 1j * matrix(3, 4, 1))}}
+    for method in ("newton_schulz", "polar_express"):
+        tx = optlab.orthogonalize(method)
+        with pytest.raises(ValueError, match="needs real matrices, and 'w/kernel' is complex64: take method='svd'"):
+            tx.update(G, tx.init(G))
+    tx = optlab.orthogonalize("svd")
+    done = tx.update(G, tx.init(G))[0]["w"]["kernel"]
+    np.testing.assert_allclose(done, by_svd(G["w"]["kernel"]), atol=1e-5)
