@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 KERNELS = {"kernel", "weight", "w"}  # a layer's own array: the layer's name stands before it
-BIASES = {"bias", "b"}
+TABLES = {*KERNELS, "embedding", "embeddings"}  # which have rank 2 at least in a single layer
 GAINS = {"scale", "gain", "gamma"}
 VECTORS = {*GAINS, "bias", "beta", "offset"}
 NORMS = {"ln", "bn", "gn"}  # and whatever has "norm" in it
@@ -49,8 +49,9 @@ class Parameter:
     names: tuple[str, ...]
     shape: tuple[int, ...]
     bias: tuple[int, ...] | None = None  # the shape of the bias beside a kernel
-    beside_kernel: bool = False
+    is_bias: bool = False  # of the kernel beside it
     stack: tuple[int, ...] = ()  # axes that count layers
+    widths: frozenset[int] = frozenset()  # of the model, as the attention's other kernels show
     beside_queries: bool = False  # in the scope of an attention's queries, keys and values, or one of them
 
     @property
@@ -98,8 +99,7 @@ class Parameter:
     @property
     def is_vector(self) -> bool:
         """By its name at any rank, or because it is as long as it is big: a probe is (1, 1, width)."""
-        named = self.is_gain or has(self.own, VECTORS) or (self.kind == "b" and self.beside_kernel)
-        if named or len(self.one_shape) == 1:
+        if self.is_bias or self.is_gain or has(self.own, VECTORS) or len(self.one_shape) == 1:
             return True
         is_long = len(self.one_shape) > 2 > sum(n != 1 for n in self.one_shape)
         return is_long and self.kind not in KERNELS and not self.is_embedding
@@ -112,8 +112,18 @@ class Parameter:
         return len(shape) > 2 and ("conv" in self.layer_name.lower() or square)
 
     @property
-    def is_head(self) -> bool:
-        return len(self.one_shape) == 2 and not self.beside_queries and any(map(_says_head, self.layer))
+    def may_be_stacked_convs(self) -> bool:
+        """Whether it is a convolution in three dimensions, or else a stack of square ones: nothing tells which."""
+        if not self.is_conv or len(self.shape) != 5 or self.stack or self.bias or "3d" in self.layer_name.lower():
+            return False
+        first, height, width = self.shape[2:] if self.kind == "weight" else self.shape[:3]
+        return height == width != first and self.shape[0] != 1
+
+    @cached_property
+    def head_scope(self) -> tuple[str, ...]:
+        """The path of the innermost module around it, or layer, that is called a head; () if there is none."""
+        ends = [i for i, name in enumerate(self.layer, 1) if _says_head(name)]
+        return self.layer[: ends[-1]] if ends else ()
 
     @property
     def is_embedding(self) -> bool:
@@ -171,18 +181,42 @@ def read(params: Any) -> list[Parameter]:
         Parameter(_names(path), getattr(x, "shape", ())) for path, x in jax.tree_util.tree_leaves_with_path(params)
     ]
     beside = lambda p: (p.names[:-1], p.own[len(p.kind) :])  # the bias of w1 is b1
-    biases = {beside(p): p.shape for p in parameters if p.kind in BIASES}
-    kernels = {beside(p) for p in parameters if p.kind in KERNELS}
+    kernels = {beside(p): p.shape for p in parameters if p.kind in KERNELS}
+    for p in parameters:
+        p.is_bias = p.kind == "bias" or (p.kind == "b" and _is_bias_of(p.shape, kernels.get(beside(p), ())))
+    biases = {beside(p): p.shape for p in parameters if p.is_bias}
     queries: dict[Any, dict[str, int]] = defaultdict(dict)
     for p in parameters:
         p.bias = biases.get(beside(p)) if p.kind in KERNELS else None
-        p.beside_kernel = beside(p) in kernels
         if p.into_heads:
             queries[p.layer[:-1]][p.layer_name] = max(1, p.projections)
     for p in parameters:
         p.beside_queries = sum(queries.get(p.layer[:-1], {}).values()) > 1
     _find_stacks(parameters, 0)
+    _find_widths(parameters)
     return parameters
+
+
+def _is_bias_of(bias: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
+    """Whether what is called "b" has a bias's shape: LoRA's "b" beside "w" is a matrix."""
+    if len(bias) == 1 or not kernel:
+        return bool(kernel)
+    fits = bias == kernel[-len(bias) :] or any(n == m for n, m in zip(bias[:2], kernel, strict=False))
+    return len(bias) < len(kernel) and (fits or sum(n != 1 for n in bias) < 2)
+
+
+def _find_widths(parameters: list[Parameter]) -> None:
+    """What a key or value, or better the output's kernel, says of an attention's width, when the stacks are known."""
+    into: dict[Any, set[int]] = defaultdict(set)
+    out: dict[Any, set[int]] = defaultdict(set)
+    for p in parameters:
+        rank, scope = len(p.one_shape), p.layer[:-1]
+        if p.beside_queries and 1 < rank < 4 and p.into_heads:
+            into[scope].add(p.one_shape[0])
+        elif p.beside_queries and rank > 1 and p.out_of_heads:
+            out[scope].add(p.one_shape[-1])
+    for p in parameters:
+        p.widths = frozenset(out[p.layer[:-1]] or into[p.layer[:-1]])
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
@@ -213,14 +247,17 @@ def _find_stacks(parameters: list[Parameter], depth: int) -> None:
 def _stack_axis(parameters: list[Parameter]) -> int | None:
     """The axis that counts layers: 0, or 1 as T5X and MaxText scan, or None.
 
-    All have the same length there, and one shows that it can't be a single layer's. Where there are neither gains nor
-    biases, it is the first axis of two or more arrays of rank 3, none of them a convolution, and not all of them
-    queries, keys and values, which share the width of the model.
+    All have the same length there, a kernel has two axes more, and one shows that it can't be a single layer's. Where
+    there are neither gains nor biases, it is the first axis of two or more arrays of rank 3, none of them a
+    convolution, and not all of them queries, keys and values, which share the width of the model.
     """
     shapes = [p.one_shape for p in parameters]
+    if any(len(p.one_shape) == 2 and p.kind in TABLES and not p.is_gain for p in parameters):
+        return None
+    many = _has_long_queries(parameters)
     for axis in (0, 1):
         alike = shapes and min(map(len, shapes)) > axis and len({shape[axis] for shape in shapes}) == 1
-        if alike and any(_counts_layers(p, axis) for p in parameters):
+        if alike and (many or any(_counts_layers(p, axis) for p in parameters)):
             return axis
     plain = len(parameters) > 1 and all(len(shape) == 3 for shape in shapes) and len({s[0] for s in shapes}) == 1
     if plain and not any(p.is_vector or p.is_conv for p in parameters) and not all(p.into_heads for p in parameters):
@@ -228,14 +265,20 @@ def _stack_axis(parameters: list[Parameter]) -> int | None:
     return None
 
 
+def _has_long_queries(parameters: list[Parameter]) -> bool:
+    """Whether queries, keys and values have all rank 4 or more: a single layer's key has 3 at most, its query has 4
+    where queries are grouped, (width, groups, queries of a group, head width)."""
+    ranks = [len(p.one_shape) for p in parameters if p.into_heads and not (p.projections or p.one_bias or p.is_conv)]
+    return len(ranks) > 1 and min(ranks) > 3
+
+
 def _counts_layers(p: Parameter, axis: int) -> bool:
-    """Whether this axis can't be a single layer's: a norm's gains are a vector, a query's kernel has rank 3 at most,
-    and a dense layer's bias has its kernel's last axis alone."""
+    """Whether this axis can't be a single layer's: a norm's gains are a vector, and a layer's bias has its kernel's
+    last axes alone."""
     shape, bias = p.one_shape, p.one_bias
     if p.is_gain:
         return len(shape) == 2
-    if len(shape) < 3 or (p.is_conv and not bias):
+    if len(bias) not in range(2, len(shape)):
         return False
-    if len(bias) == 2:
-        return bias[axis] == shape[axis] and bias[1 - axis] == shape[-1] and bias != shape[-2:]
-    return len(shape) == 4 and not p.is_conv and p.into_heads and not p.projections
+    one = bias[:axis] + bias[axis + 1 :]
+    return bias[axis] == shape[axis] and one == shape[-len(one) :] and bias != shape[-len(bias) :]

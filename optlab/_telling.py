@@ -1,5 +1,8 @@
 """Tells what a parameter is, and how it is a matrix, from what its name, shape and neighbours say."""
 
+import functools
+import re
+
 from optlab._matrix_axes import MatrixAxes
 from optlab._parameters import KERNELS, POSITIONS, Parameter, has, words
 
@@ -43,7 +46,13 @@ def _outputs(p: Parameter, shape: list[int]) -> tuple[int, bool]:
         return 0, False
     if p.is_embedding or p.out_of_heads:
         return 1, False
-    return (rank - 1 if p.into_heads else 0), False
+    grouped = rank > 3  # (width, groups, queries of a group, head width), or a stack that nothing shows
+    return (rank - 1 if p.into_heads and (not grouped or shape[0] in p.widths) else 0), False
+
+
+def stacked_convs(p: Parameter) -> MatrixAxes:
+    """The axes of what may be a stack of convolutions, if it is one."""
+    return MatrixAxes((0,), (2, 3, 4), (1,)) if p.kind == "weight" else MatrixAxes((0,), (1, 2, 3), (4,))
 
 
 def by_head(p: Parameter, head_width: int | None) -> MatrixAxes:
@@ -57,7 +66,7 @@ def by_head(p: Parameter, head_width: int | None) -> MatrixAxes:
         return found
     side = found.output if p.into_heads else found.input
     if len(side) > 1:
-        return found.with_stacked(side[0])  # (heads, head width)
+        return functools.reduce(MatrixAxes.with_stacked, side[:-1], found)  # (heads, head width), (groups, heads, …)
     if not p.attends:
         return found
     length = (found.view or p.shape)[side[0]]
@@ -72,18 +81,16 @@ def by_head(p: Parameter, head_width: int | None) -> MatrixAxes:
 
 
 def role(p: Parameter) -> str | None:
-    """The role, "head" where the name says so; None where it can't be told."""
+    """The role of what is no head; None where it can't be told."""
     rank = len(p.one_shape)
     if rank == 0:
         return "scalar"
     if p.is_vector:
         return "vector"
-    if p.is_head:
-        return "head"
     if p.is_embedding:
         return "embedding"
     if p.is_conv:
-        return "conv"
+        return None if p.may_be_stacked_convs else "conv"
     if rank == 2 or p.is_expert:
         return "matrix"
     found = axes(p)
@@ -93,20 +100,45 @@ def role(p: Parameter) -> str | None:
 
 def roles(parameters: list[Parameter]) -> list[str | None]:
     """The role of every parameter; None where it can't be told."""
-    heads = _unnamed_heads(parameters)
+    named = _named_heads(parameters)
+    heads = named | _unnamed_heads(parameters, named)
     return ["head" if p in heads else role(p) for p in parameters]
 
 
-def _unnamed_heads(parameters: list[Parameter]) -> list[Parameter]:
+def _named_heads(parameters: list[Parameter]) -> set[Parameter]:
+    """The matrices and convolutions that are called a head, or are the last of a module that is."""
+    kernels = [p for p in parameters if (len(p.one_shape) == 2 or p.is_conv) and not p.is_vector]
+    named = [p for p in kernels if p.head_scope and not p.beside_queries]
+    inside = {scope: [p for p in kernels if p.names[: len(scope)] == scope] for scope in {p.head_scope for p in named}}
+    last = {scope: _last(members) for scope, members in inside.items()}
+    return {p for p in named if p.layer == p.head_scope or p in last[p.head_scope]}
+
+
+def _last(kernels: list[Parameter]) -> list[Parameter]:
+    """Those whose output none of the others takes in; where there are none, those of the highest number."""
+    last = [p for p in kernels if not any(_takes_in(other, p) for other in kernels if other is not p)]
+    number = lambda p: [int(digits) for digits in re.findall("[0-9]+", p.path)]
+    return last or [p for p in kernels if number(p) == max(map(number, kernels))]
+
+
+def _takes_in(p: Parameter, before: Parameter) -> bool:
+    """Whether it is as wide as what comes out; a dense layer may take in the whole image of a convolution."""
+    fan_in, width = axes(p).fans(p.shape)[0], axes(before).fans(before.shape)[1]
+    if p.is_conv:
+        return p.one_shape[1 if p.kind == "weight" else -2] == width
+    return fan_in == width or (before.is_conv and fan_in % width == 0)
+
+
+def _unnamed_heads(parameters: list[Parameter], named: set[Parameter]) -> set[Parameter]:
     """The kernels that must be heads, where none is named so (but for one that gives a single number)."""
+    if any(axes(p).fans(p.shape)[1] > 1 for p in named):
+        return set()
     matrices = [p for p in parameters if len(p.one_shape) == 2 and not p.is_vector]
     fans = {p: axes(p).fans(p.shape) for p in matrices}
-    if any(p.is_head and fans[p][1] > 1 for p in matrices):
-        return []
     norms = {p.one_shape for p in parameters if p.is_gain}
     embeddings = [p for p in matrices if p.is_embedding and not has(" ".join(p.names[-2:]), POSITIONS)]
     found = (_head_of(embedding, fans, norms) for embedding in embeddings)
-    return [head for head in found if head is not None]
+    return {head for head in found if head is not None}
 
 
 def _head_of(

@@ -10,7 +10,7 @@ import jax
 import optax
 
 from optlab import _telling
-from optlab._axes_at_init import axes_told, tell_axes
+from optlab._axes_at_init import axes_told, roles_told, tell
 from optlab._matrix_axes import MatrixAxes
 from optlab._parameters import Parameter, read
 
@@ -36,16 +36,23 @@ def roles(params: Any, overrides: Mapping[str, str] | None = None) -> Any:
     parameters = read(params)
     told = _match(overrides or {}, parameters)
     found = [told.get(p.path) or role for p, role in zip(parameters, _telling.roles(parameters), strict=True)]
+    _check_told(parameters, found)
+    return jax.tree.unflatten(jax.tree.structure(params), found)
+
+
+def _check_told(parameters: list[Parameter], found: list[str | None]) -> None:
     for p, role in zip(parameters, found, strict=True):
         if role is None:
             stack = tuple(range(len(p.shape)))[:-2]
+            said, when, axes = "matrix", "if it is a matrix", MatrixAxes(stack, (len(stack),), (len(stack) + 1,))
+            if p.may_be_stacked_convs:
+                said, when, axes = "conv", "if it is a stack of them", _telling.stacked_convs(p)
             raise ValueError(
                 f"roles can't tell what {p.path!r} of shape {p.shape} is. Tell by_role or muon: "
-                f"roles=partial(optlab.roles.roles, overrides={{{p.path!r}: 'matrix'}}) and, if it is a matrix, which "
+                f"roles=partial(optlab.roles.roles, overrides={{{p.path!r}: {said!r}}}) and, {when}, which "
                 f"axes are stacked, input and output: matrix_axes=partial(optlab.roles.matrix_axes, overrides="
-                f"{{{p.path!r}: MatrixAxes({stack}, {(len(stack),)}, {(len(stack) + 1,)})}})"
+                f"{{{p.path!r}: MatrixAxes({axes.stack}, {axes.input}, {axes.output})}})"
             )
-    return jax.tree.unflatten(jax.tree.structure(params), found)
 
 
 def matrix_axes(
@@ -122,7 +129,8 @@ def by_role(
     """Each parameter is moved by the rule of its role, as by `optax.partition`; the rule "default" moves the rest.
 
     A rule sees its own parameters only. So the roles and the matrix axes are found on the whole tree here, and given
-    to the rules as the extra arguments `roles` and `matrix_axes`: trees of strings, and of `MatrixAxes`.
+    to the rules as the extra arguments `roles` and `matrix_axes`: trees of strings, and of `MatrixAxes`. A rule that is
+    a `by_role` itself, as `muon` is, has them from here too, unless it has `roles` of its own.
 
     Args:
         rules: a transform for each role, and "default" for the roles that aren't named.
@@ -146,10 +154,10 @@ def by_role(
         return optax.partition(rules, keys, mask_compatible_extra_args=True)
 
     def init_fn(params: optax.Params) -> ByRoleState:
-        labels = _label(params, find_roles, rules)
         told = axes_told(params)  # by the by_role around this one, which sees more
+        labels = _label(params, find_roles if roles is not None or told is None else _roles_from_around, rules)
         axes = _resolve(find_axes, params) if told is None else told
-        with tell_axes(axes):
+        with tell(_roles_within(params, labels), axes):
             inner = route(labels, params).init(params)
         plain = tuple(dataclasses.astuple(a) for a in jax.tree.leaves(axes))
         return ByRoleState(labels._replace(axes=plain), inner)
@@ -190,6 +198,22 @@ def _label(params: Any, find_roles: Any, rules: Mapping[str, Any]) -> Labels:
         if key not in rules:
             raise ValueError(f"by_role has no rule that moves {path!r}: add one for its role {role!r}, or a 'default'")
     return Labels(tuple(rows))
+
+
+def _roles_from_around(params: Any) -> Any:
+    """A tree of the roles that the by_role around this one tells."""
+    told = roles_told(params) or []
+    _check_told(read(params), told)
+    return jax.tree.unflatten(jax.tree.structure(params), told)
+
+
+def _roles_within(params: Any, labels: Labels) -> list[str | None]:
+    """What a by_role among the rules is told: in place of roles of one's own, what names and shapes tell."""
+    found = [role for _, role, _ in labels.rows]
+    if set(found) <= set(ROLES):
+        return list(found)
+    known = roles_told(params) or _telling.roles(read(params))
+    return [role if role in ROLES else other for role, other in zip(found, known, strict=True)]
 
 
 def _resolve(find: Any, params: Any) -> Any:

@@ -337,6 +337,72 @@ def test_rules_are_told_roles_and_axes_of_what_they_see():
     assert seen["matrix_axes"]["attention"]["query"]["kernel"] == OUT_OF_HEADS
 
 
+NESTED = {
+    "embed": {"embedding": jnp.ones((100, 16))},
+    "block_0": {"Dense_0": {"kernel": jnp.ones((16, 64))}},
+    "Dense_0": {"kernel": jnp.ones((16, 100))},
+}
+SCANNED = {
+    "layers": {"norm": {"scale": jnp.ones((4, 16))}, "mix": {"kernel": jnp.ones((4, 16, 16))}},
+    "input": {"kernel": jnp.ones((3, 16))},
+}
+FIRST = {"Dense_0": {"kernel": "matrix"}, "block_0": {"Dense_0": {"kernel": "head"}}}
+
+
+def rules_of(tx, params, around="default"):
+    """{path: the innermost rule that moves it}, of a by_role with another as its rule `around`."""
+    state = jax.eval_shape(tx.init, params)
+    inner = state.rules.inner_states[around].inner_state
+    return {path: rule for labels in (state.labels, inner.labels) for path, _, rule in labels.rows}
+
+
+def test_a_by_role_within_another_has_the_roles_of_the_whole_tree():
+    within = lambda first, rest="default", **own: optlab.by_role(
+        {first: optax.sgd(1.0), rest: optlab.by_role(RULES)}, **own
+    )
+    assert rules_of(within("embedding"), NESTED) == {
+        "embed/embedding": "embedding",
+        "block_0/Dense_0/kernel": "matrix",
+        "Dense_0/kernel": "default",  # a head, as the embedding's vocabulary shows
+    }
+    assert rules_of(within("vector"), SCANNED) == {
+        "layers/norm/scale": "vector",
+        "layers/mix/kernel": "matrix",  # in layers, as the norm shows
+        "input/kernel": "matrix",
+    }
+    given = rules_of(within("embedding", roles={"embed": "embedding", **FIRST}), NESTED)
+    assert (given["block_0/Dense_0/kernel"], given["Dense_0/kernel"]) == ("default", "matrix")
+    # A role of one's own says nothing of what is inside.
+    given = rules_of(
+        within("frozen", "mine", roles={"embed": "frozen", "block_0": "mine", "Dense_0": "mine"}), NESTED, "mine"
+    )
+    assert (given["block_0/Dense_0/kernel"], given["Dense_0/kernel"]) == ("matrix", "default")
+
+
+def test_a_by_role_within_another_moves_what_it_labels():
+    """Three deep; the updates agree with the labels."""
+    rules = {"embedding": optax.scale(-5.0), "default": optlab.by_role({"default": optlab.by_role(RULES)})}
+    assert moved(optlab.by_role(rules), NESTED) == {
+        "embed": {"embedding": -5},
+        "block_0": {"Dense_0": {"kernel": -1}},
+        "Dense_0": {"kernel": -2},
+    }
+
+
+def test_a_by_role_within_another_keeps_roles_of_its_own():
+    own = optlab.by_role(RULES, lambda tree: jax.tree.map(lambda _: "matrix", tree))
+    tx = optlab.by_role({"embedding": optax.sgd(1.0), "default": own}, {"embed": "embedding", **FIRST})
+    given = rules_of(tx, NESTED)
+    assert given["block_0/Dense_0/kernel"] == given["Dense_0/kernel"] == "matrix"
+
+
+def test_what_cant_be_told_is_an_error_within_roles_of_ones_own():
+    tree = {"mixer": {"w": jnp.ones((4, 5, 6))}, "embed": jnp.ones((3, 4))}
+    tx = optlab.by_role({"mine": optlab.by_role(RULES), "default": optax.sgd(1.0)}, {"mixer": "mine", "embed": "head"})
+    with pytest.raises(ValueError, match="roles can't tell what 'mixer/w'"):
+        tx.init(tree)
+
+
 def test_the_state_survives_what_optax_and_flax_do_to_states():
     tx = optlab.by_role({"matrix": optax.trace(0.9), "default": optax.adam(0.1)})
     state = tx.init(PARAMS)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -255,6 +256,9 @@ def test_experts(layers):
         ({"attention": {"qkv": {"kernel": (W, 3 * A)}}}, DENSE),  # three parts of other sizes, with fewer keys
         ({"embed_stem/~/linear": {"w": (W, F)}}, DENSE),  # Haiku's names are paths
         ({"lora": {"b": (2, W)}}, DENSE),  # no bias: there is no kernel beside it
+        ({"lora": {"w": (W, W), "a": (W, 2), "b": (2, W)}}, DENSE),  # nor of a kernel that isn't longer
+        ({"lora": {"w": (L, W, W), "a": (L, W, 2), "b": (L, 2, W)}}, ((0,), (1,), (2,))),
+        ({"w": (W, F), "a": (W, 2), "b": (F,)}, DENSE),
         ({"mixer": {"kernel": (W, W, H, K), "bias": (H, K)}}, ((), (0, 1), (2, 3))),  # no window: the bias tells
         ({"head_0": {"query": {"kernel": (W, K)}, "key": {"kernel": (W, K)}}}, DENSE),  # a head of an attention
     ],
@@ -276,6 +280,8 @@ def test_what_else_can_be_told(tree, axes):
         ({"LMHead_0": {"Dense_0": {"kernel": (W, V)}}}, "head"),
         ({"q_head": {"kernel": (W, 4)}, "v_head": {"kernel": (W, 1)}}, "head"),  # neither queries nor values
         ({"logits_dense": {"kernel": (W, V)}}, "head"),
+        ({"head": {"kernel": (1, 1, W, V), "bias": (V,)}}, "head"),
+        ({"conv_head": {"weight": (V, W, 3, 3)}}, "head"),
         ({"blocks": {"norm1": {"scale": (L, W)}, "bias_table": (L, W)}}, "vector"),
         ({"blocks": {"norm1": {"offset": (L, W)}}}, "vector"),
     ],
@@ -298,6 +304,9 @@ def test_no_head(name):
         {"attn": {"q_einsum": {"w": (H, W, K)}}},  # Gemma's heads come first
         {"attn": {"query": {"weight": (H, K, W)}}},
         {"gating_einsum": (2, W, F)},
+        {"attn": {"query": {"kernel": (W, E, H, K)}}},  # layers, or groups of queries
+        {"attn": {"qkv": {"kernel": (L, W, 3, H, K)}}},
+        {"attn": {"query": {"kernel": (L, W, H, K)}, "key": {"kernel": (L, W, K)}, "out": {"kernel": (L, H, K, W)}}},
     ],
 )
 def test_what_cant_be_told_is_an_error(tree):
@@ -305,7 +314,113 @@ def test_what_cant_be_told_is_an_error(tree):
         roles(shapes(tree))
 
 
+GROUPED = {"query": (W, E, H, K), "key": (W, E, K), "value": (W, E, K), "out": (E, H, K, W)}
+
+
+@pytest.mark.parametrize("names", [("query", "key", "value", "out"), ("query", "key"), ("query", "value", "out")])
+@pytest.mark.parametrize("layers", [(), (L,)])
+def test_queries_grouped_by_key(names, layers):
+    """(width, groups, queries of a group, head width), whose width the neighbours show; a norm shows layers."""
+    tree = {"attn": {name: {"kernel": (*layers, *GROUPED[name])} for name in names}, "norm": {"scale": (*layers, W)}}
+    found = told(shapes({"blocks": tree}))
+    n = len(layers)
+    stack = tuple(range(n))
+    assert ending(found, "query/kernel") == {(stack, (n,), (n + 1, n + 2, n + 3))}
+    assert ending(found, "key/kernel", "value/kernel") == {(stack, (n,), (n + 1, n + 2))}
+    assert ending(found, "out/kernel") <= {(stack, (n, n + 1, n + 2), (n + 3,))}
+
+
+@pytest.mark.parametrize("layers", [(), (L,)])
+def test_a_bias_shows_the_width_of_queries(layers):
+    tree = shapes({"query": {"kernel": (*layers, W, E, K), "bias": (*layers, E, K)}})
+    assert told(tree)["query/kernel"] == (tuple(range(len(layers))), (len(layers),), (len(layers) + 1, len(layers) + 2))
+    tree = shapes({"query": {"kernel": (W, E, H, K), "bias": (E, H, K)}})
+    assert told(tree)["query/kernel"] == ((), (0,), (1, 2, 3))
+
+
+def test_a_width_that_all_share_counts_no_layers():
+    """Here by the second axis, as T5X's layers are counted."""
+    tree = {"layers": {"norm": {"scale": (L, W)}, "mix": {"kernel": (L, W, W)}}, "input": {"kernel": (3, W)}}
+    assert told(shapes(tree))["input/kernel"] == DENSE
+    assert told(shapes(tree))["layers/mix/kernel"] == ((0,), (1,), (2,))
+
+
+def heads(tree):
+    return [path for path, role in told(shapes(tree)).items() if role == "head"]
+
+
+@pytest.mark.parametrize(
+    ("inside", "last"),
+    [
+        ({"Dense_0": (W, F), "Dense_1": (F, F)}, ["Dense_1"]),
+        ({f"Dense_{i}": (W, W) for i in range(11)}, ["Dense_10"]),
+        ({"Dense_0": (W, F), "Dense_1": (F, W)}, ["Dense_1"]),
+        ({"decoder": (W, V), "dense": (W, W)}, ["decoder"]),  # RoBERTa's
+        ({"policy": (W, 4), "value": (W, 1)}, ["policy", "value"]),  # two heads
+        ({"up": (W, F), "down": (F, W)}, ["down", "up"]),  # it can't be told which is the last
+        ({"Conv_0": (3, 3, W, W), "Conv_1": (1, 1, W, V)}, ["Conv_1"]),
+        ({"Conv_0": (3, 3, W, F), "Dense_0": (4 * F, V)}, ["Dense_0"]),
+        ({"Dense_0": (W, F), "head": (F, V)}, ["head"]),
+    ],
+)
+def test_the_last_kernel_of_a_head_is_the_head(inside, last):
+    tree = {"classifier": {name: {"kernel": shape} for name, shape in inside.items()}, "trunk": {"kernel": (W, W)}}
+    assert heads(tree) == [f"classifier/{name}/kernel" for name in last]
+
+
+@pytest.mark.parametrize(
+    ("tree", "axes"),
+    [
+        ({"conv": {"kernel": (L, 3, 3, W, F), "bias": (L, F)}}, ((0,), (1, 2, 3), (4,))),
+        ({"conv": {"kernel": (L, 3, 3, W, F)}, "norm": {"scale": (L, F)}}, ((0,), (1, 2, 3), (4,))),
+        ({"conv": {"kernel": (L, 3, 3, W, F), "bias": (F,)}}, ((), (0, 1, 2, 3), (4,))),
+        ({"conv_3d": {"kernel": (L, 3, 3, W, F)}}, ((), (0, 1, 2, 3), (4,))),
+        ({"conv": {"kernel": (1, 3, 3, W, F)}}, ((), (0, 1, 2, 3), (4,))),
+        ({"conv": {"kernel": (3, 3, 3, W, F)}}, ((), (0, 1, 2, 3), (4,))),
+        ({"conv": {"weight": (F, W, 3, 3, 3)}}, ((), (1, 2, 3, 4), (0,))),
+    ],
+)
+def test_stacked_convolutions_and_such_in_three_dimensions(tree, axes):
+    tree = shapes({"block": tree})
+    own = "weight" if "weight" in tree["block"].get("conv", {}) else "kernel"
+    (layer,) = (name for name in tree["block"] if "conv" in name)
+    assert roles(tree)["block"][layer][own] == "conv"
+    assert matrix_axes(tree)["block"][layer][own] == MatrixAxes(*axes)
+
+
+@pytest.mark.parametrize(
+    ("own", "shape", "axes"),
+    [("kernel", (L, 3, 3, W, F), ((0,), (1, 2, 3), (4,))), ("weight", (L, F, W, 3, 3), ((0,), (2, 3, 4), (1,)))],
+)
+def test_what_may_be_a_stack_of_convolutions_is_an_error(own, shape, axes):
+    tree = shapes({"conv": {own: shape}, "norm": {"scale": (F,)}})  # the norm may be the last, outside the stack
+    said = f"overrides={{'conv/{own}': 'conv'}}) and, if it is a stack of them, which .*: MatrixAxes{axes}}})"
+    with pytest.raises(ValueError, match=re.escape(said).replace(r"\.\*", ".*")):
+        roles(tree)
+    assert roles(tree, {"conv/*": "conv"})["conv"] == {own: "conv"}
+
+
 # Real modules.
+
+
+class GroupedQueries(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        into = lambda name, *shape: nn.DenseGeneral(shape, use_bias=False, name=name)(x)
+        query, key, value = into("query", 2, 4, 8), into("key", 2, 8), into("value", 2, 8)
+        weights = nn.softmax(jnp.einsum("bqkgh,blkh->bkgql", query, key))
+        out = jnp.einsum("bkgql,blkh->bqkgh", weights, value)
+        return nn.DenseGeneral(x.shape[-1], axis=(-3, -2, -1), use_bias=False, name="out")(out)
+
+
+def test_linens_grouped_queries():
+    found = told(initialized(GroupedQueries(), jnp.ones((1, 5, 32))))
+    assert found["query/kernel"] == ((), (0,), (1, 2, 3))
+    assert found["key/kernel"] == found["value/kernel"] == IN
+    assert found["out/kernel"] == ((), (0, 1, 2), (3,))
+    by_head = told(initialized(GroupedQueries(), jnp.ones((1, 5, 32))), per_head=True)
+    assert by_head["query/kernel"] == ((1, 2), (0,), (3,))
+    assert by_head["out/kernel"] == ((0, 1), (2,), (3,))
 
 
 class Experts(nn.Module):
