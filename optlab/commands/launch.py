@@ -26,6 +26,7 @@ from optlab.config import ConfigError
 PROGRAM = "import sys; from optlab.commands import main; sys.exit(main())"
 REFUSED = (1, 2)  # the run said why it can't go on: it would say so again
 STOPPED = (75, 130)  # saved, because a signal asked for it
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # all but the first go on as SIGTERM
 GRACE = 10  # seconds in which the others may end as one of them did, with a message of their own
 
 
@@ -66,7 +67,7 @@ class _Processes:
     def __enter__(self) -> _Processes:
         self.children: list[subprocess.Popen[bytes]] = []
         self.outputs: list[IO[bytes] | None] = []
-        self.handlers = {s: signal.signal(s, self._pass_on) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        self.handlers = {s: signal.signal(s, self._pass_on) for s in SIGNALS}
         port = _free_port()
         for index in range(self.count):
             environment = {**os.environ, "OPTLAB_PROCESSES": f"127.0.0.1:{port},{self.count},{index}"}
@@ -124,7 +125,7 @@ class _Processes:
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self.asked.append(number)
-        self._send(signal.SIGKILL if len(self.asked) > 2 else signal.SIGTERM if number == signal.SIGHUP else number)
+        self._send(signal.SIGKILL if len(self.asked) > 2 else number if number == signal.SIGINT else signal.SIGTERM)
 
     def _send(self, number: int) -> None:
         for child in self.children:

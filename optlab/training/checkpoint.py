@@ -19,7 +19,7 @@ from orbax.checkpoint import v1 as ocp
 
 from optlab._saved import is_complete, saved_steps
 from optlab.training.fingerprint import fingerprints
-from optlab.training.processes import is_first, once
+from optlab.training.processes import is_first, once, together
 from optlab.training.state import TrainState
 
 Manifest = list[dict[str, Any]]
@@ -138,7 +138,9 @@ class Checkpoints:
         """
         for step in reversed(once(self.steps)):
             try:
-                return self.restore(like, step), once(functools.partial(self.notes, step))
+                with together(DamagedError):
+                    restored = self.restore(like, step)
+                return restored, once(functools.partial(self.notes, step))
             except DamagedError as error:
                 message = str(error)
             once(functools.partial(self._quarantine, step, message))

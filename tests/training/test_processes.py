@@ -165,8 +165,8 @@ class Deadly:
         if AM_LAST and self.taken == 20 and not self.mark.exists():
             self.mark.touch()
             os.kill(os.getpid(), self.number)
-        if self.number == signal.SIGTERM:
-            time.sleep(0.1)  # JAX looks every second
+        if self.number == signal.SIGTERM and self.mark.exists():
+            time.sleep(0.2)  # JAX looks every second
         return self.split.take(indices, *rest)
 
 def data(*, number: int = 0):
