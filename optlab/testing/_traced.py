@@ -9,16 +9,15 @@ from optlab.testing._case import Case, cast, gradient, message, program
 from optlab.testing._compare import require_structure, require_types, same_structure
 from optlab.testing._report import Skipped, check, require
 
-AXIS_NAMES = tuple(
-    """
+USUAL_AXES = """
     batch batches data dp ddp fsdp zero shard shards sharded replica replicas replicate rep worker workers
     device devices dev host hosts node nodes process processes proc core cores chip chips tpu gpu gpus num_devices
     model models mp tp tensor mdl stage stages pipe pipeline pp expert experts ep seq sequence context cp sp
     population ensemble ens member members seed seeds sample samples client clients agent agents env envs task tasks
     mesh axis axis_name batch_axis data_axis pmap pmap_axis vmap vmap_axis xmap parallel data_parallel model_parallel
     ax0 ax1 a b d i j k m n p r x y z rows columns row col
-    """.split()
-)
+"""
+AXIS_NAMES = tuple(USUAL_AXES.split())
 
 
 @check("the update reads or writes something outside its arguments, as a counter in its closure: put it into the state")

@@ -1,6 +1,7 @@
 """Muon's block: each matrix by (about) the nearest orthogonal one."""
 
 import functools
+import numbers
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab._checks import check_choice, check_not_negative, is_count, is_number
+from optlab._checks import check_choice, check_not_negative, is_count
 from optlab.roles import MatrixAxes
 from optlab.transforms._divide import Mesh, by_mesh, divide, on_auto_axes, on_explicit, placed_like
 from optlab.transforms._matrices import check_real, matrix_leaves
@@ -72,7 +73,7 @@ def orthogonalize(
     check_not_negative("eps", eps)
     if not is_count(steps):
         raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
-    if not is_number(lower_bound) or not 1e-6 <= lower_bound < 1:
+    if not isinstance(lower_bound, numbers.Real) or not 1e-6 <= lower_bound < 1:
         raise ValueError(f"lower_bound must lie in [1e-6, 1), got {lower_bound!r}")
     if dtype is not None:
         dtype = str(jnp.dtype(dtype))

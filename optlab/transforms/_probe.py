@@ -126,10 +126,10 @@ def _dot(x: Sequence[jax.Array], y: Sequence[jax.Array]) -> jax.Array:
 
 
 def _norm(x: Sequence[jax.Array]) -> jax.Array:
-    """√Σx², where squares would vanish or overflow of x times a power of 2. All in one pass, without a search first."""
-    scaled = lambda c: jnp.sqrt(_dot(*[[c * a for a in x]] * 2)) / c
-    norm = scaled(1.0)
-    return jnp.where(norm < 1e-12, scaled(2.0**80), jnp.where(jnp.isinf(norm), scaled(2.0**-80), norm))
+    """√Σx², relative to the largest entry: squares neither vanish nor overflow."""
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(a), initial=0.0) for a in x])) if x else jnp.zeros([])
+    x = [_quotient(a, largest) for a in x]
+    return largest * jnp.sqrt(_dot(x, x))
 
 
 def _quotient(a: jax.Array, b: jax.Array) -> jax.Array:

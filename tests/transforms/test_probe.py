@@ -87,6 +87,14 @@ def test_every_metric_is_the_formula(seed, scales):
         np.testing.assert_allclose(got[metric], value, rtol=2e-5, atol=1e-6 if metric == "gradient_cosine" else 0)
 
 
+@pytest.mark.parametrize("scale", [1e-35, 1e-25, 1e-16, 1e-13, 1e-11, 1e15, 1e17, 1e19, 1e25, 1e35])
+def test_squares_neither_vanish_nor_overflow(scale):
+    u, params, g = tree(0, scale), tree(1, scale), tree(2, scale)
+    got, expected = measured(u, params, g), oracle(u, params, g)
+    for metric in NORMS:
+        np.testing.assert_allclose(got[metric], expected[metric], rtol=2e-5, err_msg=metric)
+
+
 def test_in_float64_they_are_exact():
     with jax.enable_x64(True):
         u, params, g = (tree(i, 1e-3, jnp.float64) for i in range(3))
@@ -503,6 +511,8 @@ def test_under_shard_map_it_measures_what_the_device_holds(check):
         ({"name": 10}, "name must be a string that isn't empty, got 10"),
         ({"name": "x", "every": 0}, "every must be a whole number of at least 1, or None, got 0"),
         ({"name": "x", "every": 2.5}, "every must be a whole number of at least 1, or None, got 2.5"),
+        ({"name": "x", "every": True}, "every must be a whole number of at least 1, or None, got True"),
+        ({"name": "x", "every": "a"}, "every must be a whole number of at least 1, or None, got 'a'"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
