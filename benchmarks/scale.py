@@ -150,9 +150,9 @@ def time_by_devices(steps: int = 30) -> list[str]:
         "## Time a step, and bytes exchanged, by devices",
         "",
         f"The same model and the same {EXAMPLES} sequences, divided among 1, 2, 4 and 8 simulated devices, which share "
-        f"{os.cpu_count()} cores: beyond that many devices division can't gain time here, and what a step takes more is "
-        f"the cost of dividing it (the fastest of {steps} steps, on a machine with other work: rough figures). Bytes are "
-        "those that come to a device.",
+        f"{os.cpu_count()} cores: beyond that many devices division can't gain time here, and what a step takes more "
+        f"is the cost of dividing it (the fastest of {steps} steps, on a machine with other work: rough figures). "
+        "Bytes are those that come to a device.",
         "",
     ]
     return [*head, *lines, ""]
