@@ -252,7 +252,7 @@ def _stack_axis(parameters: list[Parameter]) -> int | None:
     convolution, and not all of them queries, keys and values, which share the width of the model.
     """
     shapes = [p.one_shape for p in parameters]
-    if any(len(p.one_shape) == 2 and p.kind in TABLES and not p.is_gain for p in parameters):
+    if any(len(p.one_shape) == 2 and p.kind in TABLES and not (p.is_gain or len(p.one_bias) > 1) for p in parameters):
         return None
     many = _has_long_queries(parameters)
     for axis in (0, 1):

@@ -107,11 +107,13 @@ def roles(parameters: list[Parameter]) -> list[str | None]:
 
 def _named_heads(parameters: list[Parameter]) -> set[Parameter]:
     """The matrices and convolutions that are called a head, or are the last of a module that is."""
+    called = lambda p: p.layer == p.head_scope
     kernels = [p for p in parameters if (len(p.one_shape) == 2 or p.is_conv) and not p.is_vector]
+    kernels = [p for p in kernels if called(p) or not p.is_embedding]
     named = [p for p in kernels if p.head_scope and not p.beside_queries]
     inside = {scope: [p for p in kernels if p.names[: len(scope)] == scope] for scope in {p.head_scope for p in named}}
     last = {scope: _last(members) for scope, members in inside.items()}
-    return {p for p in named if p.layer == p.head_scope or p in last[p.head_scope]}
+    return {p for p in named if called(p) or p in last[p.head_scope]}
 
 
 def _last(kernels: list[Parameter]) -> list[Parameter]:

@@ -130,7 +130,7 @@ def by_role(
 
     A rule sees its own parameters only. So the roles and the matrix axes are found on the whole tree here, and given
     to the rules as the extra arguments `roles` and `matrix_axes`: trees of strings, and of `MatrixAxes`. A rule that is
-    a `by_role` itself, as `muon` is, has them from here too, unless it has `roles` of its own.
+    a `by_role` itself, as `muon` is, has them from here too, unless it has `roles` or `matrix_axes` of its own.
 
     Args:
         rules: a transform for each role, and "default" for the roles that aren't named.
@@ -156,7 +156,7 @@ def by_role(
     def init_fn(params: optax.Params) -> ByRoleState:
         told = axes_told(params)  # by the by_role around this one, which sees more
         labels = _label(params, find_roles if roles is not None or told is None else _roles_from_around, rules)
-        axes = _resolve(find_axes, params) if told is None else told
+        axes = _resolve(find_axes, params) if matrix_axes is not None or told is None else told
         with tell(_roles_within(params, labels), axes):
             inner = route(labels, params).init(params)
         plain = tuple(dataclasses.astuple(a) for a in jax.tree.leaves(axes))
@@ -166,7 +166,8 @@ def by_role(
         updates: optax.Updates, state: ByRoleState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ByRoleState]:
         labels = state.labels if state.labels.rows else _label(updates, find_roles, rules)
-        extra_args.setdefault("matrix_axes", _resolve(find_axes, updates))
+        if matrix_axes is not None or "matrix_axes" not in extra_args:
+            extra_args["matrix_axes"] = _resolve(find_axes, updates)
         extra_args["roles"] = jax.tree.unflatten(jax.tree.structure(updates), [role for _, role, _ in labels.rows])
         updates, inner = route(labels, updates).update(updates, state.rules, params, **extra_args)
         return updates, ByRoleState(labels, inner)

@@ -3,6 +3,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax import nnx, serialization
@@ -394,6 +395,19 @@ def test_a_by_role_within_another_keeps_roles_of_its_own():
     tx = optlab.by_role({"embedding": optax.sgd(1.0), "default": own}, {"embed": "embedding", **FIRST})
     given = rules_of(tx, NESTED)
     assert given["block_0/Dense_0/kernel"] == given["Dense_0/kernel"] == "matrix"
+
+
+def test_a_by_role_within_another_keeps_matrix_axes_of_its_own():
+    params = {"query": {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(6, 2, 3)), "float32")}}
+    by_head = functools.partial(matrix_axes, per_head=True)
+    orthogonal = {"matrix": optlab.orthogonalize(), "default": optax.identity()}
+    alone, whole = optlab.by_role(orthogonal, matrix_axes=by_head), optlab.by_role(orthogonal)
+    got, want, other = (
+        tx.update(params, tx.init(params))[0]["query"]["kernel"]
+        for tx in (optlab.by_role({"default": alone}), alone, whole)
+    )
+    np.testing.assert_array_equal(got, want)
+    assert not np.allclose(got, other)
 
 
 def test_what_cant_be_told_is_an_error_within_roles_of_ones_own():

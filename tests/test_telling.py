@@ -345,6 +345,15 @@ def test_a_width_that_all_share_counts_no_layers():
     assert told(shapes(tree))["layers/mix/kernel"] == ((0,), (1,), (2,))
 
 
+def test_a_norms_weight_is_in_layers_whatever_the_norm_is_called():
+    norm = {"weight": (L, F), "bias": (L, F)}
+    tree = {"blocks": [{"kernel": (L, W, F), "bias": (L, F)}, norm]}
+    assert told(shapes(tree)) == {
+        "blocks/0/kernel": ((0,), (1,), (2,)),
+        **dict.fromkeys(("blocks/0/bias", "blocks/1/weight", "blocks/1/bias"), "vector"),
+    }
+
+
 def heads(tree):
     return [path for path, role in told(shapes(tree)).items() if role == "head"]
 
@@ -361,6 +370,7 @@ def heads(tree):
         ({"Conv_0": (3, 3, W, W), "Conv_1": (1, 1, W, V)}, ["Conv_1"]),
         ({"Conv_0": (3, 3, W, F), "Dense_0": (4 * F, V)}, ["Dense_0"]),
         ({"Dense_0": (W, F), "head": (F, V)}, ["head"]),
+        ({"embed": (V, W), "Dense_0": (F, V)}, ["Dense_0"]),
     ],
 )
 def test_the_last_kernel_of_a_head_is_the_head(inside, last):
