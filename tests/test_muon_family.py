@@ -234,7 +234,7 @@ def test_the_methods_options_reach_orthogonalize(optimizer):
     nodes = jax.tree.leaves(tx.init(mixed()), is_leaf=lambda x: isinstance(x, OrthogonalizeState))
     notes = [x.note.settings for x in nodes if isinstance(x, OrthogonalizeState)]
     assert {(n.method, len(n.coefficients), n.dtype) for n in notes} == {("polar_express", 6, "bfloat16")}
-    with pytest.raises(ValueError, match="steps must be positive, got 0"):
+    with pytest.raises(ValueError, match="steps must be a whole number of at least 1, got 0"):
         optimizer(RATE, steps=0)
 
 
