@@ -86,7 +86,7 @@ NO_DECAY = ("mechanize",)  # its weight_decay is Mechanic's λ, which moves noth
 AFTER_SGD = ("scale_by_backtracking_linesearch", "scale_by_zoom_linesearch")  # they need a direction that descends
 REASONS = (  # what was seen, in short
     (r"the update of .* is (\d+%) of its norm away.*", r"\1 off"),
-    (r".*?(zero gradients) (in \w+) the update of .* is (NaN|infinite)", r"\3 \2"),
+    (r".*?(zero gradients|zero parameters) (in \w+) the update of .* is (NaN|infinite)", r"\3 \2"),
     (r".*the update of .* is (NaN|infinite)", r"\1"),
     (r"'(.*)' of (.*) shares its memory with '(.*)' of (.*)", r"`\1` of \2 is `\3` of \4"),
     (r".*compiled (\d) times: '(.*)' changes its weak type", r"\1 times in 3 steps: weak type of `\2`"),
