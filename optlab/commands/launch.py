@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"-n must be at least 1 and --restarts 0, got {arguments.count} and {arguments.restarts}")
     words = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
     train = parsed(words)
-    if train.command != "train" or "--processes" in words:
+    if train.command != "train" or any(w.split("=")[0] == "--processes" for w in words):
         raise ConfigError("launch starts optlab train, without --processes: optlab launch -n 2 -- train CONFIG …")
     gpus, checkpoints = _gpus_each(arguments.count), run_folder(train) / "checkpoints"
     for restart in range(arguments.restarts + 1):

@@ -85,7 +85,8 @@ class Workload:
             outputs, model_state = apply(params, model_state, batch["inputs"], key, train)
             sums = {name: _sum(f(outputs, batch), batch) for name, f in measures.items()}
             total, weight = sums["loss"]
-            return total / weight, (model_state, sums)
+            # A part of a batch (a device's, a microbatch) may have no weight at all; its share of the mean is 0.
+            return total / jnp.where(weight > 0, weight, 1), (model_state, sums)
 
         name = type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "model")
         return Workload(name, data, init, loss_fn, batch_size, target or Target())

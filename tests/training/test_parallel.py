@@ -13,6 +13,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import optlab
+from optlab.data import arrays
 from optlab.models import mlp, transformer
 from optlab.models.resnet import ResNet
 from optlab.training import (
@@ -295,3 +296,52 @@ def test_a_step_that_needs_more_memory_than_there_is_is_refused_with_what_takes_
         check_memory(parallel, state, batch)
     monkeypatch.setattr("optlab.training.parallel.memory_of", lambda device: needed)
     assert check_memory(parallel, state, batch) == needed
+
+
+def test_a_missing_mean_is_seen_when_the_learning_rate_has_left_zero():
+    """At first nothing moves, and all devices have the same weights; that there is some mean hides the missing one."""
+
+    def step(state, batch):
+        grads = jax.grad(lambda w: jnp.mean((batch["inputs"] @ w) ** 2))(state["params"])
+        rate = 0.1 * jnp.maximum(0, state["t"] - 1)
+        return {"params": state["params"] - rate * grads, "t": state["t"] + 1}, jax.lax.pmean(rate, "data")
+
+    place_state, place_batch, run = parallelize(step, "pmap")
+    state = place_state({"params": jnp.ones(3), "t": jnp.float32(0)})
+    batch = place_batch({"inputs": np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)})
+    with pytest.raises(ValueError, match="after 4 steps under strategy='pmap' the devices' states differ in 'params'"):
+        functools.reduce(lambda state, _: run(state, batch)[0], range(8), state)
+
+
+@pytest.mark.parametrize("strategy", ["pmap", "jit", "zero1", "fsdp"])
+def test_python_numbers_and_complex_arrays_in_a_state(strategy):
+    """Flax's `TrainState.create` counts its steps with a Python number."""
+
+    def step(state, batch):
+        mean = jnp.mean(batch["inputs"])
+        mean = jax.lax.pmean(mean, "data") if strategy == "pmap" else mean
+        return {"params": state["params"] + 1j * mean, "step": state["step"] + 1}, mean
+
+    place_state, place_batch, run = parallelize(step, strategy)
+    state, _ = run(place_state({"params": jnp.zeros(8, "complex64"), "step": 0}), place_batch({"inputs": np.ones(16)}))
+    assert int(state["step"]) == 1
+    np.testing.assert_array_equal(state["params"], np.full(8, 1j))
+
+
+@pytest.mark.parametrize(("strategy", "accumulate"), [("pmap", 1), ("single", 8), ("jit", 1)])
+def test_a_part_of_the_batch_without_any_weight(strategy, accumulate):
+    """A device's or a microbatch's share of the mean is then 0, not 0 / 0."""
+    source = arrays(np.eye(16, 4, dtype=np.float32), np.arange(16) % 3, validation=0, test=0)
+    weight = (np.arange(16) < 6).astype(np.float32)
+    batch = {**source.train.take(np.arange(16)), "weight": weight}
+    workload = Workload.from_model(mlp(3, widths=(4,)), source, batch_size=16)
+    axis = "data" if strategy == "pmap" else None
+    step = make_step(workload.loss, optax.sgd(0.1), axis_name=axis, accumulate=accumulate)
+    plain = make_step(workload.loss, optax.sgd(0.1))
+    make = lambda key: init_state(*workload.init(key), optax.sgd(0.1), key=key)
+    place_state, place_batch, run = parallelize(step, strategy)
+    state, metrics = run(place_state(make, jax.random.key(0)), place_batch(batch))
+    expected, _ = jax.jit(plain)(make(jax.random.key(0)), batch)
+    assert float(metrics["finite"][0]) == 1
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-7)
