@@ -28,25 +28,28 @@ PACKAGES = ("optlab-jax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", 
 
 def run(arguments: argparse.Namespace) -> int:
     """Builds, trains, draws the curves and says what came of it; of several processes the first one does."""
-    from optlab.training.processes import is_first, leaving
+    if not arguments.processes:
+        return _run(arguments, build(read(arguments)))  # a bad config is refused before JAX is imported
+    from optlab.training.processes import is_first, leaving, together
 
     connect(arguments)
     try:
         with leaving(apart_from=(ConfigError, MissingExtraError)):
-            return _run(arguments)
+            with together(ConfigError):
+                experiment = build(read(arguments))
+            return _run(arguments, experiment)
     except ConfigError:
         if is_first():
             raise
         return 2  # `together` made it the first one's, too
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
     from optlab.training import CheckpointError, Checkpoints, DeviceMemoryError, NonFiniteError, plot_curves
     from optlab.training.processes import is_first, leave, once, together
 
     folder = run_folder(arguments)
     with together(ConfigError):
-        experiment = build(read(arguments))
         observers = _observers(experiment.config, folder)
     config = experiment.config
     is_new = not once(Checkpoints(folder / "checkpoints").steps)
