@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,18 +20,14 @@ COLUMNS = ("step", "saved", "MiB", "holds", "is")
 def run(arguments: argparse.Namespace) -> int:
     """Prints a table; the exit code is 1 if a checkpoint is damaged."""
     need("optlab checkpoints", "rich")
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
+    from optlab.commands import _tables
     from optlab.training import Checkpoints
 
     folder = Path(arguments.folder)
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder; optlab checkpoints RUN wants a run's, such as runs/digits")
-    inner = folder / "checkpoints"
-    checkpoints = Checkpoints(inner if inner.is_dir() else folder)
-    table, damaged = Table(*COLUMNS, box=box.SIMPLE), 0
+    checkpoints = Checkpoints.of(folder)
+    table, damaged = _tables.empty(COLUMNS, numbers=("step", "MiB")), 0
     for step in checkpoints.steps():
         holds, verdict = _read(checkpoints, step)
         damaged += verdict != "whole"
@@ -40,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
         size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
         table.add_row(str(step), when, f"{size / 2**20:.2f}", holds, verdict)
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)  # piped, it is whole
+    console = _tables.console()
     if not table.row_count:
         raise ConfigError(f"no checkpoint in {checkpoints.folder}")
     console.print(table)

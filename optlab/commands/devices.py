@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,13 +30,11 @@ NUMBERS = {"devices", *COLUMNS[1:5]}
 def run(arguments: argparse.Namespace) -> int:
     """Prints what there is; for a config each strategy's step is compiled, and none is run."""
     need("optlab devices", "rich")
-    from rich.console import Console
-
+    from optlab.commands import _tables
     from optlab.training.processes import is_first
 
     connect(arguments)
-    width = None if sys.stdout.isatty() else 1000  # piped, it is whole
-    console = Console(highlight=False, markup=False, width=width, quiet=not is_first())
+    console = _tables.console(quiet=not is_first())
     if arguments.config is None:
         console.print(_seen(), soft_wrap=True)
         _print_table(console, ("strategy", "devices", "what it does"), _strategies())
@@ -107,12 +104,9 @@ def _meshes() -> str:
 
 
 def _print_table(console: Console, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
-    from rich import box
-    from rich.table import Table
+    from optlab.commands import _tables
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in NUMBERS else "left", overflow="fold")
+    table = _tables.empty(columns, numbers=NUMBERS)
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from optlab._extras import need
 from optlab.commands._config import read
@@ -14,9 +13,7 @@ from optlab.experiment import build
 def run(arguments: argparse.Namespace) -> int:
     """Prints the table and what it comes to. Nothing is compiled."""
     need("optlab explain", "rich")
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    from optlab.commands import _tables
 
     if arguments.devices < 1:
         raise ConfigError(f"--devices must be at least 1, got {arguments.devices}")
@@ -28,14 +25,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     params, _ = jax.eval_shape(experiment.workload.init, jax.random.key(experiment.config.seed))
     explanation = explain(experiment.tx, params, devices=arguments.devices)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in COLUMNS:
-        table.add_column(column, overflow="fold", justify="right" if column in ("state", "GFLOP") else "left")
+    table = _tables.empty(COLUMNS, numbers=("state", "GFLOP"))
     for i, row in enumerate(explanation.rows):
         if i and row.rule != explanation.rows[i - 1].rule:
             table.add_section()
         table.add_row(*row.cells(), style="bold" if row.is_said else None)
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)  # piped, it is whole
+    console = _tables.console()
     console.print(table)
     console.print(explanation.summary(), soft_wrap=True)
     return 0

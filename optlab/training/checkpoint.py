@@ -49,6 +49,12 @@ class Checkpoints:
         self.folder, self.every, self.keep = Path(folder).absolute(), every, keep
         self._pending: tuple[Any, int | None] | None = None
 
+    @classmethod
+    def of(cls, run: str | Path) -> Checkpoints:
+        """Those of a run's folder, or of its folder of checkpoints."""
+        inner = Path(run) / "checkpoints"
+        return cls(inner if inner.is_dir() else run)
+
     def steps(self) -> list[int]:
         """The steps that are saved completely, ascending."""
         return saved_steps(self.folder)
@@ -184,14 +190,13 @@ def load_params(run: str | Path, *, step: int | Literal["best"] | None = None, c
     Raises:
       CheckpointError: if there is no such checkpoint, or nothing of that collection in it.
     """
-    folder = Path(run)
-    checkpoints = Checkpoints(folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder)
+    checkpoints = Checkpoints.of(run)
     steps = checkpoints.steps()
     if step == "best" and steps:
         step = (checkpoints.notes(steps[-1])["best"] or [None])[0]
     if not steps or (step is not None and step not in steps):
         raise CheckpointError(
-            f"no checkpoint {'' if step is None else f'of step {step} '}in {folder}; saved are {steps}"
+            f"no checkpoint {'' if step is None else f'of step {step} '}in {Path(run)}; saved are {steps}"
         )
     path = checkpoints.folder / str(steps[-1] if step is None else step)
     saved = _metadata(path)["manifest"]

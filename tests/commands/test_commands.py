@@ -32,15 +32,6 @@ def get_config():
 """
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A directory with a config in it."""
-    (tmp_path / "small.py").write_text(CONFIG)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    return tmp_path
-
-
 def optlab(*words, **kwargs):
     program = "import sys; from optlab.commands import main; sys.exit(main())"
     return subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, **kwargs)

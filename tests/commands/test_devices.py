@@ -32,15 +32,6 @@ def get_config():
 """
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A directory with a config in it."""
-    (tmp_path / "small.py").write_text(CONFIG)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    return tmp_path
-
-
 def test_what_jax_sees_and_every_strategy(capsys):
     assert main(["devices"]) == 0
     out = capsys.readouterr().out

@@ -25,15 +25,6 @@ def get_config():
 """
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A directory with a config in it."""
-    (tmp_path / "small.py").write_text(CONFIG)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    return tmp_path
-
-
 def test_every_parameter_its_rule_and_the_plan_without_compiling(here, capsys, monkeypatch):
     monkeypatch.setattr(jax, "jit", None)
     assert main(["explain", "small.py", "--devices", "2"]) == 0

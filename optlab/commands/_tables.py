@@ -1,0 +1,23 @@
+"""How the commands print tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def console(*, quiet: bool = False) -> Console:
+    """The terminal; piped, lines are as long as they need to be."""
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000, quiet=quiet)
+
+
+def empty(columns: Iterable[str], *, numbers: Collection[str] = ()) -> Table:
+    """A table without rows; the columns of numbers are flush right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold", justify="right" if column in numbers else "left")
+    return table
