@@ -9,7 +9,7 @@ from optlab.training.checkpoint import CheckpointError, Checkpoints, DamagedErro
 from optlab.training.curves import plot_curves
 from optlab.training.loop import History, train
 from optlab.training.losses import accuracy, cross_entropy, squared_error
-from optlab.training.metrics import MetricsFile, Observer, TensorBoard, WeightsAndBiases, read_metrics
+from optlab.training.metrics import MetricsFile, Observer, StepLog, TensorBoard, WeightsAndBiases, read_metrics
 from optlab.training.parallel import DeviceMemoryError, Parallel, check_memory, make_mesh, parallelize
 from optlab.training.progress import Progress
 from optlab.training.records import NonFiniteError
@@ -28,6 +28,7 @@ __all__ = [
     "Observer",
     "Parallel",
     "Progress",
+    "StepLog",
     "TensorBoard",
     "TrainState",
     "WeightsAndBiases",

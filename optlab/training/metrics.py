@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,33 +28,51 @@ class Observer(Protocol):
         """Called once at the end, also after an error: "finished", "interrupted", …, or the error's name."""
 
 
-class MetricsFile:
-    """metrics.jsonl: one line a logged step, unique by step.
+class StepLog:
+    """A file of JSON lines, each with its "step"; any thread may add one.
 
     A continued run first drops the lines after the step that it continues from: they are computed again.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._lock = threading.Lock()
 
-    def begin(self, start: int, steps: int) -> None:
-        kept = [r for r in read_metrics(self.path) if r["step"] <= start] if self.path.exists() else []
+    def begin(self, start: int) -> None:
+        kept = [entry for entry in read_metrics(self.path) if entry["step"] <= start] if self.path.exists() else []
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
-        part.write_text("".join(_line(r) for r in kept))
+        part.write_text("".join(_line(entry) for entry in kept))
         os.replace(part, self.path)
         self._file = self.path.open("a")
 
-    def record(self, record: Record) -> None:
-        self._file.write(_line(record))
-        self._file.flush()
+    def add(self, entry: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._file.write(_line(entry))
+            self._file.flush()
 
-    def end(self, outcome: str) -> None:
+    def end(self) -> None:
         self._file.close()
 
 
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record) + "\n"
+class MetricsFile:
+    """metrics.jsonl: one line a logged step, unique by step; see `StepLog`."""
+
+    def __init__(self, path: str | Path):
+        self._log = StepLog(path)
+
+    def begin(self, start: int, steps: int) -> None:
+        self._log.begin(start)
+
+    def record(self, record: Record) -> None:
+        self._log.add(record)
+
+    def end(self, outcome: str) -> None:
+        self._log.end()
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    return json.dumps(entry) + "\n"
 
 
 def read_metrics(path: str | Path) -> list[Record]:

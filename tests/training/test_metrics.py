@@ -3,11 +3,12 @@
 import io
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from rich.console import Console
 
-from optlab.training import MetricsFile, Progress, TensorBoard, WeightsAndBiases, plot_curves, read_metrics
+from optlab.training import MetricsFile, Progress, StepLog, TensorBoard, WeightsAndBiases, plot_curves, read_metrics
 
 RECORDS = [
     {"step": 10, "train/loss": 2.0, "train/accuracy": 0.1, "learning_rate": 0.01},
@@ -40,6 +41,16 @@ def test_a_line_is_on_the_disk_when_record_returns(tmp_path):
     observer.record(RECORDS[0])
     assert read_metrics(tmp_path) == RECORDS[:1]
     observer.end("finished")
+
+
+def test_a_log_of_steps_takes_several_entries_a_step_from_any_thread(tmp_path):
+    log = StepLog(tmp_path / "skipped.jsonl")
+    for start in (0, 2):  # a continued run: what was written after step 2 is written again
+        log.begin(start)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda i: log.add({"step": 1 + i // 100, "record": i}), range(100 * start, 300)))
+        log.end()
+    assert sorted(e["record"] for e in read_metrics(log.path)) == list(range(300))
 
 
 def test_tensorboard_events_are_written(tmp_path):
