@@ -7,11 +7,10 @@ import dataclasses
 import importlib
 import inspect
 import re
-import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from optlab.config import Component, Config, ConfigError, accepts, describe, flatten, nearest, to_json
+from optlab.config import Component, Config, ConfigError, accepts, describe, flatten, keys, nearest, to_json
 
 # Where a bare name is looked for, in this order.
 MODULES = {
@@ -202,25 +201,14 @@ def resolve(config: Config) -> Config:
 
 def explain(config: Config) -> list[tuple[str, Any, str, str]]:
     """Every key of a resolved config: (key, value, type, meaning); arguments' meanings are read from docstrings."""
-    help = {**_field_help(type(config))}
+    help = {
+        k: ("name" if hint is Component else describe(hint), about["help"]) for k, (hint, about) in keys(Config).items()
+    }
     for kind, part in components(config):
         factory = find(kind, part.name)
         hints, texts = hints_of(factory), _argument_texts(factory)
         help |= {f"{kind}.{n}": (describe(hints.get(n, Any)), texts.get(n, "")) for n in parameters(kind, factory)}
     return [(key, value, *help.get(key, ("", ""))) for key, value in flatten(config).items()]
-
-
-def _field_help(kind: type, prefix: str = "") -> dict[str, tuple[str, str]]:
-    hints = typing.get_type_hints(kind)
-    help = {}
-    for f in dataclasses.fields(kind):
-        help[prefix + f.name] = (
-            "name" if hints[f.name] is Component else describe(hints[f.name]),
-            f.metadata.get("help", ""),
-        )
-        if dataclasses.is_dataclass(hints[f.name]) and hints[f.name] is not Component:
-            help |= _field_help(hints[f.name], f"{prefix}{f.name}.")
-    return help
 
 
 def _argument_texts(factory: Callable[..., Any]) -> dict[str, str]:

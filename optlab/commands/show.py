@@ -1,4 +1,4 @@
-"""`optlab show CONFIG`: every key with its value, type and meaning."""
+"""`optlab show CONFIG`: every key with its value, type and meaning, and whether a continued run may change it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from optlab._extras import need
+from optlab.changes import kind_of_change
 from optlab.commands._config import read
 from optlab.components import explain, resolve
 
@@ -21,10 +22,11 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("key", "value", "type", "meaning"):
+    for column in ("key", "value", "type", "continued", "meaning"):
         table.add_column(column, no_wrap=column == "key", min_width=36 if column == "key" else None, overflow="fold")
-    for key, value, kind, meaning in explain(resolve(read(arguments))):
-        table.add_row(key, _text(value), kind, meaning)
+    config = resolve(read(arguments))
+    for key, value, kind, meaning in explain(config):
+        table.add_row(key, _text(value), kind, kind_of_change(key, config), meaning)
     is_terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
     Console(highlight=False, markup=False, width=None if is_terminal else 200).print(table)
     return 0

@@ -6,7 +6,20 @@ Only the standard library is imported here, so that a misspelt key is refused be
 
 from optlab.config._files import load, slug, to_json
 from optlab.config._overrides import override
-from optlab.config._schema import Checkpoint, Component, Config, Log, MeshShape, Stop, Target, check, component, flatten
+from optlab.config._schema import (
+    Checkpoint,
+    Component,
+    Config,
+    Log,
+    MeshShape,
+    Stop,
+    Target,
+    check,
+    component,
+    covers,
+    flatten,
+    keys,
+)
 from optlab.config._values import ConfigError, accepts, describe, nearest
 
 __all__ = [
@@ -21,8 +34,10 @@ __all__ = [
     "accepts",
     "check",
     "component",
+    "covers",
     "describe",
     "flatten",
+    "keys",
     "load",
     "nearest",
     "override",

@@ -33,19 +33,42 @@ def component(name: str, /, **arguments: Any) -> Component:
 
 
 def _key(
-    help: str, *, least: float | None = None, above: float | None = None, below: float | None = None, **kwargs: Any
+    help: str,
+    *,
+    change: Literal["fixed", "noted", "changeable"],
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    **kwargs: Any,
 ) -> Any:
-    """A field, its meaning for `optlab show`, and its bounds: least <= value, above < value < below."""
-    return field(metadata={"help": help, "least": least, "above": above, "below": below}, **kwargs)
+    """A field, and what is to be known of it.
+
+    Args:
+      help: its meaning, for `optlab show`.
+      change: what another value means when a run is continued: "fixed" is refused, since it would be another run;
+        "noted" is allowed, and noted in the run's config.json; "changeable" isn't part of what the run is.
+      least: the bounds of a number: least <= value,
+      above: above < value,
+      below: value < below.
+      **kwargs: those of `dataclasses.field`.
+    """
+    metadata = {"help": help, "change": change, "least": least, "above": above, "below": below}
+    return field(metadata=metadata, **kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """What counts as better, and what is good enough: for the best checkpoint, early stopping and the summary."""
 
-    metric: str = _key("name of a logged metric, such as validation/accuracy", default="validation/loss")
-    mode: Literal["min", "max"] = _key("whether lower (min) or higher (max) values are better", default="min")
-    value: float | None = _key("the value that the run is meant to reach; the summary names the step", default=None)
+    metric: str = _key(
+        "name of a logged metric, such as validation/accuracy", change="fixed", default="validation/loss"
+    )
+    mode: Literal["min", "max"] = _key(
+        "whether lower (min) or higher (max) values are better", change="fixed", default="min"
+    )
+    value: float | None = _key(
+        "the value that the run is meant to reach; the summary names the step", change="fixed", default=None
+    )
 
     def gain(self, value: float, best: float | None) -> float:
         """By how much a value is better than the best so far; one that isn't finite never is."""
@@ -65,11 +88,16 @@ class Stop:
     """When a run ends before its last step."""
 
     patience: int | None = _key(
-        "evaluations without a gain in target.metric before the run stops early; none: never", least=1, default=None
+        "evaluations without a gain in target.metric before the run stops early; none: never",
+        change="noted",
+        least=1,
+        default=None,
     )
-    min_gain: float = _key("the least change of target.metric that counts as a gain", least=0, default=0.0)
+    min_gain: float = _key(
+        "the least change of target.metric that counts as a gain", change="noted", least=0, default=0.0
+    )
     gradient_norm: float | None = _key(
-        "stop once a step's gradient norm is at most this; none: never", least=0, default=None
+        "stop once a step's gradient norm is at most this; none: never", change="noted", least=0, default=None
     )
 
 
@@ -77,10 +105,12 @@ class Stop:
 class Log:
     """What is written down, and how often."""
 
-    every: int = _key("steps between two lines of metrics", least=1, default=10)
-    tensorboard: bool = _key("write TensorBoard events beside metrics.jsonl", default=True)
+    every: int = _key("steps between two lines of metrics", change="changeable", least=1, default=10)
+    tensorboard: bool = _key("write TensorBoard events beside metrics.jsonl", change="changeable", default=True)
     wandb: str | None = _key(
-        "project of Weights & Biases that the metrics are sent to too; none: not sent", default=None
+        "project of Weights & Biases that the metrics are sent to too; none: not sent",
+        change="changeable",
+        default=None,
     )
 
 
@@ -88,16 +118,24 @@ class Log:
 class MeshShape:
     """How the devices are arranged."""
 
-    data: int | None = _key("devices that share the batch; none: all that there are", least=1, default=None)
-    model: int = _key("devices that share each of the matrices, under jit, zero1 and fsdp", least=1, default=1)
+    data: int | None = _key(
+        "devices that share the batch; none: all that there are", change="changeable", least=1, default=None
+    )
+    model: int = _key(
+        "devices that share each of the matrices, under jit, zero1 and fsdp", change="changeable", least=1, default=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """When the whole state is saved, and how many of those are kept."""
 
-    every: int = _key("steps between two checkpoints; the last step is always saved", least=1, default=500)
-    keep: int = _key("how many of the latest checkpoints are kept, beside the best one", least=1, default=2)
+    every: int = _key(
+        "steps between two checkpoints; the last step is always saved", change="changeable", least=1, default=500
+    )
+    keep: int = _key(
+        "how many of the latest checkpoints are kept, beside the best one", change="changeable", least=1, default=2
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,44 +146,64 @@ class Config:
       ConfigError: for a wrong type or an impossible value, as far as the values alone can tell.
     """
 
-    data: Component = _key("where the examples come from")
-    model: Component = _key("what is trained")
-    loss: Component = _key("what is minimized: a function of (outputs, batch)", default=Component("cross_entropy"))
-    metrics: tuple[str, ...] = _key("what else is measured: functions of (outputs, batch)", default=())
-    optimizer: Component = _key("the rule that moves the parameters")
-    schedule: Component = _key(
-        "the learning rate over the steps; its peak is optimizer.learning_rate", default=Component("constant")
+    data: Component = _key("where the examples come from", change="fixed")
+    model: Component = _key("what is trained", change="fixed")
+    loss: Component = _key(
+        "what is minimized: a function of (outputs, batch)", change="fixed", default=Component("cross_entropy")
     )
-    steps: int = _key("updates of the parameters; the schedule's length", least=1)
-    batch_size: int = _key("examples an update, over all devices and microbatches", least=1, default=128)
-    accumulate: int = _key("microbatches that an update's gradient is averaged over", least=1, default=1)
+    metrics: tuple[str, ...] = _key("what else is measured: functions of (outputs, batch)", change="noted", default=())
+    optimizer: Component = _key("the rule that moves the parameters", change="fixed")
+    schedule: Component = _key(
+        "the learning rate over the steps; its peak is optimizer.learning_rate",
+        change="fixed",
+        default=Component("constant"),
+    )
+    steps: int = _key("updates of the parameters; the schedule's length", change="fixed", least=1)
+    batch_size: int = _key(
+        "examples an update, over all devices and microbatches", change="fixed", least=1, default=128
+    )
+    accumulate: int = _key(
+        "microbatches that an update's gradient is averaged over", change="fixed", least=1, default=1
+    )
     clip_norm: float | None = _key(
-        "gradients are scaled down to at most this global norm; none: not clipped", above=0, default=None
+        "gradients are scaled down to at most this global norm; none: not clipped",
+        change="fixed",
+        above=0,
+        default=None,
     )
     ema: float | None = _key(
         "decay of the weights' moving average, which is then what is evaluated; none: no average",
+        change="fixed",
         least=0,
         below=1,
         default=None,
     )
     guard: Literal["stop"] | None = _key(
-        "stop the run at a loss or gradient that isn't finite; none: go on", default="stop"
+        "stop the run at a loss or gradient that isn't finite; none: go on", change="noted", default="stop"
     )
     strategy: Literal["single", "pmap", "jit", "zero1", "fsdp"] = _key(
         "how a step runs on the devices: one; pmap or jit: all, each with a part of the batch; zero1: the optimizer's "
         "state divided as well; fsdp: the parameters too",
+        change="changeable",
         default="single",
     )
-    mesh: MeshShape = _key("the devices", default=MeshShape())
-    seed: int = _key("of the initialization, the order of the data and dropout", least=0, below=2**32, default=0)
-    init_from: str | None = _key("folder of another run, whose parameters this one starts from", default=None)
-    evaluate_every: int | None = _key(
-        "steps between two evaluations on the validation split; none: ten in a run", least=1, default=None
+    mesh: MeshShape = MeshShape()
+    seed: int = _key(
+        "of the initialization, the order of the data and dropout", change="fixed", least=0, below=2**32, default=0
     )
-    target: Target = _key("what counts as better", default=Target())
-    stop: Stop = _key("when the run ends early", default=Stop())
-    log: Log = _key("what is written down", default=Log())
-    checkpoint: Checkpoint = _key("when the state is saved", default=Checkpoint())
+    init_from: str | None = _key(
+        "folder of another run, whose parameters this one starts from", change="fixed", default=None
+    )
+    evaluate_every: int | None = _key(
+        "steps between two evaluations on the validation split; none: ten in a run",
+        change="noted",
+        least=1,
+        default=None,
+    )
+    target: Target = Target()
+    stop: Stop = Stop()
+    log: Log = Log()
+    checkpoint: Checkpoint = Checkpoint()
 
     def __post_init__(self) -> None:
         check(self)
@@ -188,6 +246,22 @@ def _check_bounds(key: str, value: float, bounds: Mapping[str, Any]) -> None:
         raise ConfigError(f"{key} must be at least {least}, got {value}")
     if above is not None and not value > above:
         raise ConfigError(f"{key} must be above {above}, got {value}; to do without it, say {key}=none")
+
+
+def keys(section: type, prefix: str = "") -> dict[str, tuple[Any, Mapping[str, Any]]]:
+    """(type, what `_key` was told) of every dotted key; a component's arguments are its factory's to list."""
+    found: dict[str, tuple[Any, Mapping[str, Any]]] = {}
+    hints = typing.get_type_hints(section)
+    for f in dataclasses.fields(section):
+        hint = hints[f.name]
+        is_group = dataclasses.is_dataclass(hint) and hint is not Component
+        found |= keys(hint, f"{prefix}{f.name}.") if is_group else {prefix + f.name: (hint, f.metadata)}
+    return found
+
+
+def covers(names: Iterable[str], key: str) -> bool:
+    """Whether one of the names is the key, or stands before a dot in it: "optimizer" is "optimizer.b1", too."""
+    return any(f"{key}.".startswith(f"{name}.") for name in names)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
