@@ -7,6 +7,7 @@
 (128, 8, 8, 1)
 """
 
+from optlab.data._fingerprint import fingerprint
 from optlab.data._types import Batch, DataError, Source, Split
 from optlab.data.batches import Batches, Share, StepBatches, as_batches, evaluation_batches, prefetch
 from optlab.data.sources import arrays, cifar10, digits, fashion_mnist, text
@@ -25,6 +26,7 @@ __all__ = [
     "digits",
     "evaluation_batches",
     "fashion_mnist",
+    "fingerprint",
     "prefetch",
     "text",
 ]

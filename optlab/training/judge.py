@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,18 @@ class Judge:
         """As JSON data, for a checkpoint."""
         return {name: getattr(self, name) for name in ("best", "waited", "mark", "ended", "reached")}
 
-    def load(self, notes: Mapping[str, Any]) -> None:
-        """The inverse of dump."""
+    def load(self, notes: Mapping[str, Any], changed: Collection[str] = ()) -> None:
+        """The inverse of dump; what was found under another target or stop than now isn't taken over.
+
+        Args:
+          notes: what dump gave.
+          changed: the config's keys that have other values since.
+        """
         self.best = notes["best"] and tuple(notes["best"])
         self.waited, self.mark, self.ended, self.reached = (notes[n] for n in ("waited", "mark", "ended", "reached"))
+        if not {"target.metric", "target.mode"}.isdisjoint(changed):
+            self.best, self.waited, self.mark = None, 0, None
+        if any(key.startswith("target.") for key in changed):
+            self.reached = None
+        if any(key.startswith(("target.", "stop.")) for key in changed):
+            self.ended = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +14,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from optlab.config import Stop, check
+from optlab.config import ConfigError, Stop, check
 from optlab.data import Share, as_batches, prefetch
 from optlab.training.checkpoint import Checkpoints
+from optlab.training.identity import Identity, changes, identity
 from optlab.training.judge import Judge
 from optlab.training.metrics import Observer, Record
 from optlab.training.parallel import DATA, Strategy, check_memory, parallelize
@@ -77,6 +79,7 @@ def train(
     log_every: int = 10,
     stop: Stop = Stop(),
     checkpoints: Checkpoints | None = None,
+    allow_change: Collection[str] = (),
     observers: Sequence[Observer] = (),
     schedules: Mapping[str, Callable[[Any], Any]] | None = None,
     initial: tuple[Any, Any] | None = None,
@@ -102,6 +105,8 @@ def train(
       stop: when the run ends before its last step.
       checkpoints: where the state is saved; if there are any, the run continues from the latest. Ctrl-C and SIGTERM
         then end the run after the step, saved.
+      allow_change: what may be otherwise than in the latest checkpoint's run, by the config's keys: "data", "seed",
+        "batch_size", "accumulate", "ema", "target" (all of it, or "target.metric", …).
       observers: what is told of every record, such as `MetricsFile(path)` or `Progress()`; of several processes the
         first one's.
       schedules: functions of the step that are logged beside the metrics, such as {"learning_rate": schedule}.
@@ -110,6 +115,10 @@ def train(
 
     Returns:
       the records, the last state, and how it ended.
+
+    Raises:
+      CheckpointError: if the latest checkpoint is another run's; it names what differs. Or as `Checkpoints`.
+      NonFiniteError: see `guard`.
     """
     for name, value in (
         ("steps", steps),
@@ -130,14 +139,16 @@ def train(
 
     state = parallel.place_state(first, key, init_key, initial)
     judge = Judge(workload.target, stop)
-    if checkpoints is not None and (saved := checkpoints.restore_latest(state)):
-        state = saved[0]
-        judge.load(saved[1])
+    batches = as_batches(workload.data.train, workload.batch_size, seed)
+    about: Identity = {}
+    if checkpoints is not None:
+        about = identity(workload, batches, seed=seed, accumulate=accumulate, ema=ema, stop=stop)
+        state = _continued(checkpoints, state, judge, about, allow_change)
         if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
             return History([], state, judge.ended, judge.best, judge.reached)
     start = int(state.step)
     if start > steps:
-        raise ValueError(f"steps must be at least {start}, which the run has behind it, got {steps}")
+        raise ConfigError(f"steps must be at least {start}, which the run has behind it, got {steps}")
     records = Records(
         workload,
         parallel,
@@ -149,7 +160,7 @@ def train(
         evaluate_every or max(1, steps // 10),
     )
     records.check_names(state)
-    batches = Share(as_batches(workload.data.train, workload.batch_size, seed), parallel.rows, workload.batch_size)
+    shares = Share(batches, parallel.rows, workload.batch_size)
     with contextlib.ExitStack() as stack:
         asked = stack.enter_context(catch_signals(listen=checkpoints is not None))
         stack.enter_context(records.observed(start))
@@ -157,7 +168,7 @@ def train(
             stack.callback(checkpoints.wait)
         trace = stack.enter_context(contextlib.closing(Trace(profile if is_first() else None, start, steps)))
         place = lambda share: parallel.place_batch(*share)
-        stream = stack.enter_context(contextlib.closing(prefetch(batches, start, steps, place=place)))
+        stream = stack.enter_context(contextlib.closing(prefetch(shares, start, steps, place=place)))
         for t, batch in zip(range(start + 1, steps + 1), stream, strict=True):
             trace.at(t)
             if t == start + 1:
@@ -174,8 +185,22 @@ def train(
                 if guard is not None:
                     records.check_finite(t, state)
             if checkpoints is not None and is_saved:
-                checkpoints.save(state, judge.dump(), best=best)
+                checkpoints.save(state, {**judge.dump(), "run": about}, best=best)
             if ended:
                 records.outcome = ended
                 break
     return History(records.all, state, records.outcome, judge.best, judge.reached)
+
+
+def _continued(
+    checkpoints: Checkpoints, first: TrainState, judge: Judge, about: Identity, allow_change: Collection[str]
+) -> TrainState:
+    """The state of the latest checkpoint, after it was held against this run; without any the first one."""
+    saved = checkpoints.restore_latest(first)
+    if saved is None:
+        return first
+    state, notes = saved
+    path = checkpoints.folder / str(int(state.step))
+    changed = changes(path, notes.get("run", {}), about, allow_change)
+    judge.load(notes, changed)
+    return dataclasses.replace(state, key=first.key) if "seed" in changed else state

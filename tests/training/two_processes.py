@@ -18,7 +18,7 @@ STEPS, BATCH = 6, 24
 
 
 class Counted:
-    """A split that counts the examples that are read."""
+    """A split that counts the examples that are read to train on."""
 
     def __init__(self, split):
         self.split, self.read = split, 0
@@ -27,7 +27,7 @@ class Counted:
         return len(self.split)
 
     def take(self, indices, *rest):
-        self.read += len(indices)
+        self.read += len(indices) if rest else 0
         return self.split.take(indices, *rest)
 
 

@@ -1,0 +1,77 @@
+"""What a run is, as far as training knows it: kept with every checkpoint, and held against what is to continue it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from optlab.config import Config, Stop, covers, flatten, keys
+from optlab.data import StepBatches, fingerprint
+from optlab.training.checkpoint import CheckpointError
+from optlab.training.processes import once, together
+from optlab.training.workload import Workload
+
+Identity = dict[str, Any]
+
+
+def identity(
+    workload: Workload,
+    batches: StepBatches,
+    *,
+    seed: int,
+    accumulate: int,
+    ema: float | Callable[..., Any] | None,
+    stop: Stop,
+) -> Identity:
+    """A run by the config's keys, as JSON data; of the data it is the fingerprint.
+
+    Raises:
+      CheckpointError: if the data of several processes aren't the same.
+    """
+    found = {
+        "data": fingerprint(batches),
+        "seed": seed,
+        "batch_size": workload.batch_size,
+        "accumulate": accumulate,
+        "ema": "a function" if callable(ema) else ema,
+        **flatten(workload.target, "target."),
+        **flatten(stop, "stop."),
+    }
+    found = json.loads(json.dumps(found, default=float))  # a number of NumPy's is one, too
+    with together(CheckpointError):
+        if differ := _differing(once(lambda: found), found):
+            raise CheckpointError(f"the processes aren't one run: {_listed(differ, 'in process 0')}")
+    return found
+
+
+def changes(path: Path, saved: Mapping[str, Any], here: Identity, allowed: Collection[str]) -> set[str]:
+    """The keys in which a checkpoint's run is another than this one.
+
+    Args:
+      path: the checkpoint's.
+      saved: its run's identity; empty in checkpoints that are older than this check.
+      here: this run's.
+      allowed: keys that may differ although they are fixed.
+
+    Raises:
+      CheckpointError: for a fixed key that differs and isn't allowed; it names each with both values.
+    """
+    table, differ = keys(Config), _differing(saved, here)
+    refused = {k: v for k, v in differ.items() if table[k][1]["change"] == "fixed" and not covers(allowed, k)}
+    with together(CheckpointError):
+        if refused:
+            raise CheckpointError(
+                f"{path} is of another run: {_listed(refused, 'there')}; name another folder, or go on all the same: "
+                f"allow_change={tuple(refused)}, {' '.join(f'--allow-change {k}' for k in refused)}"
+            )
+    return set(differ)
+
+
+def _differing(saved: Mapping[str, Any], here: Identity) -> dict[str, tuple[Any, Any]]:
+    return {k: (saved[k], here[k]) for k in saved if k in here and saved[k] != here[k]}
+
+
+def _listed(differ: Mapping[str, tuple[Any, Any]], where: str) -> str:
+    return ", ".join(f"{k} ({saved!r} {where}, {here!r} here)" for k, (saved, here) in differ.items())

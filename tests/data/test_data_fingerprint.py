@@ -1,0 +1,55 @@
+"""The data's fingerprint: the same for the same examples, another one for others, and cheap."""
+
+import grain
+import numpy as np
+import pytest
+
+from optlab.data import arrays, as_batches, fingerprint
+from optlab.data._images import ImageSplit
+
+X, Y = np.arange(200.0).reshape(100, 2), np.arange(100)
+
+
+def of(x, y, batch_size=10, seed=0):
+    return fingerprint(as_batches(arrays(x, y, validation=0, test=0).train, batch_size, seed))
+
+
+def test_the_same_examples_have_the_same_fingerprint_whatever_the_seed_and_the_batch():
+    assert of(X, Y) == of(X.copy(), Y.copy(), batch_size=7, seed=5)
+    assert of(X, Y).startswith("100 examples ")
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        (X + 1e-5, Y),
+        (X, Y[::-1]),
+        (X[:-1], Y[:-1]),
+        (X.reshape(100, 2, 1), Y),
+        (X.astype(np.int32), Y),
+        (np.where(np.arange(200).reshape(100, 2) == 199, 0, X), Y),
+    ],
+)
+def test_other_examples_have_another(x, y):
+    assert of(x, y) != of(X, Y)
+
+
+def test_at_most_64_examples_are_read_as_they_are_without_augmentation():
+    class Spy(ImageSplit):
+        def take(self, indices, epoch=None, seed=0):
+            read.extend(indices)
+            assert epoch is None
+            return super().take(indices, epoch, seed)
+
+    read = []
+    images = np.random.default_rng(0).integers(0, 255, (5000, 4, 4, 1), np.uint8)
+    split = Spy(images, np.zeros(5000, np.int32), np.arange(5000), np.zeros(16), np.ones(16), augment=True)
+    fingerprint(as_batches(split, 10))
+    assert len(read) == len(set(read)) == 64
+    assert (min(read), max(read)) == (0, 4999)
+
+
+def test_of_batches_by_step_it_is_the_first_ones():
+    make = lambda shift: grain.MapDataset.source(X + shift).map(lambda x: {"inputs": x}).batch(10)
+    assert fingerprint(as_batches(make(0), 10)) == fingerprint(as_batches(make(0), 10))
+    assert fingerprint(as_batches(make(0), 10)) != fingerprint(as_batches(make(1), 10))

@@ -1,0 +1,112 @@
+"""A run that is continued is the same run: what differs from its checkpoint is refused, unless it is allowed."""
+
+import shutil
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from optlab.config import Stop, Target
+from optlab.data import arrays
+from optlab.training import CheckpointError, Checkpoints, Workload, identity, train
+
+RNG = np.random.default_rng(1)
+X = RNG.normal(size=(60, 4)).astype(np.float32)
+
+
+def init(key):
+    return {"w": 0.1 * jax.random.normal(key, (4,))}, {}
+
+
+def loss(params, model_state, batch, key, train):
+    errors = (batch["inputs"] @ params["w"] - batch["labels"]) ** 2
+    return errors.mean(), (model_state, {"loss": (errors.sum(), np.float32(errors.size))})
+
+
+def go(folder, *, shift=0.0, batch_size=16, target=Target(), optimizer=optax.sgd, rate=0.01, **kwargs):
+    source = arrays(X, X.sum(axis=1) + shift, validation=0.2, test=0.2)
+    workload = Workload("regression", source, init, loss, batch_size, target)
+    settings = {"steps": 6, "ema": 0.5, "evaluate_every": 2, **kwargs}
+    return train(workload, optimizer(rate), checkpoints=Checkpoints(folder, every=2), **settings)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """The checkpoints of a run of four steps."""
+    folder = tmp_path_factory.mktemp("ran") / "checkpoints"
+    go(folder, steps=4)
+    return folder
+
+
+@pytest.fixture
+def copy(ran, tmp_path):
+    """One's own."""
+    return shutil.copytree(ran, tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seed": 3}, r"4 is of another run: seed \(0 there, 3 here\); .*--allow-change seed"),
+        ({"batch_size": 12}, r"batch_size \(16 there, 12 here\)"),
+        ({"accumulate": 2, "ema": 0.9}, r"accumulate \(1 there, 2 here\), ema \(0.5 there, 0.9 here\); .*"
+         r"allow_change=\('accumulate', 'ema'\)"),
+        ({"shift": 1.0}, r"data \('36 examples \w+' there, '36 examples \w+' here\)"),
+        ({"target": Target(value=0.1)}, r"target.value \(None there, 0.1 here\)"),
+        ({"optimizer": optax.adam}, r"another model or optimizer: opt_state/.* \(absent there, float32\[4\] here\)"),
+    ],
+)  # fmt: skip
+def test_another_run_is_refused_with_what_differs(ran, changed, message):
+    with pytest.raises(CheckpointError, match=message):
+        go(ran, **changed)
+    assert Checkpoints(ran).steps() == [2, 4]
+
+
+def test_another_random_generator_is_refused(ran):
+    with jax.default_prng_impl("rbg"), pytest.raises(CheckpointError, match=r"key .*fry.* there, .*rbg here"):
+        go(ran)
+
+
+def test_what_is_allowed_goes_on_and_is_what_is_checked_from_then_on(copy):
+    changed = {"seed": 3, "batch_size": 12, "shift": 1.0, "target": Target(value=1e9), "evaluate_every": 1}
+    history = go(copy, allow_change=["seed", "batch_size", "data", "target"], **changed)
+    assert [r["step"] for r in history.records] == [5, 6]
+    assert history.reached == 5
+    fresh = jax.random.split(jax.random.key(3))[0]
+    assert (jax.random.key_data(history.state.key) == jax.random.key_data(fresh)).all()
+    assert go(copy, **changed).outcome == "finished"
+    with pytest.raises(CheckpointError, match=r"seed \(3 there, 0 here\), batch_size \(12 there, 16 here\)"):
+        go(copy)
+
+
+def test_the_best_under_another_target_is_forgotten(copy):
+    history = go(copy, target=Target(metric="train/loss", mode="max"), rate=0.0, allow_change=["target"])
+    assert history.best == (6, history.records[-1]["train/loss"])
+
+
+def test_another_learning_rate_is_the_same_run(copy):
+    assert go(copy, rate=0.001).outcome == "finished"
+
+
+def test_a_run_that_stopped_early_goes_on_under_another_stop(tmp_path):
+    settings = {"rate": 0.0, "steps": 12}
+    assert int(go(tmp_path, stop=Stop(patience=2), **settings).state.step) == 6
+    assert go(tmp_path, stop=Stop(patience=2), **settings).records == []
+    assert int(go(tmp_path, stop=Stop(patience=4), **settings).state.step) == 10
+    assert go(tmp_path, **settings).outcome == "finished"
+
+
+def test_checkpoints_that_do_not_say_whose_they_are_go_on(ran, tmp_path):
+    like = go(shutil.copytree(ran, tmp_path / "read"), steps=4).state
+    notes = {name: value for name, value in Checkpoints(ran).notes(4).items() if name != "run"}
+    older = Checkpoints(tmp_path / "older")
+    older.save(like, notes)
+    older.wait()
+    assert go(tmp_path / "older", seed=3).outcome == "finished"
+
+
+def test_processes_that_have_other_data_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(identity, "once", lambda work: {**work(), "data": "36 examples of last week"})
+    with pytest.raises(CheckpointError, match=r"aren't one run: data \('36 examples of last week' in process 0"):
+        go(tmp_path)
