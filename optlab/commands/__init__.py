@@ -54,6 +54,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", metavar="CONFIG", help=CONFIG)
     train.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help=OVERRIDES)
     train.add_argument("--run", metavar="DIR", help="the run's folder (default: runs/<config>-<overrides>)")
+    train.add_argument(
+        "--allow-change",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="continue although this key is fixed and differs from the run's (optimizer: its arguments, too)",
+    )
     train.add_argument("--profile", action="store_true", help="write a profiler trace of ten steps to DIR/profile")
 
     launch = commands.add_parser(

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optlab._extras import MissingExtraError
-from optlab.commands._config import connect, places, read, run_folder
-from optlab.config import Config, ConfigError, flatten, load, to_json
+from optlab.commands._config import connect, read, run_folder
+from optlab.commands._folder import ChangedConfig, open_folder
+from optlab.config import Config, ConfigError, flatten
 from optlab.experiment import Experiment, build
 
 if TYPE_CHECKING:
     from optlab.training import History, Observer
 
 EXIT_CODES = {"interrupted by SIGINT": 130, "interrupted by SIGTERM": 75, "interrupted by SIGUSR1": 75}
-MAY_CHANGE = ("strategy", "mesh.data", "mesh.model")  # where a run is computed isn't what it is
-PACKAGES = ("optlab-jax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -54,12 +48,14 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
     config = experiment.config
     is_new = not once(Checkpoints(folder / "checkpoints").steps)
     initial = _initial(config.init_from, experiment) if config.init_from and is_new else None
+    allowed = arguments.allow_change
     with together(ConfigError):
         if is_first():
-            _open_folder(folder, config, Path(arguments.config))
+            changed = open_folder(folder, config, Path(arguments.config), allowed)
+            observers.insert(0, ChangedConfig(folder, config, changed))
     began = time.monotonic()
     try:
-        history = _train(experiment, folder, observers, initial, profile=arguments.profile)
+        history = _train(experiment, folder, observers, initial, allowed, profile=arguments.profile)
     except (NonFiniteError, CheckpointError, DeviceMemoryError) as error:
         if is_first() or isinstance(error, CheckpointError):  # the others are every process' alike
             print(f"optlab: {error}", file=sys.stderr)
@@ -86,7 +82,13 @@ def _observers(config: Config, folder: Path) -> list[Observer]:
 
 
 def _train(
-    experiment: Experiment, folder: Path, observers: list[Observer], initial: tuple[Any, Any] | None, *, profile: bool
+    experiment: Experiment,
+    folder: Path,
+    observers: list[Observer],
+    initial: tuple[Any, Any] | None,
+    allow_change: list[str],
+    *,
+    profile: bool,
 ) -> History:
     from optlab.training import Checkpoints, train
 
@@ -105,6 +107,7 @@ def _train(
         log_every=config.log.every,
         stop=config.stop,
         checkpoints=Checkpoints(folder / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep),
+        allow_change=allow_change,
         observers=observers,
         schedules=experiment.schedules,
         initial=initial,
@@ -140,71 +143,6 @@ def _initial(run: str, experiment: Experiment) -> tuple[Any, Any]:
         has, needs = (side.get(name, "absent") for side in kinds)
         raise ConfigError(f"init_from={run} is another model: {name} is {has} there, {needs} here")
     return found
-
-
-def _open_folder(folder: Path, config: Config, source: Path) -> None:
-    """Makes the run's folder, or checks that it holds a run of the same config."""
-    file = folder / "config.json"
-    if file.exists():
-        there, here = flatten(load(file)), json.loads(json.dumps(flatten(config)))
-        there = json.loads(json.dumps(there))
-        differ = [
-            f"{k} ({there.get(k)!r} there, {here.get(k)!r} here)"
-            for k in {**there, **here}
-            if there.get(k) != here.get(k) and k not in MAY_CHANGE
-        ]
-        if differ:
-            raise ConfigError(
-                f"{folder} holds a run of another config: {', '.join(differ)}; name another folder: --run DIR"
-            )
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(
-            f"{folder} isn't empty and isn't a run (it has no config.json); name another folder: --run DIR"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder} can't be made: {error.strerror}; name another folder: --run DIR") from error
-    about = {
-        "config": to_json(config),
-        "versions": _versions(),
-        "git": _git(source.absolute().parent),
-        "places": places(source),
-    }
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(about, indent=2) + "\n")
-    os.replace(part, file)
-
-
-def _versions() -> dict[str, str]:
-    found = {name: importlib.metadata.version(name) for name in PACKAGES if _is_installed(name)}
-    return {"python": platform.python_version(), **found}
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _git(folder: Path) -> dict[str, Any] | None:
-    """Commit of the repository that the config lies in, and whether it was changed since; None without one."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return {
-            "commit": git("rev-parse", "HEAD"),
-            "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
-        }
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _summary(history: History, experiment: Experiment, folder: Path, seconds: float) -> str:

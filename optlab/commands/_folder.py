@@ -1,0 +1,126 @@
+"""A run's folder: made, or held against the config that the run is to go on under."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from optlab.changes import Change, changes
+from optlab.commands._config import places
+from optlab.config import Config, ConfigError, covers, load, to_json
+
+PACKAGES = ("optlab-jax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy")
+
+
+def open_folder(folder: Path, config: Config, source: Path, allowed: Sequence[str]) -> list[Change]:
+    """Makes a run's folder, or checks that the run in it may go on under this config.
+
+    Args:
+      folder: the run's.
+      config: resolved.
+      source: the file that it was read from.
+      allowed: fixed keys that may differ all the same.
+
+    Returns:
+      what differs from the run's config.json, which is left as it is: `ChangedConfig` writes it.
+
+    Raises:
+      ConfigError: if the folder is something else or another run's, or can't be made.
+    """
+    file = folder / "config.json"
+    if file.exists():
+        try:
+            changed = changes(load(file), config, allowed)
+        except ConfigError as error:
+            raise ConfigError(f"{folder} holds a run of {error}") from error
+    else:
+        changed = changes(config, config, allowed)
+        _make(folder)
+        about = {
+            "config": to_json(config),
+            "versions": _versions(),
+            "git": _git(source.absolute().parent),
+            "places": places(source),
+        }
+        _write(file, about)
+    for name in allowed:
+        if not any(covers([name], c.key) for c in changed):
+            print(f"--allow-change {name} has nothing to allow: {file} says the same")
+    return changed
+
+
+class ChangedConfig:
+    """An observer that writes down what a run's config says otherwise from here on, before the first step under it."""
+
+    def __init__(self, folder: Path, config: Config, changed: Sequence[Change]):
+        self.file, self.config, self.changed = folder / "config.json", config, changed
+
+    def begin(self, start: int, steps: int) -> None:
+        """Notes the changes, unless no step is left to be taken under them."""
+        if not self.changed or start == steps:
+            return
+        about = json.loads(self.file.read_text())
+        noted = [c for c in self.changed if c.kind != "changeable"]
+        lines = [{"step": start, "key": c.key, "from": c.before, "to": c.after} for c in noted]
+        _write(self.file, {**about, "config": to_json(self.config), "changes": [*about.get("changes", []), *lines]})
+        for c in noted:
+            print(f"after step {start} {c.key} is {json.dumps(c.after)}, no longer {json.dumps(c.before)}")
+
+    def record(self, record: dict[str, float]) -> None:
+        """A record says nothing of the config."""
+
+    def end(self, outcome: str) -> None:
+        """Nothing is left open."""
+
+
+def _make(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(
+            f"{folder} isn't empty and isn't a run (it has no config.json); name another folder: --run DIR"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} can't be made: {error.strerror}; name another folder: --run DIR") from error
+
+
+def _write(file: Path, about: dict[str, Any]) -> None:
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(about, indent=2) + "\n")
+    os.replace(part, file)
+
+
+def _versions() -> dict[str, str]:
+    found = {name: importlib.metadata.version(name) for name in PACKAGES if _is_installed(name)}
+    return {"python": platform.python_version(), **found}
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    """Commit of the repository that the config lies in, and whether it was changed since; None without one."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,80 @@
+"""A run that goes on under a changed config: refused or noted, and config.json tells the truth."""
+
+import json
+
+import pytest
+
+from optlab.commands import main
+from optlab.training import Checkpoints, read_metrics
+
+CONFIG = """
+from optlab.config import Config, component
+
+def get_config():
+    return Config(
+        data=component("digits"),
+        model=component("mlp", widths=[8]),
+        optimizer=component("sgd", learning_rate=0.05),
+        steps=4,
+        evaluate_every=2,
+    )
+"""
+
+
+@pytest.fixture
+def train(here, capsys):
+    """optlab train in the folder "run": (exit code, what it said, its config.json)."""
+
+    def run(*words):
+        code = main(["train", "small.py", "--run", "run", *words])
+        said = capsys.readouterr()
+        return code, said.out + said.err, json.loads((here / "run" / "config.json").read_text())
+
+    return run
+
+
+def test_a_changed_learning_rate_and_more_steps_go_on_and_are_noted(train):
+    _, _, first = train()
+    code, said, about = train("steps=6", "optimizer.learning_rate=0.02", "log.every=1")
+    assert code == 0
+    assert "after step 4 optimizer.learning_rate is 0.02, no longer 0.05" in said
+    assert about == {
+        **first,
+        "config": about["config"],
+        "changes": [
+            {"step": 4, "key": "optimizer.learning_rate", "from": 0.05, "to": 0.02},
+            {"step": 4, "key": "steps", "from": 4, "to": 6},
+        ],
+    }
+    assert about["config"]["optimizer"]["arguments"]["learning_rate"] == 0.02
+    assert (about["config"]["steps"], about["config"]["log"]["every"]) == (6, 1)
+    assert [r["learning_rate"] for r in read_metrics("run")] == [0.05, 0.05, 0.02, 0.02]
+
+    assert train("optimizer.learning_rate=0.1", "steps=6")[2] == about  # no step is left to be taken
+    code, said, unchanged = train("steps=5")
+    assert (code, unchanged) == (2, about)
+    assert "steps must be at least 6, which the run has behind it, got 5" in said
+
+
+def test_another_seed_is_refused_and_goes_on_where_it_is_allowed(train):
+    _, _, first = train()
+    code, said, about = train("steps=6", "seed=3")
+    assert (code, about) == (2, first)
+    assert "run holds a run of another config: seed (0 there, 3 here)" in said
+    code, said, about = train("steps=6", "seed=3", "--allow-change", "seed")
+    assert code == 0
+    assert {"step": 4, "key": "seed", "from": 0, "to": 3} in about["changes"]
+    assert Checkpoints("run/checkpoints").notes(6)["run"]["seed"] == 3
+    code, said, _ = train("steps=6", "seed=3", "--allow-change", "seed")  # the same command
+    assert code == 0
+    assert "--allow-change seed has nothing to allow" in said
+
+
+def test_what_the_checkpoint_does_not_bear_changes_nothing(train):
+    _, _, first = train()
+    code, said, about = train("steps=6", "model.widths=[9]", "--allow-change", "model.widths")
+    assert (code, about) == (1, first)
+    assert "is of another model or optimizer: opt_state" in said or "params/" in said
+    code, said, about = train("steps=6", "--allow-change", "modl")
+    assert (code, about) == (2, first)
+    assert "unknown key 'modl' in --allow-change; did you mean 'model'?" in said
