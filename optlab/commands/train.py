@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from optlab._extras import MissingExtraError
 from optlab.commands._config import connect, read, run_folder
+from optlab.commands._deterministic import make_deterministic
 from optlab.commands._folder import ChangedConfig, open_folder
 from optlab.config import Config, ConfigError, flatten
 from optlab.experiment import Experiment, build
@@ -23,19 +24,26 @@ EXIT_CODES = {"interrupted by SIGINT": 130, "interrupted by SIGTERM": 75, "inter
 def run(arguments: argparse.Namespace) -> int:
     """Builds, trains, draws the curves and says what came of it; of several processes the first one does."""
     if not arguments.processes:
-        return _run(arguments, build(read(arguments)))  # a bad config is refused before JAX is imported
+        return _run(arguments, _experiment(arguments))  # a bad config is refused before JAX is imported
     from optlab.training.processes import is_first, leaving, together
 
     connect(arguments)
     try:
         with leaving(apart_from=(ConfigError, MissingExtraError)):
             with together(ConfigError):
-                experiment = build(read(arguments))
+                experiment = _experiment(arguments)
             return _run(arguments, experiment)
     except ConfigError:
         if is_first():
             raise
         return 2  # `together` made it the first one's, too
+
+
+def _experiment(arguments: argparse.Namespace) -> Experiment:
+    config = read(arguments)
+    if config.deterministic:
+        make_deterministic()  # before `build`, which may ask JAX for its devices
+    return build(config)
 
 
 def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:

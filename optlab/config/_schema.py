@@ -191,6 +191,11 @@ class Config:
     seed: int = _key(
         "of the initialization, the order of the data and dropout", change="fixed", least=0, below=2**32, default=0
     )
+    deterministic: bool = _key(
+        "the same command gives the same bits on GPUs too, more slowly; on a CPU it does anyway",
+        change="noted",
+        default=False,
+    )
     init_from: str | None = _key(
         "folder of another run, whose parameters this one starts from", change="fixed", default=None
     )

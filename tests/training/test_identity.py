@@ -53,6 +53,7 @@ def copy(ran, tmp_path):
         ({"accumulate": 2, "ema": 0.9}, r"accumulate \(1 there, 2 here\), ema \(0.5 there, 0.9 here\); .*"
          r"allow_change=\('accumulate', 'ema'\)"),
         ({"shift": 1.0}, r"data \('36 examples \w+' there, '36 examples \w+' here\)"),
+        ({"shift": 1.0, "allow_change": ["data.path"]}, "4 is of another run: data"),  # moved, not changed
         ({"target": Target(value=0.1)}, r"target.value \(None there, 0.1 here\)"),
         ({"optimizer": optax.adam}, r"another model or optimizer: opt_state/.* \(absent there, float32\[4\] here\)"),
     ],

@@ -1,0 +1,33 @@
+"""The same bits from the same command on GPUs: what XLA has to be told, and when."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from optlab.config import ConfigError
+
+# Reductions without atomic additions, and no autotuning, which chooses kernels by how fast they happen to be.
+FLAG = "--xla_gpu_deterministic_ops=true"
+
+
+def make_deterministic() -> None:
+    """Tells XLA, which reads its flags when JAX starts its devices. On a CPU it makes no difference.
+
+    Raises:
+      ConfigError: if JAX has GPUs already, and they were started without.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if FLAG in flags.split():
+        return
+    if "jax" in sys.modules:
+        import jax
+        from jax._src.xla_bridge import backends_are_initialized
+
+        if backends_are_initialized():
+            if jax.default_backend() == "gpu":
+                raise ConfigError(
+                    f"deterministic=true comes too late: JAX has its devices already; set XLA_FLAGS={FLAG}"
+                )
+            return
+    os.environ["XLA_FLAGS"] = f"{flags} {FLAG}".strip()
