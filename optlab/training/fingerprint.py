@@ -41,7 +41,10 @@ def fingerprint(x: jax.Array) -> jax.Array:
         jnp.zeros(words.shape, jnp.uint32),
     )
     salted = words ^ _mixed(place + np.uint32(0x9E3779B9), _MIXERS[0])
-    return jnp.stack([jnp.sum(_mixed(salted, mixer), dtype=jnp.uint32) for mixer in _MIXERS])
+    mixed = [_mixed(salted, mixer) for mixer in _MIXERS]
+    # One sum of pairs: 12 GB/s on one core of a CPU, where two of `jnp.sum` came to 0.7.
+    add = lambda a, b: [x + y for x, y in zip(a, b, strict=True)]
+    return jnp.stack(lax.reduce(mixed, [np.uint32(0)] * len(mixed), add, range(words.ndim)))
 
 
 @functools.lru_cache
