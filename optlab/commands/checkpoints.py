@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"no checkpoint in {checkpoints.folder}")
     console.print(table)
     for path in sorted(checkpoints.folder.iterdir()):
-        if not path.name.isdigit():
+        if not path.name.isdigit() and path.name != "writer.lock":
             console.print(f"beside them: {path.name}", soft_wrap=True)
     return 1 if damaged else 0
 

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
-import hashlib
-import json
-import math
+import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-from orbax.checkpoint import v1 as ocp
 
 from optlab._saved import is_complete, saved_steps
+from optlab.training import storage
 from optlab.training.fingerprint import fingerprints
+from optlab.training.lock import WriterLock
 from optlab.training.processes import is_first, once, together
 from optlab.training.state import TrainState
+from optlab.training.storage import CheckpointError, DamagedError, Manifest
 
-Manifest = list[dict[str, Any]]
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that can't be made or used. The message names the folder and the way out."""
+# Folders that nobody but this file and Orbax makes, left by a kill: a half-written save, a half-removed checkpoint.
+_LEFT = re.compile(r"\d+\.orbax-checkpoint-tmp.*|removing-\d+-\d+")
 
 
-class DamagedError(CheckpointError):
-    """A checkpoint that isn't what was saved any more."""
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A save under way: when it is over, of which step, and the best step at its time."""
+
+    finished: Future[None]
+    step: int
+    best: int | None
 
 
 class Checkpoints:
@@ -47,7 +51,8 @@ class Checkpoints:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.folder, self.every, self.keep = Path(folder).absolute(), every, keep
-        self._pending: tuple[Any, int | None] | None = None
+        self._lock = WriterLock(self.folder)
+        self._pending: _Pending | None = None
 
     @classmethod
     def of(cls, run: str | Path) -> Checkpoints:
@@ -61,10 +66,33 @@ class Checkpoints:
 
     def notes(self, step: int) -> dict[str, Any]:
         """What was noted beside the state at a step: JSON data."""
-        return _metadata(self.folder / str(step))["notes"]
+        return storage.metadata(self.folder / str(step))["notes"]
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keeps other processes from writing to the folder; at its end a save under way is waited for.
+
+        May be entered again by who is inside. The lock is the kernel's (flock), so a kill frees it; where Python has no
+        fcntl (Windows) there is none.
+
+        Raises:
+          CheckpointError: if another process writes there; it is named, and nothing is changed.
+        """
+        with together(CheckpointError):
+            self._claim()
+        try:
+            yield
+            self.wait()
+        except BaseException:
+            self._outlast()
+            raise
+        finally:
+            self._release()
 
     def save(self, state: TrainState, notes: Mapping[str, Any], *, best: int | None = None) -> None:
         """Starts to save a state under its step, and returns once its arrays are copied.
+
+        What is then on the disk is read back and held against the state's fingerprints in the background.
 
         Args:
           state: on any devices.
@@ -72,46 +100,106 @@ class Checkpoints:
           best: the step whose checkpoint is the best so far; it is kept.
 
         Raises:
-          CheckpointError: if this save or the one before failed, or two leaves of the state have one name.
+          CheckpointError: if this save or the one before failed, two leaves of the state have one name, the step is
+            saved with other values, or another process writes to the folder.
         """
         self.wait()
-        path = self.folder / str(int(state.step))
-        arrays, manifest = _flatten(state)
+        step = int(state.step)
+        arrays, manifest = storage.flatten(state)
         prints = fingerprints(arrays)
         manifest = [{**leaf, "fingerprint": prints.get(leaf["name"])} for leaf in manifest]
-        metadata = _sealed({"manifest": manifest, "notes": dict(notes)})
         try:
-            if not once(lambda: self._is_free(path)):
-                return
-            self._pending = (ocp.save_async(str(path), arrays, custom_metadata=metadata), best)
+            is_new = once(functools.partial(self._make_room, step, manifest))
+        except CheckpointError:
+            raise
         except Exception as error:
-            raise self._failed(error) from error
+            raise self._failed(step, error) from error
+        if not is_new:
+            return
+        try:
+            response = storage.save_async(self.folder / str(step), arrays, {"manifest": manifest, "notes": dict(notes)})
+        except Exception as error:
+            self._release()
+            raise self._failed(step, error) from error
+        self._pending = _Pending(_in_background(lambda: self._finish(response, step, manifest)), step, best)
 
     def wait(self) -> None:
-        """Waits until the last save is on the disk, and only then removes older ones."""
+        """Waits until the last save is on the disk and verified, and only then removes older ones.
+
+        Raises:
+          CheckpointError: if it failed; the older ones are all there, and what isn't whole is set aside.
+        """
         if self._pending is None:
             return
-        (response, best), self._pending = self._pending, None
+        pending, self._pending = self._pending, None
+        try:
+            with together(CheckpointError):
+                pending.finished.result()
+            if is_first():
+                self._remove_older(pending.best)
+        except CheckpointError as error:
+            if is_first() and is_complete(self.folder / str(pending.step)):
+                self._quarantine(pending.step, str(error))
+            raise
+        finally:
+            self._release()
+
+    def _finish(self, response: Any, step: int, manifest: Manifest) -> None:
+        """What follows a save's start. Every process verifies its share alone: a thread must not wait for others."""
         try:
             response.result()
+            storage.verify_share(self.folder / str(step), manifest)
         except Exception as error:
-            raise self._failed(error) from error
-        for step in self.steps()[: -self.keep] if is_first() else []:
+            raise self._failed(step, error) from error
+
+    def _outlast(self) -> None:
+        """Waits for a save under way as an error ends the run; the other processes may be anywhere."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        try:
+            pending.finished.result()
+        except CheckpointError as error:
+            print(f"optlab: {error}", file=sys.stderr)
+        self._release()
+
+    def _remove_older(self, best: int | None) -> None:
+        for step in self.steps()[: -self.keep]:
             if step != best:
-                doomed = (self.folder / str(step)).rename(self.folder / f"removing-{step}")  # never half a checkpoint
-                shutil.rmtree(doomed)
+                doomed = self.folder / f"removing-{step}-{time.time_ns()}"
+                (self.folder / str(step)).rename(doomed)  # never half a checkpoint
+                shutil.rmtree(doomed, ignore_errors=True)  # what stays is tried again by the next writer
 
-    def _is_free(self, path: Path) -> bool:
-        """Makes room for a checkpoint, unless it is there."""
-        if is_complete(path):
-            return False
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _set_aside(path)
-        return True
+    def _claim(self) -> None:
+        """Takes the lock, in the process that writes; what a kill left there is then nobody's."""
+        if is_first() and self._lock.acquire():
+            for path in self.folder.iterdir():
+                if _LEFT.fullmatch(path.name):
+                    shutil.rmtree(path, ignore_errors=True)
 
-    def _failed(self, error: Exception) -> CheckpointError:
-        return CheckpointError(f"saving to {self.folder} failed: {type(error).__name__}: {error}")
+    def _release(self) -> None:
+        if is_first():
+            self._lock.release()
+
+    def _make_room(self, step: int, manifest: Manifest) -> bool:
+        """Takes the lock and makes room for a checkpoint, unless it is there already."""
+        self._claim()
+        try:
+            path = self.folder / str(step)
+            if is_complete(path):
+                if storage.metadata(path)["manifest"] != manifest:
+                    raise CheckpointError(f"{path} holds a state of other values: move it away, or name another folder")
+                self._release()
+                return False
+            if path.exists():  # it may be somebody's
+                path.rename(path.with_name(f"incomplete-{step}-{time.time_ns()}"))
+            return True
+        except BaseException:
+            self._release()
+            raise
+
+    def _failed(self, step: int, error: Exception) -> CheckpointError:
+        return CheckpointError(f"saving step {step} to {self.folder} failed: {type(error).__name__}: {error}")
 
     def restore(self, like: TrainState, step: int) -> TrainState:
         """The state that was saved at a step, every bit of it.
@@ -126,11 +214,11 @@ class Checkpoints:
           CheckpointError: if what was saved is of another structure, shape or dtype; it names the leaves.
         """
         path = self.folder / str(step)
-        arrays, manifest = _flatten(like)
-        saved = _metadata(path)["manifest"]
-        _compare(path, saved=saved, wanted=manifest)
-        loaded = _load(path, saved, {name: _abstract(x) for name, x in arrays.items()})
-        leaves = [_unpack(loaded.get(leaf["name"]), leaf) for leaf in manifest]
+        arrays, manifest = storage.flatten(like)
+        saved = storage.metadata(path)["manifest"]
+        storage.compare(path, saved=saved, wanted=manifest)
+        loaded = storage.load(path, saved, {name: storage.abstract(x) for name, x in arrays.items()})
+        leaves = [storage.unpack(loaded.get(leaf["name"]), leaf) for leaf in manifest]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
@@ -159,7 +247,7 @@ class Checkpoints:
 
     def contents(self, step: int) -> Manifest:
         """What was saved at a step: for every array its name, path, shape, dtype, kind of key and fingerprint."""
-        return _metadata(self.folder / str(step))["manifest"]
+        return storage.metadata(self.folder / str(step))["manifest"]
 
     def verify(self, step: int) -> None:
         """Reads a checkpoint and holds every array against its fingerprint.
@@ -168,7 +256,7 @@ class Checkpoints:
           DamagedError: if what is there isn't what was saved, or can't be read; it names the arrays.
         """
         saved = self.contents(step)
-        _load(self.folder / str(step), saved, _on_one_device(saved))
+        storage.load(self.folder / str(step), saved, storage.on_device(saved, storage.host()))
 
     def _quarantined(self) -> list[str]:
         return sorted(p.name for p in self.folder.glob("quarantine-*"))
@@ -199,124 +287,16 @@ def load_params(run: str | Path, *, step: int | Literal["best"] | None = None, c
             f"no checkpoint {'' if step is None else f'of step {step} '}in {Path(run)}; saved are {steps}"
         )
     path = checkpoints.folder / str(steps[-1] if step is None else step)
-    saved = _metadata(path)["manifest"]
+    saved = storage.metadata(path)["manifest"]
     manifest = [leaf for leaf in saved if leaf["path"][0] == collection]
     if not manifest and collection != "model_state":
         raise CheckpointError(f"{path} holds no {collection}")
-    loaded = _load(path, saved, _on_one_device(manifest))
-    return _nest([(leaf["path"][1:], _unpack(loaded.get(leaf["name"]), leaf)) for leaf in manifest])
+    loaded = storage.load(path, saved, storage.on_device(manifest, jax.local_devices()[0]))
+    return storage.nest([(leaf["path"][1:], storage.unpack(loaded.get(leaf["name"]), leaf)) for leaf in manifest])
 
 
-# A state as a flat dict of arrays, and a manifest that says what each of them was.
-
-
-def _flatten(state: TrainState) -> tuple[dict[str, jax.Array], Manifest]:
-    arrays, manifest = {}, []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        data = jax.random.key_data(leaf) if is_key else leaf
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        entry = {"name": name, "path": [_plain(k) for k in path], "shape": list(data.shape), "dtype": str(data.dtype)}
-        manifest.append({**entry, "key": str(jax.random.key_impl(leaf)) if is_key else None})
-        if data.size:  # Orbax refuses arrays without elements; their shape says all that there is
-            arrays[name] = data
-    names = [leaf["name"] for leaf in manifest]
-    if len(set(names)) < len(names):
-        twice = next(n for n in names if names.count(n) > 1)
-        raise CheckpointError(
-            f"two leaves of the state are named {twice!r}: rename one (a key of a dict may hold no '/')"
-        )
-    return arrays, manifest
-
-
-def _plain(key: Any) -> str | int:
-    """An entry of a leaf's path: an index of a list or tuple, or a name."""
-    if isinstance(key, jax.tree_util.SequenceKey):
-        return key.idx
-    return jax.tree_util.keystr((key,), simple=True)
-
-
-def _unpack(data: jax.Array | None, leaf: Mapping[str, Any]) -> jax.Array:
-    if data is None:
-        data = jnp.zeros(leaf["shape"], leaf["dtype"])
-    return jax.random.wrap_key_data(data, impl=leaf["key"]) if leaf["key"] else data
-
-
-def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-
-
-def _nest(items: Sequence[tuple[Sequence[str | int], Any]]) -> Any:
-    """Nested dicts and lists from paths."""
-    if not items:
-        return {}
-    if not items[0][0]:
-        return items[0][1]
-    heads = dict.fromkeys(path[0] for path, _ in items)
-    parts = {head: _nest([(path[1:], x) for path, x in items if path[0] == head]) for head in heads}
-    return list(parts.values()) if isinstance(items[0][0][0], int) else parts
-
-
-def _compare(path: Path, *, saved: Manifest, wanted: Manifest) -> None:
-    kind = lambda leaf: f"{leaf['dtype']}{leaf['shape']}" + (f" key {leaf['key']}" if leaf["key"] else "")
-    had, needs = ({leaf["name"]: kind(leaf) for leaf in side} for side in (saved, wanted))
-    differ = [
-        f"{n} ({had.get(n, 'absent')} there, {needs.get(n, 'absent')} here)"
-        for n in {**had, **needs}
-        if had.get(n) != needs.get(n)
-    ]
-    if differ:
-        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-        raise CheckpointError(
-            f"{path} is of another model or optimizer: {', '.join(differ[:3])}{more}; name another folder"
-        )
-
-
-# Orbax.
-
-
-def _set_aside(path: Path) -> Path:
-    """Renames what stands where a checkpoint is to be: it may be somebody's."""
-    return path.rename(path.with_name(f"incomplete-{path.name}-{time.time_ns()}"))
-
-
-def _sealed(content: Mapping[str, Any]) -> dict[str, str]:
-    """JSON data with a hash of it."""
-    text = json.dumps(content)
-    return {"content": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _metadata(path: Path) -> dict[str, Any]:
-    """Manifest and notes, as they were saved."""
-    sealed = _try(path, lambda: dict(ocp.metadata(str(path)).custom_metadata))
-    text = sealed.get("content", "")
-    if hashlib.sha256(text.encode()).hexdigest() != sealed.get("sha256"):
-        raise DamagedError(f"{path} is damaged: its list of arrays isn't the one that was saved")
-    return json.loads(text)
-
-
-def _load(path: Path, saved: Manifest, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-    """The wanted arrays, every bit as it was saved; the others are left on the disk."""
-    there = {leaf["name"]: leaf["fingerprint"] for leaf in saved if math.prod(leaf["shape"])}
-    loaded = _try(path, lambda: ocp.load(str(path), {name: wanted.get(name, ocp.PLACEHOLDER) for name in there}))
-    arrays = {name: loaded[name] for name in there if name in wanted}
-    found = _try(path, lambda: fingerprints(arrays))
-    if bad := [name for name in arrays if found[name] != there[name]]:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise DamagedError(f"{path} is damaged: {', '.join(bad[:3])}{more} isn't what was saved")
-    return arrays
-
-
-def _on_one_device(manifest: Manifest) -> dict[str, jax.ShapeDtypeStruct]:
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return {x["name"]: jax.ShapeDtypeStruct(x["shape"], x["dtype"], sharding=device) for x in manifest}
-
-
-def _try(path: Path, read: Callable[[], Any]) -> Any:
-    try:
-        return read()
-    except PermissionError as error:  # nothing is wrong with what is there
-        raise CheckpointError(f"{path} may not be read: {error}") from error
-    except Exception as error:
-        message = f"{path} can't be read ({type(error).__name__}: {str(error)[:200]})"
-        raise DamagedError(message) from error
+def _in_background(work: Callable[[], None]) -> Future[None]:
+    worker = ThreadPoolExecutor(1, thread_name_prefix="optlab-checkpoint")
+    finished = worker.submit(work)
+    worker.shutdown(wait=False)
+    return finished

@@ -141,31 +141,32 @@ def train(
     judge = Judge(workload.target, stop)
     batches = as_batches(workload.data.train, workload.batch_size, seed)
     about: Identity = {}
-    if checkpoints is not None:
-        about = identity(workload, batches, seed=seed, accumulate=accumulate, ema=ema, stop=stop)
-        state = _continued(checkpoints, state, judge, about, allow_change)
-        if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
-            return History([], state, judge.ended, judge.best, judge.reached)
-    start = int(state.step)
-    if start > steps:
-        raise ConfigError(f"steps must be at least {start}, which the run has behind it, got {steps}")
-    records = Records(
-        workload,
-        parallel,
-        judge,
-        observers if is_first() else (),
-        schedules or {},
-        steps,
-        log_every,
-        evaluate_every or max(1, steps // 10),
-    )
-    records.check_names(state)
-    shares = Share(batches, parallel.rows, workload.batch_size)
     with contextlib.ExitStack() as stack:
+        if checkpoints is not None:
+            stack.enter_context(checkpoints.writing())
+            about = identity(workload, batches, seed=seed, accumulate=accumulate, ema=ema, stop=stop)
+            state = _continued(checkpoints, state, judge, about, allow_change)
+            if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
+                return History([], state, judge.ended, judge.best, judge.reached)
+        start = int(state.step)
+        if start > steps:
+            raise ConfigError(f"steps must be at least {start}, which the run has behind it, got {steps}")
+        records = Records(
+            workload,
+            parallel,
+            judge,
+            observers if is_first() else (),
+            schedules or {},
+            steps,
+            log_every,
+            evaluate_every or max(1, steps // 10),
+        )
+        records.check_names(state)
+        shares = Share(batches, parallel.rows, workload.batch_size)
         asked = stack.enter_context(catch_signals(listen=checkpoints is not None))
         stack.enter_context(records.observed(start))
         if checkpoints is not None:
-            stack.callback(checkpoints.wait)
+            stack.enter_context(checkpoints.writing())  # again: its end, a save's too, comes before the observers'
         trace = stack.enter_context(contextlib.closing(Trace(profile if is_first() else None, start, steps)))
         place = lambda share: parallel.place_batch(*share)
         stream = stack.enter_context(contextlib.closing(prefetch(shares, start, steps, place=place)))

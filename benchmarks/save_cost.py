@@ -1,0 +1,144 @@
+"""What a save costs: how long `Checkpoints.save` blocks, and how much slower a run is that saves every 100 steps.
+
+    python benchmarks/save_cost.py            # writes benchmarks/results/save_cost.md
+
+Blocking: a state of so many MiB (parameters, and two moments of Adam's), in eight arrays each. One save of ours, one of
+Orbax's own `save_async` of the same arrays, in turns, each after the one before is on the disk; nothing else runs. Ours
+takes the fingerprints and asks Orbax; after it a thread writes, reads everything back and compares.
+
+Slow-down: an MLP under Adam. Runs of 100 steps of one jitted step take turns: one starts a save at its first step, the
+next one doesn't; each ends when its last step is done and, so that no run pays for another, when the save is on the
+disk and verified. `while training` stops the clock at the last step; `to the end` after that wait as well. A pair's
+ratio is a run with a save over the mean of the ones before and after it; the figure is the median over the pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from orbax.checkpoint import v1 as ocp
+
+from optlab.data import Batches, digits
+from optlab.models import mlp
+from optlab.training import Checkpoints, TrainState, Workload, init_state, make_step
+
+SIZES = (1, 128, 512)
+EVERY = 100
+
+
+def state_of(mib: int) -> TrainState:
+    size = mib * 2**20 // 4 // 3 // 8
+    keys = jax.random.split(jax.random.key(0), 8)
+    params = {f"layer_{i}": jax.random.normal(key, (size,)) for i, key in enumerate(keys)}
+    return jax.block_until_ready(init_state(params, {}, optax.adam(1e-3), key=jax.random.key(1)))
+
+
+def timed(call: Callable[[], Any], finish: Callable[[Any], None]) -> tuple[float, float]:
+    """Seconds until the call returns, and until what it began is finished."""
+    began = time.perf_counter()
+    begun = call()
+    returned = time.perf_counter()
+    finish(begun)
+    return returned - began, time.perf_counter() - began
+
+
+def blocking(mib: int, tries: int) -> dict[str, np.ndarray]:
+    """Seconds of every try: (until the call returns, until all is done) of ours, and of Orbax's."""
+    state = state_of(mib)
+    arrays = {str(i): x for i, x in enumerate(jax.tree.leaves((state.params, state.opt_state)))}
+    found: dict[str, list[tuple[float, float]]] = {"ours": [], "Orbax's": []}
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(Path(folder) / "ours", keep=1)
+        for i in range(tries + 1):  # the first compiles
+            at = dataclasses.replace(state, step=jnp.int32(i))
+            found["ours"].append(timed(partial(checkpoints.save, at, {}), lambda _: checkpoints.wait()))
+            path = f"{folder}/orbax-{i}"
+            found["Orbax's"].append(timed(partial(ocp.save_async, path, arrays), lambda response: response.result()))
+            shutil.rmtree(path)
+    return {name: np.asarray(times[1:]) for name, times in found.items()}
+
+
+def slow_down(width: int, batch_size: int, pairs: int) -> tuple[float, float, np.ndarray]:
+    """MiB of the state, seconds a step without saves, and the pairs' ratios: (while training, to the end)."""
+    workload = Workload.from_model(mlp(10, widths=[width] * 3), digits(), batch_size=batch_size)
+    tx, batches = optax.adam(1e-3), Batches(digits().train, batch_size)
+    step = jax.jit(make_step(workload.loss, tx), donate_argnums=0)
+    state = init_state(*workload.init(jax.random.key(0)), tx, key=jax.random.key(1))
+    mib = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state))) / 2**20
+    batch = jax.device_put(batches.batch(0))
+    times: list[tuple[float, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(folder, keep=1)
+        for run in range(2 * pairs + 3):
+            began = time.perf_counter()
+            for i in range(EVERY):
+                state, metrics = step(state, batch)
+                if i % 10 == 0:
+                    jax.block_until_ready(metrics)
+                if i == 0 and run % 2:
+                    checkpoints.save(state, {})
+            jax.block_until_ready(state.step)
+            trained = time.perf_counter() - began
+            checkpoints.wait()
+            times.append((trained, time.perf_counter() - began))
+    found = np.asarray(times[2:])  # the first pair compiles
+    without, with_saves = found[0::2], found[1::2]
+    return mib, float(np.median(without[:, 0])) / EVERY, with_saves / (0.5 * (without[:-1, :1] + without[1:, :1]))
+
+
+def spread(values: np.ndarray, scale: float = 1.0, digits: int = 0) -> str:
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]) * scale
+    return f"{middle:.{digits}f} ({low:.{digits}f} – {high:.{digits}f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tries", type=int, default=7, help="saves of each size")
+    parser.add_argument("--pairs", type=int, default=7, help="runs of 100 steps with a save, of each model")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "save_cost.md")
+    arguments = parser.parse_args()
+    lines = [
+        f"`python benchmarks/save_cost.py --tries {arguments.tries} --pairs {arguments.pairs}`, jax {jax.__version__}, "
+        f"Python {platform.python_version()}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, load "
+        f"{os.getloadavg()[0]:.1f} at the start. Medians, and the middle half.",
+        "",
+        "| state, MiB | ours blocks, ms | Orbax's blocks, ms | ours verified after, ms | Orbax's written after, ms |",
+        "|---|---|---|---|---|",
+    ]
+    print("\n".join(lines))
+    for mib in SIZES:
+        found = blocking(mib, arguments.tries)
+        cells = [spread(found[name][:, i], 1e3) for i in (0, 1) for name in ("ours", "Orbax's")]
+        lines.append(f"| {mib} | {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    lines += [
+        "",
+        "| model | state, MiB | step, ms | a save every 100 steps: time of a step, while training | to the end |",
+        "|---|---|---|---|---|",
+    ]
+    for width, batch_size in ((256, 128), (1024, 256), (3200, 256)):
+        mib, step, ratios = slow_down(
+            width, batch_size, arguments.pairs if width < 2000 else max(2, arguments.pairs // 3)
+        )
+        cells = [f"{mib:.0f}", f"{1e3 * step:.1f}", *(spread(ratios[:, i], 1.0, 3) for i in (0, 1))]
+        lines.append(f"| MLP 3×{width}, batch {batch_size} | {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    arguments.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""One writer at a time: a lock on a folder, which the kernel frees when its holder ends, however it ends."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import IO
+
+from optlab.training.storage import CheckpointError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked there
+    fcntl = None  # type: ignore[assignment]
+
+NAME = "writer.lock"
+
+
+class WriterLock:
+    """The right to write to a folder, held by one process at a time; who holds it may take it again."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._file: IO[str] | None = None
+        self._holds = 0
+
+    def acquire(self) -> bool:
+        """Takes the lock, making the folder if need be; whether it wasn't held here before.
+
+        Raises:
+          CheckpointError: if another process holds it, or the folder can't be written to.
+        """
+        if self._file is None:
+            self._file = self._taken()
+        elif not self._is_in_place():
+            raise CheckpointError(f"{self.folder} was deleted or replaced while this process wrote to it")
+        self._holds += 1
+        return self._holds == 1
+
+    def release(self) -> None:
+        self._holds -= 1
+        if self._holds == 0 and self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _taken(self) -> IO[str]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.folder / NAME).open("a+")
+        except OSError as error:
+            raise CheckpointError(f"{self.folder} can't be written to: {type(error).__name__}: {error}") from error
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read() or "another process"
+            file.close()
+            raise CheckpointError(
+                f"{self.folder} is being written by {holder}: wait for its end, or name another folder"
+            ) from None
+        except OSError as error:
+            file.close()
+            raise CheckpointError(f"{self.folder} can't be locked: {type(error).__name__}: {error}") from error
+        return file
+
+    def _is_in_place(self) -> bool:
+        """Whether the file that is locked is the one that another process would find."""
+        try:
+            there = os.stat(self.folder / NAME)
+        except OSError:
+            return False
+        return self._file is not None and os.path.samestat(os.fstat(self._file.fileno()), there)

@@ -1,0 +1,158 @@
+"""Faults, injected for real: what was acknowledged is there, what isn't whole is set aside, and nothing is silent."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from optlab.training import CheckpointError, Checkpoints, init_state, load_params, storage
+
+
+def state(step, value=None):
+    params = {"w": jnp.full((64, 64), float(step) if value is None else value)}
+    made = init_state(params, {}, optax.adam(0.1), key=jax.random.key(0))
+    return dataclasses.replace(made, step=jnp.int32(step))
+
+
+def saved(folder, *steps, keep=2):
+    checkpoints = Checkpoints(folder, keep=keep)
+    for step in steps:
+        checkpoints.save(state(step), {"best": None})
+    checkpoints.wait()
+    return checkpoints
+
+
+def data_files(folder):
+    return sorted(p for p in folder.rglob("d/*") if p.is_file())
+
+
+def flip(folder):
+    """Another value, in the middle of the largest file."""
+    path = max(data_files(folder), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "flipped": flip,
+    "truncated": lambda folder: [os.truncate(p, p.stat().st_size // 2) for p in data_files(folder)],
+    "zeroed": lambda folder: [p.write_bytes(bytes(p.stat().st_size)) for p in data_files(folder)],
+    "deleted": lambda folder: [p.unlink() for p in data_files(folder)],
+    "unlisted": lambda folder: (folder / "_CHECKPOINT_METADATA").write_bytes(b"{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_save_that_is_damaged_on_the_disk_fails_and_older_ones_stay(tmp_path, monkeypatch, damage):
+    saved(tmp_path, 10, 20)
+    with monkeypatch.context() as patched:
+        verify = storage.verify_share
+        patched.setattr(storage, "verify_share", lambda path, saved: (damage(path), verify(path, saved)))
+        checkpoints = Checkpoints(tmp_path, keep=1)
+        checkpoints.save(state(30), {"best": None})
+        with pytest.raises(CheckpointError, match=r"saving step 30 to .* failed: DamagedError"):
+            checkpoints.save(state(40), {"best": None})
+    assert checkpoints.steps() == [10, 20]
+    assert [p.name[:14] for p in tmp_path.glob("quarantine-*")] == ["quarantine-30-"]
+    checkpoints.save(state(30), {"best": None})  # computed again after the rollback
+    checkpoints.wait()
+    assert checkpoints.steps() == [30]
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_checkpoint_that_is_damaged_later_is_passed_over(tmp_path, capsys, damage):
+    checkpoints = saved(tmp_path, 10, 20)
+    damage(tmp_path / "20")
+    restored, _ = checkpoints.restore_latest(state(0))
+    assert int(restored.step) == 10
+    assert (np.asarray(restored.params["w"]) == 10).all()
+    assert capsys.readouterr().err.count("set aside as quarantine-20-") == 1
+
+
+def test_other_values_under_a_saved_step_are_refused(tmp_path):
+    checkpoints = saved(tmp_path, 10)
+    checkpoints.save(state(10), {"best": None})
+    with pytest.raises(CheckpointError, match="10 holds a state of other values"):
+        checkpoints.save(state(10, value=11.0), {"best": None})
+    assert (np.asarray(load_params(tmp_path)["w"]) == 10).all()
+
+
+def test_what_a_kill_left_is_cleared_and_what_may_be_somebodys_stays(tmp_path):
+    saved(tmp_path, 10)
+    left = ["30.orbax-checkpoint-tmp", "30.orbax-checkpoint-tmp-123", "removing-5-77"]
+    theirs = ["notes", "30", "removing-me", "quarantine-3-1", "incomplete-4-1", "my.orbax-checkpoint-tmp", "10-backup"]
+    for name in left + theirs:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("precious")
+    saved(tmp_path, 20)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["10", "20", "writer.lock", *theirs])
+    assert all((tmp_path / name / "file").read_text() == "precious" for name in theirs)
+
+
+def test_a_best_that_is_not_a_number_never_costs_the_best(tmp_path):
+    """The judge's best stays where it was; a metric of NaN moves nothing."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (10, 20, 30):
+        checkpoints.save(state(step), {"best": [10, 0.5]}, best=10)
+    checkpoints.wait()
+    assert checkpoints.steps() == [10, 30]
+
+
+HOLDER = """
+import sys, time
+from optlab.training import Checkpoints
+with Checkpoints(sys.argv[1]).writing():
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_one_writer_at_a_time_and_a_kill_frees_the_folder(tmp_path):
+    saved(tmp_path, 10)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as holder:
+        assert holder.stdout.readline() == "held\n"
+        checkpoints = Checkpoints(tmp_path)
+        told = rf"{tmp_path} is being written by process {holder.pid} on \S+: wait for its end, or name another folder"
+        with pytest.raises(CheckpointError, match=told), checkpoints.writing():
+            pass
+        with pytest.raises(CheckpointError, match=told):
+            checkpoints.save(state(20), {"best": None})
+        assert checkpoints.restore_latest(state(0))  # reading needs no lock
+        assert {p for p in before if p.name != "writer.lock"} == {
+            p for p, t in before.items() if p.stat().st_mtime_ns == t and p.name != "writer.lock"
+        }
+        holder.send_signal(signal.SIGKILL)
+    saved(tmp_path, 20)
+    assert checkpoints.steps() == [10, 20]
+
+
+def test_who_holds_the_folder_may_enter_again(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    with checkpoints.writing():
+        with checkpoints.writing():
+            checkpoints.save(state(10), {"best": None})
+        assert checkpoints.steps() == [10]
+        with pytest.raises(CheckpointError, match="is being written by"):
+            saved(tmp_path, 20)
+    saved(tmp_path, 20)
+
+
+def test_a_folder_that_goes_away_under_the_run_is_an_error(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="was deleted or replaced"), checkpoints.writing():  # noqa: PT012
+        checkpoints.save(state(10), {"best": None})
+        checkpoints.wait()
+        shutil.rmtree(tmp_path / "run")
+        checkpoints.save(state(20), {"best": None})
