@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from optlab.components import filled, find, is_rate
@@ -37,10 +38,11 @@ def kind_of_change(key: str, config: Config) -> str:
     return table[key if key in table else component][1]["change"]
 
 
-def changes(before: Config, after: Config, allowed: Collection[str] = ()) -> list[Change]:
+def changes(run: Path, before: Config, after: Config, allowed: Collection[str] = ()) -> list[Change]:
     """What a run's config says otherwise than before.
 
     Args:
+      run: its folder, for the message.
       before: the run's.
       after: the one that it is to go on under, resolved.
       allowed: fixed keys that may differ all the same; "optimizer" is its arguments, too.
@@ -61,7 +63,10 @@ def changes(before: Config, after: Config, allowed: Collection[str] = ()) -> lis
         names = [c.key for c in refused]
         shortest = [name for name in names if not covers(set(names) - {name}, name)]
         options = " ".join(f"--allow-change {name}" for name in shortest)
-        raise ConfigError(f"another config: {differ}; name another folder: --run DIR, or go on all the same: {options}")
+        raise ConfigError(
+            f"{run} holds a run of another config: {differ}; name another folder: --run DIR, or go on all the same: "
+            f"{options}"
+        )
     return found
 
 

@@ -1,5 +1,7 @@
 """What may change when a run is continued: every key says so, and rates and lengths have a rule of their own."""
 
+from pathlib import Path
+
 import pytest
 from config.example import config
 
@@ -8,11 +10,15 @@ from optlab.components import resolve
 from optlab.config import Config, ConfigError, flatten, keys, override
 from optlab.config._schema import _key
 
+RUN = Path("runs/x")
+
 
 def kinds(*assignments):
     """The kind of every key that the assignments change."""
     before = resolve(config())
-    return {c.key: c.kind for c in changes(before, resolve(override(before, assignments)), allowed=list(keys(Config)))}
+    return {
+        c.key: c.kind for c in changes(RUN, before, resolve(override(before, assignments)), allowed=list(keys(Config)))
+    }
 
 
 def test_a_key_that_does_not_say_what_its_change_means_can_not_be_made():
@@ -58,7 +64,7 @@ def test_what_is_fixed_is_refused_with_both_values_unless_it_is_allowed():
     before = resolve(config())
     after = resolve(override(before, ["seed=3", "optimizer=adamw", "optimizer.learning_rate=0.1"]))
     with pytest.raises(ConfigError) as refused:
-        changes(before, after)
+        changes(RUN, before, after)
     for part in (
         "seed (0 there, 3 here)",
         "optimizer ('muon' there, 'adamw' here)",
@@ -67,13 +73,13 @@ def test_what_is_fixed_is_refused_with_both_values_unless_it_is_allowed():
     ):
         assert part in str(refused.value)
     assert "learning_rate" not in str(refused.value)
-    with pytest.raises(ConfigError, match=r"^another config: seed \(0 there, 3 here\); name another"):
-        changes(before, after, allowed=["optimizer"])
-    assert {"seed", "optimizer", "optimizer.beta"} < {c.key for c in changes(before, after, ["optimizer", "seed"])}
+    with pytest.raises(ConfigError, match=r"^runs/x holds a run of another config: seed \(0 there, 3 here\); name"):
+        changes(RUN, before, after, allowed=["optimizer"])
+    assert {"seed", "optimizer", "optimizer.beta"} < {c.key for c in changes(RUN, before, after, ["optimizer", "seed"])}
 
 
 def test_an_allowed_key_that_there_is_not_is_refused():
     before = resolve(config())
     with pytest.raises(ConfigError, match=r"unknown key 'sed' in --allow-change; did you mean 'seed'\?"):
-        changes(before, before, allowed=["sed"])
-    assert changes(before, before, allowed=["stop", "optimizer.beta"]) == []
+        changes(RUN, before, before, allowed=["sed"])
+    assert changes(RUN, before, before, allowed=["stop", "optimizer.beta"]) == []

@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from optlab.config import Config, ConfigError, load, override, slug
 
@@ -19,6 +20,11 @@ def read(arguments: argparse.Namespace) -> Config:
     if path.name == "config.json" and found:
         config = _anchored(config, Path(found[-1]))
     return override(config, arguments.overrides)
+
+
+def text_of(value: Any) -> str:
+    """A value as an override would say it."""
+    return value if isinstance(value, str) else json.dumps(value).replace("null", "none").replace('"', "")
 
 
 def run_folder(arguments: argparse.Namespace) -> Path:

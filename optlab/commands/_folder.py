@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from optlab.changes import Change, changes
-from optlab.commands._config import places
+from optlab.commands._config import places, text_of
 from optlab.config import Config, ConfigError, covers, load, to_json
 
 PACKAGES = ("optlab-jax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy")
@@ -35,12 +35,9 @@ def open_folder(folder: Path, config: Config, source: Path, allowed: Sequence[st
     """
     file = folder / "config.json"
     if file.exists():
-        try:
-            changed = changes(load(file), config, allowed)
-        except ConfigError as error:
-            raise ConfigError(f"{folder} holds a run of {error}") from error
+        changed = changes(folder, load(file), config, allowed)
     else:
-        changed = changes(config, config, allowed)
+        changed = changes(folder, config, config, allowed)
         _make(folder)
         about = {
             "config": to_json(config),
@@ -49,6 +46,7 @@ def open_folder(folder: Path, config: Config, source: Path, allowed: Sequence[st
             "places": places(source),
         }
         _write(file, about)
+        _say_earlier_changes(source)
     for name in allowed:
         if not any(covers([name], c.key) for c in changed):
             print(f"--allow-change {name} has nothing to allow: {file} says the same")
@@ -70,13 +68,21 @@ class ChangedConfig:
         lines = [{"step": start, "key": c.key, "from": c.before, "to": c.after} for c in noted]
         _write(self.file, {**about, "config": to_json(self.config), "changes": [*about.get("changes", []), *lines]})
         for c in noted:
-            print(f"after step {start} {c.key} is {json.dumps(c.after)}, no longer {json.dumps(c.before)}")
+            print(f"after step {start} {c.key} is {text_of(c.after)}, no longer {text_of(c.before)}")
 
     def record(self, record: dict[str, float]) -> None:
         """A record says nothing of the config."""
 
     def end(self, outcome: str) -> None:
         """Nothing is left open."""
+
+
+def _say_earlier_changes(source: Path) -> None:
+    """A run whose config changed on its way doesn't come again from its last config."""
+    earlier = json.loads(source.read_text()).get("changes") if source.name == "config.json" else None
+    if earlier:
+        changed = ", ".join(f"{c['key']} after step {c['step']}" for c in earlier)
+        print(f"the run of {source} changed on its way ({changed}); this one has its last config from the start")
 
 
 def _make(folder: Path) -> None:

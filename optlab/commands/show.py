@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-from typing import Any
 
 from optlab._extras import need
 from optlab.changes import kind_of_change
-from optlab.commands._config import read
+from optlab.commands._config import read, text_of
 from optlab.components import explain, resolve
 
 
@@ -26,12 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
         table.add_column(column, no_wrap=column == "key", min_width=36 if column == "key" else None, overflow="fold")
     config = resolve(read(arguments))
     for key, value, kind, meaning in explain(config):
-        table.add_row(key, _text(value), kind, kind_of_change(key, config), meaning)
+        table.add_row(key, text_of(value), kind, kind_of_change(key, config), meaning)
     is_terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
     Console(highlight=False, markup=False, width=None if is_terminal else 200).print(table)
     return 0
-
-
-def _text(value: Any) -> str:
-    """A value as an override would say it."""
-    return value if isinstance(value, str) else json.dumps(value).replace("null", "none").replace('"', "")

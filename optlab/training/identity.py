@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optlab.config import Config, Stop, covers, flatten, keys
-from optlab.data import StepBatches, fingerprint
+from optlab.data import fingerprint
 from optlab.training.checkpoint import CheckpointError
 from optlab.training.processes import once, together
 from optlab.training.workload import Workload
@@ -18,7 +18,6 @@ Identity = dict[str, Any]
 
 def identity(
     workload: Workload,
-    batches: StepBatches,
     *,
     seed: int,
     accumulate: int,
@@ -31,7 +30,7 @@ def identity(
       CheckpointError: if the data of several processes aren't the same.
     """
     found = {
-        "data": fingerprint(batches),
+        "data": fingerprint(workload.data.train),
         "seed": seed,
         "batch_size": workload.batch_size,
         "accumulate": accumulate,
@@ -46,7 +45,7 @@ def identity(
     return found
 
 
-def changes(path: Path, saved: Mapping[str, Any], here: Identity, allowed: Collection[str]) -> set[str]:
+def changed_keys(path: Path, saved: Mapping[str, Any], here: Identity, allowed: Collection[str]) -> set[str]:
     """The keys in which a checkpoint's run is another than this one.
 
     Args:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from optlab.config import ConfigError, Stop, check
 from optlab.data import Share, as_batches, prefetch
 from optlab.training.checkpoint import Checkpoints
-from optlab.training.identity import Identity, changes, identity
+from optlab.training.identity import Identity, changed_keys, identity
 from optlab.training.judge import Judge
 from optlab.training.metrics import Observer, Record
 from optlab.training.parallel import DATA, Strategy, check_memory, parallelize
@@ -139,12 +139,11 @@ def train(
 
     state = parallel.place_state(first, key, init_key, initial)
     judge = Judge(workload.target, stop)
-    batches = as_batches(workload.data.train, workload.batch_size, seed)
     about: Identity = {}
     with contextlib.ExitStack() as stack:
         if checkpoints is not None:
             stack.enter_context(checkpoints.writing())
-            about = identity(workload, batches, seed=seed, accumulate=accumulate, ema=ema, stop=stop)
+            about = identity(workload, seed=seed, accumulate=accumulate, ema=ema, stop=stop)
             state = _continued(checkpoints, state, judge, about, allow_change)
             if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
                 return History([], state, judge.ended, judge.best, judge.reached)
@@ -162,14 +161,14 @@ def train(
             evaluate_every or max(1, steps // 10),
         )
         records.check_names(state)
-        shares = Share(batches, parallel.rows, workload.batch_size)
+        batches = Share(as_batches(workload.data.train, workload.batch_size, seed), parallel.rows, workload.batch_size)
         asked = stack.enter_context(catch_signals(listen=checkpoints is not None))
         stack.enter_context(records.observed(start))
         if checkpoints is not None:
             stack.enter_context(checkpoints.writing())  # again: its end, a save's too, comes before the observers'
         trace = stack.enter_context(contextlib.closing(Trace(profile if is_first() else None, start, steps)))
         place = lambda share: parallel.place_batch(*share)
-        stream = stack.enter_context(contextlib.closing(prefetch(shares, start, steps, place=place)))
+        stream = stack.enter_context(contextlib.closing(prefetch(batches, start, steps, place=place)))
         for t, batch in zip(range(start + 1, steps + 1), stream, strict=True):
             trace.at(t)
             if t == start + 1:
@@ -202,6 +201,6 @@ def _continued(
         return first
     state, notes = saved
     path = checkpoints.folder / str(int(state.step))
-    changed = changes(path, notes.get("run", {}), about, allow_change)
+    changed = changed_keys(path, notes.get("run", {}), about, allow_change)
     judge.load(notes, changed)
     return dataclasses.replace(state, key=first.key) if "seed" in changed else state

@@ -33,7 +33,7 @@ def train(here, capsys):
     return run
 
 
-def test_a_changed_learning_rate_and_more_steps_go_on_and_are_noted(train):
+def test_a_changed_learning_rate_and_more_steps_go_on_and_are_noted(train, capsys):
     _, _, first = train()
     code, said, about = train("steps=6", "optimizer.learning_rate=0.02", "log.every=1")
     assert code == 0
@@ -49,6 +49,12 @@ def test_a_changed_learning_rate_and_more_steps_go_on_and_are_noted(train):
     assert about["config"]["optimizer"]["arguments"]["learning_rate"] == 0.02
     assert (about["config"]["steps"], about["config"]["log"]["every"]) == (6, 1)
     assert [r["learning_rate"] for r in read_metrics("run")] == [0.05, 0.05, 0.02, 0.02]
+
+    main(["train", "run/config.json", "--run", "again", "steps=1", "log.every=1"])
+    assert (
+        "run/config.json changed on its way (optimizer.learning_rate after step 4, steps after step 4)"
+        in capsys.readouterr().out
+    )
 
     assert train("optimizer.learning_rate=0.1", "steps=6")[2] == about  # no step is left to be taken
     code, said, unchanged = train("steps=5")

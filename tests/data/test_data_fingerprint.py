@@ -4,18 +4,18 @@ import grain
 import numpy as np
 import pytest
 
-from optlab.data import arrays, as_batches, fingerprint
+from optlab.data import Batches, arrays, fingerprint
 from optlab.data._images import ImageSplit
 
 X, Y = np.arange(200.0).reshape(100, 2), np.arange(100)
 
 
-def of(x, y, batch_size=10, seed=0):
-    return fingerprint(as_batches(arrays(x, y, validation=0, test=0).train, batch_size, seed))
+def of(x, y):
+    return fingerprint(arrays(x, y, validation=0, test=0).train)
 
 
-def test_the_same_examples_have_the_same_fingerprint_whatever_the_seed_and_the_batch():
-    assert of(X, Y) == of(X.copy(), Y.copy(), batch_size=7, seed=5)
+def test_the_same_examples_have_the_same_fingerprint():
+    assert of(X, Y) == of(X.copy(), Y.copy())
     assert of(X, Y).startswith("100 examples ")
 
 
@@ -44,12 +44,13 @@ def test_at_most_64_examples_are_read_as_they_are_without_augmentation():
     read = []
     images = np.random.default_rng(0).integers(0, 255, (5000, 4, 4, 1), np.uint8)
     split = Spy(images, np.zeros(5000, np.int32), np.arange(5000), np.zeros(16), np.ones(16), augment=True)
-    fingerprint(as_batches(split, 10))
+    fingerprint(split)
     assert len(read) == len(set(read)) == 64
     assert (min(read), max(read)) == (0, 4999)
 
 
 def test_of_batches_by_step_it_is_the_first_ones():
     make = lambda shift: grain.MapDataset.source(X + shift).map(lambda x: {"inputs": x}).batch(10)
-    assert fingerprint(as_batches(make(0), 10)) == fingerprint(as_batches(make(0), 10))
-    assert fingerprint(as_batches(make(0), 10)) != fingerprint(as_batches(make(1), 10))
+    assert fingerprint(make(0)) == fingerprint(make(0)) != fingerprint(make(1))
+    split = arrays(X, Y, validation=0, test=0).train
+    assert fingerprint(Batches(split, 10)) != fingerprint(Batches(split, 10, seed=1))
