@@ -151,10 +151,12 @@ def _needed(experiment: Experiment) -> _Need:
         accumulate=config.accumulate,
         ema=config.ema,
         guard=config.guard,
+        spike=config.spike,
     )
     parallel = parallelize(packed(step), config.strategy, experiment.mesh)
     key = jax.random.key(config.seed)
-    first = lambda key: init_state(*workload.init(key), tx, key=key, ema=config.ema is not None)
+    extras = {"ema": config.ema is not None, "spike": config.spike is not None}
+    first = lambda key: init_state(*workload.init(key), tx, key=key, **extras)
     state = parallel.shapes(jax.eval_shape(first, key))
     if config.strategy == "pmap" and jax.process_count() > 1:  # where pmap is lowered for arrays alone
         state = parallel.place_state(first, key)

@@ -47,7 +47,7 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
 
 
 def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
-    from optlab.training import CheckpointError, Checkpoints, DeviceMemoryError, NonFiniteError, plot_curves
+    from optlab.training import CheckpointError, Checkpoints, DeviceMemoryError, GuardError, plot_curves
     from optlab.training.processes import is_first, leave, once, together
 
     folder = run_folder(arguments)
@@ -64,7 +64,7 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
     began = time.monotonic()
     try:
         history = _train(experiment, folder, observers, initial, allowed, profile=arguments.profile)
-    except (NonFiniteError, CheckpointError, DeviceMemoryError) as error:
+    except (GuardError, CheckpointError, DeviceMemoryError) as error:
         if is_first() or isinstance(error, CheckpointError):  # the others are every process' alike
             print(f"optlab: {error}", file=sys.stderr)
         leave(1)
@@ -98,7 +98,7 @@ def _train(
     *,
     profile: bool,
 ) -> History:
-    from optlab.training import Checkpoints, train
+    from optlab.training import Checkpoints, StepLog, train
 
     config = experiment.config
     return train(
@@ -111,6 +111,9 @@ def _train(
         accumulate=config.accumulate,
         ema=config.ema,
         guard=config.guard,
+        spike=config.spike,
+        skip_limit=config.skip_limit,
+        skip_log=StepLog(folder / "skipped.jsonl"),
         evaluate_every=config.evaluate_every,
         log_every=config.log.every,
         stop=config.stop,

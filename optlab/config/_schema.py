@@ -178,8 +178,17 @@ class Config:
         below=1,
         default=None,
     )
-    guard: Literal["stop"] | None = _key(
-        "stop the run at a loss or gradient that isn't finite; none: go on", change="noted", default="stop"
+    guard: Literal["stop", "skip"] | None = _key(
+        "at a loss, gradient or new parameters that aren't finite stop the run, or skip the step; none: go on",
+        change="noted",
+        default="stop",
+    )
+    skip_limit: int = _key("how many steps guard=skip may skip in all of the run", change="noted", least=1, default=10)
+    spike: float | None = _key(
+        "a loss by more than so many standard deviations above its running mean is for the guard, too; none: it isn't",
+        change="noted",
+        above=0,
+        default=None,
     )
     strategy: Literal["single", "pmap", "jit", "zero1", "fsdp"] = _key(
         "how a step runs on the devices: one; pmap or jit: all, each with a part of the batch; zero1: the optimizer's "
@@ -218,6 +227,10 @@ class Config:
             raise ConfigError(f"mesh.data={self.mesh.data} and mesh.model={self.mesh.model} need strategy=jit, or so")
         if self.strategy == "pmap" and self.mesh.model > 1:
             raise ConfigError(f"mesh.model={self.mesh.model} needs strategy=jit, zero1 or fsdp, got pmap")
+        if self.skip_limit != 10 and self.guard != "skip":
+            raise ConfigError(f"skip_limit={self.skip_limit} has no effect without guard=skip")
+        if self.spike is not None and self.guard is None:
+            raise ConfigError(f"spike={self.spike} has no effect without a guard: say guard=stop or guard=skip")
         if self.stop.min_gain and self.stop.patience is None:
             raise ConfigError(f"stop.min_gain={self.stop.min_gain} has no effect without stop.patience")
         measured = [f"{split}/{name}" for split in ("train", "validation") for name in ("loss", *self.metrics)]

@@ -7,12 +7,12 @@ need("optlab.training", "flax", "orbax", "rich", "matplotlib", "tensorboardX")
 
 from optlab.training.checkpoint import CheckpointError, Checkpoints, DamagedError, load_params
 from optlab.training.curves import plot_curves
+from optlab.training.guard import GuardError, LossSpikeError, NonFiniteError
 from optlab.training.loop import History, train
 from optlab.training.losses import accuracy, cross_entropy, squared_error
 from optlab.training.metrics import MetricsFile, Observer, StepLog, TensorBoard, WeightsAndBiases, read_metrics
 from optlab.training.parallel import DeviceMemoryError, Parallel, check_memory, make_mesh, parallelize
 from optlab.training.progress import Progress
-from optlab.training.records import NonFiniteError
 from optlab.training.state import TrainState, evaluation_params, init_state
 from optlab.training.step import make_evaluation, make_step
 from optlab.training.workload import Workload
@@ -22,7 +22,9 @@ __all__ = [
     "Checkpoints",
     "DamagedError",
     "DeviceMemoryError",
+    "GuardError",
     "History",
+    "LossSpikeError",
     "MetricsFile",
     "NonFiniteError",
     "Observer",

@@ -22,7 +22,7 @@ def plot_curves(run: str | Path) -> Path:
 
     run = Path(run)
     records = read_metrics(run)
-    keys = list(dict.fromkeys(key for r in records for key in r if key != "step"))
+    keys = list(dict.fromkeys(key for r in records for key in r if key not in ("step", "skipped")))
     names = sorted({key.split("/")[-1] for key in keys}, key=_order)
     figure = Figure(figsize=(7, 2.2 * len(names)), layout="constrained")
     FigureCanvasAgg(figure)

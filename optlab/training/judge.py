@@ -36,8 +36,10 @@ class Judge:
         return "stopped early" if self.stop.patience is not None and self.waited >= self.stop.patience else None
 
     def converged(self, record: Record) -> bool:
-        """Whether the gradient's norm is small enough to end the run (‖∇L‖ ≤ ε)."""
-        return self.stop.gradient_norm is not None and record["train/gradient_norm"] <= self.stop.gradient_norm
+        """Whether the gradient's norm is small enough to end the run (‖∇L‖ ≤ ε); that of a skipped step isn't."""
+        if self.stop.gradient_norm is None or "skipped" in record:
+            return False
+        return record["train/gradient_norm"] <= self.stop.gradient_norm
 
     def dump(self) -> dict[str, Any]:
         """As JSON data, for a checkpoint."""

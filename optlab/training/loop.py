@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,11 +15,12 @@ import optax
 from jax.sharding import Mesh
 
 from optlab.config import ConfigError, Stop, check
-from optlab.data import Share, as_batches, prefetch
+from optlab.data import Batches, Share, as_batches, prefetch
 from optlab.training.checkpoint import Checkpoints
+from optlab.training.guard import Guard, Skips
 from optlab.training.identity import Identity, changed_keys, identity
 from optlab.training.judge import Judge
-from optlab.training.metrics import Observer, Record
+from optlab.training.metrics import Observer, Record, StepLog
 from optlab.training.parallel import DATA, Strategy, check_memory, parallelize
 from optlab.training.process import Trace, catch_signals
 from optlab.training.processes import is_first
@@ -40,6 +41,7 @@ class History:
       outcome: "finished", "stopped early", "gradient norm reached", or the name of the signal that interrupted it.
       best: step and value of the target's metric at its best.
       reached: the first evaluated step at which the target's value was reached, or None.
+      skipped: the steps that the guard left out, those before a continued run's checkpoint included.
     """
 
     records: list[Record]
@@ -47,6 +49,7 @@ class History:
     outcome: str
     best: tuple[int, float] | None
     reached: int | None
+    skipped: list[int]
 
     @property
     def params(self) -> Any:
@@ -74,7 +77,10 @@ def train(
     seed: int = 0,
     accumulate: int = 1,
     ema: float | Callable[[jax.Array], Any] | None = None,
-    guard: Literal["stop"] | None = "stop",
+    guard: Guard | None = "stop",
+    spike: float | None = None,
+    skip_limit: int = 10,
+    skip_log: StepLog | None = None,
     evaluate_every: int | None = None,
     log_every: int = 10,
     stop: Stop = Stop(),
@@ -97,7 +103,12 @@ def train(
       seed: of the initialization, the order of the data and dropout.
       accumulate: microbatches that an update's gradient is averaged over.
       ema: decay of the weights' moving average, which is then what is evaluated; a number or a function of the step.
-      guard: "stop" ends the run with a NonFiniteError at a loss or gradient that isn't finite; None goes on.
+      guard: what becomes of a step whose loss, gradient, new parameters or model state aren't finite. "stop": the run
+        ends with a NonFiniteError; "skip": the old state is kept, but for the step's number, and the run goes on with
+        the next batch; None: it goes on with what came out, which is never saved.
+      spike: the guard refuses a loss, too, that is more than so many standard deviations above the running mean.
+      skip_limit: how many steps may be skipped in all of a run, continued or not; one more ends it with the error.
+      skip_log: where each skipped step has a line with the reason and the examples of its batch.
       evaluate_every: steps between two evaluations on the validation split, by default a tenth of the run; the last
         step is always evaluated, there on the test split too.
       log_every: steps between two records; "train/loss" is the loss of that step's batch, "probe/<name>/<metric>" what
@@ -123,6 +134,7 @@ def train(
     for name, value in (
         ("steps", steps),
         ("log_every", log_every),
+        ("skip_limit", skip_limit),
         ("evaluate_every", 1 if evaluate_every is None else evaluate_every),
     ):
         if value < 1:
@@ -130,23 +142,26 @@ def train(
     check(stop, "stop.")
     key, init_key = jax.random.split(jax.random.key(seed))
     axis_name = DATA if strategy == "pmap" else None
-    step = make_step(workload.loss, tx, axis_name=axis_name, accumulate=accumulate, ema=ema, guard=guard)
+    step = make_step(workload.loss, tx, axis_name=axis_name, accumulate=accumulate, ema=ema, guard=guard, spike=spike)
     parallel = parallelize(packed(step), strategy, mesh, rules=rules)
 
     def first(key: jax.Array, init_key: jax.Array, initial: tuple[Any, Any] | None) -> TrainState:
         params, model_state = initial if initial is not None else workload.init(init_key)
-        return init_state(params, model_state, tx, key=key, ema=ema is not None)
+        return init_state(params, model_state, tx, key=key, ema=ema is not None, spike=spike is not None)
 
     state = parallel.place_state(first, key, init_key, initial)
     judge = Judge(workload.target, stop)
+    batches = as_batches(workload.data.train, workload.batch_size, seed)
+    examples = (lambda t: batches.indices(t - 1)[0].tolist()) if isinstance(batches, Batches) else None
+    skips = Skips(guard, skip_limit, skip_log, examples)
     about: Identity = {}
     with contextlib.ExitStack() as stack:
         if checkpoints is not None:
             stack.enter_context(checkpoints.writing())
             about = identity(workload, seed=seed, accumulate=accumulate, ema=ema, stop=stop)
-            state = _continued(checkpoints, state, judge, about, allow_change)
+            state = _continued(checkpoints, state, judge, skips, about, allow_change)
             if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
-                return History([], state, judge.ended, judge.best, judge.reached)
+                return History([], state, judge.ended, judge.best, judge.reached, skips.steps)
         start = int(state.step)
         if start > steps:
             raise ConfigError(f"steps must be at least {start}, which the run has behind it, got {steps}")
@@ -154,6 +169,7 @@ def train(
             workload,
             parallel,
             judge,
+            skips,
             observers if is_first() else (),
             schedules or {},
             steps,
@@ -161,14 +177,17 @@ def train(
             evaluate_every or max(1, steps // 10),
         )
         records.check_names(state)
-        batches = Share(as_batches(workload.data.train, workload.batch_size, seed), parallel.rows, workload.batch_size)
+        shares = Share(batches, parallel.rows, workload.batch_size)
         asked = stack.enter_context(catch_signals(listen=checkpoints is not None))
+        if skip_log is not None and is_first():
+            skip_log.begin(start)
+            stack.callback(skip_log.end)
         stack.enter_context(records.observed(start))
         if checkpoints is not None:
             stack.enter_context(checkpoints.writing())  # again: its end, a save's too, comes before the observers'
         trace = stack.enter_context(contextlib.closing(Trace(profile if is_first() else None, start, steps)))
         place = lambda share: parallel.place_batch(*share)
-        stream = stack.enter_context(contextlib.closing(prefetch(batches, start, steps, place=place)))
+        stream = stack.enter_context(contextlib.closing(prefetch(shares, start, steps, place=place)))
         for t, batch in zip(range(start + 1, steps + 1), stream, strict=True):
             trace.at(t)
             if t == start + 1:
@@ -182,18 +201,22 @@ def train(
             is_saved = checkpoints is not None and (ended or t % checkpoints.every == 0 or t == best)
             if ended or is_saved:
                 records.drain()
-                if guard is not None:
-                    records.check_finite(t, state)
+                is_saved = records.is_savable(t, state) and is_saved
             if checkpoints is not None and is_saved:
-                checkpoints.save(state, {**judge.dump(), "run": about}, best=best)
+                checkpoints.save(state, {**judge.dump(), **skips.dump(), "run": about}, best=best)
             if ended:
                 records.outcome = ended
                 break
-    return History(records.all, state, records.outcome, judge.best, judge.reached)
+    return History(records.all, state, records.outcome, judge.best, judge.reached, skips.steps)
 
 
 def _continued(
-    checkpoints: Checkpoints, first: TrainState, judge: Judge, about: Identity, allow_change: Collection[str]
+    checkpoints: Checkpoints,
+    first: TrainState,
+    judge: Judge,
+    skips: Skips,
+    about: Identity,
+    allow_change: Collection[str],
 ) -> TrainState:
     """The state of the latest checkpoint, after it was held against this run; without any the first one."""
     saved = checkpoints.restore_latest(first)
@@ -203,4 +226,5 @@ def _continued(
     path = checkpoints.folder / str(int(state.step))
     changed = changed_keys(path, notes.get("run", {}), about, allow_change)
     judge.load(notes, changed)
+    skips.load(notes)
     return dataclasses.replace(state, key=first.key) if "seed" in changed else state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,20 +16,18 @@ import numpy as np
 
 from optlab.config import Target
 from optlab.data import Split, evaluation_batches
+from optlab.training.guard import Skips, not_finite
 from optlab.training.judge import Judge
 from optlab.training.metrics import Observer, Record
 from optlab.training.parallel import Parallel
 from optlab.training.probes import has_spectrum, probe_metrics
+from optlab.training.processes import is_first
 from optlab.training.state import TrainState, evaluation_params
 from optlab.training.step import make_evaluation
 from optlab.training.workload import Loss, Metrics, Workload
 
 # More simulated devices' collectives in flight than this can deadlock (jax 0.10.2); fewer would let a device wait.
 IN_FLIGHT = 16
-
-
-class NonFiniteError(RuntimeError):
-    """The loss or the gradient stopped being a number. The message names the step, the value and what to try."""
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["pairs"], meta_fields=["names"])
@@ -72,13 +71,14 @@ class Records:
         workload: Workload,
         parallel: Parallel,
         judge: Judge,
+        skips: Skips,
         observers: Sequence[Observer],
         schedules: Mapping[str, Callable[[Any], Any]],
         steps: int,
         log_every: int,
         evaluate_every: int,
     ):
-        self.workload, self.parallel, self.judge = workload, parallel, judge
+        self.workload, self.parallel, self.judge, self.skips = workload, parallel, judge, skips
         self.observers, self.schedules, self.steps = observers, schedules, steps
         self.log_every, self.evaluate_every = log_every, evaluate_every
         self.evaluation = jax.jit(_evaluation(workload.loss), out_shardings=parallel.replicated)
@@ -87,6 +87,7 @@ class Records:
         self.outcome = "finished"
         self.pending: collections.deque[tuple[int, PackedMetrics]] = collections.deque()
         self.latest: Record = {}
+        self.is_unsaved = False
 
     def check_names(self, state: TrainState) -> None:
         """Refuses a target whose metric is never measured; nothing is compiled for it."""
@@ -124,10 +125,20 @@ class Records:
         """Waits for the steps in flight."""
         self._read(len(self.pending))
 
-    def check_finite(self, t: int, state: TrainState) -> None:
-        """Refuses a state whose parameters aren't finite, before it is saved or given back."""
-        if not self.all_finite(state.params):
-            raise _not_finite(f"step {t}: the update made parameters that aren't finite")
+    def is_savable(self, t: int, state: TrainState) -> bool:
+        """Whether a state's parameters are finite; if not it is refused or, without a guard, said once not to be saved.
+
+        Raises:
+          NonFiniteError: under a guard.
+        """
+        if self.all_finite((state.params, state.ema)):
+            return True
+        if self.skips.guard is not None:
+            raise not_finite(f"step {t}: the parameters aren't finite")
+        if not self.is_unsaved and is_first():
+            print(f"optlab: step {t}: parameters that aren't finite are never saved (guard=none)", file=sys.stderr)
+        self.is_unsaved = True
+        return False
 
     def outcome_at(self, t: int, state: TrainState) -> str | None:
         """Evaluates after step t if that is due; how the run ends there, if it does."""
@@ -149,16 +160,15 @@ class Records:
         return t % self.evaluate_every == 0 or t == self.steps
 
     def _read(self, count: int) -> None:
-        """Turns the metrics of the oldest steps into records; the first that isn't finite ends the run."""
+        """Turns the metrics of the oldest steps into records; one that is at fault may end the run."""
         for t, metrics in [self.pending.popleft() for _ in range(count)]:
             values = _means(metrics.sums())
-            if values.pop("train/finite", 1.0) < 1:
-                loss, norm = values["train/loss"], values["train/gradient_norm"]
-                raise _not_finite(f"step {t}: the loss is {loss:g} and the gradient's norm {norm:g}")
-            self.latest = {"step": t, **values}
+            self.latest = self.skips({"step": t, **values})
             is_due = t % self.log_every == 0 or has_spectrum(values)  # singular values are rare: none is lost
             if is_due or self._is_evaluated(t):
-                self.latest |= {name: float(schedule(t - 1)) for name, schedule in self.schedules.items()}
+                self.latest |= {
+                    name: float(schedule(self.skips.updates(t))) for name, schedule in self.schedules.items()
+                }
             if is_due and not self._is_evaluated(t) and not self.judge.converged(self.latest):
                 self._emit(self.latest)
 
@@ -204,10 +214,3 @@ def _means(sums: dict[str, np.ndarray]) -> dict[str, float]:
 
 def _all_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
-
-
-def _not_finite(what: str) -> NonFiniteError:
-    return NonFiniteError(
-        f"{what}. Lower the learning rate, warm it up or clip the gradients (clip_norm=1), "
-        "and look for bad values in the data"
-    )

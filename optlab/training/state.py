@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+
+class LossStatistics(NamedTuple):
+    """Of the losses of the steps that were accepted: how many, their running mean and variance."""
+
+    accepted: jax.Array
+    mean: jax.Array
+    variance: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -22,6 +30,7 @@ class TrainState:
       opt_state: the optax transformation's.
       key: typed random key; a step's randomness is fold_in(key, step), so the key itself never changes.
       ema: the weights' moving average, of params' structure, or None.
+      losses: what a loss is held against to tell a spike, or None.
     """
 
     step: jax.Array
@@ -30,14 +39,22 @@ class TrainState:
     opt_state: Any
     key: jax.Array
     ema: Any = None
+    losses: LossStatistics | None = None
 
 
 def init_state(
-    params: Any, model_state: Any, tx: optax.GradientTransformation, *, key: jax.Array, ema: bool = False
+    params: Any,
+    model_state: Any,
+    tx: optax.GradientTransformation,
+    *,
+    key: jax.Array,
+    ema: bool = False,
+    spike: bool = False,
 ) -> TrainState:
     """The state before the first step. Every leaf is a copy of its own, since a step gives the state's buffers away."""
     average = params if ema else None
-    state = TrainState(jnp.zeros((), jnp.int32), params, model_state, tx.init(params), key, average)
+    losses = LossStatistics(jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(())) if spike else None
+    state = TrainState(jnp.zeros((), jnp.int32), params, model_state, tx.init(params), key, average, losses)
     return jax.tree.map(lambda x: jnp.array(x, dtype=jnp.asarray(x).dtype), state)
 
 

@@ -74,7 +74,7 @@ class Workload:
           batch_size: examples an update.
           target: what counts as better; by default a lower validation loss.
         """
-        taken = {"loss", "gradient_norm", "finite"} & set(metrics or {})
+        taken = {"loss", "gradient_norm", "fault", "loss_z"} & set(metrics or {})
         if taken:
             raise ValueError(f"metrics can't be named {', '.join(sorted(taken))}: the step has values of that name")
         measures = {"loss": loss, **(metrics or {})}

@@ -74,7 +74,7 @@ def test_a_config_is_not_changed():
         ("strategy=pmapp", "strategy must be"),
         ("mesh.data=4", "mesh.data=4 and mesh.model=1 need strategy=jit"),
         ("mesh.model=0", "mesh.model must be at least 1, got 0"),
-        ("guard=go", "guard must be 'stop' or none, got 'go'"),
+        ("guard=go", "guard must be 'stop' or 'skip' or none, got 'go'"),
         ("stop.min_gain=-1", "stop.min_gain must be at least 0, got -1"),
     ],
 )

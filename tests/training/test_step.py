@@ -161,9 +161,9 @@ def test_what_is_not_finite_is_flagged():
     tx = optax.sgd(0.1)
     state = init_state({"w": jnp.ones(2)}, {}, tx, key=jax.random.key(0))
     step = make_step(broken, tx)
-    assert step(state, {"scale": jnp.ones(1)})[1]["finite"][0] == 1
-    assert step(state, {"scale": jnp.full(1, jnp.nan)})[1]["finite"][0] == 0
-    assert "finite" not in make_step(broken, tx, guard=None)(state, {"scale": jnp.ones(1)})[1]
+    assert step(state, {"scale": jnp.ones(1)})[1]["fault"][0] == 0
+    assert step(state, {"scale": jnp.full(1, jnp.nan)})[1]["fault"][0] == 1
+    assert "fault" not in make_step(broken, tx, guard=None)(state, {"scale": jnp.ones(1)})[1]
 
 
 def test_a_state_shares_no_buffer_with_what_it_was_made_of():
@@ -182,7 +182,9 @@ def test_a_state_shares_no_buffer_with_what_it_was_made_of():
     [
         ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
         ({"ema": 1.0}, r"ema must lie in \[0, 1\), got 1.0"),
-        ({"guard": "skipp"}, "guard must be 'stop' or None, got 'skipp'"),
+        ({"guard": "skipp"}, "guard must be 'stop', 'skip' or None, got 'skipp'"),
+        ({"spike": 0.0}, "spike must be above 0, got 0.0"),
+        ({"spike": 4.0, "guard": None}, "spike=4 needs guard='stop' or 'skip'"),
     ],
 )
 def test_bad_arguments_are_named(kwargs, message):
