@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from optlab.models.linear import at_least_float32, dense
+
 NormName = Literal["batch", "layer", "rms", "none"]
 ActivationName = Literal["relu", "sigmoid", "tanh", "gelu", "silu"]
 FeedForwardName = Literal[ActivationName, "swiglu"]
@@ -68,10 +70,6 @@ def check_dtypes(dtype: str, param_dtype: str) -> None:
     check_name("param_dtype", param_dtype, FloatName)
     if "float64" in (dtype, param_dtype) and jax.dtypes.canonicalize_dtype("float64") != jnp.dtype("float64"):
         raise ValueError("float64 needs jax.config.update('jax_enable_x64', True), or JAX_ENABLE_X64=1")
-
-
-def at_least_float32(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def check_heads(width: int, heads: int, rotary: bool) -> None:
@@ -230,7 +228,7 @@ class MultiHeadAttention(nn.Module):
         return self._dense("out", self.out_std)(mixed_BxTxHxK.reshape(x_BxTxD.shape))
 
     def _dense(self, name: str, std: float = INIT_STD) -> nn.Dense:
-        return nn.Dense(
+        return dense(
             self.width,
             use_bias=self.bias,
             kernel_init=nn.initializers.normal(std),
@@ -274,11 +272,11 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
-        dense = functools.partial(nn.Dense, use_bias=self.bias, dtype=self.dtype, param_dtype=self.param_dtype)
-        up_BxTxF = dense(self.hidden, kernel_init=nn.initializers.normal(INIT_STD), name="up")(x_BxTxD)
+        linear = functools.partial(dense, use_bias=self.bias, dtype=self.dtype, param_dtype=self.param_dtype)
+        up_BxTxF = linear(self.hidden, kernel_init=nn.initializers.normal(INIT_STD), name="up")(x_BxTxD)
         if self.activation == "swiglu":
-            gate_BxTxF = dense(self.hidden, kernel_init=nn.initializers.normal(INIT_STD), name="gate")(x_BxTxD)
+            gate_BxTxF = linear(self.hidden, kernel_init=nn.initializers.normal(INIT_STD), name="gate")(x_BxTxD)
             hidden_BxTxF = nn.silu(gate_BxTxF) * up_BxTxF
         else:
             hidden_BxTxF = activation(self.activation)(up_BxTxF)
-        return dense(self.width, kernel_init=nn.initializers.normal(self.out_std), name="down")(hidden_BxTxF)
+        return linear(self.width, kernel_init=nn.initializers.normal(self.out_std), name="down")(hidden_BxTxF)

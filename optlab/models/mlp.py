@@ -15,13 +15,13 @@ from optlab.models.layers import (
     FloatName,
     NormName,
     activation,
-    at_least_float32,
     check_count,
     check_dropout,
     check_dtypes,
     check_name,
     make_norm,
 )
+from optlab.models.linear import at_least_float32, dense
 
 
 class MLP(nn.Module):
@@ -61,10 +61,10 @@ class MLP(nn.Module):
         kernel_init = nn.initializers.he_normal() if rectifies else nn.initializers.lecun_normal()
         x_BxD = inputs.reshape(inputs.shape[0], -1)
         for i, width in enumerate(self.widths):
-            x_BxD = nn.Dense(width, kernel_init=kernel_init, name=f"hidden_{i}", **types)(x_BxD)
+            x_BxD = dense(width, kernel_init=kernel_init, name=f"hidden_{i}", **types)(x_BxD)
             x_BxD = activation(self.activation)(norm(name=f"norm_{i}")(x_BxD))
             x_BxD = nn.Dropout(self.dropout, deterministic=not train)(x_BxD)
-        return at_least_float32(nn.Dense(self.outputs, name="head", **types)(x_BxD))
+        return at_least_float32(dense(self.outputs, name="head", **types)(x_BxD))
 
 
 def mlp(

@@ -18,13 +18,13 @@ from optlab.models.layers import (
     FloatName,
     Layer,
     NormName,
-    at_least_float32,
     check_count,
     check_dtypes,
     check_images,
     check_name,
     make_norm,
 )
+from optlab.models.linear import at_least_float32, convolution, dense
 
 StemName = Literal["small", "large"]
 
@@ -144,7 +144,7 @@ class ResNet(nn.Module):
                 norm=norm,
                 name=f"block_{i}",
             )(x_BxHxWxC)
-        return at_least_float32(nn.Dense(self.outputs, name="head", **types)(x_BxHxWxC.mean(axis=(1, 2))))
+        return at_least_float32(dense(self.outputs, name="head", **types)(x_BxHxWxC.mean(axis=(1, 2))))
 
     def _blocks(self) -> list[tuple[int, int]]:
         """Channels and stride of every block."""
@@ -160,7 +160,7 @@ def _conv(channels: int, side: int, stride: int, /, **settings: Any) -> nn.Conv:
     # With stride 2, "SAME" would pad one side only, and look at other pixels than the published networks do.
     padding = [(side // 2, side // 2)] * 2
     init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # arXiv 1502.01852, eq. 14
-    return nn.Conv(channels, (side, side), strides=stride, padding=padding, kernel_init=init, **settings)
+    return convolution(channels, (side, side), strides=stride, padding=padding, kernel_init=init, **settings)
 
 
 def _published(depth: int, **structure: Any) -> Callable[..., ResNet]:

@@ -22,7 +22,6 @@ from optlab.models.layers import (
     FloatName,
     Layer,
     MultiHeadAttention,
-    at_least_float32,
     check_count,
     check_dropout,
     check_dtypes,
@@ -31,6 +30,7 @@ from optlab.models.layers import (
     check_name,
     make_norm,
 )
+from optlab.models.linear import at_least_float32, dense, embed, shifted
 
 PositionName = Literal["learned", "rotary", "none"]
 TokenNormName = Literal["layer", "rms"]  # BatchNorm would let a token see those after it
@@ -178,7 +178,7 @@ class LanguageModel(nn.Module):
     def __call__(self, tokens_BxT: jax.Array, *, train: bool = False) -> jax.Array:
         init = nn.initializers.normal(INIT_STD)
         types: dict[str, Any] = {"dtype": self.body.dtype, "param_dtype": self.body.param_dtype}
-        embedding = nn.Embed(self.vocabulary, self.body.width, embedding_init=init, name="embedding", **types)
+        embedding = embed(self.vocabulary, self.body.width, embedding_init=init, name="embedding", **types)
         x_BxTxD = embedding(tokens_BxT)
         if self.length is not None:
             T = tokens_BxT.shape[1]
@@ -186,12 +186,12 @@ class LanguageModel(nn.Module):
                 raise ValueError(f"a sequence may have at most length ({self.length}) tokens, got {T}")
             shape = (self.length, self.body.width)
             position_LxD = self.param("position", init, shape, jnp.dtype(self.body.param_dtype))
-            x_BxTxD = x_BxTxD + position_LxD[None, :T].astype(x_BxTxD.dtype)
+            x_BxTxD = shifted(x_BxTxD, position_LxD[None, :T])
         x_BxTxD = nn.Dropout(self.body.dropout, deterministic=not train)(x_BxTxD)
         x_BxTxD = self.body(x_BxTxD, train=train)
         if self.tied:
             return at_least_float32(embedding.attend(x_BxTxD))
-        head = nn.Dense(self.vocabulary, use_bias=False, kernel_init=init, name="head", **types)
+        head = dense(self.vocabulary, use_bias=False, kernel_init=init, name="head", **types)
         return at_least_float32(head(x_BxTxD))
 
 
@@ -226,14 +226,14 @@ class VisionTransformer(nn.Module):
     def __call__(self, images_BxHxWxC: jax.Array, *, train: bool = False) -> jax.Array:
         check_images(images_BxHxWxC)
         types: dict[str, Any] = {"dtype": self.body.dtype, "param_dtype": self.body.param_dtype}
-        x_BxTxD = nn.Dense(self.body.width, name="embedding", **types)(split_into_patches(images_BxHxWxC, self.patch))
+        x_BxTxD = dense(self.body.width, name="embedding", **types)(split_into_patches(images_BxHxWxC, self.patch))
         if self.learned_position:
             init = nn.initializers.normal(INIT_STD)
             position_TxD = self.param("position", init, x_BxTxD.shape[1:], jnp.dtype(self.body.param_dtype))
-            x_BxTxD = x_BxTxD + position_TxD[None].astype(x_BxTxD.dtype)
+            x_BxTxD = shifted(x_BxTxD, position_TxD[None])
         x_BxTxD = nn.Dropout(self.body.dropout, deterministic=not train)(x_BxTxD)
         x_BxTxD = self.body(x_BxTxD, train=train)
-        return at_least_float32(nn.Dense(self.outputs, name="head", **types)(x_BxTxD.mean(axis=1)))
+        return at_least_float32(dense(self.outputs, name="head", **types)(x_BxTxD.mean(axis=1)))
 
 
 def split_into_patches(images_BxHxWxC: jax.Array, side: int) -> jax.Array:
