@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+LOCK = "writer.lock"  # who writes to the folder
+
 
 def is_complete(path: Path) -> bool:
     """Whether Orbax committed it: it renames a folder to its name last, and leaves this mark inside."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from optlab._saved import LOCK
 from optlab.changes import Change, changes
 from optlab.commands._config import places, text_of
 from optlab.config import Config, ConfigError, covers, load, to_json
@@ -18,8 +19,25 @@ from optlab.config import Config, ConfigError, covers, load, to_json
 PACKAGES = ("optlab-jax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy")
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a run's folder; refuses one that something else is in.
+
+    What a kill left of a run that had just begun is nothing else.
+    """
+    begun = {folder / "config.part", folder / "checkpoints", folder / "checkpoints" / LOCK}
+    is_run = (folder / "config.json").exists()
+    if folder.exists() and not is_run and (not folder.is_dir() or any(p not in begun for p in folder.rglob("*"))):
+        raise ConfigError(
+            f"{folder} isn't empty and isn't a run (it has no config.json); name another folder: --run DIR"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} can't be made: {error.strerror}; name another folder: --run DIR") from error
+
+
 def open_folder(folder: Path, config: Config, source: Path, allowed: Sequence[str]) -> list[Change]:
-    """Makes a run's folder, or checks that the run in it may go on under this config.
+    """Writes a run's config.json, or checks that the run in the folder may go on under this config.
 
     Args:
       folder: the run's.
@@ -31,14 +49,13 @@ def open_folder(folder: Path, config: Config, source: Path, allowed: Sequence[st
       what differs from the run's config.json, which is left as it is: `ChangedConfig` writes it.
 
     Raises:
-      ConfigError: if the folder is something else or another run's, or can't be made.
+      ConfigError: if it is another run's.
     """
     file = folder / "config.json"
     if file.exists():
         changed = changes(folder, load(file), config, allowed)
     else:
         changed = changes(folder, config, config, allowed)
-        _make(folder)
         about = {
             "config": to_json(config),
             "versions": _versions(),
@@ -83,17 +100,6 @@ def _say_earlier_changes(source: Path) -> None:
     if earlier:
         changed = ", ".join(f"{c['key']} after step {c['step']}" for c in earlier)
         print(f"the run of {source} changed on its way ({changed}); this one has its last config from the start")
-
-
-def _make(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(
-            f"{folder} isn't empty and isn't a run (it has no config.json); name another folder: --run DIR"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder} can't be made: {error.strerror}; name another folder: --run DIR") from error
 
 
 def _write(file: Path, about: dict[str, Any]) -> None:

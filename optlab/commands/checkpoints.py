@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optlab._extras import need
+from optlab._saved import LOCK
 from optlab.config import ConfigError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"no checkpoint in {checkpoints.folder}")
     console.print(table)
     for path in sorted(checkpoints.folder.iterdir()):
-        if not path.name.isdigit() and path.name != "writer.lock":
+        if not path.name.isdigit() and path.name != LOCK:
             console.print(f"beside them: {path.name}", soft_wrap=True)
     return 1 if damaged else 0
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from optlab._extras import MissingExtraError
 from optlab.commands._config import connect, read, run_folder
 from optlab.commands._deterministic import make_deterministic
-from optlab.commands._folder import ChangedConfig, open_folder
+from optlab.commands._folder import ChangedConfig, make_folder, open_folder
 from optlab.config import Config, ConfigError, flatten
 from optlab.experiment import Experiment, build
 
 if TYPE_CHECKING:
-    from optlab.training import History, Observer
+    from optlab.training import Checkpoints, History, Observer
 
 EXIT_CODES = {"interrupted by SIGINT": 130, "interrupted by SIGTERM": 75, "interrupted by SIGUSR1": 75}
 
@@ -51,19 +51,31 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
     from optlab.training.processes import is_first, leave, once, together
 
     folder = run_folder(arguments)
-    with together(ConfigError):
-        observers = _observers(experiment.config, folder)
     config = experiment.config
-    is_new = not once(Checkpoints(folder / "checkpoints").steps)
+    with together(ConfigError):
+        observers = _observers(config, folder)
+    checkpoints = Checkpoints(folder / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep)
+    is_new = not once(checkpoints.steps)
     initial = _initial(config.init_from, experiment) if config.init_from and is_new else None
-    allowed = arguments.allow_change
     with together(ConfigError):
         if is_first():
-            changed = open_folder(folder, config, Path(arguments.config), allowed)
-            observers.insert(0, ChangedConfig(folder, config, changed))
+            make_folder(folder)
     began = time.monotonic()
     try:
-        history = _train(experiment, folder, observers, initial, allowed, profile=arguments.profile)
+        with checkpoints.writing():
+            with together(ConfigError):
+                if is_first():
+                    changed = open_folder(folder, config, Path(arguments.config), arguments.allow_change)
+                    observers.insert(0, ChangedConfig(folder, config, changed))
+            history = _train(
+                experiment,
+                folder,
+                checkpoints,
+                observers,
+                initial,
+                arguments.allow_change,
+                profile=arguments.profile,
+            )
     except (GuardError, CheckpointError, DeviceMemoryError) as error:
         if is_first() or isinstance(error, CheckpointError):  # the others are every process' alike
             print(f"optlab: {error}", file=sys.stderr)
@@ -92,13 +104,14 @@ def _observers(config: Config, folder: Path) -> list[Observer]:
 def _train(
     experiment: Experiment,
     folder: Path,
+    checkpoints: Checkpoints,
     observers: list[Observer],
     initial: tuple[Any, Any] | None,
     allow_change: list[str],
     *,
     profile: bool,
 ) -> History:
-    from optlab.training import Checkpoints, StepLog, train
+    from optlab.training import StepLog, train
 
     config = experiment.config
     return train(
@@ -117,7 +130,7 @@ def _train(
         evaluate_every=config.evaluate_every,
         log_every=config.log.every,
         stop=config.stop,
-        checkpoints=Checkpoints(folder / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep),
+        checkpoints=checkpoints,
         allow_change=allow_change,
         observers=observers,
         schedules=experiment.schedules,

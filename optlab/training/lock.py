@@ -7,14 +7,13 @@ import socket
 from pathlib import Path
 from typing import IO
 
+from optlab._saved import LOCK
 from optlab.training.storage import CheckpointError
 
 try:
     import fcntl
 except ImportError:  # Windows: nothing is locked there
     fcntl = None  # type: ignore[assignment]
-
-NAME = "writer.lock"
 
 
 class WriterLock:
@@ -47,7 +46,7 @@ class WriterLock:
     def _taken(self) -> IO[str]:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            file = (self.folder / NAME).open("a+")
+            file = (self.folder / LOCK).open("a+")
         except OSError as error:
             raise CheckpointError(f"{self.folder} can't be written to: {type(error).__name__}: {error}") from error
         try:
@@ -71,7 +70,7 @@ class WriterLock:
     def _is_in_place(self) -> bool:
         """Whether the file that is locked is the one that another process would find."""
         try:
-            there = os.stat(self.folder / NAME)
+            there = os.stat(self.folder / LOCK)
         except OSError:
             return False
         return self._file is not None and os.path.samestat(os.fstat(self._file.fileno()), there)

@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from optlab.commands import main
-from optlab.training import read_metrics
+from optlab.training import Checkpoints, read_metrics
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.py"
 CONFIG = """
@@ -58,7 +58,7 @@ def test_a_run_leaves_a_folder_that_says_everything(here, capsys):
     assert [r["step"] for r in records] == sorted({*range(10, 31, 10), *range(3, 31, 3)})
     assert records[-1].keys() >= {"train/loss", "validation/accuracy", "test/accuracy", "learning_rate"}
     assert (folder / "curves.png").stat().st_size > 1000
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir())[-1] == "30"
+    assert Checkpoints(folder / "checkpoints").steps()[-1] == 30
 
 
 def test_the_main_job_reaches_what_the_readme_says(here):
@@ -259,4 +259,4 @@ def test_ctrl_c_saves_says_so_and_the_same_command_continues(here, number, code)
     assert process.returncode == code, error
     step = int(re.search(r"interrupted by SIG\w+ after step (\d+)", out)[1])
     assert "saved in long; the same command continues" in out
-    assert [int(p.name) for p in Path("long/checkpoints").iterdir()] == [step]
+    assert Checkpoints("long/checkpoints").steps() == [step]
