@@ -203,6 +203,7 @@ def train(
                 records.drain()
                 is_saved = records.is_savable(t, state) and is_saved
             if checkpoints is not None and is_saved:
+                records.sync()
                 checkpoints.save(state, {**judge.dump(), **skips.dump(), "run": about}, best=best)
             if ended:
                 records.outcome = ended

@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import sys
 import threading
+import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,17 +43,31 @@ class StepLog:
         self._lock = threading.Lock()
 
     def begin(self, start: int) -> None:
-        kept = [entry for entry in read_metrics(self.path) if entry["step"] <= start] if self.path.exists() else []
+        """Opens the file; lines that can't be read stay in a copy of it, and a line on stderr says so."""
+        entries, damaged = _read(self.path) if self.path.exists() else ([], [])
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if damaged:
+            aside = self.path.with_name(f"damaged-{time.time_ns()}-{self.path.name}")
+            shutil.copyfile(self.path, aside)
+            print(f"optlab: {_damage(self.path, damaged)}; {aside.name} is a copy with them", file=sys.stderr)
         part = self.path.with_suffix(".part")
-        part.write_text("".join(_line(entry) for entry in kept))
-        os.replace(part, self.path)
+        with part.open("w") as file:
+            file.writelines(_line(entry) for entry in entries if entry["step"] <= start)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, self.path)  # a kill leaves the old file or the new one
         self._file = self.path.open("a")
 
     def add(self, entry: Mapping[str, Any]) -> None:
         with self._lock:
             self._file.write(_line(entry))
             self._file.flush()
+            if not os.fstat(self._file.fileno()).st_nlink:
+                raise FileNotFoundError(f"{self.path} was deleted or replaced while the run wrote to it")
+
+    def sync(self) -> None:
+        """Returns once every line so far would outlive the machine, not only the process."""
+        os.fsync(self._file.fileno())
 
     def end(self) -> None:
         self._file.close()
@@ -62,10 +80,16 @@ class MetricsFile:
         self._log = StepLog(path)
 
     def begin(self, start: int, steps: int) -> None:
+        if start and not self._log.path.exists():
+            print(f"optlab: {self._log.path} isn't there; it begins after step {start}", file=sys.stderr)
         self._log.begin(start)
 
     def record(self, record: Record) -> None:
         self._log.add(record)
+
+    def sync(self) -> None:
+        """See `StepLog`."""
+        self._log.sync()
 
     def end(self, outcome: str) -> None:
         self._log.end()
@@ -76,15 +100,37 @@ def _line(entry: Mapping[str, Any]) -> str:
 
 
 def read_metrics(path: str | Path) -> list[Record]:
-    """The records of a metrics.jsonl, or of the run folder that holds one. A line cut off by a kill ends the list."""
+    """The records of a metrics.jsonl, or of the run folder that holds one, without a last line that a kill cut off.
+
+    Warns:
+      UserWarning: of other lines that can't be read; they are left out.
+    """
     path = Path(path)
-    records: list[Record] = []
-    for line in (path / "metrics.jsonl" if path.is_dir() else path).read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+    file = path / "metrics.jsonl" if path.is_dir() else path
+    records, damaged = _read(file)
+    if damaged:
+        warnings.warn(_damage(file, damaged), stacklevel=2)
     return records
+
+
+def _read(path: Path) -> tuple[list[Any], list[int]]:
+    """The entries of a file of JSON lines, and the numbers of the lines that hold none, but for a cut last one."""
+    entries, damaged = [], []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            entry = json.loads(line)
+            int(entry["step"])
+            entries.append(entry)
+        except (ValueError, TypeError, KeyError):
+            damaged += [number] if number < len(lines) else []
+    return entries, damaged
+
+
+def _damage(path: Path, damaged: list[int]) -> str:
+    return f"{path}: what was line {', '.join(map(str, damaged))} can't be read"
 
 
 class TensorBoard:

@@ -18,7 +18,7 @@ from optlab.config import Target
 from optlab.data import Split, evaluation_batches
 from optlab.training.guard import Skips, not_finite
 from optlab.training.judge import Judge
-from optlab.training.metrics import Observer, Record
+from optlab.training.metrics import MetricsFile, Observer, Record
 from optlab.training.parallel import Parallel
 from optlab.training.probes import has_spectrum, probe_metrics
 from optlab.training.processes import is_first
@@ -124,6 +124,14 @@ class Records:
     def drain(self) -> None:
         """Waits for the steps in flight."""
         self._read(len(self.pending))
+
+    def sync(self) -> None:
+        """What was told so far outlives the machine: a checkpoint stands for it."""
+        for observer in self.observers:
+            if isinstance(observer, MetricsFile):
+                observer.sync()
+        if self.skips.log is not None and is_first():
+            self.skips.log.sync()
 
     def is_savable(self, t: int, state: TrainState) -> bool:
         """Whether a state's parameters are finite; if not it is refused or, without a guard, said once not to be saved.

@@ -43,6 +43,47 @@ def test_a_line_is_on_the_disk_when_record_returns(tmp_path):
     observer.end("finished")
 
 
+@pytest.mark.parametrize("damage", [b"\x00\xff\x00\n", b'{"step": 20, "tra\n', b"[1, 2]\n", b'{"loss": 3}\n'])
+def test_a_damaged_line_in_the_middle_is_told_and_loses_nothing(tmp_path, capsys, damage):
+    path = tmp_path / "metrics.jsonl"
+    write(MetricsFile(path), [RECORDS[0]])
+    with path.open("ab") as file:
+        file.write(damage + json.dumps(RECORDS[1]).encode() + b"\n")
+    before = path.read_bytes()
+    with pytest.warns(UserWarning, match="what was line 2 can't be read"):
+        assert read_metrics(path) == RECORDS[:2]
+    write(MetricsFile(path), RECORDS[2:], start=20)
+    assert read_metrics(path) == RECORDS
+    [aside] = tmp_path.glob("damaged-*-metrics.jsonl")
+    assert aside.read_bytes() == before
+    assert f"what was line 2 can't be read; {aside.name} is a copy with them" in capsys.readouterr().err
+
+
+def test_a_kill_while_the_file_is_cut_back_leaves_the_old_one_or_the_new_one(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    write(MetricsFile(path), RECORDS)
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            MetricsFile(path).begin(10, 30)
+    assert read_metrics(path) == RECORDS
+    write(MetricsFile(path), RECORDS[1:], start=10)
+    assert read_metrics(path) == RECORDS
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_file_that_goes_away_under_the_run_or_before_it_continues_is_told(tmp_path, capsys):
+    observer = MetricsFile(tmp_path / "metrics.jsonl")
+    observer.begin(0, 30)
+    observer.record(RECORDS[0])
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"metrics.jsonl was deleted or replaced while the run wrote to it"):
+        observer.record(RECORDS[1])
+    observer.end("FileNotFoundError")
+    write(MetricsFile(tmp_path / "metrics.jsonl"), RECORDS[1:], start=10)
+    assert "metrics.jsonl isn't there; it begins after step 10" in capsys.readouterr().err
+
+
 def test_a_log_of_steps_takes_several_entries_a_step_from_any_thread(tmp_path):
     log = StepLog(tmp_path / "skipped.jsonl")
     for start in (0, 2):  # a continued run: what was written after step 2 is written again
