@@ -34,6 +34,10 @@ def test_other_examples_have_another(x, y):
     assert of(x, y) != of(X, Y)
 
 
+def test_the_same_bytes_of_another_dtype_are_others():
+    assert of(0 * X, Y) != of((0 * X).astype(np.int32), Y)
+
+
 def test_at_most_64_examples_are_read_as_they_are_without_augmentation():
     class Spy(ImageSplit):
         def take(self, indices, epoch=None, seed=0):

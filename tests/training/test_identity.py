@@ -81,9 +81,12 @@ def test_what_is_allowed_goes_on_and_is_what_is_checked_from_then_on(copy):
         go(copy)
 
 
-def test_the_best_under_another_target_is_forgotten(copy):
-    history = go(copy, target=Target(metric="train/loss", mode="max"), rate=0.0, allow_change=["target"])
-    assert history.best == (6, history.records[-1]["train/loss"])
+def test_what_was_found_under_another_target_is_forgotten(tmp_path):
+    first = go(tmp_path, steps=4, target=Target(value=1e9))
+    assert (first.best[0], first.reached) == (4, 2)
+    history = go(tmp_path, target=Target(value=1e9, mode="max"), allow_change=["target.mode"])
+    assert history.best == (6, history.records[-1]["validation/loss"])  # the loss falls: 4 was higher
+    assert history.reached is None
 
 
 def test_another_learning_rate_is_the_same_run(copy):
