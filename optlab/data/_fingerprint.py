@@ -8,7 +8,7 @@ import numpy as np
 from optlab.data._types import Batch
 from optlab.data.batches import Batches, as_batches
 
-EXAMPLES = 64  # read of a split, evenly spaced: a few milliseconds, however long it is
+EXAMPLES = 64  # read of a split, evenly spaced: a number that costs milliseconds, whatever the length
 
 
 def fingerprint(data: Any) -> str:

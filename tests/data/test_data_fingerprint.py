@@ -1,6 +1,5 @@
 """The data's fingerprint: the same for the same examples, another one for others, and cheap."""
 
-import grain
 import numpy as np
 import pytest
 
@@ -53,8 +52,12 @@ def test_at_most_64_examples_are_read_as_they_are_without_augmentation():
     assert (min(read), max(read)) == (0, 4999)
 
 
-def test_of_batches_by_step_it_is_the_first_ones():
+def test_of_a_grain_data_set_it_is_the_first_batchs():
+    grain = pytest.importorskip("grain")
     make = lambda shift: grain.MapDataset.source(X + shift).map(lambda x: {"inputs": x}).batch(10)
     assert fingerprint(make(0)) == fingerprint(make(0)) != fingerprint(make(1))
+
+
+def test_of_batches_with_an_order_of_their_own_it_tells_the_order():
     split = arrays(X, Y, validation=0, test=0).train
     assert fingerprint(Batches(split, 10)) != fingerprint(Batches(split, 10, seed=1))
