@@ -181,6 +181,8 @@ def _summary(history: History, experiment: Experiment, folder: Path, seconds: fl
         shown = {k.split("/")[1]: v for k, v in last.items() if k.startswith(f"{split}/") and "norm" not in k}
         if shown:
             lines.append(f"  {split:<10}  " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()))
+    if history.skipped:
+        lines.append(f"  skipped     {len(history.skipped)} steps, each with its reason in {folder / 'skipped.jsonl'}")
     if history.best:
         lines.append(f"  best        {config.target.metric} {history.best[1]:.4f} at step {history.best[0]}")
     if config.target.value is not None:

@@ -268,7 +268,7 @@ def test_parameters_that_never_were_finite_are_never_saved(tmp_path):
     assert saved.steps() == []
 
 
-def statistics(values, spike=4.0):
+def statistics(values, guard="skip"):
     """Takes a state through steps of these losses; (its statistics, the z of each step)."""
 
     def loss(params, model_state, batch, key, train):
@@ -276,16 +276,17 @@ def statistics(values, spike=4.0):
         return value, (model_state, {"loss": (value, jnp.ones(()))})
 
     tx = optax.sgd(0.1)
-    step = make_step(loss, tx, guard="skip", spike=spike)
+    step = make_step(loss, tx, guard=guard, spike=4.0)
     state = init_state({"w": jnp.ones(2)}, {}, tx, key=jax.random.key(0), spike=True)
     state, metrics = jax.lax.scan(step, state, {"loss": jnp.asarray(values, jnp.float32)[:, None]})
     return state.losses, np.asarray(metrics["loss_z"][0]), np.asarray(metrics["fault"][0])
 
 
-def test_a_spike_is_told_by_the_mean_and_deviation_of_the_accepted_losses():
+@pytest.mark.parametrize("guard", ["stop", "skip"])
+def test_a_spike_is_told_by_the_mean_and_deviation_of_the_accepted_losses(guard):
     values = np.float32(5 + RNG.normal(size=3 * WARMUP))
-    values[[10, 70, 100]] = 50, 50, np.nan  # in the warm-up all that is finite counts
-    losses, z, fault = statistics(values)
+    values[[10, 70, 100]] = 50, 50, np.nan if guard == "skip" else 60  # in the warm-up all that is finite counts
+    losses, z, fault = statistics(values, guard)
     assert (np.flatnonzero(fault) == [70, 100]).all()
     start = values[:WARMUP].astype(np.float64)
     mean, variance = start.mean(), start.var()
@@ -315,6 +316,12 @@ def test_a_small_gradient_of_a_skipped_step_ends_no_run():
     faults = dict.fromkeys(range(1, 4), NAN_GRADIENT)
     history = train(workload(faults), adam(), steps=9, guard="skip", stop=Stop(gradient_norm=1e9))
     assert (history.outcome, int(history.state.step)) == ("gradient norm reached", 4)
+
+
+def test_a_moving_average_that_is_not_finite_is_a_fault():
+    decay = lambda t: jnp.where(t == 3, jnp.nan, 0.9)
+    with pytest.raises(NonFiniteError, match="step 4: the weights' moving average isn't finite any more"):
+        train(workload({}), adam(), steps=9, ema=decay)
 
 
 def test_a_models_own_infinities_are_no_fault():
