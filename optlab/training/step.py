@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -32,12 +33,15 @@ def make_step(
 ) -> Step:
     """Makes the pure function that moves a state by one update.
 
-    `tx.update` also gets `value=`, `grad=` and `value_fn=`, so that L-BFGS, Polyak, MoMo and plateau rules work.
+    `tx.update` also gets those of `value=`, `grad=`, `value_fn=` and `grad_fn=` that it takes, so that L-BFGS, Polyak,
+    MoMo, plateau rules and `optax.contrib.sam` work; in the opaque mode SAM is right with BatchNorm, too.
 
     Args:
       loss: (params, model_state, batch, key, train) -> (scalar, (model_state, metrics)), see `Workload`.
       tx: any optax transformation that ends in the learning rate.
-      axis_name: the mapped axis (pmap) over which gradients, metrics and model state are averaged before `tx.update`.
+      axis_name: the mapped axis (pmap) over which gradients, metrics and model state are averaged before `tx.update`;
+        whole numbers in the model state stay each device's own, as right for a count of steps: one of examples has to
+        be summed in the loss, by `jax.lax.psum`.
       accumulate: microbatches that the batch is cut into, one after another; their mean is exact, weights included.
       ema: the moving average's decay d, ema ← d·ema + (1 − d)·params; a number, or a function of the steps made
         before, such as `optlab.schedules.tail_average`.
@@ -57,6 +61,7 @@ def make_step(
     if isinstance(ema, int | float) and not 0 <= ema < 1:
         raise ValueError(f"ema must lie in [0, 1), got {ema}")
     tx = optax.with_extra_args_support(tx)
+    takes = _takes(tx.update)
     gradient = _mean_gradient(loss, axis_name, accumulate)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -65,7 +70,9 @@ def make_step(
         value, grads, model_state, metrics = at(state.params)
         grads, norm = with_norm(grads)
         value_fn = _with_gradient(lambda params: at(params)[:2])
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=value, grad=grads, value_fn=value_fn)
+        extra = {"value": value, "grad": grads, "value_fn": value_fn, "grad_fn": lambda params, _: at(params)[1]}
+        extra = {name: x for name, x in extra.items() if takes(name)}
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
 
         average = state.ema
@@ -142,6 +149,13 @@ def _mean_gradient(loss: Loss, axis_name: str | None, accumulate: int) -> Callab
         return (*terms, model_state, metrics)
 
     return gradient
+
+
+def _takes(function: Callable[..., Any]) -> Callable[[str], bool]:
+    """Whether an update takes the argument of that name: SAM's refuses what it doesn't name, L-BFGS's refuses SAM's."""
+    arguments = inspect.signature(function).parameters
+    takes_any = any(a.kind == inspect.Parameter.VAR_KEYWORD for a in arguments.values())
+    return lambda name: name in arguments or (takes_any and name != "grad_fn")
 
 
 def _with_gradient(value_and_gradient: Callable[[Any], tuple[jax.Array, Any]]) -> Callable[[Any], jax.Array]:

@@ -107,6 +107,24 @@ def test_rules_that_ask_for_value_and_gradient_get_them(make, accumulate):
         assert metrics["loss"][0] / metrics["loss"][1] < loss(params, {"seen": 0}, batch, None, False)[0]
 
 
+@pytest.mark.parametrize("opaque_mode", [False, True])
+def test_sam_takes_the_gradient_at_the_point_that_is_worst_nearby(opaque_mode):
+    """Two steps of the transparent mode, of which the first only looks there, are one of the opaque mode."""
+    rate, radius = 0.1, 0.5
+    with jax.enable_x64(True):
+        params, model_state, batch = problem()
+        worst = optax.chain(optax.contrib.normalize(), optax.sgd(radius))
+        tx = optax.contrib.sam(optax.sgd(rate), worst, opaque_mode=opaque_mode)
+        step = jax.jit(make_step(loss, tx))
+        state = init_state(params, model_state, tx, key=jax.random.key(0))
+        for _ in range(1 if opaque_mode else 2):
+            state, _ = step(state, batch)
+        slope = jax.grad(lambda params: loss(params, model_state, batch, None, True)[0])
+        there = jax.tree.map(lambda p, g: p + radius * g / optax.global_norm(slope(params)), params, slope(params))
+        for p, g, found in zip(*map(jax.tree.leaves, (params, slope(there), state.params)), strict=True):
+            np.testing.assert_allclose(found, p - rate * g, rtol=1e-12)
+
+
 def test_lbfgs_with_microbatches_walks_lbfgss_own_path():
     with jax.enable_x64(True):
         whole, parts = (states(optax.lbfgs(), steps=8, accumulate=n)[0] for n in (1, 4))
