@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from optlab.training.fingerprint import fingerprint
-from optlab.training.sharding import Rules, specs
+from optlab.training.sharding import Rules, check_rules, specs
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 Strategy: TypeAlias = Literal["single", "pmap", "jit", "zero1", "fsdp"]
@@ -107,23 +107,26 @@ def parallelize(
       step: from `make_step`, or your own (state, batch) -> (state, metrics). State and batch are pytrees of arrays; a
         batch's leaves have the example as their first axis; metrics are the same on every device. Under zero1 and fsdp
         the state's first level tells the parameters by the name `params` (an attribute or a key). Under pmap the step
-        must make the same state on every device, which is checked after the first step.
+        must make the same state and metrics on every device, which is checked after 1, 2, 4, 8 … steps.
       strategy: one of those above.
       mesh: of Auto axes. The axis "model", if there is one, divides the matrices (tensor parallelism); all others
         share the batch. None is all devices along "data". Under pmap "data" is the only axis longer than 1.
       rules: where the axis "model" goes, by role or by path, as {"embedding": P("model", None), "*/up/kernel":
-        P(None, "model")}; the first that matches wins, before what `optlab.training.sharding` does by itself.
+        P(None, "model")}; the first that matches wins, before what `optlab.training.sharding` does by itself. Each has
+        to match a parameter; "single" has no axes, and takes none.
 
     Returns:
       (place_state, place_batch, step), and more: see `Parallel`.
 
     Raises:
-      ValueError: for a strategy that there isn't, a mesh that doesn't fit it, or, at the first step under pmap, a step
-        without a mean over the devices.
+      ValueError: for a strategy that there isn't, a mesh or rules that don't fit; at the first step for one with a mean
+        over an axis that the strategy doesn't have, or under pmap without one.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
     if strategy == "single":
+        if rules:
+            raise ValueError(f"strategy='single' divides nothing, got rules for {', '.join(rules)}: say strategy='jit'")
         if jax.process_count() > 1:
             raise ValueError(f"strategy='single' is one process, here are {jax.process_count()}: say strategy='jit'")
         if mesh is not None and mesh.size > 1:
@@ -133,9 +136,12 @@ def parallelize(
         place = lambda state, *arguments: _make(state, arguments, None) if callable(state) else put(state)
         put_batch = lambda batch, examples=None: jax.device_put(batch)
         shapes = lambda state: jax.tree.map(lambda x: _shape(x, device), state)
-        return Parallel(place, put_batch, _Bounded(_Single(step), 1), None, slice, None, shapes)
+        return Parallel(
+            place, put_batch, _Bounded(_Single(_without_axis(step, strategy)), 1), None, slice, None, shapes
+        )
     mesh = make_mesh() if mesh is None else mesh
     _check_mesh(mesh, strategy)
+    check_rules(rules or {}, mesh, MODEL)
     data = tuple(a for a in mesh.axis_names if a != MODEL)
     replicated = NamedSharding(mesh, P())
     where = lambda state: jax.tree.map(
@@ -171,7 +177,7 @@ def parallelize(
         put = lambda x: jax.make_array_from_process_local_data(sharding, x, shape(x))
         return jax.tree.map(lambda x: put(np.asarray(x)), batch)
 
-    run = _Pmapped(step, mesh) if strategy == "pmap" else _Jitted(step, mesh)
+    run = _Pmapped(step, mesh) if strategy == "pmap" else _Jitted(_without_axis(step, strategy), mesh)
     shapes = lambda state: jax.tree.map(_shape, state, where(state))
     return Parallel(place_state, place_batch, _Bounded(run, mesh.size), mesh, rows, replicated, shapes)
 
@@ -279,6 +285,27 @@ def _from_host(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arguments: function(*jax.tree.map(back, arguments, is_leaf=is_key))
 
 
+def _without_axis(step: Step, strategy: Strategy) -> Step:
+    """The step, for a strategy under which no axis has a name."""
+
+    def named(state: Any, batch: Any) -> tuple[Any, Any]:
+        try:
+            return step(state, batch)
+        except NameError as error:
+            if not _is_of_axis(error):
+                raise
+            raise ValueError(
+                f"{error}: strategy={strategy!r} has the whole batch and no such axis, so make_step(...) without "
+                "axis_name (a model's axis_name too), or strategy='pmap'"
+            ) from error
+
+    return named
+
+
+def _is_of_axis(error: NameError) -> bool:
+    return "unbound axis name" in str(error)
+
+
 class _Bounded:
     """A compiled step that waits for the oldest one when as many are in flight as simulated devices can bear."""
 
@@ -359,11 +386,13 @@ class _Pmapped:
         new, metrics = self.compile(state, batch)(state, self._parts(batch))
         self.calls += 1
         if self.calls.bit_count() == 1:  # after 1, 2, 4, 8 … steps: with a learning rate of 0 a fault shows late
-            self._check_equal(new)
+            self._check_equal("states", new, "goes into the state")
+            self._check_equal("metrics", metrics, "is measured")
         return new, metrics
 
     def compile(self, state: Any, batch: Any) -> Any:
-        shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(batch))
+        leaves, structure = jax.tree.flatten((state, batch))
+        shapes = (structure, *((x.shape, x.dtype) for x in leaves))
         if shapes not in self.compiled:  # kept here, since pmap's own cache isn't filled by compile()
             parts = self._parts(batch)
             self._check_mean(state, batch)
@@ -383,20 +412,22 @@ class _Pmapped:
             state, batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, batch))
             jaxpr = jax.make_jaxpr(self.mapped)(state, batch)
         except NameError as error:
+            if not _is_of_axis(error):
+                raise
             raise ValueError(f"{error}: strategy='pmap' has the axis {DATA!r}, so {advice}") from error
         if not _reduces(jaxpr.jaxpr, DATA):
             raise ValueError(
                 f"strategy='pmap' needs a step that takes the mean over the devices, and this one never does: {advice}"
             )
 
-    def _check_equal(self, state: Any) -> None:
-        leaves = jax.tree_util.tree_leaves_with_path(state)
+    def _check_equal(self, things: str, tree: Any, what: str) -> None:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
         for (path, _), found in zip(leaves, self.fingerprints([x for _, x in leaves]), strict=True):
             if (np.asarray(found) != np.asarray(found)[0]).any():
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise ValueError(
-                    f"after {self.calls} steps under strategy='pmap' the devices' states differ in {name!r}: whatever "
-                    f"goes into the state must be averaged over the axis {DATA!r} first, as gradients by jax.lax.pmean"
+                    f"after {self.calls} steps under strategy='pmap' the devices' {things} differ in {name!r}: "
+                    f"whatever {what} must be averaged over the axis {DATA!r} first, as gradients by jax.lax.pmean"
                 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import math
 from collections.abc import Mapping
@@ -20,6 +21,16 @@ Rules: TypeAlias = Mapping[str, P]
 # a pair of matrices needs one exchange (Shoeybi et al. 2019, arXiv 1909.08053, section 3).
 READERS = ("out", "out_proj", "proj", "down", "down_proj", "o_proj", "wo", "fc2", "c_proj")
 WITHOUT_SHARE = ("params", "model_state", "batch_stats")  # first names of what zero1 leaves whole
+
+
+def check_rules(rules: Rules, mesh: Mesh, model: str) -> None:
+    """Raises a ValueError unless every rule is a PartitionSpec of axes that the mesh has."""
+    for pattern, spec in rules.items():
+        if not isinstance(spec, P):
+            raise ValueError(f"the rule for {pattern!r} must be a jax.sharding.PartitionSpec, got {spec!r}")
+        if model in spec and model not in mesh.shape:
+            has = f"the mesh has no such axis, but {dict(mesh.shape)}: optlab.training.make_mesh(data, model)"
+            raise ValueError(f"the rule {spec} for {pattern!r}: {has}")
 
 
 def specs(state: Any, mesh: Mesh, strategy: str, data: tuple[str, ...], model: str, rules: Rules) -> Any:
@@ -72,19 +83,50 @@ def _spread(x: Any, spec: P, axes: tuple[str, ...], count: int) -> P:
 def _model_specs(state: Any, count: int, model: str, rules: Rules) -> dict[str, dict[tuple[int, ...], P]]:
     """{path of a parameter: {its shape: its spec}} of those that the axis "model" divides."""
     params = _field(state, "params")
+    if params is None and rules:
+        raise ValueError(f"rules are for the parameters, and the state has no 'params': got {', '.join(rules)}")
     if params is None or (count == 1 and not rules):
         return {}
     axes_of = jax.tree.leaves(matrix_axes(params), is_leaf=lambda a: hasattr(a, "is_matrix"))
-    found = {}
-    told = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(roles(params)), axes_of, strict=True)
-    for (path, x), role, axes in told:
+    told = list(zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(roles(params)), axes_of, strict=True))
+    _check_used(rules, {_name(path): role for (path, _), role, _ in told})
+    found: dict[str, dict[tuple[int, ...], P]] = {}
+    of_bias: dict[Any, P] = {}
+    for (path, x), role, axes in sorted(told, key=lambda leaf: leaf[1] == "vector"):
         spec = _rule(_name(path), role, rules)
         if spec is None:
-            spec = _by_role(x, path, role, axes, count, model)
+            spec = of_bias.get((_module(path), x.shape)) or _by_role(x, path, role, axes, count, model)
         _check_divides(_name(path), x.shape, spec, model, count)
         if spec != P():
             found[_name(path)] = {x.shape: spec}
+            of_bias |= _of_bias(_module(path), x.shape, spec, axes)
     return found
+
+
+def _module(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The path without the parameter's own name, behind which an nnx.State has one more."""
+    return path[: -2 if path[-1] == jax.tree_util.GetAttrKey("value") else -1]
+
+
+def _of_bias(module: Any, shape: tuple[int, ...], spec: P, axes: Any) -> dict[Any, P]:
+    """{(module, shape of a bias that is added to what this kernel gives): its spec}"""
+    if not axes.is_matrix or axes.view:
+        return {}
+    kept = [i for i in range(len(shape)) if i not in axes.input]
+    entries = [spec[i] if i < len(spec) else None for i in kept]
+    return {(module, tuple(shape[i] for i in kept)): P(*entries)} if any(entries) else {}
+
+
+def _check_used(rules: Rules, roles_of: Mapping[str, str]) -> None:
+    for pattern in rules:
+        if not any(_fits(pattern, name, role) for name, role in roles_of.items()):
+            told = pattern.strip("*/")
+            depth = told.count("/") + 1
+            names = sorted({*("/".join(name.split("/")[-depth:]) for name in roles_of), *roles_of.values()})
+            near = difflib.get_close_matches(told, names, n=3) or names
+            raise ValueError(
+                f"the rule for {pattern!r} fits no parameter and no role here; there are {', '.join(near)}"
+            )
 
 
 def _field(state: Any, name: str) -> Any:
@@ -93,9 +135,13 @@ def _field(state: Any, name: str) -> Any:
 
 def _rule(name: str, role: str, rules: Rules) -> P | None:
     for pattern, spec in rules.items():
-        if role == pattern if pattern in ROLES else fnmatch.fnmatchcase(name, pattern):
+        if _fits(pattern, name, role):
             return spec
     return None
+
+
+def _fits(pattern: str, name: str, role: str) -> bool:
+    return role == pattern if pattern in ROLES else fnmatch.fnmatchcase(name, pattern)
 
 
 def _by_role(x: Any, path: tuple[Any, ...], role: str, axes: Any, count: int, model: str) -> P:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -242,6 +243,58 @@ def test_a_mean_over_another_axis_is_refused_with_the_name_of_this_one():
         run_own("pmap", {**ALL, "grads": wrong})
 
 
+@pytest.mark.parametrize("strategy", ["single", "jit"])
+def test_a_mean_over_an_axis_is_refused_where_there_is_none(strategy):
+    with pytest.raises(ValueError, match=f"unbound axis name: data.*{strategy!r} has the whole batch and no such axis"):
+        run_own(strategy, ALL)
+
+    def broken(state, batch):
+        raise NameError("name 'jnp' is not defined")
+
+    place_state, place_batch, step = parallelize(broken, strategy)
+    with pytest.raises(NameError, match="name 'jnp' is not defined"):
+        step(place_state({}), place_batch({"x": np.ones(8)}))
+
+
+def test_metrics_that_differ_between_devices_are_refused_by_their_name():
+    with pytest.raises(ValueError, match=r"after 1 steps .* devices' metrics differ in 'loss': .* is measured must be"):
+        run_own("pmap", {**ALL, "loss": lambda x: x})
+
+
+def test_a_state_of_other_shapes_has_a_program_of_its_own():
+    def step(state, batch):
+        return jax.tree.map(lambda x: x + jax.lax.pmean(jnp.mean(batch["x"]), "data"), state), {}
+
+    place_state, place_batch, run = parallelize(step, "pmap")
+    batch = place_batch({"x": np.ones(16, np.float32)})
+    for state in ({"a": np.zeros(3)}, {"a": np.zeros(4)}, {"b": np.zeros(4)}):
+        (found,) = run(place_state(state), batch)[0].values()
+        np.testing.assert_array_equal(found, np.ones(len(found)))
+
+
+@pytest.mark.parametrize("summed", [False, True])
+def test_whole_numbers_in_the_model_state_that_devices_count_differently_are_refused(summed):
+    """What they count alike is right for steps; examples have to be summed over the devices by the loss."""
+
+    def loss(params, model_state, batch, key, train):
+        heavy = jnp.sum(batch["weight"] > 0.5)
+        heavy = jax.lax.psum(heavy, "data") if summed else heavy
+        model_state = {"steps": model_state["steps"] + 1, "heavy": model_state["heavy"] + heavy}
+        return params @ params, (model_state, {"loss": (params @ params * 2, jnp.float32(2))})
+
+    tx = optax.sgd(0.1)
+    place_state, place_batch, run = parallelize(make_step(loss, tx, axis_name="data"), "pmap")
+    counts = {"steps": jnp.zeros((), int), "heavy": jnp.zeros((), int)}
+    state = place_state(init_state(jnp.ones(3), counts, tx, key=jax.random.key(0)))
+    batch = place_batch({"weight": np.arange(16) / np.float32(16)})
+    if summed:
+        state, _ = run(state, batch)
+        assert {k: int(x) for k, x in state.model_state.items()} == {"steps": 1, "heavy": 7}
+    else:
+        with pytest.raises(ValueError, match="devices' states differ in 'model_state/heavy'"):
+            run(state, batch)
+
+
 @pytest.mark.parametrize(
     ("strategy", "mesh", "message"),
     [
@@ -298,9 +351,19 @@ def test_the_model_axis_cuts_matrices_by_outputs_and_those_that_read_them_by_inp
     assert specs["embedding/embedding"] == P("model")
     assert specs[block + "attention/query/kernel"] == specs[block + "feed_forward/up/kernel"] == P(None, "model")
     assert specs[block + "attention/out/kernel"] == specs[block + "feed_forward/down/kernel"] == P("model")
-    assert specs[block + "norm_attention/scale"] == P()
+    assert specs[block + "attention/query/bias"] == specs[block + "feed_forward/up/bias"] == P("model")
+    for whole in ("norm_attention/scale", "attention/out/bias", "feed_forward/down/bias"):
+        assert specs[block + whole] == P()
+    stacked = specs_of(placed("jit", make_mesh(4, 2), types={"scan": True}).params)
+    assert stacked["body/blocks/feed_forward/up/bias"] == P(None, "model")
     moments = optax.tree_utils.tree_get(state.opt_state, "mu")
     assert specs_of(moments) == specs
+
+
+def test_an_nnx_modules_bias_is_divided_with_its_kernel():
+    state = {"params": nnx.state(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.Param)}
+    state = parallelize(lambda state, batch: (state, {}), "jit", make_mesh(4, 2)).place_state(state)
+    assert specs_of(state) == {"params/bias/value": P("model"), "params/kernel/value": P(None, "model")}
 
 
 def test_rules_by_role_and_by_path_go_before():
@@ -317,11 +380,27 @@ def test_rules_by_role_and_by_path_go_before():
     [
         ({"*/up/kernel": P("data")}, "may name the axis 'model' alone"),
         ({"*/up/bias": P(None, "model")}, r"has more axes than its shape \(64,\)"),
+        (
+            {"*/up/kernle": P("model")},
+            r"the rule for '\*/up/kernle' fits no parameter and no role here; there are up/kernel,",
+        ),
+        ({"conv": P()}, "the rule for 'conv' fits no parameter and no role here; there are "),
+        ({"*/up/kernel": (None, "model")}, "must be a jax.sharding.PartitionSpec, got .None, 'model'.$"),
     ],
 )
 def test_an_impossible_rule_is_refused(rules, message):
     with pytest.raises(ValueError, match=message):
         placed("jit", make_mesh(4, 2), rules=rules)
+
+
+def test_rules_without_an_axis_or_parameters_for_them_are_refused():
+    step, rules, mesh = lambda state, batch: (state, {}), {"w": P("model")}, jax.sharding.Mesh(jax.devices(), "data")
+    with pytest.raises(ValueError, match=r"P.*'model'.* for 'w': the mesh has no such axis, but {'data': 8}"):
+        parallelize(step, "jit", mesh, rules=rules)
+    with pytest.raises(ValueError, match="strategy='single' divides nothing, got rules for w"):
+        parallelize(step, rules=rules)
+    with pytest.raises(ValueError, match="the state has no 'params': got w"):
+        parallelize(step, "jit", make_mesh(4, 2), rules=rules).place_state({"weights": jnp.ones(8)})
 
 
 def test_a_rule_for_what_the_devices_dont_divide_is_refused():
