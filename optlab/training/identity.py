@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from optlab.config import Config, Stop, covers, flatten, keys
 from optlab.data import fingerprint
 from optlab.training.checkpoint import CheckpointError
+from optlab.training.fingerprint import fingerprints
 from optlab.training.processes import once, together
+from optlab.training.state import TrainState
 from optlab.training.workload import Workload
 
 Identity = dict[str, Any]
+INJECTED = "hyperparameter "
 
 
 def identity(
     workload: Workload,
+    first: TrainState,
     *,
     seed: int,
     accumulate: int,
@@ -25,6 +32,8 @@ def identity(
     stop: Stop,
 ) -> Identity:
     """A run by the config's keys, as JSON data; of the data it is the fingerprint.
+
+    With it the fingerprint of every hyperparameter that the optimizer keeps in its first state.
 
     Raises:
       CheckpointError: if the data of several processes aren't the same.
@@ -37,6 +46,7 @@ def identity(
         "ema": "a function" if callable(ema) else ema,
         **flatten(workload.target, "target."),
         **flatten(stop, "stop."),
+        **fingerprints({name: x for name, x in _named(first.opt_state) if name.startswith(INJECTED)}),
     }
     found = json.loads(json.dumps(found, default=float))  # a number of NumPy's is one, too
     with together(CheckpointError):
@@ -58,7 +68,8 @@ def changed_keys(path: Path, saved: Mapping[str, Any], here: Identity, allowed: 
       CheckpointError: for a fixed key that differs and isn't allowed; it names each with both values.
     """
     table, differ = keys(Config), _differing(saved, here)
-    refused = {k: v for k, v in differ.items() if table[k][1]["change"] == "fixed" and not covers(allowed, k)}
+    fixed = {k for k in differ if k in table and table[k][1]["change"] == "fixed"}
+    refused = {k: v for k, v in differ.items() if k in fixed and not covers(allowed, k)}
     with together(CheckpointError):
         if refused:
             raise CheckpointError(
@@ -66,6 +77,27 @@ def changed_keys(path: Path, saved: Mapping[str, Any], here: Identity, allowed: 
                 f"allow_change={tuple(refused)}, {' '.join(f'--allow-change {k}' for k in refused)}"
             )
     return set(differ)
+
+
+def with_settings(state: TrainState, first: TrainState, changed: Collection[str]) -> TrainState:
+    """A restored state under the settings of this run: what `changed_keys` found changed is as in the first state.
+
+    The optimizer's hyperparameters stay what they have become otherwise: a rule of the user's may move them.
+    """
+    key = first.key if "seed" in changed else state.key
+    here = dict(_named(first.opt_state))
+    leaves = [here[name] if name in changed else x for name, x in _named(state.opt_state)]
+    opt_state = jax.tree.unflatten(jax.tree.structure(state.opt_state), leaves)
+    return dataclasses.replace(state, key=key, opt_state=opt_state)
+
+
+def _named(opt_state: Any) -> list[tuple[str, jax.Array]]:
+    """Every leaf with its path; that of a hyperparameter of `optax.inject_hyperparams` begins with `INJECTED`."""
+    found = []
+    for path, x in jax.tree_util.tree_leaves_with_path(opt_state):
+        is_injected = any(getattr(k, "name", None) == "hyperparams" for k in path)
+        found.append(((INJECTED if is_injected else "") + jax.tree_util.keystr(path, simple=True, separator="/"), x))
+    return found
 
 
 def _differing(saved: Mapping[str, Any], here: Identity) -> dict[str, tuple[Any, Any]]:

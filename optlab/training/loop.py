@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from optlab.config import ConfigError, Stop, check
 from optlab.data import Batches, Share, as_batches, prefetch
 from optlab.training.checkpoint import Checkpoints
 from optlab.training.guard import Guard, Skips
-from optlab.training.identity import Identity, changed_keys, identity
+from optlab.training.identity import Identity, changed_keys, identity, with_settings
 from optlab.training.judge import Judge
 from optlab.training.metrics import Observer, Record, StepLog
 from optlab.training.parallel import DATA, Strategy, check_memory, parallelize
@@ -158,7 +157,7 @@ def train(
     with contextlib.ExitStack() as stack:
         if checkpoints is not None:
             stack.enter_context(checkpoints.writing())
-            about = identity(workload, seed=seed, accumulate=accumulate, ema=ema, stop=stop)
+            about = identity(workload, state, seed=seed, accumulate=accumulate, ema=ema, stop=stop)
             state = _continued(checkpoints, state, judge, skips, about, allow_change)
             if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
                 return History([], state, judge.ended, judge.best, judge.reached, skips.steps)
@@ -228,4 +227,4 @@ def _continued(
     changed = changed_keys(path, notes.get("run", {}), about, allow_change)
     judge.load(notes, changed)
     skips.load(notes)
-    return dataclasses.replace(state, key=first.key) if "seed" in changed else state
+    return with_settings(state, first, changed)

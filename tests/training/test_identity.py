@@ -93,6 +93,28 @@ def test_another_learning_rate_is_the_same_run(copy):
     assert go(copy, rate=0.001).outcome == "finished"
 
 
+def test_a_changed_rate_that_the_optimizer_keeps_in_its_state_is_the_new_one(tmp_path):
+    first = go(tmp_path, steps=4, optimizer=optax.inject_hyperparams(optax.sgd), rate=0.01)
+    then = go(tmp_path, steps=6, optimizer=optax.inject_hyperparams(optax.sgd), rate=0.0)
+    assert then.state.params["w"].tolist() == first.state.params["w"].tolist()
+    assert then.state.opt_state.hyperparams["learning_rate"] == 0
+
+
+def test_a_rate_that_the_optimizer_moved_stays_moved(tmp_path):
+    def halving(rate):
+        inner = optax.inject_hyperparams(optax.sgd)(learning_rate=rate)
+
+        def update(updates, state, params=None):
+            updates, state = inner.update(updates, state, params)
+            return updates, state._replace(hyperparams={"learning_rate": state.hyperparams["learning_rate"] / 2})
+
+        return optax.GradientTransformation(inner.init, update)
+
+    for steps in (4, 6):
+        history = go(tmp_path, steps=steps, optimizer=halving, rate=1.0)
+    assert history.state.opt_state.hyperparams["learning_rate"] == 2.0**-6
+
+
 def test_a_run_that_stopped_early_goes_on_under_another_stop(tmp_path):
     settings = {"rate": 0.0, "steps": 12}
     assert int(go(tmp_path, stop=Stop(patience=2), **settings).state.step) == 6
