@@ -206,7 +206,7 @@ class Checkpoints:
 
         Args:
           like: a state of the same structure, or its shapes with shardings: those of the devices where the restored one
-            is to be.
+            is to be. Of its `losses` there may be none on either side; where none were saved, they are like's own.
           step: one of `steps()`.
 
         Raises:
@@ -214,9 +214,12 @@ class Checkpoints:
           CheckpointError: if what was saved is of another structure, shape or dtype; it names the leaves.
         """
         path = self.folder / str(step)
-        arrays, manifest = storage.flatten(like)
         saved = storage.metadata(path)["manifest"]
-        storage.compare(path, saved=saved, wanted=manifest)
+        is_asked = lambda leaf: leaf["path"][0] != "losses" or like.losses is not None
+        if like.losses is not None and not any(leaf["path"][0] == "losses" for leaf in saved):
+            return dataclasses.replace(self.restore(dataclasses.replace(like, losses=None), step), losses=like.losses)
+        arrays, manifest = storage.flatten(like)
+        storage.compare(path, saved=[leaf for leaf in saved if is_asked(leaf)], wanted=manifest)
         loaded = storage.load(path, saved, {name: storage.abstract(x) for name, x in arrays.items()})
         leaves = [storage.unpack(loaded.get(leaf["name"]), leaf) for leaf in manifest]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -115,6 +115,12 @@ def test_a_rate_that_the_optimizer_moved_stays_moved(tmp_path):
     assert history.state.opt_state.hyperparams["learning_rate"] == 2.0**-6
 
 
+def test_a_guard_against_spikes_may_begin_and_end(tmp_path):
+    for steps, spike, accepted in ((2, None, None), (4, 5.0, 2), (6, 4.0, 4), (8, None, None)):
+        state = go(tmp_path, steps=steps, spike=spike).state
+        assert (state.losses and int(state.losses.accepted)) == accepted
+
+
 def test_a_run_that_stopped_early_goes_on_under_another_stop(tmp_path):
     settings = {"rate": 0.0, "steps": 12}
     assert int(go(tmp_path, stop=Stop(patience=2), **settings).state.step) == 6
