@@ -19,8 +19,8 @@ from optlab.config import Config, ConfigError, covers, load, to_json
 PACKAGES = ("optlab-jax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy")
 
 
-def make_folder(folder: Path) -> None:
-    """Makes a run's folder; refuses one that something else is in.
+def make_folder(folder: Path, config: Config, allowed: Sequence[str]) -> None:
+    """Makes a run's folder; refuses one that something else is in, and to allow a key that a new run doesn't have.
 
     What a kill left of a run that had just begun is nothing else.
     """
@@ -30,6 +30,8 @@ def make_folder(folder: Path) -> None:
         raise ConfigError(
             f"{folder} isn't empty and isn't a run (it has no config.json); name another folder: --run DIR"
         )
+    if not is_run:
+        changes(folder, config, config, allowed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -51,11 +53,10 @@ def open_folder(folder: Path, config: Config, source: Path, allowed: Sequence[st
     Raises:
       ConfigError: if it is another run's.
     """
-    file = folder / "config.json"
+    file, changed = folder / "config.json", []
     if file.exists():
         changed = changes(folder, load(file), config, allowed)
     else:
-        changed = changes(folder, config, config, allowed)
         about = {
             "config": to_json(config),
             "versions": _versions(),

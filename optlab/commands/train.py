@@ -59,7 +59,7 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
     initial = _initial(config.init_from, experiment) if config.init_from and is_new else None
     with together(ConfigError):
         if is_first():
-            make_folder(folder)
+            make_folder(folder, config, arguments.allow_change)
     began = time.monotonic()
     try:
         with checkpoints.writing():

@@ -1,6 +1,7 @@
 """A run that goes on under a changed config: refused or noted, and config.json tells the truth."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +85,5 @@ def test_what_the_checkpoint_does_not_bear_changes_nothing(train):
     code, said, about = train("steps=6", "--allow-change", "modl")
     assert (code, about) == (2, first)
     assert "unknown key 'modl' in --allow-change; did you mean 'model'?" in said
+    assert main(["train", "small.py", "--run", "new", "--allow-change", "modl"]) == 2
+    assert not Path("new").exists()
