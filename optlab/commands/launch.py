@@ -23,7 +23,16 @@ from optlab.commands import parsed
 from optlab.commands._config import run_folder
 from optlab.config import ConfigError
 
-PROGRAM = "import sys; from optlab.commands import main; sys.exit(main())"
+# Its input is a pipe that closes when the launcher is gone, killed perhaps: with nobody to start it again, it ends too.
+PROGRAM = """
+import os, signal, sys, threading
+def watch():
+    os.read(0, 1)
+    os.killpg(0, signal.SIGKILL)
+threading.Thread(target=watch, daemon=True).start()
+from optlab.commands import main
+sys.exit(main())
+"""
 REFUSED = (1, 2)  # the run said why it can't go on: it would say so again
 STOPPED = (75, 130)  # saved, because a signal asked for it
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # all but the first go on as SIGTERM
@@ -57,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _Processes:
-    """The processes of one attempt. Signals are passed on to them; the third kills them."""
+    """The processes of one attempt. Signals are passed on to them; the third kills them. They die with the launcher."""
 
     def __init__(self, words: Sequence[str], count: int, gpus: list[str] | None):
         self.words, self.count, self.gpus = words, count, gpus
@@ -69,6 +78,7 @@ class _Processes:
         self.outputs: list[IO[bytes] | None] = []
         self.handlers = {s: signal.signal(s, self._pass_on) for s in SIGNALS}
         port = _free_port()
+        self.watched, self.alive = os.pipe()  # nobody writes; the launcher alone has its second end
         for index in range(self.count):
             environment = {**os.environ, "OPTLAB_PROCESSES": f"127.0.0.1:{port},{self.count},{index}"}
             if self.gpus is not None:
@@ -77,7 +87,7 @@ class _Processes:
             child = subprocess.Popen(
                 [sys.executable, "-P", "-c", PROGRAM, *self.words],
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=self.watched,
                 stdout=output,
                 stderr=output,
                 process_group=0,  # Ctrl-C reaches the launcher alone, which passes it on
@@ -93,6 +103,8 @@ class _Processes:
         self._send(signal.SIGKILL)
         for child in self.children:
             child.wait()
+        os.close(self.watched)
+        os.close(self.alive)
         for output in self.outputs:
             if output is not None:
                 output.close()

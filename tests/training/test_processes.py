@@ -1,5 +1,6 @@
 """Several processes as one: the same result as one device's, one checkpoint, one end, and a start after a death."""
 
+import contextlib
 import os
 import pickle
 import re
@@ -7,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -170,8 +172,11 @@ class Deadly:
         return self.split.take(indices, *rest)
 
 def data(*, number: int = 0):
-    if number < 0 and AM_LAST:
+    if number == -1 and AM_LAST:
         raise ValueError("the file is on the first machine alone")
+    if number == -2:  # says where it is, and stays there
+        Path(f"asleep-{os.getpid()}").touch()
+        time.sleep(600)
     source = digits()
     return dataclasses.replace(source, train=Deadly(source.train, number)) if number > 0 else source
 """
@@ -187,9 +192,11 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+MAIN = "import sys; from optlab.commands import main; sys.exit(main())"
+
+
 def launch(*words):
-    program = "import sys; from optlab.commands import main; sys.exit(main())"
-    command = [sys.executable, "-c", program, "launch", *words]
+    command = [sys.executable, "-c", MAIN, "launch", *words]
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
 
 
@@ -206,6 +213,37 @@ def test_a_dead_process_takes_the_run_back_to_its_last_checkpoint_and_no_further
     assert [r["step"] for r in found] == [r["step"] for r in wanted] == list(range(5, 41, 5))
     for x, y in zip(*(jax.tree.leaves(load_params(run)) for run in ("killed", "undisturbed")), strict=True):
         assert np.abs(x - y).max() < 2e-6 * np.abs(y).max()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_the_processes_dont_outlive_a_launcher_that_is_killed(here):
+    """Both sleep long; they are found by their run's name."""
+    words = ["launch", "-n", "2", "--", "train", "small.py", "data.number=-2", "--run", f"{here}/orphans"]
+    launcher = subprocess.Popen([sys.executable, "-c", MAIN, *words], env=ENVIRONMENT, stderr=subprocess.PIPE)
+    try:
+        await_that(lambda: len(list(here.glob("asleep-*"))) == 2)
+        assert len(running(f"{here}/orphans")) == 3
+    finally:
+        launcher.kill()
+        launcher.wait()
+    await_that(lambda: not running(f"{here}/orphans"))
+
+
+def running(word):
+    """The processes that were started with this word."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if folder.name.isdigit() and word in (folder / "cmdline").read_text().split("\0"):
+                found.append(int(folder.name))
+    return found
+
+
+def await_that(holds, seconds=60):
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def test_too_many_deaths_end_the_launch(here):
