@@ -88,12 +88,13 @@ WHY = {
     "jit": "The same sum, put there by the compiler; the tied embedding's two gradients (as table, as head) are summed "
     "over the devices one by one.",
     "zero1": "The sum of the gradients, of which a device uses an eighth (compilers for GPUs and TPUs make a "
-    "reduce-scatter of it, half the bytes; this one doesn't), and after the update every parameter's eighths gathered.",
+    "reduce-scatter of it, half the bytes; this one doesn't), and after the update every parameter's eighths gathered; "
+    "two small sums are the gradient's norm and the guard's question whether every eighth is finite.",
     "fsdp": "Every parameter's eighths gathered before they are used (the embedding twice), and the sum of the "
     "gradients as under zero1; the updated eighths stay where they are.",
     "jit × model": "On four devices by two: activations are summed over the pairs behind each matrix that reads what "
-    "the one before divided, and gathered before the next; a divided matrix's bias, which every device holds, is "
-    "updated by halves and gathered (32 of the gathers, of 512 to 2048 bytes); gradients are summed over the four.",
+    "the one before divided, and gathered before the next; the embedding is gathered for the lookup; gradients are "
+    "summed over the four.",
 }
 
 
