@@ -13,6 +13,7 @@ from optlab.commands._config import connect, read, run_folder
 from optlab.commands._deterministic import make_deterministic
 from optlab.commands._folder import ChangedConfig, make_folder, open_folder
 from optlab.config import Config, ConfigError, flatten
+from optlab.data import DataError
 from optlab.experiment import Experiment, build
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
                 arguments.allow_change,
                 profile=arguments.profile,
             )
-    except (GuardError, CheckpointError, DeviceMemoryError) as error:
-        if is_first() or isinstance(error, CheckpointError):  # the others are every process' alike
+    except (GuardError, CheckpointError, DeviceMemoryError, DataError) as error:
+        if is_first() or isinstance(error, CheckpointError | DataError):  # the others are every process' alike
             print(f"optlab: {error}", file=sys.stderr)
         leave(1)
         return 1

@@ -8,13 +8,14 @@
 """
 
 from optlab.data._fingerprint import fingerprint
-from optlab.data._types import Batch, DataError, Source, Split
+from optlab.data._types import Batch, DamagedRecordError, DataError, Source, Split
 from optlab.data.batches import Batches, Share, StepBatches, as_batches, evaluation_batches, prefetch
 from optlab.data.sources import arrays, cifar10, digits, fashion_mnist, text
 
 __all__ = [
     "Batch",
     "Batches",
+    "DamagedRecordError",
     "DataError",
     "Share",
     "Source",

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from optlab.data._damaged import take_whole
 from optlab.data._types import Batch
 from optlab.data.batches import Batches, as_batches
 
@@ -25,7 +26,7 @@ def fingerprint(data: Any) -> str:
     count = len(data)
     read = min(EXAMPLES, count)
     indices = np.arange(read) * (count - 1) // max(read - 1, 1)
-    return f"{count} examples {_hash(data.take(indices))}"
+    return f"{count} examples {_hash(take_whole(data, indices)[0])}"
 
 
 def _hash(examples: Batch) -> str:

@@ -1,6 +1,6 @@
 """The types that everything agrees on: what a batch, a split and a source of data are."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,22 @@ Batch = dict[str, np.ndarray]
 
 class DataError(ValueError):
     """Data that is missing, truncated, damaged or impossible to use; one or two lines that say what to do."""
+
+
+class DamagedRecordError(DataError):
+    """What `Split.take` raises for examples that can't be read, where the run should go on without them.
+
+    They are left out and named in the log of skips; every other example is seen as if they were there. For that the
+    split's batches hold a "weight" at all times, 1 for every value of the loss.
+
+    Args:
+        indices: Those that can't be read; not necessarily all of them.
+        why: What is wrong with them.
+    """
+
+    def __init__(self, indices: Iterable[int], why: str):
+        self.indices, self.why = tuple(int(i) for i in indices), why
+        super().__init__(f"{'examples' if len(self.indices) > 1 else 'example'} {self.indices}: {why}")
 
 
 class Split(Protocol):
@@ -28,6 +44,9 @@ class Split(Protocol):
             indices: Integers in [0, len(self)), of shape (B,).
             epoch: Which pass over the data it is; None means evaluation, where nothing is random.
             seed: The run's seed; randomness is a function of (seed, epoch, index), never of the rest of the batch.
+
+        Raises:
+            DamagedRecordError: For examples that the run should leave out.
         """
         ...
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from optlab.data._damaged import take_whole
 from optlab.data._random import SHUFFLE, permutation
 from optlab.data._types import Batch, Split
 
@@ -31,12 +32,16 @@ class Batches:
     """The endless sequence of training batches of a split.
 
     The epochs follow each other without a gap: example number step · batch_size + i of the sequence is example i of
-    the batch, so that an epoch shows every example exactly once and drops none, and a batch may span two epochs.
+    the batch, so that an epoch shows every example exactly once and drops none, and a batch may span two epochs. In the
+    place of one that is damaged (`DamagedRecordError`) stands another with weight 0; no other moves.
 
     Args:
         split: The examples.
         batch_size: How many examples a batch has; at most as many as the split.
         seed: Chooses the order of every epoch, and the augmentation.
+
+    Attributes:
+        damaged: By step the examples that were left out of its batch, and why. Who reads an entry may take it away.
     """
 
     def __init__(self, split: Split, batch_size: int, *, seed: int = 0):
@@ -44,6 +49,7 @@ class Batches:
         if batch_size > len(split):
             raise ValueError(f"batch_size must be at most {len(split)}, the examples of the split, got {batch_size}")
         self.split, self.batch_size, self.seed = split, batch_size, seed
+        self.damaged: dict[int, dict[int, str]] = {}
         # A batch spans two epochs at most, and steps are mostly asked for in order.
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(len(split), SHUFFLE, seed, epoch))
 
@@ -63,9 +69,14 @@ class Batches:
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """The batch of this step: a function of (seed, step) and nothing else; or some of its rows, alone read."""
         indices, epochs = (x[rows] for x in self.indices(step))
-        parts = [
-            self.split.take(indices[epochs == epoch], epoch, self.seed) for epoch in range(epochs[0], epochs[-1] + 1)
-        ]
+        parts: list[Batch] = []
+        damaged: dict[int, str] = {}
+        for epoch in range(epochs[0], epochs[-1] + 1):
+            part, left_out = take_whole(self.split, indices[epochs == epoch], epoch, self.seed)
+            parts.append(part)
+            damaged |= left_out
+        if damaged:
+            self.damaged[step] = damaged
         return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
@@ -93,18 +104,27 @@ class Share:
         return {name: x[self.rows(examples)] for name, x in batch.items()}, examples
 
 
-def evaluation_batches(split: Split, batch_size: int, rows: Callable[[int], slice] = slice) -> Iterator[Batch]:
+def evaluation_batches(
+    split: Split,
+    batch_size: int,
+    rows: Callable[[int], slice] = slice,
+    on_damage: Callable[[dict[int, str]], None] | None = None,
+) -> Iterator[Batch]:
     """The whole split once, in order and without randomness; the last batch may be short.
 
     Args:
         split: The examples.
         batch_size: How many examples a batch has.
         rows: Of a batch of so many examples the slice that is read: by default all.
+        on_damage: Told of the examples that are damaged, and why; they have weight 0.
     """
     _check_batch_size(batch_size)
     for start in range(0, len(split), batch_size):
         indices = np.arange(start, min(start + batch_size, len(split)))
-        yield split.take(indices[rows(len(indices))])
+        batch, damaged = take_whole(split, indices[rows(len(indices))])
+        if damaged and on_damage is not None:
+            on_damage(damaged)
+        yield batch
 
 
 def prefetch(

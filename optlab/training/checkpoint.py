@@ -8,6 +8,7 @@ import functools
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,6 +36,9 @@ class _Pending:
     finished: Future[None]
     step: int
     best: int | None
+
+
+_UNDER_WAY: set[Future[None]] = set()
 
 
 class Checkpoints:
@@ -302,4 +306,16 @@ def _in_background(work: Callable[[], None]) -> Future[None]:
     worker = ThreadPoolExecutor(1, thread_name_prefix="optlab-checkpoint")
     finished = worker.submit(work)
     worker.shutdown(wait=False)
+    _UNDER_WAY.add(finished)
+    finished.add_done_callback(_UNDER_WAY.discard)
     return finished
+
+
+def _await_saves() -> None:
+    """Waits for saves that nobody waited for, while Orbax can still finish them: without executors it hangs."""
+    for finished in list(_UNDER_WAY):
+        if error := finished.exception():
+            print(f"optlab: {error}", file=sys.stderr)
+
+
+threading._register_atexit(_await_saves)  # type: ignore[attr-defined]  # atexit's own come after the executors' end

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from optlab.config import ConfigError, Stop, check
 from optlab.data import Batches, Share, as_batches, prefetch
 from optlab.training.checkpoint import Checkpoints
+from optlab.training.damaged import DamagedExamples
 from optlab.training.guard import Guard, Skips
 from optlab.training.identity import Identity, changed_keys, identity, with_settings
 from optlab.training.judge import Judge
@@ -106,8 +107,10 @@ def train(
         ends with a NonFiniteError; "skip": the old state is kept, but for the step's number, and the run goes on with
         the next batch; None: it goes on with what came out, which is never saved.
       spike: the guard refuses a loss, too, that is more than so many standard deviations above the running mean.
-      skip_limit: how many steps may be skipped in all of a run, continued or not; one more ends it with the error.
-      skip_log: where each skipped step has a line with the reason and the examples of its batch.
+      skip_limit: how many steps may be skipped in all of a run, continued or not, and how many damaged examples left
+        out (`optlab.data.DamagedRecordError`); one more ends it with the error.
+      skip_log: where each skipped step has a line with the reason and the examples of its batch, and each damaged
+        example one.
       evaluate_every: steps between two evaluations on the validation split, by default a tenth of the run; the last
         step is always evaluated, there on the test split too.
       log_every: steps between two records; "train/loss" is the loss of that step's batch, "probe/<name>/<metric>" what
@@ -153,12 +156,13 @@ def train(
     batches = as_batches(workload.data.train, workload.batch_size, seed)
     examples = (lambda t: batches.indices(t - 1)[0].tolist()) if isinstance(batches, Batches) else None
     skips = Skips(guard, skip_limit, skip_log, examples)
+    damaged = DamagedExamples(skip_limit, skip_log)
     about: Identity = {}
     with contextlib.ExitStack() as stack:
         if checkpoints is not None:
             stack.enter_context(checkpoints.writing())
             about = identity(workload, state, seed=seed, accumulate=accumulate, ema=ema, stop=stop)
-            state = _continued(checkpoints, state, judge, skips, about, allow_change)
+            state = _continued(checkpoints, state, judge, skips, damaged, about, allow_change)
             if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
                 return History([], state, judge.ended, judge.best, judge.reached, skips.steps)
         start = int(state.step)
@@ -169,6 +173,7 @@ def train(
             parallel,
             judge,
             skips,
+            damaged,
             observers if is_first() else (),
             schedules or {},
             steps,
@@ -189,6 +194,8 @@ def train(
         stream = stack.enter_context(contextlib.closing(prefetch(shares, start, steps, place=place)))
         for t, batch in zip(range(start + 1, steps + 1), stream, strict=True):
             trace.at(t)
+            if isinstance(batches, Batches) and t - 1 in batches.damaged:
+                damaged.add(t, "train", batches.damaged.pop(t - 1))
             if t == start + 1:
                 check_memory(parallel, state, batch)
             state, metrics = parallel.step(state, batch)
@@ -200,10 +207,11 @@ def train(
             is_saved = checkpoints is not None and (ended or t % checkpoints.every == 0 or t == best)
             if ended or is_saved:
                 records.drain()
+                damaged.settle()
                 is_saved = records.is_savable(t, state) and is_saved
             if checkpoints is not None and is_saved:
                 records.sync()
-                checkpoints.save(state, {**judge.dump(), **skips.dump(), "run": about}, best=best)
+                checkpoints.save(state, {**judge.dump(), **skips.dump(), **damaged.dump(), "run": about}, best=best)
             if ended:
                 records.outcome = ended
                 break
@@ -215,6 +223,7 @@ def _continued(
     first: TrainState,
     judge: Judge,
     skips: Skips,
+    damaged: DamagedExamples,
     about: Identity,
     allow_change: Collection[str],
 ) -> TrainState:
@@ -227,4 +236,5 @@ def _continued(
     changed = changed_keys(path, notes.get("run", {}), about, allow_change)
     judge.load(notes, changed)
     skips.load(notes)
+    damaged.load(notes)
     return with_settings(state, first, changed)

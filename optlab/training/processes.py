@@ -82,7 +82,7 @@ def once(work: Callable[[], T]) -> T:
             answer = {"result": work()}
         except Exception as raised:
             error, answer = raised, {"error": f"process 0: {type(raised).__name__}: {raised}"}
-    answer = json.loads(_gathered(json.dumps(answer))[0])
+    answer = json.loads(gathered(json.dumps(answer))[0])
     if error is not None:
         raise error
     if "error" in answer:
@@ -99,7 +99,7 @@ def together(kind: type[Exception]) -> Iterator[None]:
     except kind as raised:
         error = raised
     if jax.process_count() > 1:
-        messages = _gathered("" if error is None else str(error) or type(error).__name__)
+        messages = gathered("" if error is None else str(error) or type(error).__name__)
         if error is None and any(messages):
             index = next(i for i, message in enumerate(messages) if message)
             raise kind(f"process {index}: {messages[index]}")
@@ -132,7 +132,7 @@ def leaving(*, apart_from: tuple[type[Exception], ...]) -> Iterator[None]:
         leave(CRASHED)
 
 
-def _gathered(text: str) -> list[str]:
+def gathered(text: str) -> list[str]:
     """Every process' text, in their order."""
     data = np.frombuffer(text.encode(), np.uint8)
     lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(data)))).ravel()

@@ -16,6 +16,7 @@ import numpy as np
 
 from optlab.config import Target
 from optlab.data import Split, evaluation_batches
+from optlab.training.damaged import DamagedExamples
 from optlab.training.guard import Skips, not_finite
 from optlab.training.judge import Judge
 from optlab.training.metrics import MetricsFile, Observer, Record
@@ -72,13 +73,15 @@ class Records:
         parallel: Parallel,
         judge: Judge,
         skips: Skips,
+        damaged: DamagedExamples,
         observers: Sequence[Observer],
         schedules: Mapping[str, Callable[[Any], Any]],
         steps: int,
         log_every: int,
         evaluate_every: int,
     ):
-        self.workload, self.parallel, self.judge, self.skips = workload, parallel, judge, skips
+        self.workload, self.parallel, self.judge = workload, parallel, judge
+        self.skips, self.damaged = skips, damaged
         self.observers, self.schedules, self.steps = observers, schedules, steps
         self.log_every, self.evaluate_every = log_every, evaluate_every
         self.evaluation = jax.jit(_evaluation(workload.loss), out_shardings=parallel.replicated)
@@ -198,8 +201,9 @@ class Records:
             for name, pair in metrics.sums().items():
                 sums[name] += pair
 
-        size = self.workload.batch_size
-        for i, batch in enumerate(evaluation_batches(data, size, self.parallel.rows)):
+        size, step = self.workload.batch_size, int(self.latest["step"])
+        on_damage = lambda found: self.damaged.add(step, split, found)
+        for i, batch in enumerate(evaluation_batches(data, size, self.parallel.rows, on_damage)):
             placed = self.parallel.place_batch(batch, min(size, len(data) - i * size))
             pending.append(self.evaluation(params, state.model_state, placed, state.key))
             if len(pending) > IN_FLIGHT:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optlab.data import Batches, Share, arrays, as_batches, evaluation_batches, prefetch
+from optlab.data import Batches, DamagedRecordError, DataError, Share, arrays, as_batches, evaluation_batches, prefetch
 from optlab.data._random import AUGMENT, random_bits
 
 
@@ -235,3 +235,51 @@ def test_as_batches_takes_a_grain_data_set() -> None:
 def test_as_batches_refuses_the_rest(data: object) -> None:
     with pytest.raises(TypeError, match=r"data must be a split .*got (ndarray|list|dict|NoneType|Source)\. Arrays of"):
         as_batches(data, 2)
+
+
+class Torn(Numbers):
+    """Numbers of which some can't be read; it names one at a time."""
+
+    def __init__(self, size: int, torn: tuple[int, ...], weighted: bool = True):
+        super().__init__(size)
+        self.torn, self.weighted = torn, weighted
+
+    def take(self, indices: np.ndarray, epoch: int | None = None, seed: int = 0) -> dict[str, np.ndarray]:
+        for i in self.torn:
+            if i in indices:
+                raise DamagedRecordError([i], "torn")
+        batch = super().take(indices, epoch, seed)
+        return {**batch, "weight": np.ones((len(indices), 2))} if self.weighted else batch
+
+
+@given(sizes, st.sets(st.integers(0, 59), max_size=4), st.integers(0, 8))
+def test_damaged_examples_are_left_out_and_no_other_moves(sizes: tuple[int, int], torn: set[int], step: int) -> None:
+    size, batch_size = sizes
+    hurt = tuple(i for i in sorted(torn, reverse=True) if i < size)
+    batches = Batches(Torn(size, hurt), batch_size, seed=3)
+    if len(hurt) == size:
+        return
+    batch, whole = batches.batch(step), Batches(Torn(size, ()), batch_size, seed=3).batch(step)
+    is_hurt = np.isin(whole["inputs"], hurt)
+    assert np.array_equal(batch["weight"], np.where(is_hurt, 0, 1)[:, None] * np.ones(2))
+    assert all(np.array_equal(batch[name][~is_hurt], whole[name][~is_hurt]) for name in whole)
+    assert not np.isin(batch["inputs"], hurt).any()
+    left_out = dict.fromkeys(whole["inputs"][is_hurt].tolist(), "torn")
+    assert batches.damaged == ({step: left_out} if left_out else {})
+    parts = [Batches(Torn(size, hurt), batch_size, seed=3).batch(step, slice(i, i + 1)) for i in range(batch_size)]
+    assert same(batch, {name: np.concatenate([p[name] for p in parts]) for name in batch})
+
+
+def test_damaged_examples_have_no_weight_in_an_evaluation() -> None:
+    told: dict[int, str] = {}
+    found = list(evaluation_batches(Torn(7, (3, 4, 6)), 3, on_damage=told.update))
+    assert [b["inputs"].tolist() for b in found] == [[0, 1, 2], [5, 5, 5], [0]]
+    assert [b["weight"][:, 0].tolist() for b in found] == [[1, 1, 1], [0, 0, 1], [0]]
+    assert told == dict.fromkeys((3, 4, 6), "torn")
+
+
+def test_what_can_not_be_left_out_is_an_error() -> None:
+    with pytest.raises(DataError, match=r'example 3 is damaged \(torn\).*batches need a "weight"'):
+        Batches(Torn(7, (3,), weighted=False), 7).batch(0)
+    with pytest.raises(DataError, match="all 3 examples are damaged, the last one: torn"):
+        Batches(Torn(3, (0, 1, 2)), 2).batch(0)

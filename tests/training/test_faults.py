@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -156,3 +157,59 @@ def test_a_folder_that_goes_away_under_the_run_is_an_error(tmp_path):
         checkpoints.wait()
         shutil.rmtree(tmp_path / "run")
         checkpoints.save(state(20), {"best": None})
+
+
+CHILD = """
+import os, shutil, signal, sys
+from tests_training_faults import state
+from optlab.training import Checkpoints, storage
+
+folder, way = sys.argv[1:]
+kill = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+checkpoints = Checkpoints(folder, keep=1)
+for step in (10, 20):
+    checkpoints.save(state(step), {"best": None})
+    checkpoints.wait()
+if way == "verifying":
+    storage.verify_share = kill
+if way == "removing":
+    shutil.rmtree = kill
+checkpoints.save(state(30), {"best": None})
+if way == "writing":
+    kill()
+if way != "exiting":
+    checkpoints.wait()
+"""
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """Folders whose writers were killed, or went away, in the middle of something; and how they ended."""
+    here = tmp_path_factory.mktemp("ended")
+    shutil.copyfile(__file__, here / "tests_training_faults.py")
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{root}:{here}"}
+    ways = ["writing", "verifying", "removing", "exiting"]
+    children = [
+        subprocess.Popen([sys.executable, "-c", CHILD, here / way, way], env=environment, stderr=subprocess.PIPE)
+        for way in ways
+    ]
+    return {way: (here / way, *c.communicate()[1:], c.returncode) for way, c in zip(ways, children, strict=True)}
+
+
+@pytest.mark.parametrize("way", ["writing", "verifying", "removing"])
+def test_a_kill_loses_nothing_that_was_acknowledged_and_leaves_no_litter(ended, way):
+    folder, _, code = ended[way]
+    assert code == -signal.SIGKILL
+    restored, _ = Checkpoints(folder).restore_latest(state(0))
+    step = int(restored.step)
+    assert step in {"writing": (20, 30), "verifying": (30,), "removing": (30,)}[way]
+    assert (np.asarray(restored.params["w"]) == step).all()
+    saved(folder, 40, keep=1)
+    assert sorted(p.name for p in folder.iterdir()) == ["40", "writer.lock"]
+
+
+def test_an_exit_that_waits_for_no_save_finishes_it(ended):
+    folder, error, code = ended["exiting"]
+    assert code == 0, error
+    assert Checkpoints(folder).steps() == [20, 30]

@@ -111,6 +111,14 @@ def test_one_process_continues_from_two_and_two_from_one(ran):
         assert sorted(p.name for p in (here / folder / "checkpoints").iterdir()) == ["3", "6", "writer.lock"]
 
 
+def test_a_damaged_example_is_left_out_by_whichever_process_reads_it_and_logged_by_the_first(ran):
+    alone, first, *_ = ran
+    assert [(e["split"], e["examples"], e["why"]) for e in alone["skipped"]][:3] == [("train", [7], "torn")] * 3
+    for strategy in STRATEGIES:
+        mine = first[strategy]
+        assert mine["skipped"] == [e for e in alone["skipped"] if e["step"] > 6 - len(mine["records"])]
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
     [

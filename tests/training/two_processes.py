@@ -12,13 +12,17 @@ from pathlib import Path
 import numpy as np
 import optax
 
+from optlab.data import DamagedRecordError
 from optlab.training.processes import connect
 
 STEPS, BATCH = 6, 24
 
 
+DAMAGED = 7
+
+
 class Counted:
-    """A split that counts the examples that are read to train on."""
+    """A split that counts the examples that are read to train on; one of them can't be."""
 
     def __init__(self, split):
         self.split, self.read = split, 0
@@ -27,8 +31,10 @@ class Counted:
         return len(self.split)
 
     def take(self, indices, *rest):
+        if DAMAGED in indices:
+            raise DamagedRecordError([DAMAGED], "torn")
         self.read += len(indices) if rest else 0
-        return self.split.take(indices, *rest)
+        return {**self.split.take(indices, *rest), "weight": np.ones(len(indices))}
 
 
 class Told:
@@ -56,7 +62,16 @@ def main(where, out, *strategies):
 
     from optlab.data import arrays
     from optlab.models import mlp
-    from optlab.training import Checkpoints, MetricsFile, Workload, accuracy, make_mesh, train
+    from optlab.training import (
+        Checkpoints,
+        MetricsFile,
+        StepLog,
+        Workload,
+        accuracy,
+        make_mesh,
+        read_metrics,
+        train,
+    )
 
     jax.config.update("jax_enable_x64", True)
     rng = np.random.default_rng(0)
@@ -69,7 +84,7 @@ def main(where, out, *strategies):
         name, _, on_model = strategy.partition(":")
         split = Counted(parts.train)
         data = dataclasses.replace(parts, train=split)
-        told = Told()
+        told, log = Told(), Path(f"{out}.{strategy}.skipped")
         history = train(
             Workload.from_model(model, data, metrics={"accuracy": accuracy}, batch_size=BATCH),
             optax.sgd(0.1, momentum=0.9),
@@ -80,6 +95,7 @@ def main(where, out, *strategies):
             evaluate_every=3,
             log_every=1,
             checkpoints=Checkpoints(f"{folder}/checkpoints", every=3) if folder else None,
+            skip_log=StepLog(log),
             observers=[told, *([MetricsFile(f"{folder}/metrics.jsonl")] if folder else [])],
         )
         leaves = jax.tree.leaves((history.state.params, history.state.ema, history.state.opt_state))
@@ -89,6 +105,7 @@ def main(where, out, *strategies):
             "records": history.records,
             "read": split.read,
             "told": told.steps,
+            "skipped": read_metrics(log) if log.exists() else [],
         }
     Path(f"{out}.{jax.process_index()}").write_bytes(pickle.dumps(saved))
 

@@ -1,0 +1,63 @@
+"""The examples that a run left out because they can't be read: logged, counted over all of its calls, bounded."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from optlab.data import DataError
+from optlab.training.metrics import StepLog
+from optlab.training.processes import gathered, is_first
+
+
+class DamagedExamples:
+    """What `optlab.data.DamagedRecordError` named.
+
+    Args:
+      limit: how many different examples there may be.
+      log: where they have a line: in training every time that one is left out, in evaluation the first time.
+    """
+
+    def __init__(self, limit: int, log: StepLog | None):
+        self.limit, self.log = limit, log
+        self.known: set[tuple[str, int]] = set()
+        self._found: list[dict[str, Any]] = []
+
+    def add(self, step: int, split: str, damaged: Mapping[int, str]) -> None:
+        """Takes what this process found; alone it is logged at once, of several at the next `settle`."""
+        self._found += [{"step": step, "split": split, "examples": [i], "why": why} for i, why in damaged.items()]
+        if jax.process_count() == 1:
+            self.settle()
+
+    def settle(self) -> None:
+        """Logs what all processes found, who come here at the same step.
+
+        Raises:
+          DataError: if there are more than may be.
+        """
+        found, self._found = self._found, []
+        everyones = gathered(json.dumps(found)) if jax.process_count() > 1 else [json.dumps(found)]
+        for entry in sorted((e for text in everyones for e in json.loads(text)), key=lambda e: e["step"]):
+            example = (entry["split"], entry["examples"][0])
+            if is_first() and example not in self.known:
+                print(f"optlab: {example[0]} example {example[1]} is left out: {entry['why']}", file=sys.stderr)
+            if is_first() and self.log is not None and (example not in self.known or example[0] == "train"):
+                self.log.add(entry)
+            self.known.add(example)
+        if len(self.known) > self.limit:
+            raise DataError(
+                f"{len(self.known)} examples are damaged, more than skip_limit={self.limit}: "
+                f"{', '.join(f'{split} {i}' for split, i in sorted(self.known)[:20])}"
+            )
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON data, for a checkpoint."""
+        return {"damaged": sorted(self.known)}
+
+    def load(self, notes: Mapping[str, Any]) -> None:
+        """The inverse of dump."""
+        self.known = {(split, index) for split, index in notes.get("damaged", [])}
