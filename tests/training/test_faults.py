@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,21 @@ import numpy as np
 import optax
 import pytest
 
-from optlab.training import CheckpointError, Checkpoints, init_state, load_params, storage
+from optlab.data import DamagedRecordError, DataError, Source
+from optlab.models import mlp
+from optlab.training import (
+    CheckpointError,
+    Checkpoints,
+    MetricsFile,
+    StepLog,
+    Workload,
+    init_state,
+    load_params,
+    read_metrics,
+    squared_error,
+    storage,
+    train,
+)
 
 
 def state(step, value=None):
@@ -213,3 +228,169 @@ def test_an_exit_that_waits_for_no_save_finishes_it(ended):
     folder, error, code = ended["exiting"]
     assert code == 0, error
     assert Checkpoints(folder).steps() == [20, 30]
+
+
+# Whole runs: regression on 40 examples in batches of 8.
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(40, 4)).astype(np.float32)
+
+
+class Examples:
+    """A split whose reading can go wrong: `fault(indices, epoch)` raises."""
+
+    def __init__(self, fault=lambda indices, epoch: None):
+        self.fault, self.seen = fault, []
+
+    def __len__(self):
+        return len(X)
+
+    def take(self, indices, epoch=None, seed=0):
+        self.fault(indices, epoch)
+        self.seen += [(epoch, i) for i in indices.tolist()]
+        x = X[indices]
+        return {"inputs": x, "labels": x[:, :1] - 2 * x[:, 1:2], "weight": np.ones(len(x), np.float32)}
+
+
+def run(folder, *, fault=lambda indices, epoch: None, steps=10, observers=(), **settings):
+    split = Examples(fault)
+    source = Source("examples", split, Examples(fault), None, {})
+    workload = Workload.from_model(mlp(1, widths=[4]), source, loss=squared_error, batch_size=8)
+    return train(
+        workload,
+        optax.adam(0.01),
+        steps=steps,
+        log_every=1,
+        evaluate_every=5,
+        checkpoints=Checkpoints(folder / "checkpoints", every=2),
+        observers=[MetricsFile(folder / "metrics.jsonl"), *observers],
+        skip_log=StepLog(folder / "skipped.jsonl"),
+        **settings,
+    )
+
+
+def bits(history):
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves((history.state.params, history.state.opt_state))]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return run(folder), read_metrics(folder)
+
+
+class At:
+    """An observer that does something at a step."""
+
+    def __init__(self, step, act):
+        self.step, self.act, self.outcome = step, act, None
+
+    def begin(self, start, steps):
+        pass
+
+    def record(self, record):
+        if record["step"] == self.step:
+            self.act()
+
+    def end(self, outcome):
+        self.outcome = outcome
+
+
+def test_a_failed_save_ends_the_run_and_the_same_command_comes_to_the_same(tmp_path, monkeypatch, undisturbed):
+    with monkeypatch.context() as patched:
+        verify = storage.verify_share
+        hurt = lambda path, saved: (flip(path) if path.name == "6" else None, verify(path, saved))
+        patched.setattr(storage, "verify_share", hurt)
+        with pytest.raises(CheckpointError, match=r"saving step 6 to .* failed"):
+            run(tmp_path)
+    history = run(tmp_path)
+    assert [r["step"] for r in history.records] == [6, 7, 8, 9, 10]  # the best, of step 5, is saved too
+    assert bits(history) == bits(undisturbed[0])
+    assert read_metrics(tmp_path) == undisturbed[1]
+
+
+def test_an_error_of_the_run_leaves_the_save_under_way_whole(tmp_path, undisturbed):
+    def fail():
+        raise RuntimeError("a bug")
+
+    watcher = At(5, fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(tmp_path, observers=[watcher])
+    assert watcher.outcome == "RuntimeError"
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [2, 4]
+    assert bits(run(tmp_path)) == bits(undisturbed[0])
+    assert read_metrics(tmp_path) == undisturbed[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_second_signal_during_the_save_does_not_break_it(tmp_path, monkeypatch, undisturbed, number):
+    send = lambda: os.kill(os.getpid(), number)
+    with monkeypatch.context() as patched:
+        verify = storage.verify_share
+        again = lambda path, saved: (send() if path.name == "5" else None, verify(path, saved))
+        patched.setattr(storage, "verify_share", again)
+        history = run(tmp_path, observers=[At(3, send)])  # told when step 4 is saved; step 5 is the last
+    assert history.outcome == f"interrupted by {number.name}"
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [4, 5]
+    assert bits(run(tmp_path)) == bits(undisturbed[0])
+    assert read_metrics(tmp_path) == undisturbed[1]
+
+
+def test_an_error_in_the_prefetch_thread_is_raised_in_the_step_that_needed_the_batch(tmp_path):
+    def fault(indices, epoch):
+        if epoch == 1:
+            raise OSError("the disk is gone")
+
+    watcher = At(0, None)
+    with pytest.raises(OSError, match="the disk is gone"):
+        run(tmp_path, fault=fault, observers=[watcher])
+    assert watcher.outcome == "OSError"
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3, 4, 5]  # 40 examples in batches of 8
+
+
+def torn(indices, epoch):
+    for i in {3, 17} & set(indices.tolist()):
+        raise DamagedRecordError([i], "torn")
+
+
+def test_damaged_examples_are_named_and_the_run_goes_on_without_them(tmp_path, capsys):
+    history = run(tmp_path, fault=torn, skip_limit=4)
+    entries = read_metrics(tmp_path / "skipped.jsonl")
+    assert {e["why"] for e in entries} == {"torn"}
+    named = [(e["split"], *e["examples"]) for e in entries]
+    assert sorted(named) == [("train", 3)] * 2 + [("train", 17)] * 2 + [("validation", 3), ("validation", 17)]
+    assert sorted({e["step"] for e in entries if e["split"] == "validation"}) == [5]
+    assert history.outcome == "finished"
+    assert capsys.readouterr().err.count("is left out: torn") == 4
+    shutil.rmtree(tmp_path / "checkpoints" / "10")
+    assert bits(run(tmp_path, fault=torn, skip_limit=4)) == bits(history)  # from step 8
+    assert read_metrics(tmp_path / "skipped.jsonl") == entries
+
+
+def test_more_damaged_examples_than_allowed_end_the_run(tmp_path):
+    with pytest.raises(DataError, match=r"2 examples are damaged, more than skip_limit=1: train 3, train 17"):
+        run(tmp_path, fault=torn, skip_limit=1)
+
+
+def test_a_full_disk_is_an_error_and_the_older_checkpoint_stays(tmp_path):
+    checkpoints = saved(tmp_path, 10)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"saving step 20 to .* failed"), checkpoints.writing():
+            checkpoints.save(state(20), {"best": None})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert checkpoints.steps() == [10]
+    saved(tmp_path, 20)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["10", "20", "writer.lock"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_to_is_an_error(tmp_path):
+    checkpoints = saved(tmp_path, 10)
+    tmp_path.chmod(0o500)
+    with pytest.raises(CheckpointError, match=r"PermissionError"), checkpoints.writing():
+        checkpoints.save(state(20), {"best": None})
+    tmp_path.chmod(0o700)
+    assert checkpoints.steps() == [10]
