@@ -149,12 +149,23 @@ def _nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Init, Apply]:
     graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
     def apply(params: Params, model_state: ModelState, inputs: Any, key: jax.Array, train: bool) -> Any:
-        model = nnx.merge(graph, params, model_state, copy=True)
+        keys, others = nnx.split_state(model_state, nnx.RngKey, ...)
+        model = nnx.merge(graph, params, _folded(keys, key), others, copy=True)
         (model.train if train else model.eval)()
         outputs = model(inputs)
-        return outputs, split(model)[1] if train else model_state
+        if not train:
+            return outputs, model_state
+        _, others = nnx.split_state(split(model)[1], nnx.RngKey, ...)
+        return outputs, nnx.merge_state(keys, others)
 
     return init, apply
+
+
+def _folded(keys: Any, key: jax.Array) -> Any:
+    """A module's keys for one step, of which every device (and microbatch) has a `key` of its own."""
+    bits = jax.random.bits(key)
+    fold = lambda x: jax.vmap(lambda x: jax.random.fold_in(x, bits))(x.reshape(-1)).reshape(x.shape)
+    return jax.tree.map(fold, keys)
 
 
 def _sum(values: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:

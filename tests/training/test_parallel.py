@@ -256,6 +256,32 @@ def test_a_mean_over_an_axis_is_refused_where_there_is_none(strategy):
         step(place_state({}), place_batch({"x": np.ones(8)}))
 
 
+class Dropped(nnx.Module):
+    def __init__(self, rngs):
+        self.linear, self.dropout = nnx.Linear(64, 64, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(self.linear(x)).sum(-1)
+
+
+@pytest.mark.parametrize("strategy", ["pmap", "jit"])
+def test_dropout_of_an_nnx_module_draws_other_masks_on_every_device_and_in_every_step(strategy):
+    """Eight equal examples, one a device: were the masks equal, so would be the outputs, whose variance is measured."""
+    measures = {"loss": lambda outputs, batch: outputs, "metrics": {"square": lambda outputs, batch: outputs**2}}
+    data = SimpleNamespace(train=SimpleNamespace(batch=lambda step: {"inputs": np.ones((8, 64), np.float32)}))
+    workload, tx = Workload.from_model(Dropped, data, **measures), optax.sgd(0.0)
+    step = make_step(workload.loss, tx, axis_name="data" if strategy == "pmap" else None)
+    place_state, place_batch, run = parallelize(step, strategy)
+    state = place_state(lambda key: init_state(*workload.init(key), tx, key=key), jax.random.key(0))
+    means = []
+    for t in range(2):
+        state, metrics = run(state, place_batch(data.train.batch(t)))
+        mean, square = (float(metrics[name][0] / metrics[name][1]) for name in ("loss", "square"))
+        assert square - mean**2 > 0.1
+        means.append(mean)
+    assert means[0] != means[1]
+
+
 def test_metrics_that_differ_between_devices_are_refused_by_their_name():
     with pytest.raises(ValueError, match=r"after 1 steps .* devices' metrics differ in 'loss': .* is measured must be"):
         run_own("pmap", {**ALL, "loss": lambda x: x})
