@@ -183,7 +183,12 @@ class Config:
         change="noted",
         default="stop",
     )
-    skip_limit: int = _key("how many steps guard=skip may skip in all of the run", change="noted", least=1, default=10)
+    skip_limit: int = _key(
+        "how many steps guard=skip may leave out in all of the run, and how many damaged examples",
+        change="noted",
+        least=1,
+        default=10,
+    )
     spike: float | None = _key(
         "a loss by more than so many standard deviations above its running mean is for the guard, too; none: it isn't",
         change="noted",
@@ -227,8 +232,6 @@ class Config:
             raise ConfigError(f"mesh.data={self.mesh.data} and mesh.model={self.mesh.model} need strategy=jit, or so")
         if self.strategy == "pmap" and self.mesh.model > 1:
             raise ConfigError(f"mesh.model={self.mesh.model} needs strategy=jit, zero1 or fsdp, got pmap")
-        if self.skip_limit != 10 and self.guard != "skip":
-            raise ConfigError(f"skip_limit={self.skip_limit} has no effect without guard=skip")
         if self.spike is not None and self.guard is None:
             raise ConfigError(f"spike={self.spike} has no effect without a guard: say guard=stop or guard=skip")
         if self.stop.min_gain and self.stop.patience is None:

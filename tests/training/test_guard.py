@@ -226,6 +226,7 @@ def test_a_run_killed_between_two_skips_counts_and_logs_each_once(tmp_path):
     assert bits(continued.state) == bits(whole.state)
     assert lines(tmp_path / "killed" / "skipped.jsonl") == lines(tmp_path / "whole" / "skipped.jsonl")
     assert run("killed").skipped == [3, 8]  # there is nothing left to do, and nothing is forgotten
+    assert run("killed", spike=None).state.losses is None
 
     more = {3: NAN_LOSS, 8: NAN_LOSS, 11: SPIKE, 12: NAN_GRADIENT}
     with pytest.raises(OSError, match="pulled the plug"):
@@ -345,12 +346,12 @@ def test_the_loss_that_is_differentiated_counts_not_the_metric():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"skip_limit": 3}, "skip_limit=3 has no effect without guard=skip"),
+        ({"skip_limit": 0}, "skip_limit must be at least 1, got 0"),
         ({"spike": 5.0, "guard": None}, "spike=5.0 has no effect without a guard: say guard=stop or guard=skip"),
         ({"spike": 0.0}, "spike must be above 0, got 0.0; to do without it, say spike=none"),
     ],
 )
-def test_a_config_says_nothing_that_has_no_effect(changes, message):
+def test_a_config_that_can_do_nothing_is_refused(changes, message):
     parts = {"data": component("digits"), "model": component("mlp"), "optimizer": component("adamw"), "steps": 5}
     with pytest.raises(ConfigError, match=message):
         Config(**parts, **changes)
