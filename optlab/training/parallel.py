@@ -386,8 +386,7 @@ class _Pmapped:
         new, metrics = self.compile(state, batch)(state, self._parts(batch))
         self.calls += 1
         if self.calls.bit_count() == 1:  # after 1, 2, 4, 8 … steps: with a learning rate of 0 a fault shows late
-            self._check_equal("states", new, "goes into the state")
-            self._check_equal("metrics", metrics, "is measured")
+            self._check_equal(new, metrics)
         return new, metrics
 
     def compile(self, state: Any, batch: Any) -> Any:
@@ -420,11 +419,12 @@ class _Pmapped:
                 f"strategy='pmap' needs a step that takes the mean over the devices, and this one never does: {advice}"
             )
 
-    def _check_equal(self, things: str, tree: Any, what: str) -> None:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        for (path, _), found in zip(leaves, self.fingerprints([x for _, x in leaves]), strict=True):
+    def _check_equal(self, state: Any, metrics: Any) -> None:
+        leaves = jax.tree_util.tree_leaves_with_path((state, metrics))
+        for ((which, *path), _), found in zip(leaves, self.fingerprints([x for _, x in leaves]), strict=True):
             if (np.asarray(found) != np.asarray(found)[0]).any():
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                name = jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+                things, what = (("states", "goes into the state"), ("metrics", "is measured"))[which.idx]
                 raise ValueError(
                     f"after {self.calls} steps under strategy='pmap' the devices' {things} differ in {name!r}: "
                     f"whatever {what} must be averaged over the axis {DATA!r} first, as gradients by jax.lax.pmean"
