@@ -99,7 +99,7 @@ def _is_still_finite(new: jax.Array, old: jax.Array) -> jax.Array:
 
 
 def _z_score(losses: LossStatistics, value: jax.Array) -> jax.Array:
-    """(value − mean) / standard deviation, as in ZClip (arXiv 2504.02507, eq. 3) but of the loss; 0 in the warm-up."""
+    """(value − mean) / standard deviation, as ZClip (arXiv 2504.02507) for gradients' norms; 0 in the warm-up."""
     spread = jnp.sqrt(losses.variance) + ROUNDING * jnp.abs(losses.mean)
     z = (value.astype(losses.mean.dtype) - losses.mean) / jnp.maximum(spread, jnp.finfo(spread.dtype).tiny)
     return jnp.where(losses.accepted >= WARMUP, z, 0)
