@@ -6,8 +6,11 @@ LOCK = "writer.lock"  # who writes to the folder
 
 
 def is_complete(path: Path) -> bool:
-    """Whether Orbax committed it: it renames a folder to its name last, and leaves this mark inside."""
-    return (path / "commit_success.txt").is_file()
+    """Whether Orbax saved a checkpoint there: it gives a folder its name last, so any part of one will do.
+
+    One that lost some of its files since is damaged, not absent: the fingerprints tell.
+    """
+    return any((path / part).exists() for part in ("commit_success.txt", "_CHECKPOINT_METADATA", "state"))
 
 
 def saved_steps(folder: Path) -> list[int]:

@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back bit for bit, and what doesn't fit is named."""
 
 import dataclasses
+import shutil
 from typing import NamedTuple
 
 import jax
@@ -84,7 +85,7 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "4", "5", "writer.lock"]
 
 
-def test_a_folder_without_the_commit_mark_is_not_a_checkpoint_and_is_set_aside(tmp_path):
+def test_a_folder_that_is_no_checkpoint_is_set_aside(tmp_path):
     save(tmp_path, state())
     (tmp_path / "20").mkdir()
     (tmp_path / "20" / "mine.txt").write_text("precious")
@@ -228,6 +229,19 @@ def test_where_none_is_whole_the_run_refuses_now_and_later(tmp_path):
         with pytest.raises(CheckpointError, match=r"doesn't start again from 0 by itself; set aside: quarantine-10-"):
             Checkpoints(tmp_path).restore_latest(state())
     assert Checkpoints(tmp_path / "other").restore_latest(state()) is None
+
+
+@pytest.mark.parametrize("name", ["commit_success.txt", "_CHECKPOINT_METADATA", "state"])
+def test_one_that_lost_a_file_is_never_forgotten(name, tmp_path):
+    save(tmp_path, state())
+    lost = tmp_path / "10" / name
+    shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    try:
+        restored = Checkpoints(tmp_path).restore_latest(state(1))
+    except CheckpointError:
+        assert list(tmp_path.glob("quarantine-10-*"))
+    else:
+        assert bits(restored[0]) == bits(state())
 
 
 def test_another_structure_sets_nothing_aside(tmp_path):
