@@ -134,22 +134,22 @@ with Checkpoints(sys.argv[1]).writing():
 
 def test_one_writer_at_a_time_and_a_kill_frees_the_folder(tmp_path):
     saved(tmp_path, 10)
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.name != "writer.lock"}
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as holder:
-        assert holder.stdout.readline() == "held\n"
-        checkpoints = Checkpoints(tmp_path)
-        told = rf"{tmp_path} is being written by process {holder.pid} on \S+: wait for its end, or name another folder"
-        with pytest.raises(CheckpointError, match=told), checkpoints.writing():
-            pass
-        with pytest.raises(CheckpointError, match=told):
-            checkpoints.save(state(20), {"best": None})
-        assert checkpoints.restore_latest(state(0))  # reading needs no lock
-        assert {p for p in before if p.name != "writer.lock"} == {
-            p for p, t in before.items() if p.stat().st_mtime_ns == t and p.name != "writer.lock"
-        }
-        holder.send_signal(signal.SIGKILL)
+        try:
+            assert holder.stdout.readline() == "held\n"
+            checkpoints = Checkpoints(tmp_path)
+            told = rf"{tmp_path} is being written by process {holder.pid} on \S+: wait for its end, or name another"
+            with pytest.raises(CheckpointError, match=told), checkpoints.writing():
+                pass
+            with pytest.raises(CheckpointError, match=told):
+                checkpoints.save(state(20), {"best": None})
+            assert checkpoints.restore_latest(state(0))  # reading needs no lock
+            assert {p: p.stat().st_mtime_ns for p in before} == before
+        finally:
+            holder.send_signal(signal.SIGKILL)
     saved(tmp_path, 20)
     assert checkpoints.steps() == [10, 20]
 
