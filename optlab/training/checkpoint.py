@@ -190,11 +190,16 @@ class Checkpoints:
         self._claim()
         try:
             path = self.folder / str(step)
-            if is_complete(path):
-                if storage.metadata(path)["manifest"] != manifest:
-                    raise CheckpointError(f"{path} holds a state of other values: move it away, or name another folder")
+            try:
+                is_there = is_complete(path) and storage.metadata(path)["manifest"] == manifest
+            except DamagedError as error:
+                self._quarantine(step, str(error))
+                return True
+            if is_there:
                 self._release()
                 return False
+            if is_complete(path):
+                raise CheckpointError(f"{path} holds a state of other values: move it away, or name another folder")
             if path.exists():  # it may be somebody's
                 path.rename(path.with_name(f"incomplete-{step}-{time.time_ns()}"))
             return True

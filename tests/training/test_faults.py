@@ -102,6 +102,14 @@ def test_other_values_under_a_saved_step_are_refused(tmp_path):
     assert (np.asarray(load_params(tmp_path)["w"]) == 10).all()
 
 
+def test_what_is_damaged_under_a_step_makes_room_for_it(tmp_path):
+    checkpoints = saved(tmp_path, 10, 20)
+    DAMAGE["unlisted"](tmp_path / "20")
+    saved(tmp_path, 20)
+    checkpoints.verify(20)
+    assert [p.name[:14] for p in tmp_path.glob("quarantine-*")] == ["quarantine-20-"]
+
+
 def test_what_a_kill_left_is_cleared_and_what_may_be_somebodys_stays(tmp_path):
     saved(tmp_path, 10)
     left = ["30.orbax-checkpoint-tmp", "30.orbax-checkpoint-tmp-123", "removing-5-77"]
