@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import re
 import shutil
 import sys
@@ -21,7 +22,7 @@ from optlab._saved import is_complete, saved_steps
 from optlab.training import storage
 from optlab.training.fingerprint import fingerprints
 from optlab.training.lock import WriterLock
-from optlab.training.processes import is_first, once, together
+from optlab.training.processes import CRASHED, is_first, once, together
 from optlab.training.state import TrainState
 from optlab.training.storage import CheckpointError, DamagedError, Manifest
 
@@ -317,10 +318,15 @@ def _in_background(work: Callable[[], None]) -> Future[None]:
 
 
 def _await_saves() -> None:
-    """Waits for saves that nobody waited for, while Orbax can still finish them: without executors it hangs."""
+    """Waits for saves that nobody waited for. Where Python ends in a way that Orbax can't (3.12 on), it says so.
+
+    Orbax's threads would then keep the process for minutes, so it is ended here.
+    """
     for finished in list(_UNDER_WAY):
         if error := finished.exception():
-            print(f"optlab: {error}", file=sys.stderr)
+            print(f"optlab: {error}; Checkpoints.wait() has to come before Python's end", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(CRASHED)
 
 
 threading._register_atexit(_await_saves)  # type: ignore[attr-defined]  # atexit's own come after the executors' end
