@@ -399,9 +399,9 @@ def _print(state: Any) -> Any:
     return fingerprints({str(i): x for i, x in enumerate(leaves)})
 
 
-def _damaged(damage: Callable[[Path, random.Random], None], *, both: bool, tries: int) -> Iterator[Verdict]:
+def _damaged(damage: Callable[[Path, random.Random], None], *, both: bool, tries: int, seed: int) -> Iterator[Verdict]:
     """Damages a file of the newest checkpoint, or one of each, and restores."""
-    source, dice = fresh(), random.Random(0)
+    source, dice = fresh(), random.Random(seed)
     states = _two_saved(source)
     prints = {step: _print(state) for step, state in zip((1, 2), states, strict=True)}
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - a line for every quarantine
@@ -454,7 +454,9 @@ def _delete(path: Path, dice: random.Random) -> None:
 @fault("a deleted file in every checkpoint", 30, _delete, True)
 @fault("a zeroed file in every checkpoint", 30, _zero, True)
 def damaged(damage: Any, both: bool, tries: int) -> Iterator[Verdict]:
-    yield from in_process(lambda: _damaged(damage, both=both, tries=tries))
+    for done in range(0, tries, 100):
+        some = partial(_damaged, damage, both=both, tries=min(100, tries - done), seed=done)
+        yield from in_process(some)
 
 
 # The wrong thing continued.
