@@ -1,5 +1,6 @@
 """Which checkpoints a folder holds, for those who have no JAX at hand as well."""
 
+import re
 from pathlib import Path
 
 LOCK = "writer.lock"  # who writes to the folder
@@ -14,7 +15,7 @@ def is_complete(path: Path) -> bool:
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """The steps that are saved completely, ascending."""
+    """The steps that are saved completely, ascending; a folder like `020` is none."""
     if not folder.is_dir():
         return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and is_complete(p))
+    return sorted(int(p.name) for p in folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", p.name) and is_complete(p))

@@ -122,7 +122,8 @@ class Checkpoints:
         if not is_new:
             return
         try:
-            response = storage.save_async(self.folder / str(step), arrays, {"manifest": manifest, "notes": dict(notes)})
+            content = {"step": step, "manifest": manifest, "notes": dict(notes)}
+            response = storage.save_async(self.folder / str(step), arrays, content)
         except Exception as error:
             self._release()
             raise self._failed(step, error) from error
@@ -141,7 +142,7 @@ class Checkpoints:
             with together(CheckpointError):
                 pending.finished.result()
             if is_first():
-                self._remove_older(pending.best)
+                self._remove_older(pending.step, pending.best)
         except CheckpointError as error:
             if is_first() and is_complete(self.folder / str(pending.step)):
                 self._quarantine(pending.step, str(error))
@@ -168,9 +169,10 @@ class Checkpoints:
             print(f"optlab: {error}", file=sys.stderr)
         self._release()
 
-    def _remove_older(self, best: int | None) -> None:
+    def _remove_older(self, saved: int, best: int | None) -> None:
+        """Removes all but the latest, the best and the one just saved, which after a rollback isn't of the latest."""
         for step in self.steps()[: -self.keep]:
-            if step != best:
+            if step not in (saved, best):
                 doomed = self.folder / f"removing-{step}-{time.time_ns()}"
                 (self.folder / str(step)).rename(doomed)  # never half a checkpoint
                 shutil.rmtree(doomed, ignore_errors=True)  # what stays is tried again by the next writer
@@ -232,7 +234,9 @@ class Checkpoints:
         storage.compare(path, saved=[leaf for leaf in saved if is_asked(leaf)], wanted=manifest)
         loaded = storage.load(path, saved, {name: storage.abstract(x) for name, x in arrays.items()})
         leaves = [storage.unpack(loaded.get(leaf["name"]), leaf) for leaf in manifest]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+        restored = jax.tree.unflatten(jax.tree.structure(like), leaves)
+        storage.check_step(path, int(restored.step))
+        return restored
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest state that is as it was saved, and its notes; None where nothing was ever saved.

@@ -111,7 +111,16 @@ def metadata(path: Path) -> dict[str, Any]:
     text = seal.get("content", "")
     if hashlib.sha256(text.encode()).hexdigest() != seal.get("sha256"):
         raise DamagedError(f"{path} is damaged: its list of arrays isn't the one that was saved")
-    return json.loads(text)
+    content = json.loads(text)
+    if "step" in content:  # not in those that are older than this check; `restore` sees them
+        check_step(path, content["step"])
+    return content
+
+
+def check_step(path: Path, step: int) -> None:
+    """Refuses a checkpoint under another step's name: a run would go on from there, and remove what is newer."""
+    if path.name != str(step):
+        raise DamagedError(f"{path} is a copy of step {step}: its name isn't its step's")
 
 
 def load(path: Path, saved: Manifest, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:

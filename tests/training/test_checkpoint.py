@@ -261,3 +261,32 @@ def test_a_failed_save_is_an_error(tmp_path):
 def test_bad_arguments_are_named(tmp_path, name, value):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got {value}"):
         Checkpoints(tmp_path, **{name: value})
+
+
+def test_the_step_just_saved_is_kept_after_a_rollback(tmp_path):
+    checkpoints = save(tmp_path, *(state(step=i) for i in (10, 20, 30, 11)), keep=2)
+    assert checkpoints.steps() == [11, 20, 30]
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_a_copy_under_another_step_is_set_aside(tmp_path, monkeypatch, is_older):
+    if is_older:  # than the step in the sealed list
+        begin = storage.save_async
+        without = lambda content: {name: value for name, value in content.items() if name != "step"}
+        monkeypatch.setattr(storage, "save_async", lambda path, arrays, content: begin(path, arrays, without(content)))
+    checkpoints = save(tmp_path, state(step=20), state(step=30))
+    shutil.copytree(tmp_path / "20", tmp_path / "20000")
+    with pytest.raises(DamagedError, match="20000 is a copy of step 20"):
+        checkpoints.restore(state(), 20000)
+    restored, _ = checkpoints.restore_latest(state())
+    assert int(restored.step) == 30
+    assert checkpoints.steps() == [20, 30]
+    assert [p.name[:17] for p in tmp_path.glob("quarantine-*")] == ["quarantine-20000-"]
+
+
+def test_only_a_step_as_it_is_written_is_one(tmp_path):
+    save(tmp_path, state(step=20))
+    shutil.copytree(tmp_path / "20", tmp_path / "020")
+    shutil.copytree(tmp_path / "20", tmp_path / "²")
+    assert Checkpoints(tmp_path).steps() == [20]
+    assert save(tmp_path, state(step=30), keep=1).steps() == [30]
