@@ -41,7 +41,8 @@ class Batches:
         seed: Chooses the order of every epoch, and the augmentation.
 
     Attributes:
-        damaged: By step the examples that were left out of its batch, and why. Who reads an entry may take it away.
+        damaged: By step the examples that were left out of its batch, and why; one that would have come in two epochs
+            is there twice. Who reads an entry may take it away.
     """
 
     def __init__(self, split: Split, batch_size: int, *, seed: int = 0):
@@ -49,7 +50,7 @@ class Batches:
         if batch_size > len(split):
             raise ValueError(f"batch_size must be at most {len(split)}, the examples of the split, got {batch_size}")
         self.split, self.batch_size, self.seed = split, batch_size, seed
-        self.damaged: dict[int, dict[int, str]] = {}
+        self.damaged: dict[int, list[tuple[int, str]]] = {}
         # A batch spans two epochs at most, and steps are mostly asked for in order.
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(len(split), SHUFFLE, seed, epoch))
 
@@ -70,11 +71,11 @@ class Batches:
         """The batch of this step: a function of (seed, step) and nothing else; or some of its rows, alone read."""
         indices, epochs = (x[rows] for x in self.indices(step))
         parts: list[Batch] = []
-        damaged: dict[int, str] = {}
+        damaged: list[tuple[int, str]] = []
         for epoch in range(epochs[0], epochs[-1] + 1):
             part, left_out = take_whole(self.split, indices[epochs == epoch], epoch, self.seed)
             parts.append(part)
-            damaged |= left_out
+            damaged += left_out.items()
         if damaged:
             self.damaged[step] = damaged
         return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}

@@ -204,7 +204,8 @@ class Checkpoints:
             if is_complete(path):
                 raise CheckpointError(f"{path} holds a state of other values: move it away, or name another folder")
             if path.exists():  # it may be somebody's
-                path.rename(path.with_name(f"incomplete-{step}-{time.time_ns()}"))
+                path.rename(aside := path.with_name(f"incomplete-{step}-{time.time_ns()}"))
+                print(f"optlab: {path} is no whole checkpoint; set aside as {aside.name}", file=sys.stderr)
             return True
         except BaseException:
             self._release()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -12,26 +12,46 @@ import jax
 from optlab.data import DataError
 from optlab.training.metrics import StepLog
 from optlab.training.processes import gathered, is_first
+from optlab.training.workload import Workload
 
 
 class DamagedExamples:
     """What `optlab.data.DamagedRecordError` named.
 
     Args:
+      workload: whose they are; its loss has to leave them out.
       limit: how many different examples there may be.
       log: where they have a line: in training every time that one is left out, in evaluation the first time.
     """
 
-    def __init__(self, limit: int, log: StepLog | None):
-        self.limit, self.log = limit, log
+    def __init__(self, workload: Workload, limit: int, log: StepLog | None):
+        self.workload, self.limit, self.log = workload, limit, log
         self.known: set[tuple[str, int]] = set()
         self._found: list[dict[str, Any]] = []
+        self._is_weighted = False
 
-    def add(self, step: int, split: str, damaged: Mapping[int, str]) -> None:
-        """Takes what this process found; alone it is logged at once, of several at the next `settle`."""
-        self._found += [{"step": step, "split": split, "examples": [i], "why": why} for i, why in damaged.items()]
+    def add(self, step: int, split: str, damaged: Iterable[tuple[int, str]]) -> None:
+        """Takes what this process found; alone it is logged at once, of several at the next `settle`.
+
+        Raises:
+          DataError: if the loss or a metric would count what stands in for them; as `settle`.
+        """
+        for i, why in damaged:
+            self._check_weighted(split, i, why)
+            self._found.append({"step": step, "split": split, "examples": [i], "why": why})
         if jax.process_count() == 1:
             self.settle()
+
+    def _check_weighted(self, split: str, example: int, why: str) -> None:
+        if self._is_weighted:
+            return
+        if names := self.workload.unweighted(split):
+            raise DataError(
+                f"{split} example {example} is damaged ({why}) and can't be left out: {', '.join(names)} counts "
+                "examples whose weight is 0; it must return a value for every example, not their mean, or (in a loss "
+                'of a Workload of your own) take its sum and weight from the batch\'s "weight"'
+            )
+        self._is_weighted = True
 
     def settle(self) -> None:
         """Logs what all processes found, who come here at the same step.

@@ -156,13 +156,14 @@ def train(
     batches = as_batches(workload.data.train, workload.batch_size, seed)
     examples = (lambda t: batches.indices(t - 1)[0].tolist()) if isinstance(batches, Batches) else None
     skips = Skips(guard, skip_limit, skip_log, examples)
-    damaged = DamagedExamples(skip_limit, skip_log)
+    damaged = DamagedExamples(workload, skip_limit, skip_log)
     about: Identity = {}
+    notes: Mapping[str, Any] = {}
     with contextlib.ExitStack() as stack:
         if checkpoints is not None:
             stack.enter_context(checkpoints.writing())
             about = identity(workload, state, seed=seed, accumulate=accumulate, ema=ema, stop=stop)
-            state = _continued(checkpoints, state, judge, skips, damaged, about, allow_change)
+            state, notes = _continued(checkpoints, state, judge, skips, damaged, about, allow_change)
             if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
                 return History([], state, judge.ended, judge.best, judge.reached, skips.steps)
         start = int(state.step)
@@ -187,6 +188,7 @@ def train(
             skip_log.begin(start)
             stack.callback(skip_log.end)
         stack.enter_context(records.observed(start))
+        records.check_lines(notes)
         if checkpoints is not None:
             stack.enter_context(checkpoints.writing())  # again: its end, a save's too, comes before the observers'
         trace = stack.enter_context(contextlib.closing(Trace(profile if is_first() else None, start, steps)))
@@ -211,7 +213,8 @@ def train(
                 is_saved = records.is_savable(t, state) and is_saved
             if checkpoints is not None and is_saved:
                 records.sync()
-                checkpoints.save(state, {**judge.dump(), **skips.dump(), **damaged.dump(), "run": about}, best=best)
+                told = {**judge.dump(), **skips.dump(), **damaged.dump(), **records.dump()}
+                checkpoints.save(state, {**told, "run": about}, best=best)
             if ended:
                 records.outcome = ended
                 break
@@ -226,15 +229,15 @@ def _continued(
     damaged: DamagedExamples,
     about: Identity,
     allow_change: Collection[str],
-) -> TrainState:
-    """The state of the latest checkpoint, after it was held against this run; without any the first one."""
+) -> tuple[TrainState, Mapping[str, Any]]:
+    """The state of the latest checkpoint and its notes, held against this run; without any the first one and none."""
     saved = checkpoints.restore_latest(first)
     if saved is None:
-        return first
+        return first, {}
     state, notes = saved
     path = checkpoints.folder / str(int(state.step))
     changed = changed_keys(path, notes.get("run", {}), about, allow_change)
     judge.load(notes, changed)
     skips.load(notes)
     damaged.load(notes)
-    return with_settings(state, first, changed)
+    return with_settings(state, first, changed), notes

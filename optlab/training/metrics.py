@@ -36,23 +36,39 @@ class StepLog:
     """A file of JSON lines, each with its "step"; any thread may add one.
 
     A continued run first drops the lines after the step that it continues from: they are computed again.
+
+    Args:
+      path: the file's.
+      is_ascending: whether every line is of a later step than the ones before it.
+
+    Attributes:
+      lines: how many the file holds, from `begin` on.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, *, is_ascending: bool = False):
+        self.path, self.is_ascending = Path(path), is_ascending
+        self.lines = 0
         self._lock = threading.Lock()
 
     def begin(self, start: int) -> None:
-        """Opens the file; lines that can't be read stay in a copy of it, and a line on stderr says so."""
-        entries, damaged = _read(self.path) if self.path.exists() else ([], [])
+        """Opens the file. A copy keeps damaged lines, and all of them where the run starts from 0; stderr says so."""
+        entries, damaged = _read(self.path, self.is_ascending) if self.path.exists() else ([], {})
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if damaged:
-            aside = self.path.with_name(f"damaged-{time.time_ns()}-{self.path.name}")
+        lost = [_damage(self.path, damaged)] if damaged else []
+        if entries and not start:
+            lost.append(
+                f"no checkpoint to continue from: {self.path} starts again from step 0, without its {len(entries)} "
+                f"lines up to step {max(entry['step'] for entry in entries)}"
+            )
+        if lost:
+            aside = self.path.with_name(f"{'damaged' if damaged else 'earlier'}-{time.time_ns()}-{self.path.name}")
             shutil.copyfile(self.path, aside)
-            print(f"optlab: {_damage(self.path, damaged)}; {aside.name} is a copy with them", file=sys.stderr)
+            print(f"optlab: {'; '.join(lost)}; {aside.name} is a copy with them", file=sys.stderr)
+        kept = [entry for entry in entries if entry["step"] <= start]
+        self.lines = len(kept)
         part = self.path.with_suffix(".part")
         with part.open("w") as file:
-            file.writelines(_line(entry) for entry in entries if entry["step"] <= start)
+            file.writelines(_line(entry) for entry in kept)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, self.path)  # a kill leaves the old file or the new one
@@ -62,6 +78,7 @@ class StepLog:
         with self._lock:
             self._file.write(_line(entry))
             self._file.flush()
+            self.lines += 1
             if not os.fstat(self._file.fileno()).st_nlink:
                 raise FileNotFoundError(f"{self.path} was deleted or replaced while the run wrote to it")
 
@@ -77,22 +94,18 @@ class MetricsFile:
     """metrics.jsonl: one line a logged step, unique by step; see `StepLog`."""
 
     def __init__(self, path: str | Path):
-        self._log = StepLog(path)
+        self.log = StepLog(path, is_ascending=True)
 
     def begin(self, start: int, steps: int) -> None:
-        if start and not self._log.path.exists():
-            print(f"optlab: {self._log.path} isn't there; it begins after step {start}", file=sys.stderr)
-        self._log.begin(start)
+        if start and not self.log.path.exists():
+            print(f"optlab: {self.log.path} isn't there; it begins after step {start}", file=sys.stderr)
+        self.log.begin(start)
 
     def record(self, record: Record) -> None:
-        self._log.add(record)
-
-    def sync(self) -> None:
-        """See `StepLog`."""
-        self._log.sync()
+        self.log.add(record)
 
     def end(self, outcome: str) -> None:
-        self._log.end()
+        self.log.end()
 
 
 def _line(entry: Mapping[str, Any]) -> str:
@@ -103,34 +116,43 @@ def read_metrics(path: str | Path) -> list[Record]:
     """The records of a metrics.jsonl, or of the run folder that holds one, without a last line that a kill cut off.
 
     Warns:
-      UserWarning: of other lines that can't be read; they are left out.
+      UserWarning: of other lines that can't be read, or that aren't of a later step than those before; they are left
+        out.
     """
     path = Path(path)
     file = path / "metrics.jsonl" if path.is_dir() else path
-    records, damaged = _read(file)
+    records, damaged = _read(file, is_ascending=True)
     if damaged:
         warnings.warn(_damage(file, damaged), stacklevel=2)
     return records
 
 
-def _read(path: Path) -> tuple[list[Any], list[int]]:
-    """The entries of a file of JSON lines, and the numbers of the lines that hold none, but for a cut last one."""
-    entries, damaged = [], []
+def _read(path: Path, is_ascending: bool) -> tuple[list[Any], dict[str, list[int]]]:
+    """The entries of a file of JSON lines, and by its fault the numbers of the other lines, but for a cut last one."""
+    entries: list[Any] = []
+    damaged: dict[str, list[int]] = {}
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:
             entry = json.loads(line)
-            int(entry["step"])
-            entries.append(entry)
+            is_whole = type(entry["step"]) is int
         except (ValueError, TypeError, KeyError):
-            damaged += [number] if number < len(lines) else []
+            is_whole = False
+        if is_whole and is_ascending and entries and entry["step"] <= entries[-1]["step"]:
+            damaged.setdefault("isn't of a later step than those before", []).append(number)
+        elif is_whole:
+            entries.append(entry)
+        elif number < len(lines) or not line.startswith(b"{") or b"\0" in line:
+            damaged.setdefault("can't be read", []).append(number)
     return entries, damaged
 
 
-def _damage(path: Path, damaged: list[int]) -> str:
-    return f"{path}: what was line {', '.join(map(str, damaged))} can't be read"
+def _damage(path: Path, damaged: Mapping[str, list[int]]) -> str:
+    """What is wrong with which lines, the first of them named."""
+    named = lambda numbers: ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" * (len(numbers) > 10))
+    return f"{path}: {'; '.join(f'what was line {named(numbers)} {fault}' for fault, numbers in damaged.items())}"
 
 
 class TensorBoard:

@@ -19,7 +19,7 @@ from optlab.data import Split, evaluation_batches
 from optlab.training.damaged import DamagedExamples
 from optlab.training.guard import Skips, not_finite
 from optlab.training.judge import Judge
-from optlab.training.metrics import MetricsFile, Observer, Record
+from optlab.training.metrics import MetricsFile, Observer, Record, StepLog
 from optlab.training.parallel import Parallel
 from optlab.training.probes import has_spectrum, probe_metrics
 from optlab.training.processes import is_first
@@ -130,11 +130,23 @@ class Records:
 
     def sync(self) -> None:
         """What was told so far outlives the machine: a checkpoint stands for it."""
-        for observer in self.observers:
-            if isinstance(observer, MetricsFile):
-                observer.sync()
-        if self.skips.log is not None and is_first():
-            self.skips.log.sync()
+        for log in self._logs():
+            log.sync()
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON data, for a checkpoint: how many lines each file holds up to its step."""
+        return {"lines": {log.path.name: log.lines for log in self._logs()}}
+
+    def check_lines(self, notes: Mapping[str, Any]) -> None:
+        """Says which file doesn't hold the lines any more that were there at the checkpoint: what is gone is gone."""
+        for log in self._logs():
+            if (lines := notes.get("lines", {}).get(log.path.name, log.lines)) != log.lines:
+                print(f"optlab: {log.path} has {log.lines} lines up to here, and had {lines}", file=sys.stderr)
+
+    def _logs(self) -> list[StepLog]:
+        """The files of this run, whose lines a checkpoint counts; of several processes the first one's."""
+        logs = [observer.log for observer in self.observers if isinstance(observer, MetricsFile)]
+        return [*logs, self.skips.log] if self.skips.log is not None and is_first() else logs
 
     def is_savable(self, t: int, state: TrainState) -> bool:
         """Whether a state's parameters are finite; if not it is refused or, without a guard, said once not to be saved.
@@ -202,7 +214,7 @@ class Records:
                 sums[name] += pair
 
         size, step = self.workload.batch_size, int(self.latest["step"])
-        on_damage = lambda found: self.damaged.add(step, split, found)
+        on_damage = lambda found: self.damaged.add(step, split, found.items())
         for i, batch in enumerate(evaluation_batches(data, size, self.parallel.rows, on_damage)):
             placed = self.parallel.place_batch(batch, min(size, len(data) - i * size))
             pending.append(self.evaluation(params, state.model_state, placed, state.key))

@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import nnx
 
 from optlab.config import Target
-from optlab.data import Batch, Source, as_batches, digits
+from optlab.data import Batch, Source, as_batches, digits, evaluation_batches
 from optlab.training import losses
 
 Params = Any
@@ -51,6 +52,18 @@ class Workload:
     def example(self) -> Batch:
         """A training batch of one example, for shapes (the whole batch, where the data makes its own batches)."""
         return as_batches(self.data.train, 1, 0).batch(0)
+
+    def unweighted(self, split: str) -> list[str]:
+        """The metrics, "loss" among them, that count an example of a split although its "weight" is 0."""
+        batch = self.example() if split == "train" else next(evaluation_batches(getattr(self.data, split), 1))
+        batch = {**batch, "weight": np.zeros_like(batch["weight"])}
+
+        def weights(key: jax.Array) -> Any:
+            params, model_state = self.init(key)
+            metrics = self.loss(params, model_state, batch, key, False)[1][1]
+            return {name: weight for name, (_, weight) in metrics.items()}
+
+        return [name for name, weight in jax.jit(weights)(jax.random.key(0)).items() if weight != 0]
 
     @staticmethod
     def from_model(

@@ -1,6 +1,7 @@
 """Faults, injected for real: what was acknowledged is there, what isn't whole is set aside, and nothing is silent."""
 
 import dataclasses
+import json
 import os
 import resource
 import shutil
@@ -265,10 +266,10 @@ class Examples:
         return {"inputs": x, "labels": x[:, :1] - 2 * x[:, 1:2], "weight": np.ones(len(x), np.float32)}
 
 
-def run(folder, *, fault=lambda indices, epoch: None, steps=10, observers=(), **settings):
+def run(folder, *, fault=lambda indices, epoch: None, steps=10, observers=(), loss=squared_error, **settings):
     split = Examples(fault)
     source = Source("examples", split, Examples(fault), None, {})
-    workload = Workload.from_model(mlp(1, widths=[4]), source, loss=squared_error, batch_size=8)
+    workload = Workload.from_model(mlp(1, widths=[4]), source, loss=loss, batch_size=8)
     return train(
         workload,
         optax.adam(0.01),
@@ -280,6 +281,10 @@ def run(folder, *, fault=lambda indices, epoch: None, steps=10, observers=(), **
         skip_log=StepLog(folder / "skipped.jsonl"),
         **settings,
     )
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def bits(history):
@@ -320,6 +325,40 @@ def test_a_failed_save_ends_the_run_and_the_same_command_comes_to_the_same(tmp_p
     assert [r["step"] for r in history.records] == [6, 7, 8, 9, 10]  # the best, of step 5, is saved too
     assert bits(history) == bits(undisturbed[0])
     assert read_metrics(tmp_path) == undisturbed[1]
+
+
+def test_a_run_without_its_checkpoints_starts_again_and_keeps_what_it_had_told(tmp_path, capsys, undisturbed):
+    run(tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    for step in (8, 10):
+        shutil.rmtree(tmp_path / "checkpoints" / str(step))
+        (tmp_path / "checkpoints" / str(step)).mkdir()  # emptied
+    capsys.readouterr()
+    assert bits(run(tmp_path)) == bits(undisturbed[0])
+    assert read_metrics(tmp_path) == undisturbed[1]
+    [aside] = tmp_path.glob("earlier-*-metrics.jsonl")
+    assert aside.read_bytes() == before
+    said = capsys.readouterr().err
+    assert "no checkpoint to continue from" in said
+    assert f"starts again from step 0, without its 10 lines up to step 10; {aside.name} is a copy with them" in said
+    assert "10 is no whole checkpoint; set aside as incomplete-10-" in said
+
+
+def test_lines_that_went_away_between_two_calls_are_told(tmp_path, capsys):
+    run(tmp_path, steps=6, fault=torn)
+    capsys.readouterr()
+    run(tmp_path, steps=8, fault=torn)
+    assert " lines up to here" not in capsys.readouterr().err
+    metrics, skipped = tmp_path / "metrics.jsonl", tmp_path / "skipped.jsonl"
+    count = len(lines(skipped))
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:5]))
+    skipped.unlink()
+    run(tmp_path, steps=10, fault=torn)
+    said = capsys.readouterr().err
+    assert f"{metrics} has 5 lines up to here, and had 8" in said
+    assert f"{skipped} has 0 lines up to here, and had {count}" in said
+    run(tmp_path, steps=12, fault=torn)
+    assert " lines up to here" not in capsys.readouterr().err  # once
 
 
 def test_an_error_of_the_run_leaves_the_save_under_way_whole(tmp_path, undisturbed):
@@ -368,7 +407,7 @@ def torn(indices, epoch):
 
 def test_damaged_examples_are_named_and_the_run_goes_on_without_them(tmp_path, capsys):
     history = run(tmp_path, fault=torn, skip_limit=4)
-    entries = read_metrics(tmp_path / "skipped.jsonl")
+    entries = lines(tmp_path / "skipped.jsonl")
     assert {e["why"] for e in entries} == {"torn"}
     named = [(e["split"], *e["examples"]) for e in entries]
     assert sorted(named) == [("train", 3)] * 2 + [("train", 17)] * 2 + [("validation", 3), ("validation", 17)]
@@ -377,7 +416,20 @@ def test_damaged_examples_are_named_and_the_run_goes_on_without_them(tmp_path, c
     assert capsys.readouterr().err.count("is left out: torn") == 4
     shutil.rmtree(tmp_path / "checkpoints" / "10")
     assert bits(run(tmp_path, fault=torn, skip_limit=4)) == bits(history)  # from step 8
-    assert read_metrics(tmp_path / "skipped.jsonl") == entries
+    assert lines(tmp_path / "skipped.jsonl") == entries
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_loss_that_would_count_what_stands_in_for_a_damaged_example_is_refused(tmp_path, split):
+    def fault(indices, epoch):
+        if (epoch is None) == (split == "validation"):
+            torn(indices, epoch)
+
+    mean = lambda outputs, batch: squared_error(outputs, batch).mean()
+    with pytest.raises(DataError, match=rf"{split} example \d+ is damaged \(torn\) .*: loss counts examples"):
+        run(tmp_path, fault=fault, loss=mean)
+    assert lines(tmp_path / "skipped.jsonl") == []
+    assert Checkpoints(tmp_path / "checkpoints").steps() == ([2] if split == "train" else [2, 4])
 
 
 def test_more_damaged_examples_than_allowed_end_the_run(tmp_path):

@@ -43,12 +43,14 @@ def test_a_line_is_on_the_disk_when_record_returns(tmp_path):
     observer.end("finished")
 
 
-@pytest.mark.parametrize("damage", [b"\x00\xff\x00\n", b'{"step": 20, "tra\n', b"[1, 2]\n", b'{"loss": 3}\n'])
+@pytest.mark.parametrize(
+    "damage", [b"\x00\xff\x00\n", b'{"step": 20, "tra\n', b"[1, 2]\n", b'{"loss": 3}\n', b'{"step": "20"}\n']
+)
 def test_a_damaged_line_in_the_middle_is_told_and_loses_nothing(tmp_path, capsys, damage):
     path = tmp_path / "metrics.jsonl"
     write(MetricsFile(path), [RECORDS[0]])
     with path.open("ab") as file:
-        file.write(damage + json.dumps(RECORDS[1]).encode() + b"\n")
+        file.write(damage + b"\n" + json.dumps(RECORDS[1]).encode() + b"\n")
     before = path.read_bytes()
     with pytest.warns(UserWarning, match="what was line 2 can't be read"):
         assert read_metrics(path) == RECORDS[:2]
@@ -57,6 +59,23 @@ def test_a_damaged_line_in_the_middle_is_told_and_loses_nothing(tmp_path, capsys
     [aside] = tmp_path.glob("damaged-*-metrics.jsonl")
     assert aside.read_bytes() == before
     assert f"what was line 2 can't be read; {aside.name} is a copy with them" in capsys.readouterr().err
+
+
+def test_a_step_that_comes_twice_counts_once_and_is_told(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    write(MetricsFile(path), RECORDS)
+    path.write_bytes(2 * path.read_bytes())
+    with pytest.warns(UserWarning, match="what was line 4, 5, 6 isn't of a later step than those before"):
+        assert read_metrics(path) == RECORDS
+    write(MetricsFile(path), RECORDS[2:], start=20)
+    assert len(path.read_text().splitlines()) == 3
+    assert "what was line 4, 5, 6 isn't of a later step" in capsys.readouterr().err
+
+
+def test_a_file_of_zero_bytes_is_damaged_and_not_cut_off(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(bytes(100))
+    with pytest.warns(UserWarning, match="what was line 1 can't be read"):
+        assert read_metrics(tmp_path) == []
 
 
 def test_a_kill_while_the_file_is_cut_back_leaves_the_old_one_or_the_new_one(tmp_path, monkeypatch):
@@ -91,7 +110,8 @@ def test_a_log_of_steps_takes_several_entries_a_step_from_any_thread(tmp_path):
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda i: log.add({"step": 1 + i // 100, "record": i}), range(100 * start, 300)))
         log.end()
-    assert sorted(e["record"] for e in read_metrics(log.path)) == list(range(300))
+    assert sorted(json.loads(line)["record"] for line in log.path.read_text().splitlines()) == list(range(300))
+    assert log.lines == 300
 
 
 def test_tensorboard_events_are_written(tmp_path):
