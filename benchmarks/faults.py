@@ -41,7 +41,7 @@ import optax
 from victim import EVERY, STEPS, Blow, Life, Process, Slow, command, live, mark, small
 
 from optlab._saved import saved_steps
-from optlab.data import DamagedRecordError
+from optlab.data import Batches, DamagedRecordError, arrays
 from optlab.training import CheckpointError, Checkpoints, read_metrics, storage
 from optlab.training.fingerprint import fingerprints
 
@@ -51,7 +51,7 @@ SURVIVED = "survived"
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one try ended: "survived", "lost" or "silent", and what happened."""
+    """How one try ended: "survived", "lost", "silent" or, which is no try, "missed"; and what happened."""
 
     kind: str
     what: str
@@ -190,7 +190,7 @@ def signalled(numbers: list[int], code: int, tries: int) -> Iterator[Verdict]:
         again = live(partial(command, folder, *words))
         found = read_metrics(folder / "run")
         if life.code == 0:
-            yield survived("ended before the signal")
+            yield Verdict("missed", "ended before the signal")
         elif life.code != code:
             yield Verdict("lost", f"code {life.code} in place of {code}: {_last(life)}")
         else:
@@ -255,12 +255,61 @@ def data_fails(tries: int) -> Iterator[Verdict]:
         yield same(folder, live(partial(small, folder)), goes_on_from=max(steps) // EVERY * EVERY - EVERY)
 
 
-@fault("normal exit with a save under way", 5)
+HAND = """
+import sys
+import jax, jax.numpy as jnp, optax
+from optlab.training import Checkpoints, init_state
+params = {"w": jax.random.normal(jax.random.key(int(sys.argv[2])), (2000, 1000))}
+Checkpoints(sys.argv[1]).save(init_state(params, {}, optax.adam(0.1), key=jax.random.key(0)), {"best": None})
+"""
+
+
+@fault("normal exit of a loop of one's own, a save under way", 5)
 def exits(tries: int) -> Iterator[Verdict]:
-    for _ in range(tries):
+    """Nobody waits for the save: Python's end does, or says by its exit code that it couldn't."""
+    for i in range(tries):
         folder = fresh()
-        life = live(partial(small, folder))
-        yield judged(newest(folder) == STEPS and life.code == 0, "the last step is there", _last(life), "lost")
+        done = subprocess.run([sys.executable, "-c", HAND, folder, str(i)], capture_output=True, text=True, timeout=120)
+        is_saved = saved_steps(folder) == [0]
+        if done.returncode:
+            yield judged("save" in done.stderr, "said by the exit code", done.stderr[-160:], "lost")
+        else:
+            yield from in_process(partial(_is_whole, folder)) if is_saved else [Verdict("silent", "not saved")]
+
+
+def _is_whole(folder: Path) -> Iterator[Verdict]:
+    Checkpoints(folder).verify(0)
+    yield survived("saved, whole")
+
+
+@fault("a bit flipped on the disk between a save's commit and its check", 10)
+def flipped_in_between(tries: int) -> Iterator[Verdict]:
+    """The save fails, what it wrote is set aside, the older ones are there: the same command goes on from them."""
+
+    def flipping(folder: Path, at: int) -> int:
+        verify = storage.verify_share
+
+        def spoil(path: Path, saved: Any) -> None:
+            if path.name == str(at):
+                data = max((p for p in path.rglob("d/*") if p.is_file()), key=lambda p: p.stat().st_size)
+                content = bytearray(data.read_bytes())
+                content[len(content) // 2] ^= 4
+                data.write_bytes(content)
+            verify(path, saved)
+
+        storage.verify_share = spoil
+        return small(folder)
+
+    for i in range(tries):
+        folder, at = fresh(), 2 * EVERY + EVERY * (i % 8)
+        life = live(partial(flipping, folder, at))
+        before = newest(folder)
+        if life.code == 0:
+            yield Verdict("silent", "the save counted")
+        elif not any((folder / "checkpoints").glob(f"quarantine-{at}-*")) or not before:
+            yield Verdict("lost", f"nothing set aside, or nothing left: {_last(life)}")
+        else:
+            yield same(folder, live(partial(small, folder)), goes_on_from=before)
 
 
 # The disk.
@@ -283,7 +332,7 @@ def disk_full(tries: int) -> Iterator[Verdict]:
         saved = newest(folder)
         again = same(folder, live(partial(small, folder)), goes_on_from=saved)
         if life.code == 0 and again.kind == SURVIVED:
-            yield survived("it was room enough")
+            yield Verdict("missed", "there was room enough")
         else:
             yield again if life.code else Verdict("silent", "no error")
 
@@ -293,7 +342,7 @@ def tmpfs_full(tries: int) -> Iterator[Verdict]:
     for i in range(tries):
         folder = fresh()
         if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder], capture_output=True).returncode:
-            yield survived("not tried: mount isn't allowed here")
+            yield Verdict("missed", "mount isn't allowed here")
             continue
         try:
             filler = folder / "filler"
@@ -647,14 +696,22 @@ class Torn:
     def take(self, indices: np.ndarray, *rest: Any) -> Any:
         if self.bad in indices:
             raise DamagedRecordError([self.bad], "torn")
-        return {**self.split.take(indices, *rest), "weight": np.ones(len(indices), np.float32)}
+        counted = {"weight": np.ones(len(indices), np.float32), "index": indices}
+        return {**self.split.take(indices, *rest), **counted}
 
 
 @fault("a damaged record in the data", 4)
 def damaged_record(tries: int) -> Iterator[Verdict]:
     """Left out once an epoch, and named; killed and continued, the run comes to the same."""
+    rng = np.random.default_rng(0)
+    whole = arrays(rng.normal(size=(100, 6)), rng.integers(0, 3, 100)).train
     for i in range(tries):
         folders, ends, bad = (fresh(), fresh()), [], 17 + i
+        five = [Batches(Torn(whole, bad), 16).batch(step) for step in range(5)]  # an epoch of 80
+        seen = np.concatenate([b["index"][b["weight"] > 0] for b in five])
+        if sorted(seen) != [n for n in range(80) if n != bad]:
+            yield Verdict("lost", f"seen in an epoch: {sorted(seen)}")
+            continue
         victim = partial(small, wrap=lambda split, bad=bad: Torn(split, bad))
         live(partial(victim, folders[0]), Blow(signal.SIGKILL, "step", 20 + i, hold=0.1))
         for folder in folders:
@@ -663,7 +720,11 @@ def damaged_record(tries: int) -> Iterator[Verdict]:
         epochs = STEPS * 16 // 80
         is_named = len(calm) == epochs and all(x["examples"] == [bad] and x["why"] == "torn" for x in calm)
         is_same = ends[0].end == ends[1].end and killed == calm
-        yield judged(is_named and is_same, "left out, named, same bits after a kill", f"{calm}, {_last(ends[0])}")
+        yield judged(
+            is_named and is_same,
+            "left out, named, others once an epoch, same bits after a kill",
+            f"{calm}, {_last(ends[0])}",
+        )
 
 
 # Several processes.
@@ -691,7 +752,7 @@ def peer_killed(when: str, tries: int) -> Iterator[Verdict]:
         _, text = child.communicate(timeout=300)
         metrics = (folder / name / "metrics.jsonl").read_text()
         if child.returncode == 0 and "restart 1 of 1" not in text:
-            yield survived("ended before the kill")
+            yield Verdict("missed", "ended before the kill")
         else:
             yield judged(child.returncode == 0 and metrics == wanted, "same metrics", text.strip()[-160:])
 
@@ -753,7 +814,7 @@ def main() -> None:
     )
     parser.add_argument("--tries", type=float, default=1.0, help="times so many tries (default: 1)")
     arguments = parser.parse_args()
-    rows, began = [], time.monotonic()
+    rows, inside, began = [], 0, time.monotonic()
     for entry in FAULTS:
         if arguments.only and not any(w in entry.name for w in arguments.only):
             continue
@@ -762,14 +823,17 @@ def main() -> None:
         kinds = collections.Counter(v.kind for v in verdicts)
         what = collections.Counter((v.kind, v.what) for v in verdicts)
         told = "; ".join(f"{n} {w}" if k == SURVIVED else f"**{n} {k}: {w}**" for (k, w), n in what.most_common())
-        rows.append((entry.name, len(verdicts), *(kinds[k] for k in (SURVIVED, "lost", "silent")), told))
+        counts = [kinds[k] for k in (SURVIVED, "lost", "silent")]
+        inside += sum("inside" in v.what for v in verdicts)
+        rows.append((entry.name, sum(counts), *counts, told))
         print(f"{time.monotonic() - since:5.0f} s  {rows[-1]}", flush=True)
     if not arguments.only:
-        write(rows, time.monotonic() - began)
+        write(rows, inside, time.monotonic() - began)
 
 
-def write(rows: list[tuple[Any, ...]], seconds: float) -> None:
+def write(rows: list[tuple[Any, ...]], inside: int, seconds: float) -> None:
     totals = [sum(row[i] for row in rows) for i in range(1, 5)]
+    told = f"{totals[0]} tries: {totals[1]} survived, {totals[2]} lost, {totals[3]} silent"
     lines = [
         "# Faults",
         "",
@@ -778,14 +842,15 @@ def write(rows: list[tuple[Any, ...]], seconds: float) -> None:
         "",
         __doc__[__doc__.index("A try has") :].strip(),
         "",
+        f"{told}. {inside} of the kills fell inside a save, its commit or check, a removal or a line of metrics.",
+        "",
         "| fault | tries | survived | lost | silent | what happened |",
         "|---|---:|---:|---:|---:|---|",
         *(f"| {' | '.join(map(str, row))} |" for row in rows),
-        f"| **all** | {' | '.join(f'**{n}**' for n in totals)} | |",
     ]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "faults.md").write_text("\n".join(lines) + "\n")
-    print(f"{totals[0]} tries: {totals[1]} survived, {totals[2]} lost, {totals[3]} silent")
+    print(told)
 
 
 if __name__ == "__main__":
