@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -13,9 +14,12 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+# JAX's preemption service waits for the number of one of the next calls, so that they are counted over all runs.
+_calls = itertools.count(1)
+
 
 @contextlib.contextmanager
-def catch_signals(*, listen: bool) -> Iterator[Callable[[int], str | None]]:
+def catch_signals(*, listen: bool) -> Iterator[Callable[[], str | None]]:
     """A function to be asked after every step: the name of the signal that asked for an end, if one did.
 
     From the third on signals end the process as they always do. Of several processes all are told the same at the same
@@ -24,10 +28,10 @@ def catch_signals(*, listen: bool) -> Iterator[Callable[[int], str | None]]:
     caught: list[str] = []
     is_alone = jax.process_count() == 1
 
-    def asked(t: int) -> str | None:
+    def asked() -> str | None:
         if is_alone:
             return caught[0] if caught else None
-        is_agreed = multihost_utils.reached_preemption_sync_point(t)
+        is_agreed = multihost_utils.reached_preemption_sync_point(next(_calls))
         return (caught or ["SIGTERM"])[0] if is_agreed else None
 
     def handler(number: int, frame: Any) -> None:
