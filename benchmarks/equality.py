@@ -157,6 +157,7 @@ def largest_difference(one: Any, other: Any) -> tuple[float, str]:
     found = []
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True):
         difference = float(np.max(np.abs(a - b)) / np.max(np.abs(a)))
+        difference = difference if np.isfinite(difference) else np.inf  # max() passes over NaN
         found.append((difference, jax.tree_util.keystr(path[1:], simple=True, separator="/")))
     return max(found)
 
