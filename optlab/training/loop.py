@@ -151,6 +151,7 @@ def train(
         params, model_state = initial if initial is not None else workload.init(init_key)
         return init_state(params, model_state, tx, key=key, ema=ema is not None, spike=spike is not None)
 
+    check_memory(parallel, parallel.shapes(jax.eval_shape(first, key, init_key, initial)))
     state = parallel.place_state(first, key, init_key, initial)
     judge = Judge(workload.target, stop)
     batches = as_batches(workload.data.train, workload.batch_size, seed)
@@ -203,7 +204,7 @@ def train(
             state, metrics = parallel.step(state, batch)
             records.push(t, metrics)
             ended = records.outcome_at(t, state)
-            if not ended and (signal := asked(t)):
+            if not ended and (signal := asked()):
                 ended = f"interrupted by {signal}"
             best = judge.best and judge.best[0]
             is_saved = checkpoints is not None and (ended or t % checkpoints.every == 0 or t == best)

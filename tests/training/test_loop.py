@@ -1,6 +1,7 @@
 """The loop: what is logged when, how a run ends, and that continuing one changes nothing."""
 
 import dataclasses
+import itertools
 import os
 import signal
 import threading
@@ -14,15 +15,18 @@ import pytest
 
 from optlab.config import Stop, Target
 from optlab.data import Batches, arrays
+from optlab.models.resnet import ResNet
 from optlab.training import (
     Checkpoints,
     DeviceMemoryError,
     MetricsFile,
     NonFiniteError,
     Workload,
+    init_state,
     load_params,
     make_mesh,
     parallel,
+    process,
     read_metrics,
     train,
 )
@@ -322,7 +326,44 @@ def test_a_run_goes_on_under_another_strategy(strategy, shape, tmp_path):
     assert jax.tree.leaves(history.state.params)[0].sharding.is_fully_replicated
 
 
-def test_a_step_that_a_device_has_no_memory_for_is_refused_before_it_runs(monkeypatch):
-    monkeypatch.setattr(parallel, "memory_of", lambda device: 1000)
+def test_what_a_device_has_no_memory_for_is_refused_before_it_is_made(monkeypatch):
+    made, ours = [], workload()
+    init = dataclasses.replace(ours, init=lambda key: made.append(key) or ours.init(key))
+    monkeypatch.setattr(parallel, "memory_of", lambda device: 1)
+    with pytest.raises(DeviceMemoryError, match=r"the state alone needs 0.00 GiB on every device.*strategy=fsdp"):
+        train(init, optax.sgd(0.1), steps=3)
+    assert all(isinstance(key, jax.core.Tracer) for key in made)
+    held = parallel.memory_held(init_state(*workload().init(jax.random.key(0)), optax.sgd(0.1), key=jax.random.key(0)))
+    monkeypatch.setattr(parallel, "memory_of", lambda device: held)
     with pytest.raises(DeviceMemoryError, match=r"needs 0.00 GiB on every device.*accumulate=4.*strategy=fsdp"):
         train(workload(), optax.sgd(0.1), steps=3)
+
+
+def test_a_short_batch_is_evaluated_alike_where_parameters_are_divided_by_three_and_two():
+    rng = np.random.default_rng(0)
+    data = arrays(rng.normal(size=(32, 8, 8, 3)), rng.integers(0, 3, 32), validation=10 / 32, test=0)
+    resnet = Workload.from_model(ResNet(3, stages=(1,), width=4), data, batch_size=12)
+    settings = {"steps": 1, "evaluate_every": 1}
+    losses = [
+        train(resnet, optax.sgd(0.1), **settings, **how).records[-1]["validation/loss"]
+        for how in ({}, {"strategy": "fsdp", "mesh": make_mesh(3, 2)})
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    with pytest.raises(ValueError, match="needs a batch that the 3 devices which share it divide, got 10"):
+        train(
+            dataclasses.replace(resnet, batch_size=10), optax.sgd(0.1), strategy="fsdp", mesh=make_mesh(3, 2), steps=1
+        )
+
+
+def test_calls_for_a_sync_point_are_counted_from_one_whatever_the_step(monkeypatch):
+    """JAX waits for the number of a call to come: a run that begins at step 50 would never reach call 1."""
+    told = []
+    monkeypatch.setattr(process, "_calls", itertools.count(1))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(process.multihost_utils, "reached_preemption_sync_point", lambda n: told.append(n) or n == 3)
+    with process.catch_signals(listen=False) as asked:
+        answers = [asked(), asked()]
+    with process.catch_signals(listen=False) as asked:
+        answers.append(asked())
+    assert told == [1, 2, 3]
+    assert answers == [None, None, "SIGTERM"]

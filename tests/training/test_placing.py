@@ -25,3 +25,14 @@ def test_the_source_of_a_placed_state_outlives_the_steps(strategy):
     assert jax.random.key_data(ours["key"]).shape == (2,)
     assert [float(x.ravel()[0]) for x in state["params"]] == [2, 2, 2]
     assert [float(x.ravel()[0]) for x in again["params"]] == [3, 3, 3]
+
+
+def test_a_step_without_metrics_is_waited_for():
+    """Hundreds of simulated devices' collectives in flight abort the process (jax 0.10.2)."""
+    step = lambda state, batch: (state + jnp.mean(batch), {})
+    place_state, place_batch, run = parallelize(step, "jit")
+    state, batch = place_state(jnp.zeros(64)), place_batch(np.ones((64, 64)))
+    for _ in range(400):
+        state, metrics = run(state, batch)
+    assert metrics == {}
+    assert float(state[0]) == 400
