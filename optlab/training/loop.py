@@ -27,7 +27,7 @@ from optlab.training.processes import is_first
 from optlab.training.records import Records, packed
 from optlab.training.sharding import Rules
 from optlab.training.state import TrainState, evaluation_params, init_state
-from optlab.training.step import make_step
+from optlab.training.step import check_mean, make_step
 from optlab.training.workload import Workload
 
 
@@ -132,6 +132,7 @@ def train(
     Raises:
       CheckpointError: if the latest checkpoint is another run's; it names what differs. Or as `Checkpoints`.
       NonFiniteError: see `guard`.
+      ValueError: among others for a loss that isn't the mean it measures, where its parts are averaged.
     """
     for name, value in (
         ("steps", steps),
@@ -201,6 +202,8 @@ def train(
                 damaged.add(t, "train", batches.damaged.pop(t - 1))
             if t == start + 1:
                 check_memory(parallel, state, batch)
+                if accumulate > 1 or axis_name is not None:
+                    check_mean(workload.loss, state, batch)
             state, metrics = parallel.step(state, batch)
             records.push(t, metrics)
             ended = records.outcome_at(t, state)

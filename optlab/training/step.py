@@ -37,11 +37,13 @@ def make_step(
     MoMo, plateau rules and `optax.contrib.sam` work; in the opaque mode SAM is right with BatchNorm, too.
 
     Args:
-      loss: (params, model_state, batch, key, train) -> (scalar, (model_state, metrics)), see `Workload`.
+      loss: (params, model_state, batch, key, train) -> (scalar, (model_state, metrics)), see `Workload`. Over devices
+        (pmap) and microbatches its scalars are averaged by the weight of metrics["loss"], so that each has to be that
+        metric's sum / weight: a summed loss would be another one there. `train` checks that, a step by itself can't.
       tx: any optax transformation that ends in the learning rate.
       axis_name: the mapped axis (pmap) over which gradients, metrics and model state are averaged before `tx.update`;
         whole numbers in the model state stay each device's own, as right for a count of steps: one of examples has to
-        be summed in the loss, by `jax.lax.psum`.
+        be summed in the loss, by `jax.lax.psum`, if `train`.
       accumulate: microbatches that the batch is cut into, one after another; their mean is exact, weights included.
       ema: the moving average's decay d, ema ← d·ema + (1 − d)·params; a number, or a function of the steps made
         before, such as `optlab.schedules.tail_average`.
@@ -95,9 +97,45 @@ def make_evaluation(loss: Loss) -> Callable[[Any, Any, Batch, jax.Array], Metric
     """(params, model_state, batch, key) -> metrics of the model in use: no dropout, running statistics."""
 
     def evaluate(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> Metrics:
-        return loss(params, model_state, batch, key, False)[1][1]
+        try:
+            return _pairs(loss(params, model_state, batch, key, False)[1][1])
+        except NameError as error:
+            if "unbound axis name" not in str(error):
+                raise
+            raise ValueError(
+                f"{error}: an evaluation has the whole batch and no such axis, so what the loss sums over the devices "
+                "belongs under `if train`"
+            ) from error
 
     return evaluate
+
+
+def check_mean(loss: Loss, state: TrainState, batch: Batch) -> None:
+    """Refuses a loss whose scalar isn't the mean that it measures: what its parts would add up to is another one."""
+
+    def both(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        value, (_, metrics) = loss(state.params, state.model_state, batch, state.key, False)
+        total, weight = _pairs(metrics)["loss"]
+        return value, total / weight
+
+    value, mean = jax.jit(both)(state, batch)
+    tolerance = max(1e-3, 8 * float(jnp.finfo(value.dtype).eps))
+    if abs(float(value) - float(mean)) > tolerance * max(abs(float(value)), abs(float(mean))):
+        raise ValueError(
+            f"the loss's scalar must be the sum / weight of its metric 'loss', got {float(value):.6g} and "
+            f"{float(mean):.6g}: by the weight it is averaged over devices (pmap) and microbatches (accumulate). "
+            "Return the mean, or count in the metric whatever else it holds, times the weight"
+        )
+
+
+def _pairs(metrics: Any) -> Metrics:
+    """A loss's metrics as arrays; a weight may be a Python number."""
+    if "loss" not in metrics:
+        raise ValueError(f"the loss's metrics must hold 'loss' as (sum, weight), got the names {sorted(metrics)}")
+    for name, pair in metrics.items():
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(f"the loss's metric {name!r} must be (sum, weight), got a {type(pair).__name__}")
+    return {name: (jnp.asarray(total), jnp.asarray(weight)) for name, (total, weight) in metrics.items()}
 
 
 def _mean_gradient(loss: Loss, axis_name: str | None, accumulate: int) -> Callable[..., Any]:
@@ -107,8 +145,7 @@ def _mean_gradient(loss: Loss, axis_name: str | None, accumulate: int) -> Callab
     def summed(*arguments: Any) -> Any:
         """The loss, weighted before it is differentiated: BatchNorm lets it reach devices of another weight."""
         value, (model_state, metrics) = loss(*arguments)
-        if "loss" not in metrics:
-            raise ValueError(f"the loss's metrics must hold 'loss' as (sum, weight), got the names {sorted(metrics)}")
+        metrics = _pairs(metrics)
         return value * lax.stop_gradient(metrics["loss"][1]) if is_parted else value, (model_state, metrics)
 
     value_and_grad = jax.value_and_grad(summed, has_aux=True)

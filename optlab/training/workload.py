@@ -37,7 +37,8 @@ class Workload:
       init: key -> (params, model_state); model_state holds what training changes without a gradient, such as
         BatchNorm's running statistics ({} if there is nothing).
       loss: (params, model_state, batch, key, train) -> (scalar, (model_state, metrics)). metrics are (sum, weight) by
-        name, so that means over devices, microbatches and short last batches are exact; "loss" is one of them.
+        name, so that means over devices, microbatches and short last batches are exact; "loss" is one of them, and its
+        sum / weight is the scalar.
       batch_size: examples an update, where `data.train` is a split.
       target: what counts as better, and what is good enough.
     """

@@ -1,5 +1,6 @@
 """Many devices against one, in float64, and what is refused. The whole matrix is benchmarks/equality.py."""
 
+import dataclasses
 import functools
 import re
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from optlab.training import (
     make_mesh,
     make_step,
     parallelize,
+    train,
 )
 
 MODELS = {
@@ -127,9 +129,6 @@ def test_bfloat16_remat_and_a_scan_over_layers_work_under_every_strategy(strateg
     (params, _, _), one = trained("single", None, "gpt", "adamw", types=types, steps=3)
     (other, _, _), many = trained(strategy, None, "gpt", "adamw", types=types, steps=3)
     assert {x.dtype for x in jax.tree.leaves((params, other))} == {np.dtype("float32")}
-    print(
-        "RATIO", strategy, many["loss"][0] / one["loss"][0] - 1, many["gradient_norm"][0] / one["gradient_norm"][0] - 1
-    )
     np.testing.assert_allclose(many["loss"][0], one["loss"][0], rtol=1e-4)
     np.testing.assert_allclose(many["gradient_norm"][0], one["gradient_norm"][0], rtol=2e-3)
 
@@ -280,6 +279,42 @@ def test_dropout_of_an_nnx_module_draws_other_masks_on_every_device_and_in_every
         assert square - mean**2 > 0.1
         means.append(mean)
     assert means[0] != means[1]
+
+
+def own_workload(value):
+    """Least squares whose scalar is value(errors), with a weight that is a Python number."""
+
+    def loss(params, model_state, batch, key, train):
+        errors = (batch["inputs"] @ params - batch["labels"]) ** 2
+        return value(errors), (model_state, {"loss": (errors.sum(), len(errors))})
+
+    inputs = np.random.default_rng(0).normal(size=(48, 4)).astype(np.float32)
+    source = arrays(inputs, inputs.sum(1), validation=0.25, test=0)
+    return Workload("own", source, lambda key: (jnp.zeros(4), {}), loss, 16)
+
+
+@pytest.mark.parametrize("settings", [{"strategy": "pmap"}, {"accumulate": 2}], ids=str)
+def test_a_summed_loss_is_refused_where_its_parts_would_be_averaged(settings):
+    with pytest.raises(ValueError, match=r"must be the sum / weight of its metric 'loss', got 85.* and 5.*pmap"):
+        train(own_workload(jnp.sum), optax.sgd(1e-3), steps=2, **settings)
+    expected = train(own_workload(jnp.mean), optax.sgd(0.1), steps=2).records[-1]
+    assert train(own_workload(jnp.mean), optax.sgd(0.1), steps=2, **settings).records[-1] == pytest.approx(expected)
+
+
+def test_a_sum_over_the_devices_in_a_loss_is_for_training_alone():
+    def workload(is_meant):
+        plain = own_workload(jnp.mean)
+
+        def loss(params, model_state, batch, key, train):
+            seen = jax.lax.psum(len(batch["labels"]), "data") if train or not is_meant else 0
+            value, (_, metrics) = plain.loss(params, {}, batch, key, train)
+            return value, ({"seen": model_state["seen"] + seen}, metrics)
+
+        return dataclasses.replace(plain, init=lambda key: (jnp.zeros(4), {"seen": jnp.zeros((), int)}), loss=loss)
+
+    with pytest.raises(ValueError, match=r"unbound axis name: data.*evaluation.*`if train`"):
+        train(workload(False), optax.sgd(0.1), steps=1, strategy="pmap")
+    assert int(train(workload(True), optax.sgd(0.1), steps=1, strategy="pmap").state.model_state["seen"]) == 16
 
 
 def test_metrics_that_differ_between_devices_are_refused_by_their_name():

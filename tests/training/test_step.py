@@ -222,3 +222,10 @@ def test_a_loss_without_its_sum_is_refused():
     state = init_state({"w": jnp.ones(2)}, {}, optax.sgd(0.1), key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"must hold 'loss' as \(sum, weight\), got the names \['accuracy'\]"):
         make_step(bare, optax.sgd(0.1))(state, {})
+
+
+def test_a_metric_without_a_weight_is_refused():
+    bare = lambda params, model_state, batch, key, train: (params["w"].sum(), (model_state, {"loss": 1.0}))
+    state = init_state({"w": jnp.ones(2)}, {}, optax.sgd(0.1), key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"metric 'loss' must be \(sum, weight\), got a float"):
+        make_step(bare, optax.sgd(0.1))(state, {})
