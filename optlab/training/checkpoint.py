@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ import jax
 
 from optlab._saved import is_complete, saved_steps
 from optlab.training import storage
-from optlab.training.fingerprint import fingerprints
+from optlab.training.fingerprint import fingerprints, not_finite
 from optlab.training.lock import WriterLock
 from optlab.training.processes import CRASHED, is_first, once, together
 from optlab.training.state import TrainState
@@ -106,15 +107,18 @@ class Checkpoints:
 
         Raises:
           CheckpointError: if this save or the one before failed, two leaves of the state have one name, the step is
-            saved with other values, or another process writes to the folder.
+            saved with other values or notes, a parameter isn't finite, or another process writes to the folder.
         """
         self.wait()
         step = int(state.step)
         arrays, manifest = storage.flatten(state)
+        kept = {leaf["name"] for leaf in manifest if leaf["path"][0] in ("params", "ema")}
+        if bad := not_finite({name: x for name, x in arrays.items() if name in kept}):
+            raise CheckpointError(f"step {step}: {bad[0]} isn't finite; such parameters are never saved")
         prints = fingerprints(arrays)
         manifest = [{**leaf, "fingerprint": prints.get(leaf["name"])} for leaf in manifest]
         try:
-            is_new = once(functools.partial(self._make_room, step, manifest))
+            is_new = once(functools.partial(self._make_room, step, manifest, _text(notes)))
         except CheckpointError:
             raise
         except Exception as error:
@@ -188,28 +192,37 @@ class Checkpoints:
         if is_first():
             self._lock.release()
 
-    def _make_room(self, step: int, manifest: Manifest) -> bool:
-        """Takes the lock and makes room for a checkpoint, unless it is there already."""
+    def _make_room(self, step: int, manifest: Manifest, notes: str) -> bool:
+        """Takes the lock and makes room for a checkpoint, unless it is there already, whole."""
         self._claim()
         try:
-            path = self.folder / str(step)
-            try:
-                is_there = is_complete(path) and storage.metadata(path)["manifest"] == manifest
-            except DamagedError as error:
-                self._quarantine(step, str(error))
-                return True
-            if is_there:
-                self._release()
-                return False
-            if is_complete(path):
-                raise CheckpointError(f"{path} holds a state of other values: move it away, or name another folder")
-            if path.exists():  # it may be somebody's
-                path.rename(aside := path.with_name(f"incomplete-{step}-{time.time_ns()}"))
-                print(f"optlab: {path} is no whole checkpoint; set aside as {aside.name}", file=sys.stderr)
-            return True
+            is_there = self._holds(step, manifest, notes)
         except BaseException:
             self._release()
             raise
+        if is_there:
+            self._release()
+        return not is_there
+
+    def _holds(self, step: int, manifest: Manifest, notes: str) -> bool:
+        """Whether a state is saved already; what is in its place and isn't whole is set aside."""
+        path = self.folder / str(step)
+        if not is_complete(path):
+            if path.exists():  # it may be somebody's
+                path.rename(aside := path.with_name(f"incomplete-{step}-{time.time_ns()}"))
+                print(f"optlab: {path} is no whole checkpoint; set aside as {aside.name}", file=sys.stderr)
+            return False
+        try:
+            saved = storage.metadata(path)
+            if is_same := saved["manifest"] == manifest:
+                storage.verify_all(path, manifest)
+        except DamagedError as error:
+            self._quarantine(step, str(error))
+            return False
+        if not is_same or _text(saved["notes"]) != notes:
+            what = "this state with other notes" if is_same else "a state of other values"
+            raise CheckpointError(f"{path} holds {what}: move it away, or name another folder")
+        return True
 
     def _failed(self, step: int, error: Exception) -> CheckpointError:
         return CheckpointError(f"saving step {step} to {self.folder} failed: {type(error).__name__}: {error}")
@@ -273,8 +286,7 @@ class Checkpoints:
         Raises:
           DamagedError: if what is there isn't what was saved, or can't be read; it names the arrays.
         """
-        saved = self.contents(step)
-        storage.load(self.folder / str(step), saved, storage.on_device(saved, storage.host()))
+        storage.verify_all(self.folder / str(step), self.contents(step))
 
     def _quarantined(self) -> list[str]:
         return sorted(p.name for p in self.folder.glob("quarantine-*"))
@@ -287,6 +299,8 @@ class Checkpoints:
 
 def load_params(run: str | Path, *, step: int | Literal["best"] | None = None, collection: str = "params") -> Any:
     """The parameters of a run, without its config: nested dicts (and lists) of arrays.
+
+    Of a list what held no array before its last one is a {}.
 
     Args:
       run: the run's folder, or its folder of checkpoints.
@@ -311,6 +325,11 @@ def load_params(run: str | Path, *, step: int | Literal["best"] | None = None, c
         raise CheckpointError(f"{path} holds no {collection}")
     loaded = storage.load(path, saved, storage.on_device(manifest, jax.local_devices()[0]))
     return storage.nest([(leaf["path"][1:], storage.unpack(loaded.get(leaf["name"]), leaf)) for leaf in manifest])
+
+
+def _text(notes: Mapping[str, Any]) -> str:
+    """Notes as they are compared: a NaN equals another one, a tuple a list, 1 as a key `"1"`."""
+    return json.dumps(json.loads(json.dumps(dict(notes))), sort_keys=True)
 
 
 def _in_background(work: Callable[[], None]) -> Future[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,11 +25,12 @@ def fingerprints(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
     and with it the devices that hold the parts, change nothing. It finds faults, not forgeries. Keys of random numbers
     are given as their data.
     """
-    if not arrays:
-        return {}
-    meshes = [x.sharding.mesh for x in arrays.values() if isinstance(x.sharding, NamedSharding)]
-    found = np.asarray(_jitted(NamedSharding(meshes[0], P()) if meshes else None)(list(arrays.values())))
-    return {name: "".join(f"{int(n):08x}" for n in pair) for name, pair in zip(arrays, found, strict=True)}
+    return {name: "".join(f"{int(n):08x}" for n in pair) for name, pair in _of_each(fingerprint, arrays).items()}
+
+
+def not_finite(arrays: Mapping[str, jax.Array]) -> list[str]:
+    """The names of those that hold a NaN or an infinity."""
+    return [name for name, is_finite in _of_each(_is_finite, arrays).items() if not is_finite]
 
 
 def fingerprint(x: jax.Array) -> jax.Array:
@@ -47,9 +48,22 @@ def fingerprint(x: jax.Array) -> jax.Array:
     return jnp.stack(lax.reduce(mixed, [np.uint32(0)] * len(mixed), add, range(words.ndim)))
 
 
+def _is_finite(x: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(x))
+
+
+def _of_each(measure: Callable[[jax.Array], jax.Array], arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    """What is measured of each array, on the host, by one program."""
+    if not arrays:
+        return {}
+    meshes = [x.sharding.mesh for x in arrays.values() if isinstance(x.sharding, NamedSharding)]
+    found = _jitted(measure, NamedSharding(meshes[0], P()) if meshes else None)(list(arrays.values()))
+    return dict(zip(arrays, np.asarray(found), strict=True))
+
+
 @functools.lru_cache
-def _jitted(sharding: NamedSharding | None) -> Any:
-    return jax.jit(lambda arrays: jnp.stack([fingerprint(x) for x in arrays]), out_shardings=sharding)
+def _jitted(measure: Callable[[jax.Array], jax.Array], sharding: NamedSharding | None) -> Any:
+    return jax.jit(lambda arrays: jnp.stack([measure(x) for x in arrays]), out_shardings=sharding)
 
 
 def _words(x: jax.Array) -> jax.Array:

@@ -290,3 +290,27 @@ def test_only_a_step_as_it_is_written_is_one(tmp_path):
     shutil.copytree(tmp_path / "20", tmp_path / "²")
     assert Checkpoints(tmp_path).steps() == [20]
     assert save(tmp_path, state(step=30), keep=1).steps() == [30]
+
+
+@pytest.mark.parametrize("where", ["params", "ema"])
+def test_parameters_that_are_not_finite_are_refused_by_name(tmp_path, where):
+    broken = {**state().params, "dense": {"kernel": jnp.full((4, 3), jnp.inf), "bias": jnp.zeros(3, jnp.bfloat16)}}
+    with pytest.raises(CheckpointError, match=f"step 10: {where}/dense/kernel isn't finite"):
+        save(tmp_path, dataclasses.replace(state(), **{where: broken}))
+    assert Checkpoints(tmp_path).steps() == []
+
+
+def test_notes_may_hold_what_is_not_a_number_and_tuples(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for _ in range(2):
+        checkpoints.save(state(), {"best": (10, float("nan"))})
+        checkpoints.wait()
+    assert checkpoints.steps() == [10]
+
+
+def test_what_holds_no_array_shifts_nothing_in_a_list(tmp_path):
+    params = [{"w": jnp.ones(2)}, (), {}, (jnp.zeros(3), jnp.ones(3))]
+    save(tmp_path, dataclasses.replace(state(), params=params, ema=None))
+    found = load_params(tmp_path)
+    assert found[1:3] == [{}, {}]
+    assert bits(found[3]) == bits(params[3])

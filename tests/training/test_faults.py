@@ -95,17 +95,20 @@ def test_a_checkpoint_that_is_damaged_later_is_passed_over(tmp_path, capsys, dam
     assert capsys.readouterr().err.count("set aside as quarantine-20-") == 1
 
 
-def test_other_values_under_a_saved_step_are_refused(tmp_path):
+def test_other_values_or_notes_under_a_saved_step_are_refused(tmp_path):
     checkpoints = saved(tmp_path, 10)
     checkpoints.save(state(10), {"best": None})
+    with pytest.raises(CheckpointError, match="10 holds this state with other notes"):
+        checkpoints.save(state(10), {"best": [10, 0.5]})
     with pytest.raises(CheckpointError, match="10 holds a state of other values"):
         checkpoints.save(state(10, value=11.0), {"best": None})
     assert (np.asarray(load_params(tmp_path)["w"]) == 10).all()
 
 
-def test_what_is_damaged_under_a_step_makes_room_for_it(tmp_path):
+@pytest.mark.parametrize("damage", ["unlisted", "zeroed"])
+def test_what_is_damaged_under_a_step_makes_room_for_it(tmp_path, damage):
     checkpoints = saved(tmp_path, 10, 20)
-    DAMAGE["unlisted"](tmp_path / "20")
+    DAMAGE[damage](tmp_path / "20")
     saved(tmp_path, 20)
     checkpoints.verify(20)
     assert [p.name[:14] for p in tmp_path.glob("quarantine-*")] == ["quarantine-20-"]
