@@ -31,15 +31,17 @@ def identity(
     ema: float | Callable[..., Any] | None,
     stop: Stop,
 ) -> Identity:
-    """A run by the config's keys, as JSON data; of the data it is the fingerprint.
+    """A run by the config's keys, as JSON data; of the data it is every split's fingerprint.
 
     With it the fingerprint of every hyperparameter that the optimizer keeps in its first state.
 
     Raises:
       CheckpointError: if the data of several processes aren't the same.
     """
+    held_out = {f"data.{name}": getattr(workload.data, name) for name in ("validation", "test")}
     found = {
         "data": fingerprint(workload.data.train),
+        **{name: fingerprint(split) for name, split in held_out.items() if split is not None},
         "seed": seed,
         "batch_size": workload.batch_size,
         "accumulate": accumulate,
@@ -68,13 +70,14 @@ def changed_keys(path: Path, saved: Mapping[str, Any], here: Identity, allowed: 
       CheckpointError: for a fixed key that differs and isn't allowed; it names each with both values.
     """
     table, differ = keys(Config), _differing(saved, here)
-    fixed = {k for k in differ if k in table and table[k][1]["change"] == "fixed"}
+    fixed = {k for k in differ if k.startswith("data.") or (k in table and table[k][1]["change"] == "fixed")}
     refused = {k: v for k, v in differ.items() if k in fixed and not covers(allowed, k)}
+    names = tuple(dict.fromkeys("data" if k.startswith("data.") else k for k in refused))
     with together(CheckpointError):
         if refused:
             raise CheckpointError(
                 f"{path} is of another run: {_listed(refused, 'there')}; name another folder, or go on all the same: "
-                f"allow_change={tuple(refused)}, {' '.join(f'--allow-change {k}' for k in refused)}"
+                f"allow_change={names}, {' '.join(f'--allow-change {k}' for k in names)}"
             )
     return set(differ)
 

@@ -1,5 +1,6 @@
 """A run that is continued is the same run: what differs from its checkpoint is refused, unless it is allowed."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -24,8 +25,10 @@ def loss(params, model_state, batch, key, train):
     return errors.mean(), (model_state, {"loss": (errors.sum(), np.float32(errors.size))})
 
 
-def go(folder, *, shift=0.0, batch_size=16, target=Target(), optimizer=optax.sgd, rate=0.01, **kwargs):
+def go(folder, *, shift=0.0, moved=None, batch_size=16, target=Target(), optimizer=optax.sgd, rate=0.01, **kwargs):
     source = arrays(X, X.sum(axis=1) + shift, validation=0.2, test=0.2)
+    if moved:
+        source = dataclasses.replace(source, **{moved: source.train})
     workload = Workload("regression", source, init, loss, batch_size, target)
     settings = {"steps": 6, "ema": 0.5, "evaluate_every": 2, **kwargs}
     return train(workload, optimizer(rate), checkpoints=Checkpoints(folder, every=2), **settings)
@@ -54,6 +57,8 @@ def copy(ran, tmp_path):
          r"allow_change=\('accumulate', 'ema'\)"),
         ({"shift": 1.0}, r"data \('36 examples \w+' there, '36 examples \w+' here\)"),
         ({"shift": 1.0, "allow_change": ["data.path"]}, "4 is of another run: data"),  # moved, not changed
+        ({"moved": "validation"}, r"run: data.validation \('12 examples \w+' there, '36 examples \w+' here\)"),
+        ({"moved": "test"}, r"run: data.test \('12 .* there, '36 .* here\); .*--allow-change data$"),
         ({"target": Target(value=0.1)}, r"target.value \(None there, 0.1 here\)"),
         ({"optimizer": optax.adam}, r"another model or optimizer: opt_state/.* \(absent there, float32\[4\] here\)"),
     ],
