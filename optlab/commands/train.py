@@ -48,7 +48,7 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
 
 
 def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
-    from optlab.training import CheckpointError, Checkpoints, DeviceMemoryError, GuardError, plot_curves
+    from optlab.training import CheckpointError, Checkpoints, DeviceMemoryError, GuardError
     from optlab.training.processes import is_first, leave, once, together
 
     folder = run_folder(arguments)
@@ -84,10 +84,21 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
         return 1
     if not is_first():
         return EXIT_CODES.get(history.outcome, 0)
-    if (folder / "metrics.jsonl").stat().st_size:
-        plot_curves(folder)
     print(_summary(history, experiment, folder, time.monotonic() - began))
-    return EXIT_CODES.get(history.outcome, 0)
+    return EXIT_CODES.get(history.outcome, 0 if _is_drawn(folder) else 1)
+
+
+def _is_drawn(folder: Path) -> bool:
+    """Draws the curves, if anything was logged; a line on stderr says why they can't be."""
+    from optlab.training import plot_curves
+
+    try:
+        if (folder / "metrics.jsonl").stat().st_size:
+            plot_curves(folder)
+    except OSError as error:
+        print(f"optlab: {folder / 'curves.png'} can't be drawn ({error}); all else is as it was", file=sys.stderr)
+        return False
+    return True
 
 
 def _observers(config: Config, folder: Path) -> list[Observer]:
@@ -176,7 +187,10 @@ def _summary(history: History, experiment: Experiment, folder: Path, seconds: fl
         return f"{folder} is {history.outcome} already, at step {step}; for another run name another folder: --run DIR"
     lines = [f"{history.outcome} after step {step}, {seconds:.0f} s"]
     if "interrupted" in history.outcome:
-        return "\n".join([*lines, f"saved in {folder}; the same command continues"])
+        where = f"saved in {folder}; the same command continues"
+        if history.saved < step:
+            where = f"not saved: the parameters aren't finite; the same command continues after step {history.saved}"
+        return "\n".join([*lines, where])
     last = history.records[-1]
     for split in ("train", "validation", "test"):
         shown = {k.split("/")[1]: v for k, v in last.items() if k.startswith(f"{split}/") and "norm" not in k}

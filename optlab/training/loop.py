@@ -42,6 +42,7 @@ class History:
       best: step and value of the target's metric at its best.
       reached: the first evaluated step at which the target's value was reached, or None.
       skipped: the steps that the guard left out, those before a continued run's checkpoint included.
+      saved: the last step that is saved; 0 if none is.
     """
 
     records: list[Record]
@@ -50,6 +51,7 @@ class History:
     best: tuple[int, float] | None
     reached: int | None
     skipped: list[int]
+    saved: int = 0
 
     @property
     def params(self) -> Any:
@@ -117,7 +119,8 @@ def train(
         a probe in `tx` measured in that step. A step in which one measured singular values has a record of its own.
       stop: when the run ends before its last step.
       checkpoints: where the state is saved; if there are any, the run continues from the latest. Ctrl-C and SIGTERM
-        then end the run after the step, saved.
+        then end the run after the step, saved. Of `tx`, the model and the loss no more is compared than the state's
+        structure, shapes and dtypes: keep them as they are (`optlab train` compares the whole config).
       allow_change: what may be otherwise than in the latest checkpoint's run, by the config's keys: "data", "seed",
         "batch_size", "accumulate", "ema", "target" (all of it, or "target.metric", …).
       observers: what is told of every record, such as `MetricsFile(path)` or `Progress()`; of several processes the
@@ -167,8 +170,8 @@ def train(
             about = identity(workload, state, seed=seed, accumulate=accumulate, ema=ema, stop=stop)
             state, notes = _continued(checkpoints, state, judge, skips, damaged, about, allow_change)
             if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
-                return History([], state, judge.ended, judge.best, judge.reached, skips.steps)
-        start = int(state.step)
+                return History([], state, judge.ended, judge.best, judge.reached, skips.steps, int(state.step))
+        start = saved = int(state.step)
         if start > steps:
             raise ConfigError(f"steps must be at least {start}, which the run has behind it, got {steps}")
         records = Records(
@@ -219,10 +222,11 @@ def train(
                 records.sync()
                 told = {**judge.dump(), **skips.dump(), **damaged.dump(), **records.dump()}
                 checkpoints.save(state, {**told, "run": about}, best=best)
+                saved = t
             if ended:
                 records.outcome = ended
                 break
-    return History(records.all, state, records.outcome, judge.best, judge.reached, skips.steps)
+    return History(records.all, state, records.outcome, judge.best, judge.reached, skips.steps, saved)
 
 
 def _continued(
