@@ -54,8 +54,9 @@ def test_what_a_run_left_out_is_in_its_folder_and_its_last_words(here, capsys):
 
 def test_a_run_that_could_not_be_saved_does_not_say_that_it_was(here, capsys, monkeypatch):
     monkeypatch.setattr(Progress, "record", lambda self, record: os.kill(os.getpid(), signal.SIGTERM))
-    (here / "small.py").write_text(CONFIG.replace("% 16 == 0, jnp.nan", "% 1 == 0, jnp.nan * values"))
-    words = ["train", "small.py", "guard=none", "evaluate_every=1", "--run", "run"]
+    always = CONFIG.replace("% 16 == 0, jnp.nan", "% 1 == 0, jnp.nan * values").replace("small:", "always:")
+    (here / "always.py").write_text(always)
+    words = ["train", "always.py", "guard=none", "evaluate_every=1", "--run", "run"]
     assert main(words) == 75
     said = capsys.readouterr().out
     assert "not saved: the parameters aren't finite; the same command continues after step 0" in said
