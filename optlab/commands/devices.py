@@ -40,6 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
         _print_table(console, ("strategy", "devices", "what it does"), _strategies())
         console.print(_meshes(), soft_wrap=True)
         return 0
+    if not any(o.startswith("strategy=") for o in arguments.overrides):  # each is tried, whichever the config says
+        arguments.overrides = ["strategy=jit", *arguments.overrides]
     config = read(arguments)
     found, refused = [], dict[str, list[str]]()
     for strategy in WHAT:

@@ -76,7 +76,7 @@ def test_the_figures_are_those_of_a_placed_state(here, strategy):
         (["batch_size=130"], ["single"], r"pmap, jit, zero1, fsdp: batch_size must be .* of 8 .*say batch_size=128"),
         (["batch_size=3"], ["single"], r"got 3: say batch_size=8,"),
         (["strategy=jit", "mesh.data=16"], ["single"], "pmap, jit, zero1, fsdp: mesh.data=16 times"),
-        (["strategy=jit", "mesh.model=2"], ["single", "jit", "zero1", "fsdp"], "pmap: mesh.model=2 needs strategy=jit"),
+        (["mesh.model=2"], ["single", "jit", "zero1", "fsdp"], "pmap: mesh.model=2 needs strategy=jit"),
     ],
 )
 def test_what_does_not_fit_is_said_beside_what_does(here, capsys, words, fitting, reason):
