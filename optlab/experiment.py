@@ -50,6 +50,7 @@ def build(config: Config) -> Experiment:
     workload, tx, schedules = _parts(config, source, axis_name=None)
     _check_fit(config, workload, tx)  # as on one device: the same step, and no axis
     if config.strategy == "pmap":
+        _check_statistics(config, workload)
         workload, tx, schedules = _parts(config, source, axis_name="data")
     return Experiment(config, workload, tx, schedules, mesh)
 
@@ -128,6 +129,23 @@ def _check_fit(config: Config, workload: Workload, tx: optax.GradientTransformat
     except Exception as error:  # whatever a user's part raises
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"{parts}: {type(error).__name__}: {reason}") from error
+
+
+def _check_statistics(config: Config, workload: Workload) -> None:
+    """Under pmap BatchNorm would see a device's part of the batch, unless its factory is told the axis."""
+    import jax
+    from flax import nnx
+
+    if "axis_name" in filled("model", find("model", config.model.name)):
+        return
+    _, model_state = jax.eval_shape(workload.init, jax.random.key(0))
+    is_running = lambda x: isinstance(x, nnx.BatchStat)
+    is_linens = isinstance(model_state, dict) and "batch_stats" in model_state
+    if is_linens or any(map(is_running, jax.tree.leaves(model_state, is_leaf=is_running))):
+        raise ConfigError(
+            f"model={config.model.name} has running statistics, which under strategy=pmap need an argument axis_name "
+            "of its factory, for nn.BatchNorm(axis_name=axis_name): add it, or say strategy=jit"
+        )
 
 
 def _call(kind: str, part: Component, **filled: Any) -> Any:

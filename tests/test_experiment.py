@@ -8,6 +8,8 @@ import numpy as np
 import optax
 import pytest
 from config.example import config
+from flax import linen as nn
+from flax import nnx
 
 import optlab.optimizers
 import optlab.training  # noqa: F401
@@ -75,6 +77,8 @@ from optlab.experiment import build
         (["strategy=jit", "batch_size=120", "accumulate=2"], r"must be a multiple of 16 .*accumulate=2\), got 120"),
         (["strategy=fsdp", "mesh.data=16"], "mesh.data=16 times mesh.model=1 is more than the 8 devices"),
         (["strategy=jit", "mesh.model=3"], "mesh.model must divide the 8 devices, got 3"),
+        (["strategy=pmap", "batch_size=64", f"model={__name__}:normed"], "need an argument axis_name of its factory"),
+        (["strategy=pmap", "batch_size=64", f"model={__name__}:normed_nnx"], "normed_nnx has running statistics"),
         (["optimizer.axis_name=data"], "optimizer.axis_name can't be set: it follows from the strategy"),
     ],
 )
@@ -83,6 +87,29 @@ def test_a_mistake_is_named_before_anything_compiles(assignments, message, monke
     with pytest.raises(ConfigError, match=message) as error:
         build(override(config(), assignments))
     assert str(error.value).count("\n") <= 1
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.BatchNorm(use_running_average=not train)(nn.Dense(10)(x.reshape(len(x), -1)))
+
+
+def normed():
+    return Normed()
+
+
+def normed_nnx():
+    """The inputs' own statistics."""
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.norm, self.linear = nnx.BatchNorm(64, rngs=rngs), nnx.Linear(64, 10, rngs=rngs)
+
+        def __call__(self, x):
+            return self.linear(self.norm(x.reshape(len(x), -1)))
+
+    return Model
 
 
 def not_a_source():

@@ -99,7 +99,8 @@ def train(
       workload: what is trained, on what.
       tx: any optax transformation that ends in the learning rate.
       steps: updates in all, those before a continued run's checkpoint included.
-      strategy: how a step runs on the devices, see `parallelize`. Under pmap BatchNorm needs `axis_name="data"`.
+      strategy: how a step runs on the devices, see `parallelize`. Under pmap BatchNorm needs `axis_name="data"`,
+        which isn't checked here: without it each device normalizes its own part of the batch.
       mesh: the devices, for every strategy but "single"; see `make_mesh`.
       rules: where the mesh's axis "model" goes, by role or path, see `parallelize`.
       seed: of the initialization, the order of the data and dropout.
