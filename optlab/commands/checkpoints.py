@@ -19,7 +19,7 @@ COLUMNS = ("step", "saved", "MiB", "holds", "is")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints a table; the exit code is 1 if a checkpoint is damaged."""
+    """Prints a table; the exit code is 1 if a checkpoint is damaged, or all are set aside."""
     need("optlab checkpoints", "rich")
     from optlab.commands import _tables
     from optlab.training import Checkpoints
@@ -29,21 +29,25 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{folder} is no folder; optlab checkpoints RUN wants a run's, such as runs/digits")
     checkpoints = Checkpoints.of(folder)
     table, damaged = _tables.empty(COLUMNS, numbers=("step", "MiB")), 0
-    for step in checkpoints.steps():
+    steps = checkpoints.steps()
+    for step in steps:
         holds, verdict = _read(checkpoints, step)
-        damaged += verdict != "whole"
         path = checkpoints.folder / str(step)
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
-        size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+        try:
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
+            size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+        except FileNotFoundError:  # the run that is writing there removed it meanwhile
+            continue
+        damaged += verdict != "whole"
         table.add_row(str(step), when, f"{size / 2**20:.2f}", holds, verdict)
-    console = _tables.console()
-    if not table.row_count:
+    names = {path.name for path in checkpoints.folder.iterdir()} - {LOCK, *map(str, checkpoints.steps())}
+    if not table.row_count and not any(name.startswith("quarantine-") for name in names):
         raise ConfigError(f"no checkpoint in {checkpoints.folder}")
+    console = _tables.console()
     console.print(table)
-    for path in sorted(checkpoints.folder.iterdir()):
-        if not path.name.isdigit() and path.name != LOCK:
-            console.print(f"beside them: {path.name}", soft_wrap=True)
-    return 1 if damaged else 0
+    for name in sorted(names):
+        console.print(f"beside them: {name}", soft_wrap=True)
+    return 1 if damaged or not table.row_count else 0
 
 
 def _read(checkpoints: Checkpoints, step: int) -> tuple[str, str]:

@@ -40,7 +40,7 @@ class _Pending:
     best: int | None
 
 
-_UNDER_WAY: set[Future[None]] = set()
+_UNAWAITED: set[Future[None]] = set()  # saves that nobody waited for yet: their errors are still to be told
 
 
 class Checkpoints:
@@ -142,6 +142,7 @@ class Checkpoints:
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
+        _UNAWAITED.discard(pending.finished)
         try:
             with together(CheckpointError):
                 pending.finished.result()
@@ -167,6 +168,7 @@ class Checkpoints:
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
+        _UNAWAITED.discard(pending.finished)
         try:
             pending.finished.result()
         except CheckpointError as error:
@@ -313,7 +315,10 @@ def load_params(run: str | Path, *, step: int | Literal["best"] | None = None, c
     checkpoints = Checkpoints.of(run)
     steps = checkpoints.steps()
     if step == "best" and steps:
-        step = (checkpoints.notes(steps[-1])["best"] or [None])[0]
+        best = checkpoints.notes(steps[-1]).get("best")
+        if not best:
+            raise CheckpointError(f"{checkpoints.folder / str(steps[-1])} notes no best step; saved are {steps}")
+        step = best[0]
     if not steps or (step is not None and step not in steps):
         raise CheckpointError(
             f"no checkpoint {'' if step is None else f'of step {step} '}in {Path(run)}; saved are {steps}"
@@ -336,8 +341,7 @@ def _in_background(work: Callable[[], None]) -> Future[None]:
     worker = ThreadPoolExecutor(1, thread_name_prefix="optlab-checkpoint")
     finished = worker.submit(work)
     worker.shutdown(wait=False)
-    _UNDER_WAY.add(finished)
-    finished.add_done_callback(_UNDER_WAY.discard)
+    _UNAWAITED.add(finished)
     return finished
 
 
@@ -346,7 +350,7 @@ def _await_saves() -> None:
 
     Orbax's threads would then keep the process for minutes, so it is ended here.
     """
-    for finished in list(_UNDER_WAY):
+    for finished in list(_UNAWAITED):
         if error := finished.exception():
             print(f"optlab: {error}; Checkpoints.wait() has to come before Python's end", file=sys.stderr, flush=True)
             sys.stdout.flush()

@@ -9,6 +9,7 @@ from typing import Any
 
 from optlab.config import Stop, Target
 from optlab.training.metrics import Record
+from optlab.training.storage import CheckpointError
 
 
 @dataclass
@@ -51,7 +52,15 @@ class Judge:
         Args:
           notes: what dump gave.
           changed: the config's keys that have other values since.
+
+        Raises:
+          CheckpointError: if dump didn't give them.
         """
+        if missing := [name for name in self.dump() if name not in notes]:
+            raise CheckpointError(
+                f"the latest checkpoint isn't one that a run of `train` saved: its notes hold no {', '.join(missing)}; "
+                "name another folder, or give its parameters as `initial`"
+            )
         self.best = notes["best"] and tuple(notes["best"])
         self.waited, self.mark, self.ended, self.reached = (notes[n] for n in ("waited", "mark", "ended", "reached"))
         if not {"target.metric", "target.mode"}.isdisjoint(changed):

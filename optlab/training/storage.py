@@ -17,6 +17,7 @@ from optlab.training.fingerprint import fingerprints
 from optlab.training.state import TrainState
 
 Manifest = list[dict[str, Any]]
+WIDE = ("float64", "complex128", "int64", "uint64")  # of half the width where JAX isn't told to enable them
 
 
 class CheckpointError(RuntimeError):
@@ -129,6 +130,10 @@ def load(path: Path, saved: Manifest, wanted: Mapping[str, jax.ShapeDtypeStruct]
     there = {leaf["name"]: leaf["fingerprint"] for leaf in saved if math.prod(leaf["shape"])}
     loaded = _try(path, lambda: ocp.load(str(path), {name: wanted.get(name, ocp.PLACEHOLDER) for name in there}))
     arrays = {name: loaded[name] for name in there if name in wanted}
+    halved = [x for x in saved if x["name"] in arrays and x["dtype"] in WIDE and x["dtype"] != arrays[x["name"]].dtype]
+    if halved:
+        name, dtype = halved[0]["name"], halved[0]["dtype"]
+        raise CheckpointError(f"{path} can't be read here: {name} is {dtype}, which needs JAX_ENABLE_X64=1")
     found = _try(path, lambda: fingerprints(arrays))
     if bad := [name for name in arrays if found[name] != there[name]]:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""

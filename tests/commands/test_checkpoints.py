@@ -1,6 +1,7 @@
 """`optlab checkpoints`: what it says of whole and of damaged ones."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -43,3 +44,25 @@ def test_a_folder_without_any_is_refused(tmp_path, capsys):
     assert "none is no folder" in capsys.readouterr().err
     assert main(["checkpoints", str(tmp_path)]) == 2
     assert "no checkpoint in" in capsys.readouterr().err
+
+
+def test_what_the_run_removes_meanwhile_is_passed_over(run, capsys, monkeypatch):
+    verify = Checkpoints.verify
+
+    def removing(self, step):
+        if step == 10:
+            shutil.rmtree(self.folder / "10")
+        verify(self, step)
+
+    monkeypatch.setattr(Checkpoints, "verify", removing)
+    assert main(["checkpoints", str(run)]) == 0
+    assert capsys.readouterr().out.count("whole") == 1
+
+
+def test_where_all_are_set_aside_they_are_listed(run, capsys):
+    for step in ("10", "20"):
+        (run / "checkpoints" / step).rename(run / "checkpoints" / f"quarantine-{step}-1")
+    assert main(["checkpoints", str(run)]) == 1
+    out = capsys.readouterr().out
+    assert "beside them: quarantine-10-1" in out
+    assert "beside them: quarantine-20-1" in out

@@ -314,3 +314,21 @@ def test_what_holds_no_array_shifts_nothing_in_a_list(tmp_path):
     found = load_params(tmp_path)
     assert found[1:3] == [{}, {}]
     assert bits(found[3]) == bits(params[3])
+
+
+def test_double_precision_where_jax_lacks_it_is_no_damage(tmp_path, monkeypatch):
+    """As if saved under JAX_ENABLE_X64=1."""
+    save(tmp_path, state())
+    there = storage.metadata(tmp_path / "10")
+    wide = [{**leaf, "dtype": "float64"} if leaf["dtype"] == "float32" else leaf for leaf in there["manifest"]]
+    monkeypatch.setattr(storage, "metadata", lambda path: {**there, "manifest": wide})
+    for read in (Checkpoints(tmp_path).verify, lambda step: load_params(tmp_path, step=step)):
+        with pytest.raises(CheckpointError, match="float64, which needs JAX_ENABLE_X64=1") as raised:
+            read(10)
+        assert not isinstance(raised.value, DamagedError)
+
+
+def test_the_best_is_refused_where_none_is_noted(tmp_path):
+    save(tmp_path, state())
+    with pytest.raises(CheckpointError, match=r"10 notes no best step; saved are \[10\]"):
+        load_params(tmp_path, step="best")

@@ -187,7 +187,7 @@ def test_a_folder_that_goes_away_under_the_run_is_an_error(tmp_path):
 
 
 CHILD = """
-import os, shutil, signal, sys
+import os, resource, shutil, signal, sys
 from tests_training_faults import state
 from optlab.training import Checkpoints, storage
 
@@ -201,10 +201,14 @@ if way == "verifying":
     storage.verify_share = kill
 if way == "removing":
     shutil.rmtree = kill
+if way == "failing":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 checkpoints.save(state(30), {"best": None})
 if way == "writing":
     kill()
-if way != "exiting":
+if way == "failing":
+    checkpoints._pending.finished.exception()  # over before Python's end
+elif way != "exiting":
     checkpoints.wait()
 """
 
@@ -216,7 +220,7 @@ def ended(tmp_path_factory):
     shutil.copyfile(__file__, here / "tests_training_faults.py")
     root = Path(__file__).parents[2]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{root}:{here}"}
-    ways = ["writing", "verifying", "removing", "exiting"]
+    ways = ["writing", "verifying", "removing", "exiting", "failing"]
     children = [
         subprocess.Popen([sys.executable, "-c", CHILD, here / way, way], env=environment, stderr=subprocess.PIPE)
         for way in ways
@@ -245,6 +249,13 @@ def test_an_exit_that_waits_for_no_save_finishes_it_or_fails(ended):
         assert code == 70, error
         assert b"Checkpoints.wait() has to come before Python's end" in error
         assert Checkpoints(folder).steps() == [20]
+
+
+def test_an_exit_after_a_save_that_failed_and_that_nobody_waited_for_is_no_success(ended):
+    folder, error, code = ended["failing"]
+    assert code == 70, error
+    assert b"saving step 30 to" in error
+    assert Checkpoints(folder).steps() == [20]
 
 
 # Whole runs: regression on 40 examples in batches of 8.

@@ -141,6 +141,11 @@ def test_checkpoints_that_do_not_say_whose_they_are_go_on(ran, tmp_path):
     older.save(like, notes)
     older.wait()
     assert go(tmp_path / "older", seed=3).outcome == "finished"
+    own = Checkpoints(tmp_path / "own")
+    own.save(like, {})
+    own.wait()
+    with pytest.raises(CheckpointError, match="isn't one that a run of `train` saved: its notes hold no best, waited"):
+        go(tmp_path / "own")
 
 
 def test_processes_that_have_other_data_are_refused(monkeypatch, tmp_path):
