@@ -124,6 +124,8 @@ def parallelize(
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, got {mesh!r}: say make_mesh(data, model)")
     if strategy == "single":
         if rules:
             raise ValueError(f"strategy='single' divides nothing, got rules for {', '.join(rules)}: say strategy='jit'")
@@ -168,6 +170,7 @@ def parallelize(
         return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
 
     def place_batch(batch: Any, examples: int | None = None) -> Any:
+        _check_batch(batch)
         if jax.process_count() == 1:
             examples = len(jax.tree.leaves(batch)[0])
         sharding = replicated if examples is not None and examples % count else spread
@@ -258,6 +261,37 @@ def _check_mesh(mesh: Mesh, strategy: str) -> None:
         raise ValueError(f"strategy='pmap' has one axis, 'data', got {dict(mesh.shape)}: say strategy='jit'")
 
 
+def _check_batch(batch: Any) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    if not leaves:
+        raise ValueError(f"a batch must hold arrays, got {batch!r}")
+    for path, x in leaves:
+        if np.ndim(x) == 0 or np.shape(x)[0] == 0:
+            name, shape = jax.tree_util.keystr(path, simple=True, separator="/"), np.shape(x)
+            raise ValueError(
+                f"the batch's {name!r} must have the examples as its first axis, got the shape {shape}: "
+                "np.full(examples, value) says a number for each"
+            )
+
+
+def _check_there(state: Any) -> None:
+    """Simulated devices that read a buffer that was given away end the process, with nothing said."""
+    for path, x in jax.tree_util.tree_leaves_with_path(state):
+        if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and x.is_deleted():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"the state's {name!r} was given away to an earlier step: go on with the state that step returned, "
+                "or keep a copy (place_state makes one)"
+            )
+
+
+def _sharding_of(path: Any, x: Any) -> Any:
+    if not hasattr(x, "sharding"):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        raise TypeError(f"the state's {name!r} is on no device, but a {type(x).__name__}: say place_state(state) first")
+    return x.sharding
+
+
 def _make(function: Callable[..., Any], arguments: tuple[Any, ...], where: Callable[[Any], Any] | None) -> Any:
     """function(*arguments), compiled so that every leaf is made where it belongs."""
     if jax.process_count() > 1:  # what every process has the same of may go to all devices
@@ -322,6 +356,7 @@ class _Bounded:
         self.in_flight: collections.deque[Any] = collections.deque()
 
     def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        _check_there(state)
         state, metrics = self.run(state, batch)
         if self.is_bounded and not jax.tree.leaves(metrics):  # the next step gives all else away: nothing to wait for
             jax.block_until_ready(state)
@@ -377,7 +412,7 @@ class _Jitted:
             )
 
     def _for(self, state: Any) -> Any:
-        leaves, structure = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, state))
+        leaves, structure = jax.tree.flatten(jax.tree_util.tree_map_with_path(_sharding_of, state))
         if (key := (structure, tuple(leaves))) not in self.compiled:
             like = jax.tree.unflatten(structure, leaves)
             self.compiled[key] = jax.jit(self.on_mesh, donate_argnums=0, out_shardings=(like, self.replicated))

@@ -28,6 +28,8 @@ def check_rules(rules: Rules, mesh: Mesh, model: str) -> None:
     for pattern, spec in rules.items():
         if not isinstance(spec, P):
             raise ValueError(f"the rule for {pattern!r} must be a jax.sharding.PartitionSpec, got {spec!r}")
+        if list(spec).count(model) > 1:
+            raise ValueError(f"the rule {spec} for {pattern!r} may name the axis {model!r} once alone")
         if model in spec and model not in mesh.shape:
             has = f"the mesh has no such axis, but {dict(mesh.shape)}: optlab.training.make_mesh(data, model)"
             raise ValueError(f"the rule {spec} for {pattern!r}: {has}")

@@ -373,6 +373,36 @@ def test_a_mesh_that_does_not_fit_is_refused(strategy, mesh, message):
         parallelize(lambda state, batch: (state, {}), strategy, mesh())
 
 
+@pytest.mark.parametrize("strategy", ["single", "pmap"])
+def test_a_mesh_must_be_one(strategy):
+    with pytest.raises(TypeError, match=r"mesh must be a jax\.sharding\.Mesh, got 8: say make_mesh"):
+        parallelize(lambda state, batch: (state, {}), strategy, 8)
+
+
+@pytest.mark.parametrize("batch", [{"x": np.ones(8), "t": np.float32(1)}, {"x": np.ones((0, 3))}, {}], ids=str)
+def test_a_batch_without_examples_is_refused(batch):
+    with pytest.raises(ValueError, match=r"batch's '[xt]' must have the examples as its first axis|must hold arrays"):
+        parallelize(lambda state, batch: (state, {}), "jit").place_batch(batch)
+
+
+def test_a_state_that_was_not_placed_is_refused():
+    state, batch = own_problem()
+    parallel = parallelize(functools.partial(own_step, mean=NONE), "fsdp")
+    with pytest.raises(TypeError, match="'params/w' is on no device, but a ndarray: say place_state"):
+        parallel.step(state, parallel.place_batch(batch))
+
+
+@pytest.mark.parametrize(("strategy", "mean"), [("single", NONE), ("pmap", ALL), ("jit", NONE)])
+def test_a_state_that_was_given_away_is_refused(strategy, mean):
+    """With eight simulated devices it was the end of the process."""
+    state, batch = own_problem()
+    place_state, place_batch, step = parallelize(functools.partial(own_step, mean=mean), strategy)
+    state, batch = place_state(state), place_batch(batch)
+    step(state, batch)
+    with pytest.raises(ValueError, match="the state's 'params/w' was given away to an earlier step"):
+        step(state, batch)
+
+
 def placed(strategy, mesh=None, model="gpt", optimizer="adamw", *, rules=None, **settings):
     state, step, _ = parts(model, optimizer, **settings)
     return parallelize(step, strategy, mesh, rules=rules).place_state(state)
@@ -440,6 +470,7 @@ def test_rules_by_role_and_by_path_go_before():
     ("rules", "message"),
     [
         ({"*/up/kernel": P("data")}, "may name the axis 'model' alone"),
+        ({"*/up/kernel": P("model", "model")}, "for '.*/up/kernel' may name the axis 'model' once alone"),
         ({"*/up/bias": P(None, "model")}, r"has more axes than its shape \(64,\)"),
         (
             {"*/up/kernle": P("model")},
