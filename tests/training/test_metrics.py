@@ -72,8 +72,9 @@ def test_a_step_that_comes_twice_counts_once_and_is_told(tmp_path, capsys):
     assert "what was line 4, 5, 6 isn't of a later step" in capsys.readouterr().err
 
 
-def test_a_file_of_zero_bytes_is_damaged_and_not_cut_off(tmp_path):
-    (tmp_path / "metrics.jsonl").write_bytes(bytes(100))
+@pytest.mark.parametrize("end", [bytes(9), b'{"step": 3' + bytes(9), b"thesis"])
+def test_an_end_that_no_kill_leaves_is_damaged_and_not_cut_off(tmp_path, end):
+    (tmp_path / "metrics.jsonl").write_bytes(end)
     with pytest.warns(UserWarning, match="what was line 1 can't be read"):
         assert read_metrics(tmp_path) == []
 
