@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -182,6 +183,18 @@ def host() -> jax.Device:
 def on_device(manifest: Manifest, device: jax.Device) -> dict[str, jax.ShapeDtypeStruct]:
     place = jax.sharding.SingleDeviceSharding(device)
     return {x["name"]: jax.ShapeDtypeStruct(x["shape"], x["dtype"], sharding=place) for x in manifest}
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a log's line isn't one of dozens with which Orbax surrounds what our error says in one."""
+    if record.name == "absl":
+        return not record.getMessage().startswith("Failed to get metadata for checkpointable")
+    error = record.exc_info[1] if record.exc_info else None
+    return not ("never retrieved" in record.getMessage() and "tensorstore_spec" in str(error))
+
+
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_is_news)
 
 
 def _try(path: Path, read: Callable[[], Any]) -> Any:

@@ -1,6 +1,8 @@
 """Checkpoints: what is saved comes back bit for bit, and what doesn't fit is named."""
 
 import dataclasses
+import gc
+import logging
 import shutil
 from typing import NamedTuple
 
@@ -332,3 +334,14 @@ def test_the_best_is_refused_where_none_is_noted(tmp_path):
     save(tmp_path, state())
     with pytest.raises(CheckpointError, match=r"10 notes no best step; saved are \[10\]"):
         load_params(tmp_path, step="best")
+
+
+def test_of_a_damaged_checkpoint_our_error_alone_is_told(tmp_path, caplog):
+    checkpoints = save(tmp_path, state())
+    damage(tmp_path / "10")
+    with pytest.raises(DamagedError):
+        checkpoints.restore(state(), 10)
+    gc.collect()
+    assert caplog.messages == []
+    logging.getLogger("absl").warning("another's")
+    assert caplog.messages == ["another's"]
