@@ -207,7 +207,7 @@ def train(
             if t == start + 1:
                 check_memory(parallel, state, batch)
                 if accumulate > 1 or axis_name is not None:
-                    check_mean(workload.loss, state, batch)
+                    check_mean(workload.loss, state, batch, accumulate)
             state, metrics = parallel.step(state, batch)
             records.push(t, metrics)
             ended = records.outcome_at(t, state)

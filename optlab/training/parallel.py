@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -276,20 +276,27 @@ def _check_batch(batch: Any) -> None:
 
 def _check_there(state: Any) -> None:
     """Simulated devices that read a buffer that was given away end the process, with nothing said."""
-    for path, x in jax.tree_util.tree_leaves_with_path(state):
-        if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and x.is_deleted():
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ValueError(
-                f"the state's {name!r} was given away to an earlier step: go on with the state that step returned, "
-                "or keep a copy (place_state makes one)"
-            )
+    is_gone = lambda x: isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and x.is_deleted()
+    if any(map(is_gone, jax.tree.leaves(state))):
+        raise ValueError(
+            f"the state's {_first(is_gone, state)} was given away to an earlier step: go on with the state that step "
+            "returned, or keep a copy (place_state makes one)"
+        )
 
 
-def _sharding_of(path: Any, x: Any) -> Any:
-    if not hasattr(x, "sharding"):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        raise TypeError(f"the state's {name!r} is on no device, but a {type(x).__name__}: say place_state(state) first")
-    return x.sharding
+def _check_placed(state: Any, devices: Collection[jax.Device]) -> None:
+    is_elsewhere = lambda x: getattr(getattr(x, "sharding", None), "device_set", None) != devices
+    if any(map(is_elsewhere, jax.tree.leaves(state))):
+        raise ValueError(
+            f"the state's {_first(is_elsewhere, state)} isn't on the mesh's {len(devices)} devices: say "
+            "place_state(state) first"
+        )
+
+
+def _first(test: Callable[[Any], bool], tree: Any) -> str:
+    """The name of the first leaf of which that is true."""
+    path = next(path for path, x in jax.tree_util.tree_leaves_with_path(tree) if test(x))
+    return repr(jax.tree_util.keystr(path, simple=True, separator="/"))
 
 
 def _make(function: Callable[..., Any], arguments: tuple[Any, ...], where: Callable[[Any], Any] | None) -> Any:
@@ -412,8 +419,9 @@ class _Jitted:
             )
 
     def _for(self, state: Any) -> Any:
-        leaves, structure = jax.tree.flatten(jax.tree_util.tree_map_with_path(_sharding_of, state))
+        leaves, structure = jax.tree.flatten(jax.tree.map(lambda x: getattr(x, "sharding", None), state))
         if (key := (structure, tuple(leaves))) not in self.compiled:
+            _check_placed(state, self.replicated.device_set)
             like = jax.tree.unflatten(structure, leaves)
             self.compiled[key] = jax.jit(self.on_mesh, donate_argnums=0, out_shardings=(like, self.replicated))
         return self.compiled[key]

@@ -110,10 +110,14 @@ def make_evaluation(loss: Loss) -> Callable[[Any, Any, Batch, jax.Array], Metric
     return evaluate
 
 
-def check_mean(loss: Loss, state: TrainState, batch: Batch) -> None:
-    """Refuses a loss whose scalar isn't the mean that it measures: what its parts would add up to is another one."""
+def check_mean(loss: Loss, state: TrainState, batch: Batch, accumulate: int) -> None:
+    """Refuses a loss whose scalar isn't the mean that it measures: what its parts would add up to is another one.
+
+    Two microbatches are looked at, since the whole batch may be too large for a device.
+    """
 
     def both(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        batch = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:])[:, :2].reshape(-1, *x.shape[1:]), batch)
         value, (_, metrics) = loss(state.params, state.model_state, batch, state.key, False)
         total, weight = _pairs(metrics)["loss"]
         return value, total / weight

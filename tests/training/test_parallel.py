@@ -385,10 +385,12 @@ def test_a_batch_without_examples_is_refused(batch):
         parallelize(lambda state, batch: (state, {}), "jit").place_batch(batch)
 
 
-def test_a_state_that_was_not_placed_is_refused():
+@pytest.mark.parametrize("make", [np.asarray, jnp.asarray])
+def test_a_state_that_was_not_placed_is_refused(make):
     state, batch = own_problem()
+    state = jax.tree.map(make, state)
     parallel = parallelize(functools.partial(own_step, mean=NONE), "fsdp")
-    with pytest.raises(TypeError, match="'params/w' is on no device, but a ndarray: say place_state"):
+    with pytest.raises(ValueError, match="state's 'params/w' isn't on the mesh's 8 devices: say place_state"):
         parallel.step(state, parallel.place_batch(batch))
 
 
