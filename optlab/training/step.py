@@ -111,24 +111,30 @@ def make_evaluation(loss: Loss) -> Callable[[Any, Any, Batch, jax.Array], Metric
 
 
 def check_mean(loss: Loss, state: TrainState, batch: Batch, accumulate: int) -> None:
-    """Refuses a loss whose scalar isn't the mean that it measures: what its parts would add up to is another one.
+    """Refuses a loss whose value of a batch isn't the mean of its values of two halves, by their weights.
 
     Two microbatches are looked at, since the whole batch may be too large for a device.
     """
+    some = lambda x: x.reshape(-1, accumulate, *x.shape[1:])[:, :2].reshape(-1, *x.shape[1:])
 
     def both(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        batch = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:])[:, :2].reshape(-1, *x.shape[1:]), batch)
-        value, (_, metrics) = loss(state.params, state.model_state, batch, state.key, False)
-        total, weight = _pairs(metrics)["loss"]
-        return value, total / weight
+        def measured(batch: Batch) -> tuple[jax.Array, jax.Array]:
+            value, (_, metrics) = loss(state.params, state.model_state, batch, state.key, False)
+            return value, _pairs(metrics)["loss"][1]
 
+        batch = jax.tree.map(some, batch)
+        halves = [measured(jax.tree.map(lambda x, i=i: x[i::2], batch)) for i in (0, 1)]
+        return measured(batch)[0], sum(v * w for v, w in halves) / sum(w for _, w in halves)
+
+    if len(jax.tree.leaves(batch)[0]) < 2 * accumulate:
+        return
     value, mean = jax.jit(both)(state, batch)
     tolerance = max(1e-3, 8 * float(jnp.finfo(value.dtype).eps))
     if abs(float(value) - float(mean)) > tolerance * max(abs(float(value)), abs(float(mean))):
         raise ValueError(
-            f"the loss's scalar must be the sum / weight of its metric 'loss', got {float(value):.6g} and "
-            f"{float(mean):.6g}: by the weight it is averaged over devices (pmap) and microbatches (accumulate). "
-            "Return the mean, or count in the metric whatever else it holds, times the weight"
+            f"the loss must be a mean: of a batch it is {float(value):.6g}, the mean of its halves by the weight of "
+            f"its metric 'loss' is {float(mean):.6g}, and so it would be averaged over devices (pmap) and "
+            "microbatches (accumulate). Return sum / weight"
         )
 
 
