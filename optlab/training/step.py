@@ -38,8 +38,8 @@ def make_step(
 
     Args:
       loss: (params, model_state, batch, key, train) -> (scalar, (model_state, metrics)), see `Workload`. Over devices
-        (pmap) and microbatches its scalars are averaged by the weight of metrics["loss"], so that each has to be that
-        metric's sum / weight: a summed loss would be another one there. `train` checks that, a step by itself can't.
+        (pmap) and microbatches its scalars are averaged by the weight of metrics["loss"], so that each has to be a
+        mean by it: a summed loss would be another one there. `train` checks that, a step by itself can't.
       tx: any optax transformation that ends in the learning rate.
       axis_name: the mapped axis (pmap) over which gradients, metrics and model state are averaged before `tx.update`;
         whole numbers in the model state stay each device's own, as right for a count of steps: one of examples has to
@@ -123,8 +123,8 @@ def check_mean(loss: Loss, state: TrainState, batch: Batch, accumulate: int) -> 
             return value, _pairs(metrics)["loss"][1]
 
         batch = jax.tree.map(some, batch)
-        halves = [measured(jax.tree.map(lambda x, i=i: x[i::2], batch)) for i in (0, 1)]
-        return measured(batch)[0], sum(v * w for v, w in halves) / sum(w for _, w in halves)
+        (a, of_a), (b, of_b) = (measured(jax.tree.map(lambda x, i=i: x[i::2], batch)) for i in (0, 1))
+        return measured(batch)[0], (a * of_a + b * of_b) / (of_a + of_b)
 
     if len(jax.tree.leaves(batch)[0]) < 2 * accumulate:
         return
