@@ -8,19 +8,6 @@ import pytest
 from optlab.commands import main
 from optlab.training import Checkpoints, read_metrics
 
-CONFIG = """
-from optlab.config import Config, component
-
-def get_config():
-    return Config(
-        data=component("digits"),
-        model=component("mlp", widths=[8]),
-        optimizer=component("sgd", learning_rate=0.05),
-        steps=4,
-        evaluate_every=2,
-    )
-"""
-
 
 @pytest.fixture
 def train(here, capsys):

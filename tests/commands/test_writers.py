@@ -7,20 +7,6 @@ import pytest
 from optlab.commands import main
 from optlab.training import Checkpoints, read_metrics
 
-CONFIG = """
-from optlab.config import Config, component
-
-def get_config():
-    return Config(
-        data=component("digits"),
-        model=component("mlp", widths=[8]),
-        optimizer=component("sgd", learning_rate=0.05),
-        batch_size=64,
-        steps=4,
-        evaluate_every=2,
-    )
-"""
-
 
 def test_a_second_run_on_the_folder_is_refused_and_changes_nothing(here, capsys):
     words = ["train", "small.py", "log.every=1", "--run", "run"]
