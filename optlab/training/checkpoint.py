@@ -21,7 +21,7 @@ import jax
 
 from optlab._saved import is_complete, saved_steps
 from optlab.training import storage
-from optlab.training.fingerprint import fingerprints, not_finite
+from optlab.training.fingerprint import fingerprints, non_finite
 from optlab.training.lock import WriterLock
 from optlab.training.processes import CRASHED, is_first, once, together
 from optlab.training.state import TrainState
@@ -113,7 +113,7 @@ class Checkpoints:
         step = int(state.step)
         arrays, manifest = storage.flatten(state)
         kept = {leaf["name"] for leaf in manifest if leaf["path"][0] in ("params", "ema")}
-        if bad := not_finite({name: x for name, x in arrays.items() if name in kept}):
+        if bad := non_finite({name: x for name, x in arrays.items() if name in kept}):
             raise CheckpointError(f"step {step}: {bad[0]} isn't finite; such parameters are never saved")
         prints = fingerprints(arrays)
         manifest = [{**leaf, "fingerprint": prints.get(leaf["name"])} for leaf in manifest]

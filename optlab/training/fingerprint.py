@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+
+Name = TypeVar("Name")
 
 # Finalizers of MurmurHash3 and of Mueller's hash: each a bijection of 32 bits, so that one changed word is always seen.
 _MIXERS = (((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)), ((16, 0x45D9F3B), (16, 0x45D9F3B), (16, 1)))
@@ -28,7 +30,7 @@ def fingerprints(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
     return {name: "".join(f"{int(n):08x}" for n in pair) for name, pair in _of_each(fingerprint, arrays).items()}
 
 
-def not_finite(arrays: Mapping[str, jax.Array]) -> list[str]:
+def non_finite(arrays: Mapping[Name, jax.Array]) -> list[Name]:
     """The names of those that hold a NaN or an infinity."""
     return [name for name, is_finite in _of_each(_is_finite, arrays).items() if not is_finite]
 
@@ -52,7 +54,7 @@ def _is_finite(x: jax.Array) -> jax.Array:
     return jnp.all(jnp.isfinite(x))
 
 
-def _of_each(measure: Callable[[jax.Array], jax.Array], arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+def _of_each(measure: Callable[[jax.Array], jax.Array], arrays: Mapping[Name, jax.Array]) -> dict[Name, np.ndarray]:
     """What is measured of each array, on the host, by one program."""
     if not arrays:
         return {}

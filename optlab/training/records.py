@@ -17,6 +17,7 @@ import numpy as np
 from optlab.config import Target
 from optlab.data import Split, evaluation_batches
 from optlab.training.damaged import DamagedExamples
+from optlab.training.fingerprint import non_finite
 from optlab.training.guard import Skips, not_finite
 from optlab.training.judge import Judge
 from optlab.training.metrics import MetricsFile, Observer, Record, StepLog
@@ -86,7 +87,6 @@ class Records:
         self.log_every, self.evaluate_every = log_every, evaluate_every
         self.evaluation = jax.jit(_evaluation(workload.loss), out_shardings=parallel.replicated)
         self.gathered = jax.jit(lambda *model: model, out_shardings=parallel.replicated)
-        self.all_finite = jax.jit(_all_finite, out_shardings=parallel.replicated)
         self.all: list[Record] = []
         self.outcome = "finished"
         self.pending: collections.deque[tuple[int, PackedMetrics]] = collections.deque()
@@ -155,7 +155,7 @@ class Records:
         Raises:
           NonFiniteError: under a guard.
         """
-        if self.all_finite((state.params, state.ema)):
+        if not non_finite(dict(enumerate(jax.tree.leaves((state.params, state.ema))))):
             return True
         if self.skips.guard is not None:
             raise not_finite(f"step {t}: the parameters aren't finite")
@@ -246,7 +246,3 @@ def _means(sums: dict[str, np.ndarray]) -> dict[str, float]:
     """The means by name, without what the probes didn't measure."""
     is_there = lambda name, weight: weight or not name.startswith("probe/")
     return {name: float(total / weight) for name, (total, weight) in sums.items() if is_there(name, weight)}
-
-
-def _all_finite(tree: Any) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
