@@ -53,6 +53,8 @@ class Parameter:
     stack: tuple[int, ...] = ()  # axes that count layers
     widths: frozenset[int] = frozenset()  # of the model, as the attention's other kernels show
     beside_queries: bool = False  # in the scope of an attention's queries, keys and values, or one of them
+    beside_norm: bool = False  # of a single layer
+    may_be_stacked_queries: bool = False  # or keys or values, of one layer or of many: nothing tells which
 
     @property
     def path(self) -> str:
@@ -113,11 +115,20 @@ class Parameter:
 
     @property
     def may_be_stacked_convs(self) -> bool:
-        """Whether it is a convolution in three dimensions, or else a stack of square ones: nothing tells which."""
-        if not self.is_conv or len(self.shape) != 5 or self.stack or self.bias or "3d" in self.layer_name.lower():
+        """Whether it is a convolution, or else a stack of those with a dimension less: nothing tells which.
+
+        A window (H, W) that isn't square may be a stack of (W,), unless a norm of a single layer stands beside it, and
+        (D, H, H) one of (H, H).
+        """
+        rank, name = len(self.shape), self.layer_name.lower()
+        if not self.is_conv or self.stack or self.bias or rank not in (4, 5) or f"{rank - 2}d" in name:
             return False
-        first, height, width = self.shape[2:] if self.kind == "weight" else self.shape[:3]
-        return height == width != first and self.shape[0] != 1
+        window = self.shape[2:] if self.kind == "weight" else self.shape[:-2]
+        if any(has(scope, TRANSFORMED) for scope in self.names):
+            return True
+        if rank == 4 and self.beside_norm:
+            return False
+        return self.shape[0] != 1 and window[0] != window[1] and window[1:] == window[-1:] * (rank - 3)
 
     @cached_property
     def head_scope(self) -> tuple[str, ...]:
@@ -194,6 +205,9 @@ def read(params: Any) -> list[Parameter]:
         p.beside_queries = sum(queries.get(p.layer[:-1], {}).values()) > 1
     _find_stacks(parameters, 0)
     _find_widths(parameters)
+    normed = {p.names[:-2] for p in parameters if p.is_gain and len(p.shape) == 1}
+    for p in parameters:
+        p.beside_norm = p.layer[:-1] in normed
     return parameters
 
 
@@ -206,17 +220,28 @@ def _is_bias_of(bias: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
 
 
 def _find_widths(parameters: list[Parameter]) -> None:
-    """What a key or value, or better the output's kernel, says of an attention's width, when the stacks are known."""
+    """What a key or value, or better the output's kernel, says of an attention's width, when the stacks are known.
+
+    Without the latter a query of rank 4 may be one of grouped queries or a stack of plain ones (with keys of rank 3 of
+    multi-query attention), if no norm is as wide as its first axis.
+    """
     into: dict[Any, set[int]] = defaultdict(set)
     out: dict[Any, set[int]] = defaultdict(set)
+    long: dict[Any, list[Parameter]] = defaultdict(list)
     for p in parameters:
         rank, scope = len(p.one_shape), p.layer[:-1]
         if p.beside_queries and 1 < rank < 4 and p.into_heads:
             into[scope].add(p.one_shape[0])
         elif p.beside_queries and rank > 1 and p.out_of_heads:
             out[scope].add(p.one_shape[-1])
+        elif p.beside_queries and rank > 3 and p.into_heads and not (p.is_conv or p.projections or p.bias):
+            long[scope].append(p)
+    norms = {p.one_shape[0] for p in parameters if p.is_gain and len(p.one_shape) == 1}
     for p in parameters:
-        p.widths = frozenset(out[p.layer[:-1]] or into[p.layer[:-1]])
+        scope = p.layer[:-1]
+        p.widths = frozenset(out[scope] or into[scope])
+        is_shown = out[scope] or (into[scope] and into[scope] <= norms) or p.stack
+        p.may_be_stacked_queries = p.into_heads and bool(long[scope]) and not is_shown
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
@@ -254,11 +279,13 @@ def _stack_axis(parameters: list[Parameter]) -> int | None:
     shapes = [p.one_shape for p in parameters]
     if any(len(p.one_shape) == 2 and p.kind in TABLES and not (p.is_gain or len(p.one_bias) > 1) for p in parameters):
         return None
-    many = _has_long_queries(parameters)
-    for axis in (0, 1):
-        alike = shapes and min(map(len, shapes)) > axis and len({shape[axis] for shape in shapes}) == 1
-        if alike and (many or any(_counts_layers(p, axis) for p in parameters)):
+    alike = [a for a in (0, 1) if shapes and min(map(len, shapes)) > a and len({shape[a] for shape in shapes}) == 1]
+    for axis in alike:
+        if any(_counts_layers(p, axis) for p in parameters):
             return axis
+    is_one = len(alike) == 1 and min(map(len, shapes)) > 1  # queries, keys and values share the model's width, too
+    if is_one and _has_long_queries(parameters):
+        return alike[0]
     plain = len(parameters) > 1 and all(len(shape) == 3 for shape in shapes) and len({s[0] for s in shapes}) == 1
     if plain and not any(p.is_vector or p.is_conv for p in parameters) and not all(p.into_heads for p in parameters):
         return 0

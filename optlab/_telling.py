@@ -46,13 +46,16 @@ def _outputs(p: Parameter, shape: list[int]) -> tuple[int, bool]:
         return 0, False
     if p.is_embedding or p.out_of_heads:
         return 1, False
+    if p.may_be_stacked_queries:
+        return 0, False
     grouped = rank > 3  # (width, groups, queries of a group, head width), or a stack that nothing shows
     return (rank - 1 if p.into_heads and (not grouped or shape[0] in p.widths) else 0), False
 
 
 def stacked_convs(p: Parameter) -> MatrixAxes:
     """The axes of what may be a stack of convolutions, if it is one."""
-    return MatrixAxes((0,), (2, 3, 4), (1,)) if p.kind == "weight" else MatrixAxes((0,), (1, 2, 3), (4,))
+    inner = tuple(range(1, len(p.shape)))
+    return MatrixAxes((0,), inner[1:], inner[:1]) if p.kind == "weight" else MatrixAxes((0,), inner[:-1], inner[-1:])
 
 
 def by_head(p: Parameter, head_width: int | None) -> MatrixAxes:

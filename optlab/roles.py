@@ -24,7 +24,8 @@ def roles(params: Any, overrides: Mapping[str, str] | None = None) -> Any:
 
     Rank 0 is a scalar; rank 1, and every bias and gain, a vector. Rank 2 is a matrix, unless its name says embedding
     or head, or it is the only kernel outside the blocks that is as wide as the embedding's vocabulary. Rank 3 and more
-    is a stack of layers (`nn.scan`, `nn.vmap`) or of experts, an attention projection or a convolution.
+    is a stack of layers (`nn.scan`, `nn.vmap`) or of experts, an attention projection or a convolution; what is called
+    a convolution and has a square window, or a norm beside it, is a single one's.
 
     Args:
         params: the parameters, or anything of the same structure that has shapes.
@@ -47,6 +48,8 @@ def _check_told(parameters: list[Parameter], found: list[str | None]) -> None:
             said, when, axes = "matrix", "if it is a matrix", MatrixAxes(stack, (len(stack),), (len(stack) + 1,))
             if p.may_be_stacked_convs:
                 said, when, axes = "conv", "if it is a stack of them", _telling.stacked_convs(p)
+            elif p.may_be_stacked_queries:
+                when, axes = "if it is a stack of layers", MatrixAxes((0,), (1,), tuple(range(2, len(p.shape))))
             raise ValueError(
                 f"roles can't tell what {p.path!r} of shape {p.shape} is. Tell by_role or muon: "
                 f"roles=partial(optlab.roles.roles, overrides={{{p.path!r}: {said!r}}}) and, {when}, which "

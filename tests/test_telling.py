@@ -249,7 +249,6 @@ def test_experts(layers):
         ({"experts": {"up": {"kernel": (W, W, F), "bias": (W, F)}}}, ((0,), (1,), (2,))),  # as many as they are wide
         ({"ExpertMlp_0": {"Dense_0": {"kernel": (L, E, W, F)}}}, ((0, 1), (2,), (3,))),
         ({"VmapDense_0": {"kernel": (E, W, F)}}, ((0,), (1,), (2,))),
-        ({"blocks": {n: {"kernel": (L, W, H, K)} for n in ("query", "key", "value")}}, ((0,), (1,), (2, 3))),
         ({"w1": (L, W, F), "b1": (L, F)}, ((0,), (1,), (2,))),
         ({"attention": {"wq": (W, H, K), "wk": (W, 1, K), "wv": (W, 1, K)}}, IN),
         ({"attention": {"attn_out_proj": {"kernel": (H, K, W)}}}, OUT),
@@ -307,6 +306,9 @@ def test_no_head(name):
         {"attn": {"query": {"kernel": (W, E, H, K)}}},  # layers, or groups of queries
         {"attn": {"qkv": {"kernel": (L, W, 3, H, K)}}},
         {"attn": {"query": {"kernel": (L, W, H, K)}, "key": {"kernel": (L, W, K)}, "out": {"kernel": (L, H, K, W)}}},
+        {"blocks": {n: {"kernel": (L, W, H, K)} for n in ("query", "key", "value")}},  # as Flax scans, or as T5X
+        {"blocks": {n: {"kernel": (W, L, H, K)} for n in ("query", "key", "value")}, "norm": {"scale": (W,)}},
+        {"attn": {"query": {"kernel": (L, W, H, K)}} | {n: {"kernel": (L, W, K)} for n in ("key", "value")}},  # or GQA
     ],
 )
 def test_what_cant_be_told_is_an_error(tree):
@@ -388,9 +390,15 @@ def test_the_last_kernel_of_a_head_is_the_head(inside, last):
         ({"conv": {"kernel": (1, 3, 3, W, F)}}, ((), (0, 1, 2, 3), (4,))),
         ({"conv": {"kernel": (3, 3, 3, W, F)}}, ((), (0, 1, 2, 3), (4,))),
         ({"conv": {"weight": (F, W, 3, 3, 3)}}, ((), (1, 2, 3, 4), (0,))),
+        ({"conv": {"kernel": (L, 3, W, F)}, "norm": {"scale": (L, F)}}, ((0,), (1, 2), (3,))),
+        ({"conv": {"kernel": (7, 3, W, F)}, "norm": {"scale": (F,)}}, ((), (0, 1, 2), (3,))),
+        ({"conv_2d": {"kernel": (7, 3, W, F)}}, ((), (0, 1, 2), (3,))),
+        ({"conv": {"kernel": (1, 7, W, F)}}, ((), (0, 1, 2), (3,))),
+        ({"conv": {"kernel": (3, 3, W, F)}}, ((), (0, 1, 2), (3,))),
+        ({"conv": {"weight": (F, W, 1, 7), "bias": (F, 1, 1)}}, ((), (1, 2, 3), (0,))),
     ],
 )
-def test_stacked_convolutions_and_such_in_three_dimensions(tree, axes):
+def test_stacked_convolutions_and_such_in_more_dimensions(tree, axes):
     tree = shapes({"block": tree})
     own = "weight" if "weight" in tree["block"].get("conv", {}) else "kernel"
     (layer,) = (name for name in tree["block"] if "conv" in name)
@@ -400,10 +408,15 @@ def test_stacked_convolutions_and_such_in_three_dimensions(tree, axes):
 
 @pytest.mark.parametrize(
     ("own", "shape", "axes"),
-    [("kernel", (L, 3, 3, W, F), ((0,), (1, 2, 3), (4,))), ("weight", (L, F, W, 3, 3), ((0,), (2, 3, 4), (1,)))],
+    [
+        ("kernel", (L, 3, 3, W, F), ((0,), (1, 2, 3), (4,))),
+        ("weight", (L, F, W, 3, 3), ((0,), (2, 3, 4), (1,))),
+        ("kernel", (L, 3, W, F), ((0,), (1, 2), (3,))),
+        ("weight", (L, F, W, 3), ((0,), (2, 3), (1,))),
+    ],
 )
 def test_what_may_be_a_stack_of_convolutions_is_an_error(own, shape, axes):
-    tree = shapes({"conv": {own: shape}, "norm": {"scale": (F,)}})  # the norm may be the last, outside the stack
+    tree = shapes({"conv": {own: shape}, "tail": {"norm": {"scale": (F,)}}})  # the last one, outside the stack
     said = f"overrides={{'conv/{own}': 'conv'}}) and, if it is a stack of them, which .*: MatrixAxes{axes}}})"
     with pytest.raises(ValueError, match=re.escape(said).replace(r"\.\*", ".*")):
         roles(tree)
