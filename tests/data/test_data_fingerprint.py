@@ -1,10 +1,13 @@
 """The data's fingerprint: the same for the same examples, another one for others, and cheap."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from optlab.data import Batches, arrays, fingerprint
 from optlab.data._images import ImageSplit
+from optlab.data._text import TrainingWindows
 
 X, Y = np.arange(200.0).reshape(100, 2), np.arange(100)
 
@@ -33,11 +36,24 @@ def test_other_examples_have_another(x, y):
     assert of(x, y) != of(X, Y)
 
 
+def test_in_memory_one_bit_of_one_example_makes_another():
+    images = np.random.default_rng(0).integers(0, 255, (5000, 4, 4, 1), np.uint8)
+    split = ImageSplit(images, np.zeros(5000, np.int32), np.arange(5000), np.zeros(16), np.ones(16), augment=True)
+    flipped = images.copy()
+    flipped[1234, 1, 2, 0] ^= 1
+    assert fingerprint(dataclasses.replace(split, images=flipped)) != fingerprint(split)
+    assert fingerprint(dataclasses.replace(split, images=images.copy(), augment=False)) == fingerprint(split)
+    tokens = np.arange(100_000).astype(np.uint8)
+    assert fingerprint(TrainingWindows(tokens, 10)) != fingerprint(
+        TrainingWindows(np.where(tokens == 77, 7, tokens), 10)
+    )
+
+
 def test_the_same_bytes_of_another_dtype_are_others():
     assert of(0 * X, Y) != of((0 * X).astype(np.int32), Y)
 
 
-def test_at_most_64_examples_are_read_as_they_are_without_augmentation():
+def test_of_other_splits_at_most_64_examples_are_read_as_they_are_without_augmentation():
     class Spy(ImageSplit):
         def take(self, indices, epoch=None, seed=0):
             read.extend(indices)
