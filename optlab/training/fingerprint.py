@@ -20,7 +20,7 @@ Name = TypeVar("Name")
 _MIXERS = (((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)), ((16, 0x45D9F3B), (16, 0x45D9F3B), (16, 1)))
 
 
-def fingerprints(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
+def fingerprints(arrays: Mapping[str, jax.Array | np.ndarray]) -> dict[str, str]:
     """Of every array 16 hexadecimal digits, which another value of any bit changes.
 
     Every 32-bit word is mixed with its place and the results are summed up modulo 2³², so that the order of the sum,
@@ -28,6 +28,12 @@ def fingerprints(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
     are given as their data.
     """
     return {name: "".join(f"{int(n):08x}" for n in pair) for name, pair in _of_each(fingerprint, arrays).items()}
+
+
+def host_fingerprints(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """The same of NumPy's arrays; of doubles even where JAX isn't told to enable them."""
+    with jax.default_device(_host()):
+        return fingerprints({name: _halves(x) for name, x in arrays.items()})
 
 
 def non_finite(arrays: Mapping[Name, jax.Array]) -> list[Name]:
@@ -50,15 +56,33 @@ def fingerprint(x: jax.Array) -> jax.Array:
     return jnp.stack(lax.reduce(mixed, [np.uint32(0)] * len(mixed), add, range(words.ndim)))
 
 
+def _halves(x: np.ndarray) -> np.ndarray:
+    """What is wider than 32 bits as uint32, in the order of `_words`."""
+    if x.dtype == np.complex128:
+        x = np.stack([x.real, x.imag])
+    if x.dtype.itemsize != 8 or x.dtype == np.complex64:
+        return x
+    return np.ascontiguousarray(x)[..., None].view(np.uint32)
+
+
+def _host() -> jax.Device:
+    """A device that takes no memory of an accelerator, if JAX has its CPU at hand."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names others alone
+        return jax.local_devices()[0]
+
+
 def _is_finite(x: jax.Array) -> jax.Array:
     return jnp.all(jnp.isfinite(x))
 
 
-def _of_each(measure: Callable[[jax.Array], jax.Array], arrays: Mapping[Name, jax.Array]) -> dict[Name, np.ndarray]:
+def _of_each(measure: Callable[[jax.Array], jax.Array], arrays: Mapping[Name, Any]) -> dict[Name, np.ndarray]:
     """What is measured of each array, on the host, by one program."""
     if not arrays:
         return {}
-    meshes = [x.sharding.mesh for x in arrays.values() if isinstance(x.sharding, NamedSharding)]
+    shardings = [getattr(x, "sharding", None) for x in arrays.values()]  # NumPy's have none
+    meshes = [sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding)]
     found = _jitted(measure, NamedSharding(meshes[0], P()) if meshes else None)(list(arrays.values()))
     return dict(zip(arrays, np.asarray(found), strict=True))
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from optlab.training.fingerprint import fingerprints
+from optlab.training.fingerprint import fingerprints, host_fingerprints
 from optlab.training.state import TrainState
 
 Manifest = list[dict[str, Any]]
+METADATA = "_CHECKPOINT_METADATA"  # Orbax's JSON file, which holds what is given to it as custom metadata
 WIDE = ("float64", "complex128", "int64", "uint64")  # of half the width where JAX isn't told to enable them
 
 
@@ -109,8 +111,8 @@ def save_async(path: Path, arrays: Mapping[str, jax.Array], content: Mapping[str
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """Manifest and notes, as they were saved."""
-    seal = _try(path, lambda: dict(ocp.metadata(str(path)).custom_metadata))
+    """Manifest and notes, as they were saved. From Orbax's file itself: `ocp.metadata` opens every array first."""
+    seal = _try(path, lambda: json.loads((path / METADATA).read_bytes())["custom_metadata"])
     text = seal.get("content", "")
     if hashlib.sha256(text.encode()).hexdigest() != seal.get("sha256"):
         raise DamagedError(f"{path} is damaged: its list of arrays isn't the one that was saved")
@@ -128,17 +130,12 @@ def check_step(path: Path, step: int) -> None:
 
 def load(path: Path, saved: Manifest, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
     """The wanted arrays, every bit as it was saved; the others are left on the disk."""
-    there = {leaf["name"]: leaf["fingerprint"] for leaf in saved if math.prod(leaf["shape"])}
-    loaded = _try(path, lambda: ocp.load(str(path), {name: wanted.get(name, ocp.PLACEHOLDER) for name in there}))
-    arrays = {name: loaded[name] for name in there if name in wanted}
+    arrays = _load(path, saved, wanted)
     halved = [x for x in saved if x["name"] in arrays and x["dtype"] in WIDE and x["dtype"] != arrays[x["name"]].dtype]
     if halved:
         name, dtype = halved[0]["name"], halved[0]["dtype"]
         raise CheckpointError(f"{path} can't be read here: {name} is {dtype}, which needs JAX_ENABLE_X64=1")
-    found = _try(path, lambda: fingerprints(arrays))
-    if bad := [name for name in arrays if found[name] != there[name]]:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise DamagedError(f"{path} is damaged: {', '.join(bad[:3])}{more} isn't what was saved")
+    _hold_against(path, saved, arrays, fingerprints)
     return arrays
 
 
@@ -148,10 +145,9 @@ def verify_share(path: Path, saved: Manifest) -> None:
     Raises:
       DamagedError: if the share, or the list of all arrays, isn't what was saved.
     """
-    with _alone():
-        if metadata(path)["manifest"] != saved:
-            raise DamagedError(f"{path} is damaged: its list of arrays isn't the one that was saved")
-        load(path, saved, on_device(saved[jax.process_index() :: jax.process_count()], host()))
+    if metadata(path)["manifest"] != saved:
+        raise DamagedError(f"{path} is damaged: its list of arrays isn't the one that was saved")
+    _verify(path, saved, saved[jax.process_index() :: jax.process_count()])
 
 
 def verify_all(path: Path, saved: Manifest) -> None:
@@ -160,8 +156,28 @@ def verify_all(path: Path, saved: Manifest) -> None:
     Raises:
       DamagedError: if one isn't what was saved, or can't be read; it names the arrays.
     """
+    _verify(path, saved, saved)
+
+
+def _verify(path: Path, saved: Manifest, share: Manifest) -> None:
+    """By NumPy: in a third of the time that JAX's arrays take, and of every width."""
+    like = {x["name"]: np.broadcast_to(np.zeros((), jnp.dtype(x["dtype"])), x["shape"]) for x in share}
     with _alone():
-        load(path, saved, on_device(saved, host()))
+        _hold_against(path, saved, _load(path, saved, like), host_fingerprints)
+
+
+def _load(path: Path, saved: Manifest, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    names = [leaf["name"] for leaf in saved if math.prod(leaf["shape"])]
+    loaded = _try(path, lambda: ocp.load(str(path), {name: wanted.get(name, ocp.PLACEHOLDER) for name in names}))
+    return {name: loaded[name] for name in names if name in wanted}
+
+
+def _hold_against(path: Path, saved: Manifest, arrays: Mapping[str, Any], of: Callable[[Any], dict[str, str]]) -> None:
+    there = {leaf["name"]: leaf["fingerprint"] for leaf in saved}
+    found = _try(path, lambda: of(arrays))
+    if bad := [name for name in arrays if found[name] != there[name]]:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise DamagedError(f"{path} is damaged: {', '.join(bad[:3])}{more} isn't what was saved")
 
 
 def _alone() -> ocp.Context:
@@ -170,14 +186,6 @@ def _alone() -> ocp.Context:
     context.multiprocessing.primary_host = jax.process_index()
     context.multiprocessing.active_processes = {jax.process_index()}
     return context
-
-
-def host() -> jax.Device:
-    """A device that takes no memory of an accelerator, if JAX has its CPU at hand."""
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS names others alone
-        return jax.local_devices()[0]
 
 
 def on_device(manifest: Manifest, device: jax.Device) -> dict[str, jax.ShapeDtypeStruct]:

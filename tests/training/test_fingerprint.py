@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optlab.training.fingerprint import fingerprints
+from optlab.training.fingerprint import fingerprints, host_fingerprints
 
 DTYPES = ["float32", "bfloat16", "float16", "int32", "int8", "uint8", "uint16", "uint32", "int4", "bool", "complex64"]
 
@@ -37,6 +37,15 @@ def test_every_bit_counts(place, bit):
     one, other = (fingerprints({"x": jnp.asarray(a)})["x"] for a in (x, changed))
     assert one[:8] != other[:8]
     assert one[8:] != other[8:]
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "float64", "int64", "complex128"])
+@pytest.mark.parametrize("shape", [(4, 6), (), (0, 3)])
+def test_numpys_arrays_have_the_same(dtype, shape):
+    with jax.enable_x64(True):
+        x = bytes_like(dtype, shape) / 3 if "float" in dtype or "complex" in dtype else bytes_like(dtype, shape)
+        known = fingerprints({"x": x})
+    assert host_fingerprints({"x": np.asarray(x)}) == known
 
 
 def test_negative_zero_and_the_kinds_of_nan_are_told_apart():
