@@ -6,7 +6,7 @@ Blocking: a state of so many MiB (parameters, and two moments of Adam's), in eig
 Orbax's own `save_async` of the same arrays, in turns, each after the one before is on the disk; nothing else runs. Ours
 takes the fingerprints and asks Orbax; after it a thread writes, reads everything back and compares.
 
-Slow-down: an MLP under Adam. Runs of 100 steps of one jitted step take turns: one without a save, one that starts a
+Slow-down: a model under Adam. Runs of 100 steps of one jitted step take turns: one without a save, one that starts a
 save of ours after its first step, one that starts Orbax's alone. Each ends when its last step is done and, so that none
 pays for another, when the save is on the disk (ours: and verified). `while training` stops the clock at the last step,
 `to the end` after that wait as well. A run's ratio is its time over the mean of the runs without a save before and
@@ -34,8 +34,8 @@ import numpy as np
 import optax
 from orbax.checkpoint import v1 as ocp
 
-from optlab.data import Batches, digits
-from optlab.models import mlp
+from optlab.data import Batches, digits, text
+from optlab.models import mlp, transformer
 from optlab.training import Checkpoints, TrainState, Workload, init_state, make_step
 
 SIZES = (1, 128, 512)
@@ -75,10 +75,9 @@ def blocking(mib: int, tries: int) -> dict[str, np.ndarray]:
     return {name: np.asarray(times[1:]) for name, times in found.items()}
 
 
-def slow_down(width: int, batch_size: int, rounds: int) -> tuple[float, dict[str, np.ndarray]]:
+def slow_down(workload: Workload, rounds: int) -> tuple[float, dict[str, np.ndarray]]:
     """MiB of the state, and seconds of every run of 100 steps by arm: (while training, to the end)."""
-    workload = Workload.from_model(mlp(10, widths=[width] * 3), digits(), batch_size=batch_size)
-    tx, batches = optax.adam(1e-3), Batches(digits().train, batch_size)
+    tx, batches = optax.adam(1e-3), Batches(workload.data.train, workload.batch_size)
     step = jax.jit(make_step(workload.loss, tx), donate_argnums=0)
     state = init_state(*workload.init(jax.random.key(0)), tx, key=jax.random.key(1))
     mib = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state))) / 2**20
@@ -106,6 +105,15 @@ def slow_down(width: int, batch_size: int, rounds: int) -> tuple[float, dict[str
                 shutil.rmtree(f"{folder}/{run}")
             times[arm].append((trained, time.perf_counter() - began))
     return mib, {arm: np.asarray(found[1:]) for arm, found in times.items()}  # the first round compiles
+
+
+def workloads() -> dict[str, Workload]:
+    mlps = {width: mlp(10, widths=[width] * 3) for width in (256, 1024)}
+    return {
+        "MLP 3×256, batch 128": Workload.from_model(mlps[256], digits(), batch_size=128),
+        "MLP 3×1024, batch 256": Workload.from_model(mlps[1024], digits(), batch_size=256),
+        "GPT 4×128, batch 8×256": Workload.from_model(transformer(256), text(), batch_size=8),
+    }
 
 
 def spread(values: np.ndarray, scale: float = 1.0, digits: int = 0) -> str:
@@ -138,15 +146,15 @@ def main() -> None:
         "| model | state, MiB | step, ms | saves | time / no save's, while training | to the end | lost, ms a save |",
         "|---|---|---|---|---|---|---|",
     ]
-    for width, batch_size in ((256, 128), (1024, 256)):
-        mib, times = slow_down(width, batch_size, arguments.pairs)
+    for name, workload in workloads().items():
+        mib, times = slow_down(workload, arguments.pairs)
         without = times["none"]
         between = 0.5 * (without[:-1, :1] + without[1:, :1])
         for arm in ARMS[1:]:
             ratios, lost = times[arm] / between, 1e3 * (times[arm][:, 0] - between[:, 0])
             cells = [f"{mib:.0f}", f"{1e3 * np.median(without[:, 0]) / EVERY:.1f}", arm]
             cells += [spread(ratios[:, 0], 1, 3), spread(ratios[:, 1], 1, 3), spread(lost)]
-            lines.append(f"| MLP 3×{width}, batch {batch_size} | {' | '.join(cells)} |")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
             print(lines[-1], flush=True)
     arguments.out.write_text("\n".join(lines) + "\n")
 
