@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 
@@ -42,13 +43,13 @@ class MatrixAxes:
     def to_matrices(self, x: jax.Array) -> jax.Array:
         """The leaf as matrices of shape (stack, fan_in, fan_out)."""
         viewed = x.reshape(self.view) if self.view else x
-        return viewed.transpose(self.stack + self.input + self.output).reshape(-1, *self.fans(x.shape))
+        return _transposed(viewed, self.stack + self.input + self.output).reshape(-1, *self.fans(x.shape))
 
     def from_matrices(self, matrices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Back from `to_matrices` to the leaf's own shape."""
         order, viewed = self.stack + self.input + self.output, self.view or shape
-        x = matrices.reshape([viewed[a] for a in order]).transpose([order.index(a) for a in range(len(order))])
-        return x.reshape(shape)
+        x = _transposed(matrices.reshape([viewed[a] for a in order]), [order.index(a) for a in range(len(order))])
+        return x.reshape(shape) if self.view else x
 
     def with_stacked(self, axis: int) -> "MatrixAxes":
         """The same with an axis of the input or the output in the stack."""
@@ -61,3 +62,8 @@ class MatrixAxes:
         later = lambda side: tuple(a + (a >= axis) for a in side)
         view = (*shape[:axis], parts, shape[axis] // parts, *shape[axis + 1 :])
         return MatrixAxes((*later(self.stack), axis), later(self.input), later(self.output), view)
+
+
+def _transposed(x: jax.Array, order: Sequence[int]) -> jax.Array:
+    """What changes nothing needn't be traced, hundreds of times."""
+    return x if list(order) == list(range(x.ndim)) else x.transpose(order)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab._checks import check_choice, check_decay
-from optlab.transforms._numerics import cast_like, check_wide, widen
+from optlab.transforms._numerics import add_scaled, cast_like, check_wide, widen
 
 
 class MomentumState(NamedTuple):
@@ -56,7 +56,7 @@ def momentum(
     ) -> tuple[optax.Updates, MomentumState]:
         del params
         new = (lambda g: g) if style == "heavy_ball" else (lambda g: (1 - decay) * g)
-        advance = lambda m, g: jax.tree.map(lambda m, g: new(g) + decay * m, m, g)
+        advance = lambda m, g: jax.tree.map(lambda m, g: add_scaled(new(g), decay, m), m, g)
         m, g = widen(state.trace), widen(updates)
         if start == "first_gradient":
             m = optax.tree.where(state.count == 0, g, m)

@@ -39,7 +39,8 @@ def scale_by_matrix_shape(scale: Literal["rms", "spectral"] = "rms") -> optax.Gr
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del params, extra_args
         leaves = matrix_leaves("scale_by_matrix_shape", updates, matrix_axes)
-        scaled = [factor(*axes.fans(x.shape)) * widen(x) for x, axes in leaves]
+        factors = [factor(*axes.fans(x.shape)) for x, axes in leaves]
+        scaled = [x if c == 1 else c * widen(x) for (x, _), c in zip(leaves, factors, strict=True)]
         return cast_like(jax.tree.unflatten(jax.tree.structure(updates), scaled), updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
