@@ -12,13 +12,15 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
+from optlab._checks import is_count
 from optlab._saved import is_complete, saved_steps
 from optlab.training import storage
 from optlab.training.fingerprint import fingerprints, non_finite
@@ -54,8 +56,12 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, *, every: int = 500, keep: int = 2):
         for name, value in (("every", every), ("keep", keep)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if not is_count(value):
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if any(sign in str(Path(folder).absolute()) for sign in "[]*?"):
+            raise ValueError(
+                f"{folder}: Orbax can't read from a folder with [, ], * or ? in its path; name another one"
+            )
         self.folder, self.every, self.keep = Path(folder).absolute(), every, keep
         self._lock = WriterLock(self.folder)
         self._pending: _Pending | None = None
@@ -229,13 +235,15 @@ class Checkpoints:
     def _failed(self, step: int, error: Exception) -> CheckpointError:
         return CheckpointError(f"saving step {step} to {self.folder} failed: {type(error).__name__}: {error}")
 
-    def restore(self, like: TrainState, step: int) -> TrainState:
+    def restore(self, like: TrainState, step: int, *, optional: Collection[str] = ("losses",)) -> TrainState:
         """The state that was saved at a step, every bit of it.
 
         Args:
           like: a state of the same structure, or its shapes with shardings: those of the devices where the restored one
-            is to be. Of its `losses` there may be none on either side; where none were saved, they are like's own.
+            is to be.
           step: one of `steps()`.
+          optional: what may be there on one side only, of "losses" and "ema": what isn't in `like` is left out, what
+            wasn't saved is like's own, but an `ema` the restored parameters'.
 
         Raises:
           DamagedError: if what is there isn't what was saved, or can't be read.
@@ -243,35 +251,51 @@ class Checkpoints:
         """
         path = self.folder / str(step)
         saved = storage.metadata(path)["manifest"]
-        is_asked = lambda leaf: leaf["path"][0] != "losses" or like.losses is not None
-        if like.losses is not None and not any(leaf["path"][0] == "losses" for leaf in saved):
-            return dataclasses.replace(self.restore(dataclasses.replace(like, losses=None), step), losses=like.losses)
+        there = {leaf["path"][0] for leaf in saved}
+        given = {name for name in optional if getattr(like, name) is not None and name not in there}
+        if given:
+            without: dict[str, Any] = dict.fromkeys(given)
+            restored = self.restore(dataclasses.replace(like, **without), step, optional=optional)
+            average = jax.tree.map(jnp.copy, restored.params)
+            own = {name: average if name == "ema" else getattr(like, name) for name in given}
+            return dataclasses.replace(restored, **own)
+        left_out = {name for name in optional if getattr(like, name) is None}
         arrays, manifest = storage.flatten(like)
-        storage.compare(path, saved=[leaf for leaf in saved if is_asked(leaf)], wanted=manifest)
+        storage.compare(path, saved=[leaf for leaf in saved if leaf["path"][0] not in left_out], wanted=manifest)
         loaded = storage.load(path, saved, {name: storage.abstract(x) for name, x in arrays.items()})
+        loaded = {name: storage.placed_like(x, arrays[name]) for name, x in loaded.items()}
         leaves = [storage.unpack(loaded.get(leaf["name"]), leaf) for leaf in manifest]
         restored = jax.tree.unflatten(jax.tree.structure(like), leaves)
         storage.check_step(path, int(restored.step))
         return restored
 
-    def restore_latest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore_latest(
+        self, like: TrainState, *, optional: Collection[str] = ("losses",)
+    ) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest state that is as it was saved, and its notes; None where nothing was ever saved.
 
-        Damaged checkpoints on the way are renamed to `quarantine-<step>-…`, and a line on stderr says so.
+        Damaged checkpoints on the way are renamed to `quarantine-<step>-…`, and a line on stderr says so; but not while
+        another process writes to the folder.
+
+        Args:
+          like: as for `restore`.
+          optional: likewise.
 
         Raises:
           CheckpointError: if there are checkpoints, all of them damaged: a run never starts again from 0 in silence; or
             as `restore`, for another structure.
         """
+        passed = []
         for step in reversed(once(self.steps)):
             try:
                 with together(DamagedError):
-                    restored = self.restore(like, step)
+                    restored = self.restore(like, step, optional=optional)
                 return restored, once(functools.partial(self.notes, step))
             except DamagedError as error:
                 message = str(error)
-            once(functools.partial(self._quarantine, step, message))
-        if bad := once(self._quarantined):
+            once(functools.partial(self._set_aside, step, message))
+            passed.append(str(step))
+        if bad := once(self._quarantined) or passed:
             raise CheckpointError(
                 f"no checkpoint in {self.folder} is whole, and a run doesn't start again from 0 by itself; set aside: "
                 f"{', '.join(bad)}. Move them away to start afresh, or name another folder"
@@ -292,6 +316,19 @@ class Checkpoints:
 
     def _quarantined(self) -> list[str]:
         return sorted(p.name for p in self.folder.glob("quarantine-*"))
+
+    def _set_aside(self, step: int, why: str) -> None:
+        """Puts a damaged checkpoint into quarantine, unless somebody else writes here, who may be removing it."""
+        try:
+            self._claim()
+        except CheckpointError as error:
+            print(f"optlab: {why}; left where it is: {error}", file=sys.stderr)
+            return
+        try:
+            if (self.folder / str(step)).exists():
+                self._quarantine(step, why)
+        finally:
+            self._release()
 
     def _quarantine(self, step: int, why: str) -> None:
         aside = self.folder / f"quarantine-{step}-{time.time_ns()}"

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 Name = TypeVar("Name")
@@ -78,13 +78,24 @@ def _is_finite(x: jax.Array) -> jax.Array:
 
 
 def _of_each(measure: Callable[[jax.Array], jax.Array], arrays: Mapping[Name, Any]) -> dict[Name, np.ndarray]:
-    """What is measured of each array, on the host, by one program."""
-    if not arrays:
-        return {}
-    shardings = [getattr(x, "sharding", None) for x in arrays.values()]  # NumPy's have none
-    meshes = [sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding)]
-    found = _jitted(measure, NamedSharding(meshes[0], P()) if meshes else None)(list(arrays.values()))
-    return dict(zip(arrays, np.asarray(found), strict=True))
+    """What is measured of each array, on the host, by one program for those in one place."""
+    groups: dict[Any, list[Name]] = {}
+    for name, x in arrays.items():
+        groups.setdefault(_place(x), []).append(name)
+    found: dict[Name, np.ndarray] = {}
+    for place, names in groups.items():
+        sharding = NamedSharding(place, P()) if isinstance(place, Mesh) else None
+        values = _jitted(measure, sharding)([arrays[name] for name in names])
+        found |= zip(names, np.asarray(values), strict=True)
+    return found
+
+
+def _place(x: Any) -> Mesh | frozenset[jax.Device] | None:
+    """Which arrays one program can take together: those of one mesh, or of one device, or NumPy's."""
+    sharding = getattr(x, "sharding", None)
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+        return sharding.mesh
+    return None if sharding is None else frozenset(sharding.device_set)
 
 
 @functools.lru_cache

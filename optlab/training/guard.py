@@ -162,7 +162,7 @@ class Skips:
             return
         print(f"optlab: step {step} is skipped, {len(self.steps)} of at most {self.limit}: {why}", file=sys.stderr)
         if self.log is not None:
-            entry = {name: _as_json(values[f"train/{name}"]) for name in ("loss", "gradient_norm")}
+            entry = {name: _as_json(values.get(f"train/{name}", math.nan)) for name in ("loss", "gradient_norm")}
             examples = {} if self.examples is None else {"examples": self.examples(step)}
             self.log.add({"step": step, "why": why, **entry, **examples})
 
@@ -180,7 +180,7 @@ class Skips:
 
 
 def _reason(fault: str, values: Record) -> str:
-    loss, norm = values["train/loss"], values["train/gradient_norm"]
+    loss, norm = values.get("train/loss", math.nan), values["train/gradient_norm"]  # no loss where no example counts
     if fault == "loss" and math.isfinite(loss):
         return f"the loss that is differentiated isn't finite (the metric is {loss:g})"
     if fault == "gradient" and math.isinf(norm):

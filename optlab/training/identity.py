@@ -41,7 +41,7 @@ def identity(
     held_out = {f"data.{name}": getattr(workload.data, name) for name in ("validation", "test")}
     found = {
         "data": fingerprint(workload.data.train),
-        **{name: fingerprint(split) for name, split in held_out.items() if split is not None},
+        **{name: None if split is None else fingerprint(split) for name, split in held_out.items()},
         "seed": seed,
         "batch_size": workload.batch_size,
         "accumulate": accumulate,

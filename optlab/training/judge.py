@@ -47,7 +47,7 @@ class Judge:
         return {name: getattr(self, name) for name in ("best", "waited", "mark", "ended", "reached")}
 
     def load(self, notes: Mapping[str, Any], changed: Collection[str] = ()) -> None:
-        """The inverse of dump; what was found under another target or stop than now isn't taken over.
+        """The inverse of dump; what was found under another target or stop, or on other data, isn't taken over.
 
         Args:
           notes: what dump gave.
@@ -63,7 +63,7 @@ class Judge:
             )
         self.best = notes["best"] and tuple(notes["best"])
         self.waited, self.mark, self.ended, self.reached = (notes[n] for n in ("waited", "mark", "ended", "reached"))
-        if not {"target.metric", "target.mode"}.isdisjoint(changed):
+        if any(key in ("target.metric", "target.mode") or key.startswith("data") for key in changed):
             self.best, self.waited, self.mark = None, 0, None
         if any(key.startswith("target.") for key in changed):
             self.reached = None

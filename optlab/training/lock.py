@@ -40,6 +40,8 @@ class WriterLock:
     def release(self) -> None:
         self._holds -= 1
         if self._holds == 0 and self._file is not None:
+            if fcntl is not None:
+                fcntl.flock(self._file, fcntl.LOCK_UN)  # a forked child may have the file open for long
             self._file.close()
             self._file = None
 

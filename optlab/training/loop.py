@@ -240,7 +240,7 @@ def _continued(
     allow_change: Collection[str],
 ) -> tuple[TrainState, Mapping[str, Any]]:
     """The state of the latest checkpoint and its notes, held against this run; without any the first one and none."""
-    saved = checkpoints.restore_latest(first)
+    saved = checkpoints.restore_latest(first, optional=("losses", "ema"))  # whether the average may go, the keys tell
     if saved is None:
         return first, {}
     state, notes = saved

@@ -243,6 +243,5 @@ def _evaluation(loss: Loss) -> Callable[..., PackedMetrics]:
 
 
 def _means(sums: dict[str, np.ndarray]) -> dict[str, float]:
-    """The means by name, without what the probes didn't measure."""
-    is_there = lambda name, weight: weight or not name.startswith("probe/")
-    return {name: float(total / weight) for name, (total, weight) in sums.items() if is_there(name, weight)}
+    """The means by name, without what wasn't measured: by a probe, or of a batch in which no example counts."""
+    return {name: float(total / weight) for name, (total, weight) in sums.items() if weight}

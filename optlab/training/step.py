@@ -191,8 +191,10 @@ def _mean_gradient(loss: Loss, axis_name: str | None, accumulate: int) -> Callab
             terms, metrics = lax.psum((terms, metrics), axis_name)
             is_float = lambda x: jnp.issubdtype(x.dtype, jnp.inexact)
             model_state = jax.tree.map(lambda x: lax.pmean(x, axis_name) if is_float(x) else x, model_state)
-        if is_parted:  # Σ weight · gradient / Σ weight
-            terms = jax.tree.map(lambda x: x / metrics["loss"][1].astype(x.dtype), terms)
+        if is_parted:  # Σ weight · gradient / Σ weight, and 0 where no example counts
+            weight = metrics["loss"][1]
+            weight = jnp.where(weight == 0, 1, weight)
+            terms = jax.tree.map(lambda x: x / weight.astype(x.dtype), terms)
         return (*terms, model_state, metrics)
 
     return gradient

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import math
+import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,14 +37,14 @@ class DamagedError(CheckpointError):
 # A state as a flat dict of arrays, and a manifest that says what each of them was.
 
 
-def flatten(state: TrainState) -> tuple[dict[str, jax.Array], Manifest]:
+def flatten(state: TrainState) -> tuple[dict[str, Any], Manifest]:
+    """The arrays (or shapes, of a state of shapes) by name, and the manifest."""
     arrays, manifest = {}, []
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        data = jax.random.key_data(leaf) if is_key else leaf
         name = jax.tree_util.keystr(path, simple=True, separator="/")
+        data, implementation = _data(name, leaf)
         entry = {"name": name, "path": [_plain(k) for k in path], "shape": list(data.shape), "dtype": str(data.dtype)}
-        manifest.append({**entry, "key": str(jax.random.key_impl(leaf)) if is_key else None})
+        manifest.append({**entry, "key": implementation})
         if data.size:  # Orbax refuses arrays without elements; their shape says all that there is
             arrays[name] = data
     names = [leaf["name"] for leaf in manifest]
@@ -51,6 +54,24 @@ def flatten(state: TrainState) -> tuple[dict[str, jax.Array], Manifest]:
             f"two leaves of the state are named {twice!r}: rename one (a key of a dict may hold no '/')"
         )
     return arrays, manifest
+
+
+def _data(name: str, leaf: Any) -> tuple[Any, str | None]:
+    """A leaf's array and, of random keys, their implementation; of shapes likewise."""
+    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        raise CheckpointError(f"{name} is a {type(leaf).__name__}: a state holds JAX's arrays (jnp.asarray) alone")
+    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf, None
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.random.key_data(leaf), str(jax.random.key_impl(leaf))
+    implementations: list[str] = []  # told inside, where the shape is a tracer
+
+    def opened(key: jax.Array) -> jax.Array:
+        implementations.append(str(jax.random.key_impl(key)))
+        return jax.random.key_data(key)
+
+    data = jax.eval_shape(opened, leaf)
+    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding), implementations[0]
 
 
 def _plain(key: Any) -> str | int:
@@ -66,8 +87,16 @@ def unpack(data: jax.Array | None, leaf: Mapping[str, Any]) -> jax.Array:
     return jax.random.wrap_key_data(data, impl=leaf["key"]) if leaf["key"] else data
 
 
-def abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+def abstract(x: Any) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and place of an array or a shape; without any it is the first device."""
+    sharding = x.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def placed_like(x: jax.Array, like: Any) -> jax.Array:
+    """A restored array, free to go where it is needed if the one like it is (a scalar beside divided parameters)."""
+    is_free = isinstance(like, jax.Array) and not like.committed
+    return jnp.asarray(np.asarray(x)) if is_free else x
 
 
 def nest(items: Sequence[tuple[Sequence[str | int], Any]]) -> Any:
@@ -104,19 +133,41 @@ def save_async(path: Path, arrays: Mapping[str, jax.Array], content: Mapping[str
     """Starts to write arrays, and JSON data with a hash of it; `result()` of what is returned waits for the commit."""
     text = json.dumps(content)
     seal = {"content": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    context = ocp.Context()
-    context.array.saving.use_compression = False  # trained numbers shrink by 8 %, for twice the processor time
-    with context:
-        return ocp.save_async(str(path), dict(arrays), custom_metadata=seal)
+    _TURN.acquire()
+    try:
+        with _context():
+            return _Save(ocp.save_async(str(path), dict(arrays), custom_metadata=seal))
+    except BaseException:
+        _TURN.release()
+        raise
+
+
+_TURN = threading.Lock()  # one at a time: Orbax (0.12) mixes up the saves and loads of several threads
+
+
+class _Save:
+    """A save that has the turn until it is over."""
+
+    def __init__(self, response: Any):
+        self.response = response
+
+    def result(self) -> None:
+        try:
+            self.response.result()
+        finally:
+            _TURN.release()
 
 
 def metadata(path: Path) -> dict[str, Any]:
     """Manifest and notes, as they were saved. From Orbax's file itself: `ocp.metadata` opens every array first."""
-    seal = _try(path, lambda: json.loads((path / METADATA).read_bytes())["custom_metadata"])
-    text = seal.get("content", "")
-    if hashlib.sha256(text.encode()).hexdigest() != seal.get("sha256"):
-        raise DamagedError(f"{path} is damaged: its list of arrays isn't the one that was saved")
-    content = json.loads(text)
+
+    def read() -> dict[str, Any]:
+        seal = json.loads((path / METADATA).read_bytes())["custom_metadata"]
+        if hashlib.sha256(seal["content"].encode()).hexdigest() != seal["sha256"]:
+            raise DamagedError(f"{path} is damaged: its list of arrays isn't the one that was saved")
+        return dict(json.loads(seal["content"]))
+
+    content = _try(path, read)
     if "step" in content:  # not in those that are older than this check; `restore` sees them
         check_step(path, content["step"])
     return content
@@ -130,7 +181,8 @@ def check_step(path: Path, step: int) -> None:
 
 def load(path: Path, saved: Manifest, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
     """The wanted arrays, every bit as it was saved; the others are left on the disk."""
-    arrays = _load(path, saved, wanted)
+    with _context():
+        arrays = _read(path, saved, wanted)
     halved = [x for x in saved if x["name"] in arrays and x["dtype"] in WIDE and x["dtype"] != arrays[x["name"]].dtype]
     if halved:
         name, dtype = halved[0]["name"], halved[0]["dtype"]
@@ -162,29 +214,35 @@ def verify_all(path: Path, saved: Manifest) -> None:
 def _verify(path: Path, saved: Manifest, share: Manifest) -> None:
     """By NumPy: in a third of the time that JAX's arrays take, and of every width."""
     like = {x["name"]: np.broadcast_to(np.zeros((), jnp.dtype(x["dtype"])), x["shape"]) for x in share}
-    with _alone():
-        _hold_against(path, saved, _load(path, saved, like), host_fingerprints)
+    context = _context()
+    context.multiprocessing.primary_host = jax.process_index()  # as if there were no other process
+    context.multiprocessing.active_processes = {jax.process_index()}
+    with context:
+        arrays = _read(path, saved, like)
+    _hold_against(path, saved, arrays, host_fingerprints)
 
 
-def _load(path: Path, saved: Manifest, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def _read(path: Path, saved: Manifest, wanted: Mapping[str, Any]) -> dict[str, Any]:
     names = [leaf["name"] for leaf in saved if math.prod(leaf["shape"])]
-    loaded = _try(path, lambda: ocp.load(str(path), {name: wanted.get(name, ocp.PLACEHOLDER) for name in names}))
+    with _TURN:
+        loaded = _try(path, lambda: ocp.load(str(path), {name: wanted.get(name, ocp.PLACEHOLDER) for name in names}))
     return {name: loaded[name] for name in names if name in wanted}
 
 
 def _hold_against(path: Path, saved: Manifest, arrays: Mapping[str, Any], of: Callable[[Any], dict[str, str]]) -> None:
     there = {leaf["name"]: leaf["fingerprint"] for leaf in saved}
-    found = _try(path, lambda: of(arrays))
+    found = of(arrays)
     if bad := [name for name in arrays if found[name] != there[name]]:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise DamagedError(f"{path} is damaged: {', '.join(bad[:3])}{more} isn't what was saved")
 
 
-def _alone() -> ocp.Context:
-    """Orbax as if there were no other process."""
+def _context() -> ocp.Context:
     context = ocp.Context()
-    context.multiprocessing.primary_host = jax.process_index()
-    context.multiprocessing.active_processes = {jax.process_index()}
+    saving = context.array.saving
+    saving.use_compression = False  # trained numbers shrink by 8 %, for twice the processor time
+    saving.array_metadata_store = None  # files by which NumPy's arrays aren't read, but JAX's: one more to be damaged
+    saving.enable_write_sharding_file = False  # who restores says where to
     return context
 
 
@@ -208,10 +266,25 @@ for _name in ("absl", "asyncio"):
 def _try(path: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except (PermissionError, MemoryError) as error:  # nothing is wrong with what is there
-        raise CheckpointError(f"{path} could not be read: {type(error).__name__}: {error}") from error
+    except CheckpointError:
+        raise
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            raise CheckpointError(f"{path} could not be read for want of memory: {str(error)[:200]}") from error
-        message = f"{path} can't be read ({type(error).__name__}: {str(error)[:200]})"
-        raise DamagedError(message) from error
+        what = f"{type(error).__name__}: {str(error)[:200]}"
+        if _is_passing(error):
+            raise CheckpointError(f"{path} could not be read: {what}") from error
+        raise DamagedError(f"{path} can't be read ({what})") from error
+
+
+# Of the machine, not of what is there: too little memory, too many open files, no permission, a server that is away.
+_PASSING = (
+    *(errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EAGAIN, errno.EINTR),
+    *(errno.ETIMEDOUT, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+)
+_SAID = ("RESOURCE_EXHAUSTED", *map(os.strerror, _PASSING))
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether reading may succeed another time. TensorStore gives the system's words, not its numbers."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _PASSING):
+        return True
+    return any(said in str(error) for said in _SAID) or (error.__cause__ is not None and _is_passing(error.__cause__))

@@ -1,9 +1,13 @@
 """Checkpoints: what is saved comes back bit for bit, and what doesn't fit is named."""
 
 import dataclasses
+import errno
 import gc
+import json
 import logging
 import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -11,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from optlab.training import (
     CheckpointError,
@@ -167,7 +173,7 @@ def files_of(folder):
 
 @pytest.mark.parametrize("part", range(4))
 def test_a_flipped_bit_is_never_restored_in_silence(part, tmp_path):
-    """In whatever file: the same state comes back, or an error; never another value."""
+    """In whatever file: the same state comes back, or an error; never another value. What verifies can be restored."""
     save(tmp_path / "whole", state())
     want, rng = bits(state()), np.random.default_rng(part)
     silent = seen = 0
@@ -177,9 +183,13 @@ def test_a_flipped_bit_is_never_restored_in_silence(part, tmp_path):
             changed = bytearray(content)
             changed[position] ^= 1 << int(rng.integers(8))
             path.write_bytes(changed)
+            checkpoints, is_verified = Checkpoints(tmp_path / "whole"), False
             try:
-                silent += bits(Checkpoints(tmp_path / "whole").restore(state(1), 10)) != want
+                checkpoints.verify(10)
+                is_verified = True
+                silent += bits(checkpoints.restore(state(1), 10)) != want
             except CheckpointError:
+                assert not is_verified, path
                 seen += 1
         path.write_bytes(content)
     assert silent == 0
@@ -254,6 +264,105 @@ def test_another_structure_sets_nothing_aside(tmp_path):
     assert Checkpoints(tmp_path).steps() == [10]
 
 
+def test_an_average_may_come_and_go_where_it_is_asked_for(tmp_path):
+    checkpoints = save(tmp_path, state(), dataclasses.replace(state(step=20), ema=None))
+    assert checkpoints.restore(dataclasses.replace(state(), ema=None), 10, optional=("ema",)).ema is None
+    restored = checkpoints.restore(state(1), 20, optional=("ema",))
+    assert bits(restored.ema) == bits(restored.params) == bits(state().params)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ESTALE, "Stale file handle"), OSError(errno.EMFILE, "Too many")])
+def test_what_is_wrong_with_the_machine_sets_nothing_aside(error, tmp_path, monkeypatch):
+    save(tmp_path, state())
+
+    def failing(*_):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage.Path, "read_bytes", failing)
+        with pytest.raises(CheckpointError, match="could not be read: OSError"):
+            Checkpoints(tmp_path).restore_latest(state(1))
+    monkeypatch.setattr(storage.ocp, "load", failing)
+    with pytest.raises(CheckpointError, match="could not be read: OSError"):
+        Checkpoints(tmp_path).restore_latest(state(1))
+    assert Checkpoints(tmp_path).steps() == [10]
+
+
+@pytest.mark.parametrize("seal", ["null", "[]", "3", '"x"', '{"content": 3, "sha256": "x"}'])
+def test_a_seal_that_is_none_is_damage(seal, tmp_path):
+    save(tmp_path, state(), state(1, step=20))
+    file = tmp_path / "20" / storage.METADATA
+    about = json.loads(file.read_text())
+    file.write_text(json.dumps({**about, "custom_metadata": json.loads(seal)}))
+    assert bits(Checkpoints(tmp_path).restore_latest(state(1))[0]) == bits(state())
+
+
+def test_a_state_may_live_in_several_places(tmp_path):
+    """Divided parameters beside scalars that are free to go to them, and beside an array of another device."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    params = {"w": jax.device_put(jnp.arange(16.0), NamedSharding(mesh, P("data")))}
+    params["other"] = jax.device_put(jnp.ones(3), jax.devices()[3])
+    s = TrainState(jnp.int32(1), params, {}, optax.adam(1e-3).init(params), jax.random.key(0))
+    save(tmp_path, s)
+    restored, _ = Checkpoints(tmp_path).restore_latest(s)
+    assert bits(restored) == bits(s)
+    assert restored.params["w"].sharding == s.params["w"].sharding
+    np.testing.assert_array_equal(jax.jit(jnp.multiply)(restored.params["w"], restored.step), np.arange(16.0))
+    np.testing.assert_array_equal(jax.jit(jnp.multiply)(restored.params["other"], restored.step), np.ones(3))
+
+
+def test_it_is_restored_by_shapes(tmp_path):
+    save(tmp_path, state())
+    restored = Checkpoints(tmp_path).restore(jax.eval_shape(lambda: state(1)), 10)
+    assert bits(restored) == bits(state())
+    assert jax.random.key_impl(restored.key) == jax.random.key_impl(state().key)
+
+
+def test_another_kind_of_leaf_is_refused_by_name(tmp_path):
+    with pytest.raises(CheckpointError, match="step is a int: a state holds JAX's arrays"):
+        save(tmp_path, dataclasses.replace(state(), step=10))
+
+
+@pytest.mark.parametrize(
+    ("folder", "every", "named"), [("lr[1]", 1, r"\[, \], \* or \?"), ("run", 2.5, "every must be")]
+)
+def test_what_cant_work_is_refused_at_once(folder, every, named, tmp_path):
+    with pytest.raises(ValueError, match=named):
+        Checkpoints(tmp_path / folder, every=every)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_save_to_folders_of_their_own(tmp_path):
+    def work(name):
+        save(tmp_path / name, *(state(step=i) for i in range(3)))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, "abcd"))
+    for name in "abcd":
+        assert bits(Checkpoints(tmp_path / name).restore(state(1), 2)) == bits(state(step=2))
+
+
+def test_a_child_that_holds_the_lock_s_file_holds_no_lock(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    with checkpoints.writing():
+        child = subprocess.Popen(["sleep", "60"], pass_fds=[checkpoints._lock._file.fileno()])
+    try:
+        save(tmp_path, state())
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_reader_leaves_a_damaged_one_to_the_writer(tmp_path, capsys):
+    save(tmp_path, state(), state(1, step=20))
+    damage(tmp_path / "20")
+    with Checkpoints(tmp_path).writing():
+        restored, _ = Checkpoints(tmp_path).restore_latest(state(1))  # as if from another process: flock is the file's
+    assert bits(restored) == bits(state())
+    assert Checkpoints(tmp_path).steps() == [10, 20]
+    assert "left where it is" in capsys.readouterr().err
+
+
 def test_a_failed_save_is_an_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointError, match=r"file/checkpoints can't be written to: NotADirectoryError"):
@@ -262,7 +371,7 @@ def test_a_failed_save_is_an_error(tmp_path):
 
 @pytest.mark.parametrize(("name", "value"), [("every", 0), ("keep", -1)])
 def test_bad_arguments_are_named(tmp_path, name, value):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got {value}"):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1, got {value}"):
         Checkpoints(tmp_path, **{name: value})
 
 

@@ -433,6 +433,20 @@ def test_damaged_examples_are_named_and_the_run_goes_on_without_them(tmp_path, c
     assert lines(tmp_path / "skipped.jsonl") == entries
 
 
+@pytest.mark.parametrize("settings", [{}, {"accumulate": 2}, {"strategy": "pmap"}], ids=str)
+def test_a_batch_of_damaged_examples_alone_measures_nothing_and_the_run_goes_on(tmp_path, settings):
+    def fault(indices, epoch):
+        if epoch == 1 and 3 in indices:
+            raise DamagedRecordError(indices.tolist(), "torn")
+
+    history = run(tmp_path, fault=fault, skip_limit=8, **settings)
+    assert history.outcome == "finished"
+    assert [r["step"] for r in history.records if "train/loss" not in r] == [
+        lines(tmp_path / "skipped.jsonl")[0]["step"]
+    ]
+    assert all(np.isfinite(list(r.values())).all() for r in history.records)
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_loss_that_would_count_what_stands_in_for_a_damaged_example_is_refused(tmp_path, split):
     def fault(indices, epoch):

@@ -25,10 +25,23 @@ def loss(params, model_state, batch, key, train):
     return errors.mean(), (model_state, {"loss": (errors.sum(), np.float32(errors.size))})
 
 
-def go(folder, *, shift=0.0, moved=None, batch_size=16, target=Target(), optimizer=optax.sgd, rate=0.01, **kwargs):
+def go(
+    folder,
+    *,
+    shift=0.0,
+    moved=None,
+    gone=None,
+    batch_size=16,
+    target=Target(),
+    optimizer=optax.sgd,
+    rate=0.01,
+    **kwargs,
+):
     source = arrays(X, X.sum(axis=1) + shift, validation=0.2, test=0.2)
     if moved:
         source = dataclasses.replace(source, **{moved: source.train})
+    if gone:
+        source = dataclasses.replace(source, **{gone: None})
     workload = Workload("regression", source, init, loss, batch_size, target)
     settings = {"steps": 6, "ema": 0.5, "evaluate_every": 2, **kwargs}
     return train(workload, optimizer(rate), checkpoints=Checkpoints(folder, every=2), **settings)
@@ -59,6 +72,8 @@ def copy(ran, tmp_path):
         ({"shift": 1.0, "allow_change": ["data.path"]}, "4 is of another run: data"),  # moved, not changed
         ({"moved": "validation"}, r"run: data.validation \('12 examples \w+' there, '36 examples \w+' here\)"),
         ({"moved": "test"}, r"run: data.test \('12 .* there, '36 .* here\); .*--allow-change data$"),
+        ({"gone": "validation", "target": Target(metric="train/loss")}, r"data.validation \('12 .* there, None here\)"),
+        ({"ema": None}, r"run: ema \(0.5 there, None here\); .*--allow-change ema$"),
         ({"target": Target(value=0.1)}, r"target.value \(None there, 0.1 here\)"),
         ({"optimizer": optax.adam}, r"another model or optimizer: opt_state/.* \(absent there, float32\[4\] here\)"),
     ],
@@ -118,6 +133,19 @@ def test_a_rate_that_the_optimizer_moved_stays_moved(tmp_path):
     for steps in (4, 6):
         history = go(tmp_path, steps=steps, optimizer=halving, rate=1.0)
     assert history.state.opt_state.hyperparams["learning_rate"] == 2.0**-6
+
+
+def test_the_average_may_begin_and_end_where_it_is_allowed(copy):
+    history = go(copy, ema=None, steps=6, allow_change=["ema"])
+    assert history.state.ema is None
+    with pytest.raises(CheckpointError, match=r"run: ema \(None there, 0.5 here\)"):
+        go(copy, steps=8)
+    begun = go(copy, steps=7, ema=0.0, allow_change=["ema"]).state
+    assert begun.ema["w"].tolist() == begun.params["w"].tolist()
+
+
+def test_the_best_on_other_data_is_forgotten(copy):
+    assert go(copy, moved="validation", rate=0.0, allow_change=["data"]).best[0] == 6
 
 
 def test_a_guard_against_spikes_may_begin_and_end(tmp_path):
