@@ -74,10 +74,14 @@ def _data(name: str, leaf: Any) -> tuple[Any, str | None]:
     return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding), implementations[0]
 
 
-def _plain(key: Any) -> str | int:
-    """An entry of a leaf's path: an index of a list or tuple, or a name."""
+def _plain(key: Any) -> str | int | dict[str, Any]:
+    """An entry of a leaf's path: an index, or a name; the number in a dict and the value of a variable say so."""
     if isinstance(key, jax.tree_util.SequenceKey):
         return key.idx
+    if isinstance(key, jax.tree_util.DictKey) and isinstance(key.key, int):
+        return {"key": key.key}
+    if isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value":
+        return {"attribute": key.name}
     return jax.tree_util.keystr((key,), simple=True)
 
 
@@ -99,16 +103,32 @@ def placed_like(x: jax.Array, like: Any) -> jax.Array:
     return jnp.asarray(np.asarray(x)) if is_free else x
 
 
-def nest(items: Sequence[tuple[Sequence[str | int], Any]]) -> Any:
-    """Nested dicts and lists from paths; in a list a {} stands where there was nothing, so that none moves up."""
+def nest(items: Sequence[tuple[Sequence[Any], Any]]) -> Any:
+    """Nested dicts and lists from paths; in a list a {} stands where there was nothing, so that none moves up.
+
+    What has a value and nothing else, as NNX's variables, is that value: so `nnx.update` takes it.
+    """
     if not items:
         return {}
     if not items[0][0]:
         return items[0][1]
-    heads = dict.fromkeys(path[0] for path, _ in items)
-    parts = {head: nest([(path[1:], x) for path, x in items if path[0] == head]) for head in heads}
-    indices = [head for head in heads if isinstance(head, int)]
-    return [parts.get(i, {}) for i in range(max(indices) + 1)] if indices else parts
+    if [path for path, _ in items] == [[{"attribute": "value"}]]:
+        return items[0][1]
+    below: dict[tuple[str, Any], list[tuple[Sequence[Any], Any]]] = {}
+    for path, x in items:
+        below.setdefault(_head(path[0]), []).append((path[1:], x))
+    parts = {head: nest(members) for head, members in below.items()}
+    indices = [key for kind, key in parts if kind == "index"]
+    if indices:
+        return [parts.get(("index", i), {}) for i in range(max(indices) + 1)]
+    return {key: part for (_, key), part in parts.items()}
+
+
+def _head(entry: str | int | dict[str, Any]) -> tuple[str, Any]:
+    """What kind of entry of a path it is, and its key."""
+    if isinstance(entry, dict):
+        return next(iter(entry.items()))
+    return ("index" if isinstance(entry, int) else "name"), entry
 
 
 def compare(path: Path, *, saved: Manifest, wanted: Manifest) -> None:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -426,6 +427,24 @@ def test_what_holds_no_array_shifts_nothing_in_a_list(tmp_path):
     found = load_params(tmp_path)
     assert found[1:3] == [{}, {}]
     assert bits(found[3]) == bits(params[3])
+
+
+def test_nnx_takes_its_parameters_back(tmp_path):
+    def make(seed):
+        layers = [nnx.Linear(2, 2, rngs=nnx.Rngs(seed + i)) for i in range(2)]
+        return nnx.Sequential(*layers)
+
+    model, other = make(0), make(5)
+    save(tmp_path, dataclasses.replace(state(), params=nnx.state(model, nnx.Param), ema=None))
+    found = load_params(tmp_path)
+    nnx.update(other, found)
+    assert bits(nnx.state(other)) == bits(nnx.state(model))
+
+
+def test_numbers_that_name_stay_numbers(tmp_path):
+    params = {0: jnp.ones(2), 3: {"value": jnp.zeros(3)}}
+    save(tmp_path, dataclasses.replace(state(), params=params, ema=None))
+    assert jax.tree.structure(load_params(tmp_path)) == jax.tree.structure(params)
 
 
 def test_double_precision_is_verified_where_jax_lacks_it_and_no_damage(tmp_path):
