@@ -274,7 +274,8 @@ def _stack_axis(parameters: list[Parameter]) -> int | None:
 
     All have the same length there, a kernel has two axes more, and one shows that it can't be a single layer's. Where
     there are neither gains nor biases, it is the first axis of two or more arrays of rank 3, none of them a
-    convolution, and not all of them queries, keys and values, which share the width of the model.
+    convolution, and not all of them queries, keys and values, which share the width of the model. If these are called
+    kernels, arrays of rank 2 may stand beside them.
     """
     shapes = [p.one_shape for p in parameters]
     if any(len(p.one_shape) == 2 and p.kind in TABLES and not (p.is_gain or len(p.one_bias) > 1) for p in parameters):
@@ -286,8 +287,12 @@ def _stack_axis(parameters: list[Parameter]) -> int | None:
     is_one = len(alike) == 1 and min(map(len, shapes)) > 1  # queries, keys and values share the model's width, too
     if is_one and _has_long_queries(parameters):
         return alike[0]
-    plain = len(parameters) > 1 and all(len(shape) == 3 for shape in shapes) and len({s[0] for s in shapes}) == 1
-    if plain and not any(p.is_vector or p.is_conv for p in parameters) and not all(p.into_heads for p in parameters):
+    longer = [p for p in parameters if len(p.one_shape) == 3]
+    shorter = [p for p in parameters if len(p.one_shape) == 2]
+    plain = len(longer) > 1 and len(longer) + len(shorter) == len(parameters) and 0 in alike
+    if shorter and not all(p.kind in KERNELS for p in longer):
+        return None
+    if plain and not any(p.is_vector or p.is_conv for p in parameters) and not all(p.into_heads for p in longer):
         return 0
     return None
 

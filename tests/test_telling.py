@@ -347,6 +347,14 @@ def test_a_width_that_all_share_counts_no_layers():
     assert told(shapes(tree))["layers/mix/kernel"] == ((0,), (1,), (2,))
 
 
+def test_a_bare_array_may_stand_beside_stacked_kernels():
+    layers = {"attn": {n: {"kernel": (L, A, A)} for n in "qkvo"} | {"lambdas": (L, 2)}, "up": {"kernel": (L, A, F)}}
+    found = told(shapes(layers))
+    assert found.pop("attn/lambdas") == "vector"
+    assert set(found.values()) == {((0,), (1,), (2,))}
+    assert told(shapes({"a": (W, F), **dict.fromkeys(("wq", "wk", "wo"), (W, H, K))}))["a"] == DENSE
+
+
 def test_a_norms_weight_is_in_layers_whatever_the_norm_is_called():
     norm = {"weight": (L, F), "bias": (L, F)}
     tree = {"blocks": [{"kernel": (L, W, F), "bias": (L, F)}, norm]}
