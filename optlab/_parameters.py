@@ -108,10 +108,11 @@ class Parameter:
 
     @property
     def is_conv(self) -> bool:
-        """By its layer's name, or because its window is square; a bias of several axes is a projection's."""
+        """By its layer's name, or because its window is square: a bias of several axes is a projection's, and experts
+        may be as many as layers."""
         shape = self.one_shape
         square = len(shape) == 4 and shape[0] == shape[1] and self.kind in KERNELS and len(self.one_bias) < 2
-        return len(shape) > 2 and ("conv" in self.layer_name.lower() or square)
+        return len(shape) > 2 and ("conv" in self.layer_name.lower() or (square and not self._names_experts))
 
     @property
     def may_be_stacked_convs(self) -> bool:
@@ -173,10 +174,13 @@ class Parameter:
             return has(name, {*OUT_OF_HEADS, "proj"})
         return has(self.layer_name, OUT_OF_HEADS) and not self._is_under_experts
 
+    @cached_property
+    def _names_experts(self) -> bool:
+        return any(part in name.lower() for name in self.names for part in EXPERTS)
+
     @property
     def _is_under_experts(self) -> bool:
-        named = any(part in name.lower() for name in self.names for part in EXPERTS)
-        return named or any(has(name, TRANSFORMED) for name in self.names)
+        return self._names_experts or any(has(name, TRANSFORMED) for name in self.names)
 
     @property
     def is_expert(self) -> bool:

@@ -248,6 +248,7 @@ def test_experts(layers):
         ({"experts": {"up": {"kernel": (E, W, F)}}}, ((0,), (1,), (2,))),
         ({"experts": {"up": {"kernel": (W, W, F), "bias": (W, F)}}}, ((0,), (1,), (2,))),  # as many as they are wide
         ({"ExpertMlp_0": {"Dense_0": {"kernel": (L, E, W, F)}}}, ((0, 1), (2,), (3,))),
+        ({"moe": {"wi": {"kernel": (E, E, W, F)}}}, ((0, 1), (2,), (3,))),  # in as many layers: no window
         ({"VmapDense_0": {"kernel": (E, W, F)}}, ((0,), (1,), (2,))),
         ({"w1": (L, W, F), "b1": (L, F)}, ((0,), (1,), (2,))),
         ({"attention": {"wq": (W, H, K), "wk": (W, 1, K), "wv": (W, 1, K)}}, IN),
@@ -274,6 +275,7 @@ def test_what_else_can_be_told(tree, axes):
         ({"cls": (1, 1, W)}, "embedding"),
         ({"register_tokens": (1, 4, W)}, "embedding"),
         ({"stem": {"kernel": (7, 7, 3, 8)}}, "conv"),
+        ({"expert_0": {"Conv_0": {"kernel": (3, 3, W, F)}}}, "conv"),
         ({"attn": {n: {"kernel": (1, 1, W, W)} for n in ("q", "k", "v", "proj_out")}}, "conv"),
         ({"res_net/~/batchnorm": {"scale": (1, 1, 1, 8), "offset": (1, 1, 1, 8)}}, "vector"),
         ({"LMHead_0": {"Dense_0": {"kernel": (W, V)}}}, "head"),
