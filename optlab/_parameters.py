@@ -22,6 +22,7 @@ VECTORS = {*GAINS, "bias", "beta", "offset"}
 NORMS = {"ln", "bn", "gn"}  # and whatever has "norm" in it
 POSITIONS = {"position", "positions", "pos", "wpe"}
 EMBEDDINGS = {*POSITIONS, "wte", "emb"}  # and whatever has "embed" in it
+PROJECTIONS = {"proj", "projection", "linear", "dense", "fc"}  # even of an embedding: time_emb_proj
 TOKENS = {"cls", "token", "tokens"}  # of bare arrays: a layer called token_mixing is none
 HEADS = {"unembed", "unembedding", "logits", "classifier"}  # and what ends in "head", but no "multi_head"
 FUSED = {"qkv": 3, "wqkv": 3, "kv": 2, "wkv": 2}  # how many projections one kernel holds; GPT-2's "c_attn" too
@@ -140,7 +141,7 @@ class Parameter:
     @property
     def is_embedding(self) -> bool:
         """By its own name at any rank (a class token is (1, 1, width)), by its layer's name at rank 2."""
-        named = lambda name: "embed" in name.lower() or has(name, EMBEDDINGS)
+        named = lambda name: ("embed" in name.lower() or has(name, EMBEDDINGS)) and not has(name, PROJECTIONS)
         if named(self.own) or has(self.own, TOKENS):
             return True
         return len(self.one_shape) == 2 and named(self.layer_name)

@@ -255,6 +255,7 @@ def test_experts(layers):
         ({"attention": {"attn_out_proj": {"kernel": (H, K, W)}}}, OUT),
         ({"attention": {"qkv": {"kernel": (W, 3 * A)}}}, DENSE),  # three parts of other sizes, with fewer keys
         ({"embed_stem/~/linear": {"w": (W, F)}}, DENSE),  # Haiku's names are paths
+        ({"linear_pos": {"kernel": (W, W)}, "time_emb_proj": {"kernel": (F, W)}}, DENSE),
         ({"lora": {"b": (2, W)}}, DENSE),  # no bias: there is no kernel beside it
         ({"lora": {"w": (W, W), "a": (W, 2), "b": (2, W)}}, DENSE),  # nor of a kernel that isn't longer
         ({"lora": {"w": (L, W, W), "a": (L, W, 2), "b": (L, 2, W)}}, ((0,), (1,), (2,))),
@@ -273,6 +274,7 @@ def test_what_else_can_be_told(tree, axes):
     [
         ({"MAPHead_0": {"probe": (1, 1, W)}}, "vector"),
         ({"cls": (1, 1, W)}, "embedding"),
+        ({"pos_proj": {"embedding": (V, W)}}, "embedding"),
         ({"register_tokens": (1, 4, W)}, "embedding"),
         ({"stem": {"kernel": (7, 7, 3, 8)}}, "conv"),
         ({"expert_0": {"Conv_0": {"kernel": (3, 3, W, F)}}}, "conv"),
