@@ -54,7 +54,7 @@ class Parameter:
     stack: tuple[int, ...] = ()  # axes that count layers
     widths: frozenset[int] = frozenset()  # of the model, as the attention's other kernels show
     beside_queries: bool = False  # in the scope of an attention's queries, keys and values, or one of them
-    beside_norm: bool = False  # of a single layer
+    norms: frozenset[int] = frozenset()  # the lengths of those of a single layer beside it
     may_be_stacked_queries: bool = False  # or keys or values, of one layer or of many: nothing tells which
 
     @property
@@ -95,14 +95,16 @@ class Parameter:
         return tuple(n for a, n in enumerate(self.bias or ()) if a not in self.stack)
 
     @cached_property
-    def is_gain(self) -> bool:
-        in_norm = has(self.layer_name, NORMS) or "norm" in self.layer_name.lower()
-        return has(self.own, GAINS) or (self.kind in ("weight", "w") and in_norm)
+    def of_norm(self) -> bool:
+        """Whether it is a norm's gain or bias, which a single layer has as vectors."""
+        scope = self.names[-2] if len(self.names) > 1 else ""
+        in_norm = has(scope, NORMS) or "norm" in scope.lower()
+        return has(self.own, GAINS) or (in_norm and self.kind in {"weight", "w", *VECTORS})
 
     @property
     def is_vector(self) -> bool:
         """By its name at any rank, or because it is as long as it is big: a probe is (1, 1, width)."""
-        if self.is_bias or self.is_gain or has(self.own, VECTORS) or len(self.one_shape) == 1:
+        if self.is_bias or self.of_norm or has(self.own, VECTORS) or len(self.one_shape) == 1:
             return True
         is_long = len(self.one_shape) > 2 > sum(n != 1 for n in self.one_shape)
         return is_long and self.kind not in KERNELS and not self.is_embedding
@@ -116,11 +118,16 @@ class Parameter:
         return len(shape) > 2 and ("conv" in self.layer_name.lower() or (square and not self._names_experts))
 
     @property
+    def channels(self) -> tuple[int, int]:
+        """The axes of a convolution's input and output."""
+        return (self.rest[1], self.rest[0]) if self.kind == "weight" else (self.rest[-2], self.rest[-1])
+
+    @property
     def may_be_stacked_convs(self) -> bool:
         """Whether it is a convolution, or else a stack of those with a dimension less: nothing tells which.
 
-        A window (H, W) that isn't square may be a stack of (W,), unless a norm of a single layer stands beside it, and
-        (D, H, H) one of (H, H).
+        A window (H, W) that isn't square may be a stack of (W,), and (D, H, H) one of (H, H), unless a norm of a single
+        layer that fits stands beside it.
         """
         rank, name = len(self.shape), self.layer_name.lower()
         if not self.is_conv or self.stack or self.bias or rank not in (4, 5) or f"{rank - 2}d" in name:
@@ -128,7 +135,7 @@ class Parameter:
         window = self.shape[2:] if self.kind == "weight" else self.shape[:-2]
         if any(has(scope, TRANSFORMED) for scope in self.names):
             return True
-        if rank == 4 and self.beside_norm:
+        if any(self.shape[a] in self.norms for a in self.channels):
             return False
         return self.shape[0] != 1 and window[0] != window[1] and window[1:] == window[-1:] * (rank - 3)
 
@@ -210,9 +217,12 @@ def read(params: Any) -> list[Parameter]:
         p.beside_queries = sum(queries.get(p.layer[:-1], {}).values()) > 1
     _find_stacks(parameters, 0)
     _find_widths(parameters)
-    normed = {p.names[:-2] for p in parameters if p.is_gain and len(p.shape) == 1}
+    norms: dict[Any, set[int]] = defaultdict(set)
     for p in parameters:
-        p.beside_norm = p.layer[:-1] in normed
+        if p.of_norm and len(p.shape) == 1:
+            norms[p.names[:-2]].update(p.shape)
+    for p in parameters:
+        p.norms = frozenset(norms[p.layer[:-1]])
     return parameters
 
 
@@ -241,7 +251,7 @@ def _find_widths(parameters: list[Parameter]) -> None:
             out[scope].add(p.one_shape[-1])
         elif p.beside_queries and rank > 3 and p.into_heads and not (p.is_conv or p.projections or p.bias):
             long[scope].append(p)
-    norms = {p.one_shape[0] for p in parameters if p.is_gain and len(p.one_shape) == 1}
+    norms = {p.one_shape[0] for p in parameters if p.of_norm and len(p.one_shape) == 1}
     for p in parameters:
         scope = p.layer[:-1]
         p.widths = frozenset(out[scope] or into[scope])
@@ -283,7 +293,7 @@ def _stack_axis(parameters: list[Parameter]) -> int | None:
     kernels, arrays of rank 2 may stand beside them.
     """
     shapes = [p.one_shape for p in parameters]
-    if any(len(p.one_shape) == 2 and p.kind in TABLES and not (p.is_gain or len(p.one_bias) > 1) for p in parameters):
+    if any(len(p.one_shape) == 2 and p.kind in TABLES and not (p.of_norm or len(p.one_bias) > 1) for p in parameters):
         return None
     alike = [a for a in (0, 1) if shapes and min(map(len, shapes)) > a and len({shape[a] for shape in shapes}) == 1]
     for axis in alike:
@@ -310,10 +320,10 @@ def _has_long_queries(parameters: list[Parameter]) -> bool:
 
 
 def _counts_layers(p: Parameter, axis: int) -> bool:
-    """Whether this axis can't be a single layer's: a norm's gains are a vector, and a layer's bias has its kernel's
-    last axes alone."""
+    """Whether this axis can't be a single layer's: a norm has vectors, and a layer's bias has its kernel's last
+    axes alone."""
     shape, bias = p.one_shape, p.one_bias
-    if p.is_gain:
+    if p.of_norm:
         return len(shape) == 2
     if len(bias) not in range(2, len(shape)):
         return False

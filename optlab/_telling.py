@@ -140,7 +140,7 @@ def _unnamed_heads(parameters: list[Parameter], named: set[Parameter]) -> set[Pa
         return set()
     matrices = [p for p in parameters if len(p.one_shape) == 2 and not p.is_vector]
     fans = {p: axes(p).fans(p.shape) for p in matrices}
-    norms = {p.one_shape for p in parameters if p.is_gain}
+    norms = {p.one_shape for p in parameters if p.of_norm}
     embeddings = [p for p in matrices if p.is_embedding and not has(" ".join(p.names[-2:]), POSITIONS)]
     found = (_head_of(embedding, fans, norms) for embedding in embeddings)
     return {head for head in found if head is not None}

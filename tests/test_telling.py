@@ -403,7 +403,11 @@ def test_the_last_kernel_of_a_head_is_the_head(inside, last):
         ({"conv": {"kernel": (3, 3, 3, W, F)}}, ((), (0, 1, 2, 3), (4,))),
         ({"conv": {"weight": (F, W, 3, 3, 3)}}, ((), (1, 2, 3, 4), (0,))),
         ({"conv": {"kernel": (L, 3, W, F)}, "norm": {"scale": (L, F)}}, ((0,), (1, 2), (3,))),
+        ({"conv": {"kernel": (3, 3, W, F)}, "norm": {"bias": (3, F)}}, ((0,), (1, 2), (3,))),
         ({"conv": {"kernel": (7, 3, W, F)}, "norm": {"scale": (F,)}}, ((), (0, 1, 2), (3,))),
+        ({"conv": {"kernel": (7, 3, W, F)}, "norm": {"bias": (F,)}}, ((), (0, 1, 2), (3,))),
+        ({"conv": {"kernel": (7, 3, W, F)}, "norm": {"scale": (W,)}}, ((), (0, 1, 2), (3,))),  # before it
+        ({"conv": {"kernel": (L, 3, 3, W, F)}, "norm": {"scale": (F,)}}, ((), (0, 1, 2, 3), (4,))),
         ({"conv_2d": {"kernel": (7, 3, W, F)}}, ((), (0, 1, 2), (3,))),
         ({"conv": {"kernel": (1, 7, W, F)}}, ((), (0, 1, 2), (3,))),
         ({"conv": {"kernel": (3, 3, W, F)}}, ((), (0, 1, 2), (3,))),
