@@ -141,9 +141,11 @@ class Parameter:
 
     @cached_property
     def head_scope(self) -> tuple[str, ...]:
-        """The path of the innermost module around it, or layer, that is called a head; () if there is none."""
+        """The path of the innermost module around it, or layer, that is called a head; () if there is none. What lies
+        inside an attention is an attention's head."""
         ends = [i for i, name in enumerate(self.layer, 1) if _says_head(name)]
-        return self.layer[: ends[-1]] if ends else ()
+        is_output = ends and not any(words(name)[-1:] in (("attention",), ("attn",)) for name in self.layer[: ends[-1]])
+        return self.layer[: ends[-1]] if is_output else ()
 
     @property
     def is_embedding(self) -> bool:

@@ -256,6 +256,14 @@ def test_neighbours_of_one_length_are_no_stack(tree, path, what):
         ({"embed": {"weight": (256, 64)}, "a": {"weight": (256, 64)}}, ["a/weight"]),  # (out, in)
         ({"Lm_0": {"e": {"embedding": (256, 64)}, "Dense_0": {"kernel": (64, 256)}}}, ["Lm_0/Dense_0/kernel"]),
         ({"time_embedding": {"linear_2": {"kernel": (256, 256)}}, "time_emb_proj": {"kernel": (256, 64)}}, []),
+        (
+            {
+                "e": {"embedding": (65, 64)},
+                "Block_0": {"MultiHeadAttention_0": {"Head_0": {"Dense_0": {"kernel": (64, 16)}}}},
+                "Dense_0": {"kernel": (64, 65)},
+            },
+            ["Dense_0/kernel"],
+        ),
         ({"wpe": {"embedding": (256, 64)}, "Dense_0": {"kernel": (64, 256)}}, []),  # positions are no vocabulary
         ({"Dense_0": {"kernel": (8, 16)}, "Dense_1": {"kernel": (16, 10)}}, []),
     ],

@@ -262,6 +262,7 @@ def test_experts(layers):
         ({"w": (W, F), "a": (W, 2), "b": (F,)}, DENSE),
         ({"mixer": {"kernel": (W, W, H, K), "bias": (H, K)}}, ((), (0, 1), (2, 3))),  # no window: the bias tells
         ({"head_0": {"query": {"kernel": (W, K)}, "key": {"kernel": (W, K)}}}, DENSE),  # a head of an attention
+        ({"MultiHeadAttention_0": {f"Head_{h}": {"Dense_0": {"kernel": (W, K)}} for h in range(H)}}, DENSE),
     ],
 )
 def test_what_else_can_be_told(tree, axes):
@@ -283,6 +284,7 @@ def test_what_else_can_be_told(tree, axes):
         ({"LMHead_0": {"Dense_0": {"kernel": (W, V)}}}, "head"),
         ({"q_head": {"kernel": (W, 4)}, "v_head": {"kernel": (W, 1)}}, "head"),  # neither queries nor values
         ({"logits_dense": {"kernel": (W, V)}}, "head"),
+        ({"AttentionNet_0": {"Head_0": {"Dense_0": {"kernel": (W, V)}}}}, "head"),
         ({"head": {"kernel": (1, 1, W, V), "bias": (V,)}}, "head"),
         ({"conv_head": {"weight": (V, W, 3, 3)}}, "head"),
         ({"blocks": {"norm1": {"scale": (L, W)}, "bias_table": (L, W)}}, "vector"),
