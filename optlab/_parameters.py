@@ -8,6 +8,7 @@ PyTorch; a bias beside it tells better. Names are compared word by word: "o_proj
 import dataclasses
 import functools
 import itertools
+import math
 import re
 from collections import defaultdict
 from functools import cached_property
@@ -119,8 +120,10 @@ class Parameter:
 
     @property
     def channels(self) -> tuple[int, int]:
-        """The axes of a convolution's input and output."""
-        return (self.rest[1], self.rest[0]) if self.kind == "weight" else (self.rest[-2], self.rest[-1])
+        """The axes of a convolution's input and output, which a transposed one's bias shows to be exchanged."""
+        into, out = self.rest[1::-1] if self.kind == "weight" else self.rest[-2:]
+        bias = math.prod(self.one_bias)
+        return (out, into) if self.one_bias and self.shape[into] == bias != self.shape[out] else (into, out)
 
     @property
     def may_be_stacked_convs(self) -> bool:

@@ -12,9 +12,12 @@ def axes(p: Parameter) -> MatrixAxes:
     rest, fused = p.rest, p.projections
     if len(rest) < 2 or p.is_vector:
         return MatrixAxes(p.stack)
+    if p.is_conv:
+        out = p.channels[1]
+        return MatrixAxes(p.stack, tuple(a for a in rest if a != out), (out,))
     if p.is_expert:
         stack, rest = p.stack + rest[:-2], rest[-2:]
-    elif fused in p.one_shape[:2] and len(rest) > 2 and not p.is_conv:
+    elif fused in p.one_shape[:2] and len(rest) > 2:
         part = rest[p.one_shape.index(fused)]
         stack, rest = (*p.stack, part), tuple(a for a in rest if a != part)
     else:
@@ -34,8 +37,6 @@ def axes(p: Parameter) -> MatrixAxes:
 def _outputs(p: Parameter, shape: list[int]) -> tuple[int, bool]:
     """How many axes of this shape are the output, and whether they come first: as the bias shows, or the name tells."""
     rank, first = len(shape), p.kind == "weight"
-    if p.is_conv:
-        return 1, first
     bias = list(p.one_bias[len(p.one_shape) - rank :]) if p.is_expert else list(p.one_bias)
     if bias and len(bias) < rank and bias in (shape[: len(bias)], shape[-len(bias) :]):
         alike = shape[: len(bias)] == shape[-len(bias) :]
@@ -130,7 +131,7 @@ def _takes_in(p: Parameter, before: Parameter) -> bool:
     """Whether it is as wide as what comes out; a dense layer may take in the whole image of a convolution."""
     fan_in, width = axes(p).fans(p.shape)[0], axes(before).fans(before.shape)[1]
     if p.is_conv:
-        return p.one_shape[1 if p.kind == "weight" else -2] == width
+        return p.shape[p.channels[0]] == width
     return fan_in == width or (before.is_conv and fan_in % width == 0)
 
 

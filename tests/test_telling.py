@@ -414,6 +414,9 @@ def test_the_last_kernel_of_a_head_is_the_head(inside, last):
         ({"conv": {"kernel": (1, 7, W, F)}}, ((), (0, 1, 2), (3,))),
         ({"conv": {"kernel": (3, 3, W, F)}}, ((), (0, 1, 2), (3,))),
         ({"conv": {"weight": (F, W, 1, 7), "bias": (F, 1, 1)}}, ((), (1, 2, 3), (0,))),
+        ({"conv": {"kernel": (3, 3, F, W), "bias": (F,)}}, ((), (0, 1, 3), (2,))),  # transposed
+        ({"conv": {"weight": (W, F, 3, 3), "bias": (F,)}}, ((), (0, 2, 3), (1,))),
+        ({"conv": {"kernel": (3, 3, 1, F)}}, ((), (0, 1, 2), (3,))),
     ],
 )
 def test_stacked_convolutions_and_such_in_more_dimensions(tree, axes):
