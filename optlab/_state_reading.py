@@ -72,7 +72,8 @@ def rules_of(state: Any, leaves: dict[Keys, Leaf]) -> list[Rule]:
 
 
 def _routed(state: Any, leaves: dict[Keys, Leaf], above: str = "") -> list[Rule]:
-    """Where a by_role or a partition stands in a rule of another, its rules are taken instead."""
+    """Where a by_role or a partition stands in a rule of another, its rules are taken instead; what else orthogonalizes
+    in that rule isn't known, nor in a partition's rule whose state shows no parameter."""
     found = []
     for node in _outermost(state, (ByRoleState, optax.PartitionState)):
         by_role = node if isinstance(node, ByRoleState) else None
@@ -80,14 +81,14 @@ def _routed(state: Any, leaves: dict[Keys, Leaf], above: str = "") -> list[Rule]
         for key, inner in partition.inner_states.items():
             within = _routed(inner, leaves, f"{above}{key}/")
             if by_role:
-                rule = Rule(f"{above}{key}", _told(by_role, key, leaves), _settings(inner), is_known=True)
+                rule = Rule(f"{above}{key}", _told(by_role, key, leaves), _settings(inner), is_known=not within)
             else:
                 owned = {owner(keys, x, leaves) for keys, x in jax.tree_util.tree_leaves_with_path(inner)}
                 mine = [leaf for leaf in leaves.values() if leaf in owned]
-                rule = _guessed(f"{above}{key} {OPAQUE}", mine, inner, is_whole=True)
+                rule = _guessed(f"{above}{key} {OPAQUE}", mine, inner, is_whole=bool(mine) and not within)
             for leaf in {leaf for other in within for leaf in other.members} & rule.members.keys():
                 del rule.members[leaf]
-            found += [r for r in (rule, *within) if r.members]
+            found += [r for r in (rule, *within) if r.members or (r.settings and not r.is_known)]
     return found
 
 

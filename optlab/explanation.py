@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import optax
 
+from optlab._checks import is_count
 from optlab._state_reading import OPAQUE, Leaf, Rule, owner, read_leaves, rules_of
 from optlab.transforms._orthogonalize import plan_of
 from optlab.transforms._plan import Plan, Settings
@@ -143,11 +144,15 @@ def explain(
         devices: over how many devices the orthogonalizations are divided, or a mesh's sizes by axis, as `mesh.shape`.
 
     Raises:
+        TypeError: for what is no transformation.
         ValueError: as `tx.init` does; where a rule orthogonalizes what is no matrix; for less than one device.
     """
-    sizes = {"devices": devices} if isinstance(devices, int) else dict(devices)
-    if not all(size >= 1 for size in sizes.values()):
-        raise ValueError(f"devices must be at least 1, got {devices}")
+    if not hasattr(tx, "init"):
+        name = getattr(tx, "__name__", repr(tx))
+        raise TypeError(f"explain takes a transformation, got {name}: what makes one must be called first")
+    sizes = dict(devices) if isinstance(devices, Mapping) else {"devices": devices}
+    if not all(map(is_count, sizes.values())):
+        raise ValueError(f"devices must be whole numbers of at least 1, or sizes by axis, mesh.shape, got {devices!r}")
     state, leaves = jax.eval_shape(tx.init, params), read_leaves(params)
     rules = rules_of(state, leaves)
     plans = [(rule, _plan(rule, settings)) for rule in rules for settings in rule.settings if rule.is_known]

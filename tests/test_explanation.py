@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 import subprocess
 import sys
 
@@ -289,6 +290,11 @@ def test_orthogonalize_without_by_role():
         (optax.masked(hidden(), {"a": True, "b": False}), MATRICES),  # which are masked, nothing shows
         (hidden(), PARAMS),  # needs matrix_axes= in every update
         (optax.chain(optlab.orthogonalize(), optlab.by_role({"default": optax.sgd(0.1)})), MATRICES),
+        (optax.partition({"m": optlab.orthogonalize(), "n": optax.sgd(0.1)}, {"a": "m", "b": "n"}), MATRICES),
+        (  # beside a rule's own rules
+            optlab.by_role({"matrix": optax.chain(hidden(), optlab.by_role({"default": optax.sgd(0.1)}))}),
+            MATRICES,
+        ),
     ],
 )
 def test_what_isnt_counted_is_said(tx, params):
@@ -364,10 +370,15 @@ def test_it_can_be_printed():
     assert "One device: " in str(explain(optlab.muon(1e-3), PARAMS))
 
 
-@pytest.mark.parametrize("devices", [0, {"x": 4, "y": 0}])
+@pytest.mark.parametrize("devices", [0, 2.5, {"x": 4, "y": 0}])
 def test_less_than_one_device_is_refused(devices):
-    with pytest.raises(ValueError, match=r"devices must be at least 1, got (0|\{)"):
+    with pytest.raises(ValueError, match=rf"devices must be whole .* mesh\.shape, got {re.escape(str(devices))}"):
         explain(optax.sgd(0.1), PARAMS, devices=devices)
+
+
+def test_a_factory_is_no_transformation():
+    with pytest.raises(TypeError, match=r"explain takes a transformation, got muon: .* must be called"):
+        explain(optlab.muon, PARAMS)
 
 
 def test_what_update_would_refuse_is_refused():
