@@ -42,20 +42,22 @@ def roles(params: Any, overrides: Mapping[str, str] | None = None) -> Any:
 
 
 def _check_told(parameters: list[Parameter], found: list[str | None]) -> None:
-    for p, role in zip(parameters, found, strict=True):
-        if role is None:
-            stack = tuple(range(len(p.shape)))[:-2]
-            said, when, axes = "matrix", "if it is a matrix", MatrixAxes(stack, (len(stack),), (len(stack) + 1,))
-            if p.may_be_stacked_convs:
-                said, when, axes = "conv", "if it is a stack of them", _telling.stacked_convs(p)
-            elif p.may_be_stacked_queries:
-                when, axes = "if it is a stack of layers", MatrixAxes((0,), (1,), tuple(range(2, len(p.shape))))
-            raise ValueError(
-                f"roles can't tell what {p.path!r} of shape {p.shape} is. Tell by_role or muon: "
-                f"roles=partial(optlab.roles.roles, overrides={{{p.path!r}: {said!r}}}) and, {when}, which "
-                f"axes are stacked, input and output: matrix_axes=partial(optlab.roles.matrix_axes, overrides="
-                f"{{{p.path!r}: MatrixAxes({axes.stack}, {axes.input}, {axes.output})}})"
-            )
+    unknown = [p for p, role in zip(parameters, found, strict=True) if role is None]
+    if not unknown:
+        return
+    p, more = unknown[0], f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+    stack = tuple(range(len(p.shape)))[:-2]
+    said, when, axes = "matrix", "if it is a matrix", MatrixAxes(stack, (len(stack),), (len(stack) + 1,))
+    if p.may_be_stacked_convs:
+        said, when, axes = "conv", "if it is a stack of them", _telling.stacked_convs(p)
+    elif p.may_be_stacked_queries:
+        when, axes = "if it is a stack of layers", MatrixAxes((0,), (1,), tuple(range(2, len(p.shape))))
+    raise ValueError(
+        f"roles can't tell what {p.path!r} of shape {p.shape} is{more}. Tell by_role or muon: "
+        f"roles=partial(optlab.roles.roles, overrides={{{p.path!r}: {said!r}}}) and, {when}, which "
+        f"axes are stacked, input and output: matrix_axes=partial(optlab.roles.matrix_axes, overrides="
+        f"{{{p.path!r}: MatrixAxes({axes.stack}, {axes.input}, {axes.output})}})"
+    )
 
 
 def matrix_axes(

@@ -288,6 +288,8 @@ def test_what_cant_be_told_is_named_and_can_be_said():
     assert roles(tree, {"mixer/*": "matrix"}) == {"mixer": {"w": "matrix"}, "bias": "vector"}
     assert matrix_axes(tree)["mixer"]["w"] == VECTOR
     assert matrix_axes(tree, {"mixer/*": INTO_HEADS, "mixer/w": CONV})["mixer"]["w"] == INTO_HEADS
+    with pytest.raises(ValueError, match=r"what 'a' of shape \(4, 5, 6\) is, and 2 more\. Tell by_role"):
+        roles(shapes(dict.fromkeys("abc", (4, 5, 6)) | {"d": (3,)}))
     with pytest.raises(ValueError, match="override 'mixr/w' matches no parameter: the nearest path is 'mixer/w'"):
         roles(tree, {"mixr/w": "matrix"})
 
