@@ -55,6 +55,9 @@ def _anchored(config: Config, folder: Path) -> Config:
 def places(config: Path) -> list[str]:
     """Where a config's own modules are: beside it and in the working directory; for a config.json, of the first run."""
     if config.name == "config.json" and config.is_file():
-        about = json.loads(config.read_text())
-        return about.get("places", []) if isinstance(about, dict) else []
+        try:
+            found = json.loads(config.read_text())["places"]
+        except (ValueError, TypeError, KeyError):  # `load` says what is wrong with it
+            return []
+        return [place for place in found if isinstance(place, str)] if isinstance(found, list) else []
     return [str(config.absolute().parent), str(Path.cwd())]

@@ -7,16 +7,23 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from optlab._saved import LOCK
+from optlab._saved import LOCK, saved_steps
 from optlab.changes import Change, changes
 from optlab.commands._config import places, text_of
 from optlab.config import Config, ConfigError, covers, load, to_json
 
 PACKAGES = ("optlab-jax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy")
+
+
+_AGAIN = (
+    "put it back, or have it written again: start the same command with --run OTHER, stop it and copy "
+    "OTHER/config.json here"
+)
 
 
 def make_folder(folder: Path, config: Config, allowed: Sequence[str]) -> None:
@@ -26,6 +33,8 @@ def make_folder(folder: Path, config: Config, allowed: Sequence[str]) -> None:
     """
     begun = {folder / "config.part", folder / "checkpoints", folder / "checkpoints" / LOCK}
     is_run = (folder / "config.json").exists()
+    if not is_run and saved_steps(folder / "checkpoints"):
+        raise ConfigError(f"{folder} has checkpoints, and no config.json any more; {_AGAIN}")
     if folder.exists() and not is_run and (not folder.is_dir() or any(p not in begun for p in folder.rglob("*"))):
         raise ConfigError(
             f"{folder} isn't empty and isn't a run (it has no config.json); name another folder: --run DIR"
@@ -55,7 +64,13 @@ def open_folder(folder: Path, config: Config, source: Path, allowed: Sequence[st
     """
     file, changed = folder / "config.json", []
     if file.exists():
-        changed = changes(folder, load(file), config, allowed)
+        try:
+            before = load(file)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; {_AGAIN}") from error
+        changed = changes(folder, before, config, allowed)
+        if not saved_steps(folder / "checkpoints"):
+            print(f"optlab: {folder} holds no checkpoint to continue from: it starts from step 0", file=sys.stderr)
     else:
         about = {
             "config": to_json(config),
@@ -78,13 +93,21 @@ class ChangedConfig:
         self.file, self.config, self.changed = folder / "config.json", config, changed
 
     def begin(self, start: int, steps: int) -> None:
-        """Notes the changes, unless no step is left to be taken under them."""
-        if not self.changed or start == steps:
-            return
+        """Notes the changes, unless no step is left to be taken under them.
+
+        Earlier ones hold from here on, too, if they were noted later: the run goes on from an older checkpoint then.
+        """
         about = json.loads(self.file.read_text())
+        earlier = about.get("changes", [])
+        late = [c for c in earlier if c["step"] > start]
+        if start == steps or not (self.changed or late):
+            return
         noted = [c for c in self.changed if c.kind != "changeable"]
         lines = [{"step": start, "key": c.key, "from": c.before, "to": c.after} for c in noted]
-        _write(self.file, {**about, "config": to_json(self.config), "changes": [*about.get("changes", []), *lines]})
+        earlier = [{**c, "step": min(c["step"], start)} for c in earlier]
+        _write(self.file, {**about, "config": to_json(self.config), "changes": [*earlier, *lines]})
+        for c in late:
+            print(f"after step {start} {c['key']} is {text_of(c['to'])}, which was so after step {c['step']} before")
         for c in noted:
             print(f"after step {start} {c.key} is {text_of(c.after)}, no longer {text_of(c.before)}")
 

@@ -30,8 +30,10 @@ def run(arguments: argparse.Namespace) -> int:
     checkpoints = Checkpoints.of(folder)
     table, damaged = _tables.empty(COLUMNS, numbers=("step", "MiB")), 0
     steps = checkpoints.steps()
+    best = next(filter(None, (_best(checkpoints, step) for step in reversed(steps))), None)
     for step in steps:
         holds, verdict = _read(checkpoints, step)
+        holds += ", the best" if verdict == "whole" and step == best else ""
         path = checkpoints.folder / str(step)
         try:
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
@@ -60,10 +62,20 @@ def _read(checkpoints: Checkpoints, step: int) -> tuple[str, str]:
         return "", str(error)
     try:
         checkpoints.verify(step)
-        best = checkpoints.notes(step).get("best")
     except CheckpointError as error:
         return holds, str(error)
-    return holds + (", the best" if best and best[0] == step else ""), "whole"
+    return holds, "whole"
+
+
+def _best(checkpoints: Checkpoints, step: int) -> int | None:
+    """The best step so far, as a checkpoint notes it."""
+    from optlab.training import CheckpointError
+
+    try:
+        best = checkpoints.notes(step).get("best")
+    except CheckpointError:
+        return None
+    return best[0] if best else None
 
 
 def _summary(manifest: list[dict[str, Any]]) -> str:

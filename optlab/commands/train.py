@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from optlab.experiment import Experiment, build
 if TYPE_CHECKING:
     from optlab.training import Checkpoints, History, Observer
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 EXIT_CODES = {"interrupted by SIGINT": 130, "interrupted by SIGTERM": 75, "interrupted by SIGUSR1": 75}
 
 
@@ -80,6 +82,12 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
     except (GuardError, CheckpointError, DeviceMemoryError, DataError) as error:
         if is_first() or isinstance(error, CheckpointError | DataError):  # the others are every process' alike
             print(f"optlab: {error}", file=sys.stderr)
+        leave(1)
+        return 1
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"optlab: {folder} can't be written to: {error}; the same command continues", file=sys.stderr)
         leave(1)
         return 1
     if not is_first():

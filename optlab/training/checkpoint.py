@@ -42,6 +42,10 @@ class _Pending:
     best: int | None
 
 
+class _UnwrittenError(CheckpointError):
+    """What one process couldn't write. The others wait for its part in Orbax, so that nobody can be asked or told."""
+
+
 _UNAWAITED: set[Future[None]] = set()  # saves that nobody waited for yet: their errors are still to be told
 
 
@@ -150,6 +154,8 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         _UNAWAITED.discard(pending.finished)
         try:
+            if isinstance(error := pending.finished.exception(), _UnwrittenError):
+                raise error
             with together(CheckpointError):
                 pending.finished.result()
             if is_first():
@@ -165,6 +171,9 @@ class Checkpoints:
         """What follows a save's start. Every process verifies its share alone: a thread must not wait for others."""
         try:
             response.result()
+        except Exception as error:
+            raise _UnwrittenError(str(self._failed(step, error))) from error
+        try:
             storage.verify_share(self.folder / str(step), manifest)
         except Exception as error:
             raise self._failed(step, error) from error
@@ -286,6 +295,7 @@ class Checkpoints:
             as `restore`, for another structure.
         """
         passed = []
+        once(self._tell_incomplete)
         for step in reversed(once(self.steps)):
             try:
                 with together(DamagedError):
@@ -316,6 +326,11 @@ class Checkpoints:
 
     def _quarantined(self) -> list[str]:
         return sorted(p.name for p in self.folder.glob("quarantine-*"))
+
+    def _tell_incomplete(self) -> None:
+        numbered = [p for p in self.folder.glob("*") if p.name.isdecimal() and p.is_dir() and not is_complete(p)]
+        for path in sorted(numbered):
+            print(f"optlab: {path} holds no whole checkpoint: passed over", file=sys.stderr)
 
     def _set_aside(self, step: int, why: str) -> None:
         """Puts a damaged checkpoint into quarantine, unless somebody else writes here, who may be removing it."""

@@ -1,6 +1,7 @@
 """A run that goes on under a changed config: refused or noted, and config.json tells the truth."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,37 @@ def test_what_the_checkpoint_does_not_bear_changes_nothing(train):
     assert "unknown key 'modl' in --allow-change; did you mean 'model'?" in said
     assert main(["train", "small.py", "--run", "new", "--allow-change", "modl"]) == 2
     assert not Path("new").exists()
+
+
+def test_after_an_older_checkpoint_a_change_holds_from_there(train, capsys):
+    train("checkpoint.keep=9", "checkpoint.every=2")
+    train("optimizer.learning_rate=0.02", "steps=6", "checkpoint.every=2", "checkpoint.keep=9")
+    for step in ("4", "6"):
+        shutil.rmtree(f"run/checkpoints/{step}/state")
+    code, said, about = train("optimizer.learning_rate=0.02", "steps=6")
+    assert (code, [c["step"] for c in about["changes"]]) == (0, [2, 2])
+    assert "after step 2 optimizer.learning_rate is 0.02, which was so after step 4 before" in said
+    assert [r["learning_rate"] for r in read_metrics("run")] == [0.05, 0.02, 0.02]
+
+
+def test_a_run_without_checkpoints_says_that_it_starts_from_0(train):
+    train()
+    shutil.rmtree("run/checkpoints")
+    Path("run/metrics.jsonl").unlink()
+    code, said, _ = train()
+    assert code == 0
+    assert "run holds no checkpoint to continue from: it starts from step 0" in said
+
+
+@pytest.mark.parametrize("content", ["{", "\x00\xff", '{"places": 3}', None])
+def test_a_config_json_that_is_none_is_refused_with_the_way_out(content, train, capsys):
+    train()
+    file = Path("run/config.json")
+    file.unlink() if content is None else file.write_bytes(content.encode("latin-1"))
+    code = main(["train", "small.py", "--run", "run"])
+    said = capsys.readouterr().err
+    assert (code, "start the same command with --run OTHER, stop it and copy OTHER/config.json here" in said) == (
+        2,
+        True,
+    )
+    assert main(["show", "run/config.json"]) == 2

@@ -24,6 +24,7 @@ from optlab.training import (
     Checkpoints,
     DamagedError,
     TrainState,
+    checkpoint,
     init_state,
     load_params,
     storage,
@@ -245,6 +246,14 @@ def test_where_none_is_whole_the_run_refuses_now_and_later(tmp_path):
     assert Checkpoints(tmp_path / "other").restore_latest(state()) is None
 
 
+def test_an_emptied_checkpoint_is_told_when_it_is_passed_over(tmp_path, capsys):
+    save(tmp_path, state(), state(step=20))
+    shutil.rmtree(tmp_path / "20")
+    (tmp_path / "20").mkdir()
+    assert int(Checkpoints(tmp_path).restore_latest(state())[0].step) == 10
+    assert "20 holds no whole checkpoint: passed over" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["commit_success.txt", "_CHECKPOINT_METADATA", "state"])
 def test_one_that_lost_a_file_is_never_forgotten(name, tmp_path):
     save(tmp_path, state())
@@ -341,6 +350,17 @@ def test_threads_save_to_folders_of_their_own(tmp_path):
         list(pool.map(work, "abcd"))
     for name in "abcd":
         assert bits(Checkpoints(tmp_path / name).restore(state(1), 2)) == bits(state(step=2))
+
+
+def test_what_one_process_cannot_write_it_tells_without_asking_the_others(tmp_path, monkeypatch):
+    """They wait for its part."""
+    checkpoints = Checkpoints(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(storage._Save, "result", lambda save: (storage._TURN.release(), 1 / 0))
+        checkpoints.save(state(), {})
+        patched.setattr(checkpoint, "together", lambda kind: pytest.fail("asked"))
+        with pytest.raises(CheckpointError, match=r"saving step 10 to .* failed: ZeroDivisionError"):
+            checkpoints.wait()
 
 
 def test_a_child_that_holds_the_lock_s_file_holds_no_lock(tmp_path):
