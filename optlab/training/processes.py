@@ -110,8 +110,9 @@ def together(kind: type[Exception]) -> Iterator[None]:
 def leave(code: int) -> None:
     """Ends one of several processes without waiting for the others, who may wait for it. Alone it does nothing."""
     if jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # a full disk, where a log is too, may be why it leaves
+                stream.flush()
         os._exit(code)
 
 
@@ -128,7 +129,8 @@ def leaving(*, apart_from: tuple[type[Exception], ...]) -> Iterator[None]:
     except Exception:
         if not jax.distributed.is_initialized():
             raise
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         leave(CRASHED)
 
 
