@@ -52,6 +52,7 @@ class Parameter:
     shape: tuple[int, ...]
     bias: tuple[int, ...] | None = None  # the shape of the bias beside a kernel
     is_bias: bool = False  # of the kernel beside it
+    beside_kernel: bool = False  # in a layer of its own that has one
     stack: tuple[int, ...] = ()  # axes that count layers
     widths: frozenset[int] = frozenset()  # of the model, as the attention's other kernels show
     beside_queries: bool = False  # in the scope of an attention's queries, keys and values, or one of them
@@ -99,8 +100,8 @@ class Parameter:
     def of_norm(self) -> bool:
         """Whether it is a norm's gain or bias, which a single layer has as vectors."""
         scope = self.names[-2] if len(self.names) > 1 else ""
-        in_norm = has(scope, NORMS) or "norm" in scope.lower()
-        return has(self.own, GAINS) or (in_norm and self.kind in {"weight", "w", *VECTORS})
+        in_norm = (has(scope, NORMS) or "norm" in scope.lower()) and not self.beside_kernel
+        return has(self.own, GAINS) or (in_norm and self.own.lower() in {"weight", "w", *VECTORS})
 
     @property
     def is_vector(self) -> bool:
@@ -147,8 +148,11 @@ class Parameter:
         """The path of the innermost module around it, or layer, that is called a head; () if there is none. What lies
         inside an attention is an attention's head."""
         ends = [i for i, name in enumerate(self.layer, 1) if _says_head(name)]
-        is_output = ends and not any(words(name)[-1:] in (("attention",), ("attn",)) for name in self.layer[: ends[-1]])
-        return self.layer[: ends[-1]] if is_output else ()
+        if not ends:
+            return ()
+        called, around = self.layer[ends[-1] - 1], self.layer[: ends[-1] - 1]
+        is_attentions = any(words(name)[-1:] in (("attention",), ("attn",)) for name in around)
+        return () if is_attentions and words(called) in (("head",), ("heads",)) else self.layer[: ends[-1]]
 
     @property
     def is_embedding(self) -> bool:
@@ -212,6 +216,9 @@ def read(params: Any) -> list[Parameter]:
     kernels = {beside(p): p.shape for p in parameters if p.kind in KERNELS}
     for p in parameters:
         p.is_bias = p.kind == "bias" or (p.kind == "b" and _is_bias_of(p.shape, kernels.get(beside(p), ())))
+    layers = {p.names[:-1] for p in parameters if p.own == "kernel"}
+    for p in parameters:
+        p.beside_kernel = p.own != "kernel" and p.names[:-1] in layers
     biases = {beside(p): p.shape for p in parameters if p.is_bias}
     queries: dict[Any, dict[str, int]] = defaultdict(dict)
     for p in parameters:
@@ -243,7 +250,8 @@ def _find_widths(parameters: list[Parameter]) -> None:
     """What a key or value, or better the output's kernel, says of an attention's width, when the stacks are known.
 
     Without the latter a query of rank 4 may be one of grouped queries or a stack of plain ones (with keys of rank 3 of
-    multi-query attention), if no norm is as wide as its first axis.
+    multi-query attention), if no norm is as wide as its first axis. Those of rank 3 may be a stack of matrices, if the
+    output gives another width than all of them take.
     """
     into: dict[Any, set[int]] = defaultdict(set)
     out: dict[Any, set[int]] = defaultdict(set)
@@ -261,7 +269,8 @@ def _find_widths(parameters: list[Parameter]) -> None:
         scope = p.layer[:-1]
         p.widths = frozenset(out[scope] or into[scope])
         is_shown = out[scope] or (into[scope] and into[scope] <= norms) or p.stack
-        p.may_be_stacked_queries = p.into_heads and bool(long[scope]) and not is_shown
+        is_foreign = out[scope] and into[scope] and out[scope].isdisjoint(into[scope]) and not p.stack
+        p.may_be_stacked_queries = p.into_heads and bool((long[scope] and not is_shown) or is_foreign)
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
@@ -294,8 +303,7 @@ def _stack_axis(parameters: list[Parameter]) -> int | None:
 
     All have the same length there, a kernel has two axes more, and one shows that it can't be a single layer's. Where
     there are neither gains nor biases, it is the first axis of two or more arrays of rank 3, none of them a
-    convolution, and not all of them queries, keys and values, which share the width of the model. If these are called
-    kernels, arrays of rank 2 may stand beside them.
+    convolution, and not all of them queries, keys and values, which share the width of the model.
     """
     shapes = [p.one_shape for p in parameters]
     if any(len(p.one_shape) == 2 and p.kind in TABLES and not (p.of_norm or len(p.one_bias) > 1) for p in parameters):
@@ -307,12 +315,8 @@ def _stack_axis(parameters: list[Parameter]) -> int | None:
     is_one = len(alike) == 1 and min(map(len, shapes)) > 1  # queries, keys and values share the model's width, too
     if is_one and _has_long_queries(parameters):
         return alike[0]
-    longer = [p for p in parameters if len(p.one_shape) == 3]
-    shorter = [p for p in parameters if len(p.one_shape) == 2]
-    plain = len(longer) > 1 and len(longer) + len(shorter) == len(parameters) and 0 in alike
-    if shorter and not all(p.kind in KERNELS for p in longer):
-        return None
-    if plain and not any(p.is_vector or p.is_conv for p in parameters) and not all(p.into_heads for p in longer):
+    plain = len(parameters) > 1 and all(len(shape) == 3 for shape in shapes) and 0 in alike
+    if plain and not any(p.is_vector or p.is_conv for p in parameters) and not all(p.into_heads for p in parameters):
         return 0
     return None
 

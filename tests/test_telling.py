@@ -260,6 +260,8 @@ def test_experts(layers):
         ({"lora": {"w": (W, W), "a": (W, 2), "b": (2, W)}}, DENSE),  # nor of a kernel that isn't longer
         ({"lora": {"w": (L, W, W), "a": (L, W, 2), "b": (L, 2, W)}}, ((0,), (1,), (2,))),
         ({"w": (W, F), "a": (W, 2), "b": (F,)}, DENSE),
+        ({"prenorm_mlp_0": {"w1": (W, F), "w2": (F, W)}}, DENSE),
+        ({"query_norm": {"kernel": (W, H, K), "bias": (H, K)}}, IN),
         ({"mixer": {"kernel": (W, W, H, K), "bias": (H, K)}}, ((), (0, 1), (2, 3))),  # no window: the bias tells
         ({"head_0": {"query": {"kernel": (W, K)}, "key": {"kernel": (W, K)}}}, DENSE),  # a head of an attention
         ({"MultiHeadAttention_0": {f"Head_{h}": {"Dense_0": {"kernel": (W, K)}} for h in range(H)}}, DENSE),
@@ -284,6 +286,8 @@ def test_what_else_can_be_told(tree, axes):
         ({"LMHead_0": {"Dense_0": {"kernel": (W, V)}}}, "head"),
         ({"q_head": {"kernel": (W, 4)}, "v_head": {"kernel": (W, 1)}}, "head"),  # neither queries nor values
         ({"logits_dense": {"kernel": (W, V)}}, "head"),
+        ({"decoder_with_cross_attention": {"lm_head": {"kernel": (W, V)}}}, "head"),
+        ({"GraphAttention_0": {"classifier": {"kernel": (W, V)}}}, "head"),
         ({"AttentionNet_0": {"Head_0": {"Dense_0": {"kernel": (W, V)}}}}, "head"),
         ({"head": {"kernel": (1, 1, W, V), "bias": (V,)}}, "head"),
         ({"conv_head": {"weight": (V, W, 3, 3)}}, "head"),
@@ -315,6 +319,8 @@ def test_no_head(name):
         {"blocks": {n: {"kernel": (L, W, H, K)} for n in ("query", "key", "value")}},  # as Flax scans, or as T5X
         {"blocks": {n: {"kernel": (W, L, H, K)} for n in ("query", "key", "value")}, "norm": {"scale": (W,)}},
         {"attn": {"query": {"kernel": (L, W, H, K)}} | {n: {"kernel": (L, W, K)} for n in ("key", "value")}},  # or GQA
+        {"attn": {n: {"kernel": (L, A, A)} for n in "qkvo"} | {"lambdas": (L, 2)}},  # a stack, or heads
+        {"attn": {n: {"kernel": (W, H, K)} for n in ("query", "key", "value", "gate")} | {"w_out": (W, W)}},
     ],
 )
 def test_what_cant_be_told_is_an_error(tree):
@@ -351,14 +357,6 @@ def test_a_width_that_all_share_counts_no_layers():
     tree = {"layers": {"norm": {"scale": (L, W)}, "mix": {"kernel": (L, W, W)}}, "input": {"kernel": (3, W)}}
     assert told(shapes(tree))["input/kernel"] == DENSE
     assert told(shapes(tree))["layers/mix/kernel"] == ((0,), (1,), (2,))
-
-
-def test_a_bare_array_may_stand_beside_stacked_kernels():
-    layers = {"attn": {n: {"kernel": (L, A, A)} for n in "qkvo"} | {"lambdas": (L, 2)}, "up": {"kernel": (L, A, F)}}
-    found = told(shapes(layers))
-    assert found.pop("attn/lambdas") == "vector"
-    assert set(found.values()) == {((0,), (1,), (2,))}
-    assert told(shapes({"a": (W, F), **dict.fromkeys(("wq", "wk", "wo"), (W, H, K))}))["a"] == DENSE
 
 
 def test_a_norms_weight_is_in_layers_whatever_the_norm_is_called():
