@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab._checks import check_choice, check_decay, check_not_negative
-from optlab.transforms._numerics import cast_like, check_wide, full_wide, widen
+from optlab.transforms._numerics import abs_square, cast_like, check_dtypes, check_wide, full_wide, widen
 
 
 def scale_by_adam(
@@ -47,6 +47,7 @@ def scale_by_adam(
         nu_dtype: the dtype that v is stored in; None is at least float32.
     """
     check_wide(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    check_dtypes(mu_dtype=mu_dtype, nu_dtype=nu_dtype)
     check_decay("b1", b1)
     check_decay("b2", b2)
     check_not_negative("eps", eps)
@@ -119,6 +120,7 @@ def scale_by_rms(
         nu_dtype: the dtype that v is stored in; None is at least float32.
     """
     check_wide(decay=decay, eps=eps, initial_scale=initial_scale)
+    check_dtypes(nu_dtype=nu_dtype)
     check_decay("decay", decay)
     check_not_negative("eps", eps)
     check_not_negative("initial_scale", initial_scale)
@@ -138,7 +140,7 @@ def scale_by_rms(
         spread = correct(v, decay, t)
         if centered:
             m = cast_like(optax.tree.update_moment(g, state.mu, decay, 1), state.mu)
-            spread = jax.tree.map(lambda v, m: jnp.maximum(v - m**2, 0), spread, correct(m, decay, t))
+            spread = jax.tree.map(lambda v, m: jnp.maximum(v - abs_square(m), 0), spread, correct(m, decay, t))
         root = (lambda s: jnp.sqrt(s + eps)) if eps_in_sqrt else (lambda s: jnp.sqrt(s) + eps)
         update = jax.tree.map(lambda g, s: g / root(s), g, spread)
         return cast_like(update, updates), ScaleByRmsState(t, cast_like(v, state.nu), m)
@@ -173,7 +175,7 @@ def scale_by_adagrad(
     ) -> tuple[optax.Updates, optax.ScaleByRssState]:
         del params
         g = widen(updates)
-        s = jax.tree.map(lambda g, s: s + g**2, g, state.sum_of_squares)
+        s = jax.tree.map(lambda g, s: s + abs_square(g), g, state.sum_of_squares)
         root = (lambda s: jnp.sqrt(s + eps)) if eps_in_sqrt else (lambda s: jnp.sqrt(s) + eps)
         update = jax.tree.map(lambda g, s: jnp.where(s > 0, g / root(s), 0), g, s)
         return cast_like(update, updates), optax.ScaleByRssState(cast_like(s, state.sum_of_squares))

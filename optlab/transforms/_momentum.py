@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab._checks import check_choice, check_decay
-from optlab.transforms._numerics import add_scaled, cast_like, check_wide, widen
+from optlab.transforms._numerics import add_scaled, cast_like, check_dtypes, check_wide, widen
 
 
 class MomentumState(NamedTuple):
@@ -40,6 +40,7 @@ def momentum(
         accumulator_dtype: the dtype that m is stored in; None takes the parameters'.
     """
     check_wide(decay=decay)
+    check_dtypes(accumulator_dtype=accumulator_dtype)
     check_decay("decay", decay)
     check_choice("style", style, ("heavy_ball", "ema"))
     check_choice("start", start, ("zero", "first_gradient"))

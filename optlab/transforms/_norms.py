@@ -16,7 +16,7 @@ from optlab.roles import MatrixAxes
 from optlab.roles import matrix_axes as find_axes
 from optlab.transforms._divide import reshaped
 from optlab.transforms._matrices import matrix_leaves
-from optlab.transforms._numerics import cast_like, check_wide, widen
+from optlab.transforms._numerics import cast_like, check_dtypes, check_wide, widen
 
 
 class ScaleByNeuronRmsState(NamedTuple):
@@ -42,6 +42,7 @@ def scale_by_neuron_rms(
         nu_dtype: the dtype that v is stored in; None is at least float32.
     """
     check_wide(decay=decay, eps=eps)
+    check_dtypes(nu_dtype=nu_dtype)
     check_decay("decay", decay)
     check_not_negative("eps", eps)
     who = "scale_by_neuron_rms"

@@ -34,8 +34,13 @@ def cast_like(tree: Any, target: Any) -> Any:
 
 
 def _in_dtype(x: Any, dtype: Any) -> jax.Array:
-    is_so = isinstance(x, jax.Array) and x.dtype == dtype and not x.weak_type
-    return x if is_so else jnp.asarray(x, dtype)  # an operation that is left out needn't be traced
+    """In float16 what is finite stays so: a sum of gradients of 4000 is beyond its 65504."""
+    if isinstance(x, jax.Array) and x.dtype == dtype and not x.weak_type:
+        return x  # an operation that is left out needn't be traced
+    if dtype == jnp.float16 and jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        largest = float(jnp.finfo(dtype).max)
+        x = jnp.where(jnp.isfinite(x), jnp.clip(x, -largest, largest), x)
+    return jnp.asarray(x, dtype)
 
 
 def add_scaled(y: jax.Array, a: Any, x: jax.Array) -> jax.Array:
@@ -43,6 +48,22 @@ def add_scaled(y: jax.Array, a: Any, x: jax.Array) -> jax.Array:
     if not isinstance(a, int | float) or x.dtype != y.dtype or not jnp.issubdtype(x.dtype, jnp.inexact):
         return y + a * x
     return lax.add(y, lax.mul(x, np.asarray(a, x.dtype)))
+
+
+def abs_square(x: jax.Array) -> jax.Array:
+    """|x|², of complex numbers, too."""
+    return jnp.square(jnp.abs(x)) if jnp.iscomplexobj(x) else jnp.square(x)
+
+
+def check_dtypes(**dtypes: Any) -> None:
+    """Refuses to store moments as anything but floating-point numbers: in integers most of them are 0."""
+    for name, dtype in dtypes.items():
+        try:
+            is_float = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.inexact)
+        except TypeError:
+            is_float = False
+        if not is_float:
+            raise ValueError(f"{name} must be a floating-point dtype, such as 'float32' or 'bfloat16', got {dtype!r}")
 
 
 def check_wide(**values: Any) -> None:

@@ -180,3 +180,57 @@ def test_the_learning_rate_isnt_rounded(rate):
     tx = optimizers.sgd(rate)
     update, _ = tx.update(g, tx.init(g))
     np.testing.assert_array_equal(update, (-0.0123 * g.astype("float32")).astype("bfloat16"))
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [optlab.muon(1e-3), optlab.muon(1e-3, mu_dtype=jnp.float32), optlab.muonh(1e-3), optlab.sgd(0.1, momentum=0.95)],
+)
+def test_large_gradients_in_float16_give_finite_updates(tx):
+    """A heavy ball comes to 20 times the gradient, beyond float16."""
+    params = {"w": jnp.ones((8, 6), jnp.float16)}
+    grads, state = {"w": jnp.full((8, 6), 6e3, jnp.float16)}, tx.init(params)
+    update = jax.jit(tx.update)
+    for _ in range(60):
+        updates, state = update(grads, state, params)
+    assert jnp.isfinite(updates["w"]).all()
+    infinite = update({"w": grads["w"].at[0, 0].set(jnp.inf)}, state, params)[0]
+    assert not jnp.isfinite(infinite["w"]).all()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda dtype: optlab.momentum(0.9, accumulator_dtype=dtype),
+        lambda dtype: optlab.adamw(0.1, mu_dtype=dtype),
+        lambda dtype: optlab.adamw(0.1, nu_dtype=dtype),
+        lambda dtype: optlab.scale_by_rms(nu_dtype=dtype),
+        lambda dtype: optlab.normuon(0.1, nu_dtype=dtype),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["int32", jnp.int8, "float8", bool])
+def test_moments_are_floating_point_numbers(make, dtype):
+    with pytest.raises(ValueError, match="_dtype must be a floating-point dtype, such as"):
+        make(dtype)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (
+            lambda: optlab.adagrad(0.3, initial_accumulator_value=0.0),
+            lambda: optax.adagrad(0.3, initial_accumulator_value=0.0),
+        ),
+        (lambda: optlab.rmsprop(0.03, centered=True), lambda: optax.rmsprop(0.03, centered=True)),
+    ],
+)
+def test_second_moments_of_complex_parameters_are_those_of_their_size(ours, theirs):
+    ends = []
+    for tx in (ours(), theirs()):
+        z = jnp.asarray([1j, 1 + 1j], jnp.complex64)
+        state = tx.init(z)
+        for _ in range(30):
+            updates, state = tx.update(jnp.conj(jax.grad(lambda z: jnp.sum(jnp.abs(z) ** 2))(z)), state, z)
+            z = optax.apply_updates(z, updates)
+        ends.append(z)
+    np.testing.assert_allclose(*ends, atol=2e-3)
