@@ -11,7 +11,10 @@ def is_complete(path: Path) -> bool:
 
     One that lost some of its files since is damaged, not absent: the fingerprints tell.
     """
-    return any((path / part).exists() for part in ("commit_success.txt", "_CHECKPOINT_METADATA", "state"))
+    try:
+        return any((path / part).exists() for part in ("commit_success.txt", "_CHECKPOINT_METADATA", "state"))
+    except PermissionError:  # something is there: who reads it is told
+        return True
 
 
 def saved_steps(folder: Path) -> list[int]:

@@ -20,7 +20,7 @@ from optlab.experiment import Experiment, build
 if TYPE_CHECKING:
     from optlab.training import Checkpoints, History, Observer
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 EXIT_CODES = {"interrupted by SIGINT": 130, "interrupted by SIGTERM": 75, "interrupted by SIGUSR1": 75}
 
 
@@ -174,19 +174,22 @@ def _initial(run: str, experiment: Experiment) -> tuple[Any, Any]:
     except CheckpointError as error:
         raise ConfigError(f"init_from={run}: {error}") from error
     wanted = jax.eval_shape(experiment.workload.init, jax.random.key(0))
-    kinds = [
-        {
-            jax.tree_util.keystr(k[1:], simple=True, separator="/"): f"{x.dtype}{list(x.shape)}"
-            for k, x in jax.tree.leaves_with_path(tree)
-        }
-        for tree in (found, wanted)
-    ]
+    leaves = [{_name(path): x for path, x in jax.tree.leaves_with_path(tree)} for tree in (found, wanted)]
+    kinds = [{k: f"{x.dtype}{list(x.shape)}" for k, x in side.items()} for side in leaves]
     differ = [k for k in {**kinds[0], **kinds[1]} if kinds[0].get(k) != kinds[1].get(k)]
     if differ:
         name = differ[0]
         has, needs = (side.get(name, "absent") for side in kinds)
         raise ConfigError(f"init_from={run} is another model: {name} is {has} there, {needs} here")
-    return found
+    return jax.tree.unflatten(jax.tree.structure(wanted), [leaves[0][name] for name in leaves[1]])
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """A parameter's (or statistic's) path, without the last step into a variable of NNX, which `load_params` takes."""
+    import jax
+
+    is_value = isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value"
+    return jax.tree_util.keystr(path[1:-1] if is_value else path[1:], simple=True, separator="/")
 
 
 def _summary(history: History, experiment: Experiment, folder: Path, seconds: float) -> str:

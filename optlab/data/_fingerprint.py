@@ -34,7 +34,8 @@ def fingerprint(data: Any) -> str:
     count = len(data)
     read = min(EXAMPLES, count)
     indices = np.arange(read) * (count - 1) // max(read - 1, 1)
-    return f"{count} examples {_hash(take_whole(data, indices)[0] | _in_memory(data))}"
+    whole = _in_memory(data)
+    return f"{count} examples{' in memory' if whole else ''} {_hash(take_whole(data, indices)[0] | whole)}"
 
 
 def _in_memory(split: Any) -> Batch:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from optlab._checks import is_count
 from optlab._saved import is_complete, saved_steps
@@ -265,8 +264,8 @@ class Checkpoints:
         if given:
             without: dict[str, Any] = dict.fromkeys(given)
             restored = self.restore(dataclasses.replace(like, **without), step, optional=optional)
-            average = jax.tree.map(jnp.copy, restored.params)
-            own = {name: average if name == "ema" else getattr(like, name) for name in given}
+            average = jax.tree.map(storage.copied_like, restored.params, like.ema) if "ema" in given else None
+            own: dict[str, Any] = {name: average if name == "ema" else getattr(like, name) for name in given}
             return dataclasses.replace(restored, **own)
         left_out = {name for name in optional if getattr(like, name) is None}
         arrays, manifest = storage.flatten(like)

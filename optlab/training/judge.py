@@ -67,5 +67,5 @@ class Judge:
             self.best, self.waited, self.mark = None, 0, None
         if any(key.startswith("target.") for key in changed):
             self.reached = None
-        if any(key.startswith(("target.", "stop.")) for key in changed):
+        if any(key.startswith(("target.", "stop.", "data")) for key in changed):
             self.ended = None

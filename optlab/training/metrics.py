@@ -79,8 +79,14 @@ class StepLog:
             self._file.write(_line(entry))
             self._file.flush()
             self.lines += 1
-            if not os.fstat(self._file.fileno()).st_nlink:
+            if not self._is_in_place():
                 raise FileNotFoundError(f"{self.path} was deleted or replaced while the run wrote to it")
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
+        except FileNotFoundError:
+            return False
 
     def sync(self) -> None:
         """Returns once every line so far would outlive the machine, not only the process."""

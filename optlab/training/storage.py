@@ -78,8 +78,8 @@ def _plain(key: Any) -> str | int | dict[str, Any]:
     """An entry of a leaf's path: an index, or a name; the number in a dict and the value of a variable say so."""
     if isinstance(key, jax.tree_util.SequenceKey):
         return key.idx
-    if isinstance(key, jax.tree_util.DictKey) and isinstance(key.key, int):
-        return {"key": key.key}
+    if isinstance(key, jax.tree_util.DictKey) and isinstance(key.key, int | np.integer):
+        return {"key": int(key.key)}
     if isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value":
         return {"attribute": key.name}
     return jax.tree_util.keystr((key,), simple=True)
@@ -101,6 +101,11 @@ def placed_like(x: jax.Array, like: Any) -> jax.Array:
     """A restored array, free to go where it is needed if the one like it is (a scalar beside divided parameters)."""
     is_free = isinstance(like, jax.Array) and not like.committed
     return jnp.asarray(np.asarray(x)) if is_free else x
+
+
+def copied_like(x: jax.Array, like: Any) -> jax.Array:
+    """A copy where `like` is, if it says so."""
+    return jnp.copy(x) if like.sharding is None else jnp.copy(jax.device_put(x, like.sharding))
 
 
 def nest(items: Sequence[tuple[Sequence[Any], Any]]) -> Any:

@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from optlab.commands import main
-from optlab.training import Checkpoints, read_metrics
+from optlab.training import Checkpoints, load_params, read_metrics
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.py"
 CONFIG = """
@@ -93,6 +93,34 @@ def test_a_runs_config_runs_again_elsewhere_with_the_same_numbers(here):
     first = here / "runs" / "small-steps=10"
     assert main(["train", str(first / "config.json")]) == 0
     assert read_metrics(here / "runs" / "small-steps=10-again") == read_metrics(first)
+
+
+NNX = """
+from flax import nnx
+
+def net():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.layers = nnx.List([nnx.Linear(64, 10, rngs=rngs)])
+            self.norm = nnx.BatchNorm(64, rngs=rngs)
+
+        def __call__(self, x):
+            return self.layers[0](self.norm(x.reshape(len(x), -1)))
+
+    return Net
+"""
+
+
+def test_a_run_of_nnx_may_start_from_another(here):
+    (here / "own.py").write_text(NNX)
+    assert main(["train", "small.py", "model=own:net", "--run", "first"]) == 0
+    words = ["model=own:net", "optimizer.learning_rate=0", "init_from=first", "--run", "next"]
+    assert main(["train", "small.py", *words]) == 0
+    for collection in ("params", "model_state"):
+        first, last = (load_params(run, collection=collection) for run in ("first", "next"))
+        assert jax.tree.structure(first) == jax.tree.structure(last)
+    first, last = (jax.tree.leaves(load_params(run)) for run in ("first", "next"))
+    assert all((a == b).all() for a, b in zip(first, last, strict=True))
 
 
 def test_another_runs_parameters_are_a_start(here, capsys):

@@ -321,6 +321,32 @@ def test_a_state_may_live_in_several_places(tmp_path):
     np.testing.assert_array_equal(jax.jit(jnp.multiply)(restored.params["other"], restored.step), np.ones(3))
 
 
+def test_an_average_that_begins_lives_where_it_is_wanted(tmp_path):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    params = {"w": jax.device_put(jnp.arange(16.0), NamedSharding(mesh, P()))}
+    s = TrainState(jnp.int32(1), params, {}, (), jax.random.key(0))
+    save(tmp_path, s)
+    divided = {"w": jax.device_put(params["w"], NamedSharding(mesh, P("data")))}
+    restored = Checkpoints(tmp_path).restore(dataclasses.replace(s, ema=divided), 1, optional=("ema",))
+    assert restored.ema["w"].sharding == divided["w"].sharding
+    assert bits(restored.ema) == bits(params)
+
+
+def test_what_may_not_be_read_is_told(tmp_path, monkeypatch):
+    save(tmp_path, state())
+
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage.Path, "read_bytes", refused)
+        exists = storage.Path.exists
+        patched.setattr(storage.Path, "exists", lambda p: refused(p) if p.parent.name == "10" else exists(p))
+        with pytest.raises(CheckpointError, match="could not be read: PermissionError"):
+            Checkpoints(tmp_path).restore_latest(state(1))
+    assert Checkpoints(tmp_path).steps() == [10]
+
+
 def test_it_is_restored_by_shapes(tmp_path):
     save(tmp_path, state())
     restored = Checkpoints(tmp_path).restore(jax.eval_shape(lambda: state(1)), 10)

@@ -68,9 +68,9 @@ def copy(ran, tmp_path):
         ({"batch_size": 12}, r"batch_size \(16 there, 12 here\)"),
         ({"accumulate": 2, "ema": 0.9}, r"accumulate \(1 there, 2 here\), ema \(0.5 there, 0.9 here\); .*"
          r"allow_change=\('accumulate', 'ema'\)"),
-        ({"shift": 1.0}, r"data \('36 examples \w+' there, '36 examples \w+' here\)"),
+        ({"shift": 1.0}, r"data \('36 examples in memory \w+' there, '36 examples in memory \w+' here\)"),
         ({"shift": 1.0, "allow_change": ["data.path"]}, "4 is of another run: data"),  # moved, not changed
-        ({"moved": "validation"}, r"run: data.validation \('12 examples \w+' there, '36 examples \w+' here\)"),
+        ({"moved": "validation"}, r"run: data.validation \('12 examples .*' there, '36 examples .*' here\)"),
         ({"moved": "test"}, r"run: data.test \('12 .* there, '36 .* here\); .*--allow-change data$"),
         ({"gone": "validation", "target": Target(metric="train/loss")}, r"data.validation \('12 .* there, None here\)"),
         ({"ema": None}, r"run: ema \(0.5 there, None here\); .*--allow-change ema$"),
@@ -133,6 +133,14 @@ def test_a_rate_that_the_optimizer_moved_stays_moved(tmp_path):
     for steps in (4, 6):
         history = go(tmp_path, steps=steps, optimizer=halving, rate=1.0)
     assert history.state.opt_state.hyperparams["learning_rate"] == 2.0**-6
+
+
+def test_a_fingerprint_that_was_made_otherwise_says_how_many_alone(copy, monkeypatch):
+    monkeypatch.setattr(identity, "fingerprint", lambda split: f"{len(split)} examples 0123456789abcdef")
+    assert go(copy).best[0] <= 6
+    monkeypatch.setattr(identity, "fingerprint", lambda split: f"{len(split) + 1} examples 0123456789abcdef")
+    with pytest.raises(CheckpointError, match=r"data \('36 examples .* there, '37 examples"):
+        go(copy, steps=8)
 
 
 def test_the_average_may_begin_and_end_where_it_is_allowed(copy):
