@@ -117,6 +117,8 @@ class Parameter:
         may be as many as layers."""
         shape = self.one_shape
         square = len(shape) == 4 and shape[0] == shape[1] and self.kind in KERNELS and len(self.one_bias) < 2
+        if "local" in self.layer_name.lower():  # a window for every place: Linen's ConvLocal
+            return False
         return len(shape) > 2 and ("conv" in self.layer_name.lower() or (square and not self._names_experts))
 
     @property
@@ -173,7 +175,7 @@ class Parameter:
     @cached_property
     def into_heads(self) -> bool:
         """Whether it makes queries, keys or values; a value head makes none."""
-        named = has(self.layer_name, INTO_HEADS) or self.projections > 0
+        named = (has(self.layer_name, INTO_HEADS) or self.projections > 0) and "weight" not in words(self.layer_name)
         return named and not _says_head(self.layer_name)
 
     @property

@@ -320,6 +320,8 @@ def test_no_head(name):
         {"blocks": {n: {"kernel": (W, L, H, K)} for n in ("query", "key", "value")}, "norm": {"scale": (W,)}},
         {"attn": {"query": {"kernel": (L, W, H, K)}} | {n: {"kernel": (L, W, K)} for n in ("key", "value")}},  # or GQA
         {"attn": {n: {"kernel": (L, A, A)} for n in "qkvo"} | {"lambdas": (L, 2)}},  # a stack, or heads
+        {"ConvLocal_0": {"kernel": (8, 8, 144, 4)}},  # a window for every place
+        {"pos_conv": {"weight_v": (W, 4, 16)}},  # PyTorch's weight norm: no values
         {"attn": {n: {"kernel": (W, H, K)} for n in ("query", "key", "value", "gate")} | {"w_out": (W, W)}},
     ],
 )

@@ -45,7 +45,7 @@ def _in_dtype(x: Any, dtype: Any) -> jax.Array:
 
 def add_scaled(y: jax.Array, a: Any, x: jax.Array) -> jax.Array:
     """y + ax. Where no dtype changes by lax's own operations, which take half of jnp's time to trace."""
-    if not isinstance(a, int | float) or x.dtype != y.dtype or not jnp.issubdtype(x.dtype, jnp.inexact):
+    if type(a) not in (int, float) or x.dtype != y.dtype or not jnp.issubdtype(x.dtype, jnp.inexact):
         return y + a * x
     return lax.add(y, lax.mul(x, np.asarray(a, x.dtype)))
 
