@@ -546,8 +546,8 @@ def moved(before: int, after: int, tries: int) -> Iterator[Verdict]:
     def continued(folder: Path) -> int:
         restore = Checkpoints.restore
 
-        def telling(self: Checkpoints, like: Any, step: int) -> Any:
-            state = restore(self, like, step)
+        def telling(self: Checkpoints, like: Any, step: int, **settings: Any) -> Any:
+            state = restore(self, like, step, **settings)
             mark("restored " + ("same" if self.contents(step) == contents_of(state) else "other"))
             return state
 
