@@ -61,7 +61,10 @@ from optlab.experiment import build
             "contrib.sophia can't move",
         ),
         (["optimizer.roles=foo"], "roles must be a tree of role names .*, got the string 'foo'"),
-        (["optimizer=adam", "optimizer.learning_rate=1", "optimizer.mu_dtype=foo"], "optimizer=adam can't move these"),
+        (
+            ["optimizer=adam", "optimizer.learning_rate=1", "optimizer.mu_dtype=foo"],
+            "optimizer=adam: mu_dtype must be a floating-point dtype",
+        ),
         (["optimizer=builtins:dict"], "must be a function with a signature"),
         ([f"data={__name__}:not_a_source"], "must return an optlab.data.Source, got int"),
         ([f"data={__name__}:breaks"], "breaks: no luck"),
