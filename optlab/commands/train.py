@@ -57,7 +57,10 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
     config = experiment.config
     with together(ConfigError):
         observers = _observers(config, folder)
-    checkpoints = Checkpoints(folder / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep)
+    try:
+        checkpoints = Checkpoints(folder / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep)
+    except ValueError as error:  # of every process alike
+        raise ConfigError(f"--run: {error}") from error
     is_new = not once(checkpoints.steps)
     initial = _initial(config.init_from, experiment) if config.init_from and is_new else None
     with together(ConfigError):
