@@ -212,7 +212,7 @@ class Parameter:
 def read(params: Any) -> list[Parameter]:
     """The parameters in the tree's order, with their biases, attentions and stacks found."""
     parameters = [
-        Parameter(_names(path), getattr(x, "shape", ())) for path, x in jax.tree_util.tree_leaves_with_path(params)
+        Parameter(names_of(path), getattr(x, "shape", ())) for path, x in jax.tree_util.tree_leaves_with_path(params)
     ]
     beside = lambda p: (p.names[:-1], p.own[len(p.kind) :])  # the bias of w1 is b1
     kernels = {beside(p): p.shape for p in parameters if p.kind in KERNELS}
@@ -257,7 +257,7 @@ def _find_widths(parameters: list[Parameter]) -> None:
     """
     into: dict[Any, set[int]] = defaultdict(set)
     out: dict[Any, set[int]] = defaultdict(set)
-    long: dict[Any, list[Parameter]] = defaultdict(list)
+    long: set[Any] = set()
     for p in parameters:
         rank, scope = len(p.one_shape), p.layer[:-1]
         if p.beside_queries and 1 < rank < 4 and p.into_heads:
@@ -265,17 +265,18 @@ def _find_widths(parameters: list[Parameter]) -> None:
         elif p.beside_queries and rank > 1 and p.out_of_heads:
             out[scope].add(p.one_shape[-1])
         elif p.beside_queries and rank > 3 and p.into_heads and not (p.is_conv or p.projections or p.bias):
-            long[scope].append(p)
+            long.add(scope)
     norms = {p.one_shape[0] for p in parameters if p.of_norm and len(p.one_shape) == 1}
     for p in parameters:
         scope = p.layer[:-1]
         p.widths = frozenset(out[scope] or into[scope])
         is_shown = out[scope] or (into[scope] and into[scope] <= norms) or p.stack
         is_foreign = out[scope] and into[scope] and out[scope].isdisjoint(into[scope]) and not p.stack
-        p.may_be_stacked_queries = p.into_heads and bool((long[scope] and not is_shown) or is_foreign)
+        p.may_be_stacked_queries = p.into_heads and bool((scope in long and not is_shown) or is_foreign)
 
 
-def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+def names_of(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """The names on a leaf's path in a tree."""
     if len(path) > 1 and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
         path = path[:-1]  # an nnx.State holds variables, and a variable its value
     names = (jax.tree_util.keystr((key,), simple=True) for key in path)

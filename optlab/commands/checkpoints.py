@@ -27,10 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.folder)
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder; optlab checkpoints RUN wants a run's, such as runs/digits")
-    try:
-        checkpoints = Checkpoints.of(folder)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    checkpoints = Checkpoints.of(folder)
     table, damaged = _tables.empty(COLUMNS, numbers=("step", "MiB")), 0
     steps = checkpoints.steps()
     best = next(filter(None, (_best(checkpoints, step) for step in reversed(steps))), None)

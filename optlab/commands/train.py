@@ -57,10 +57,7 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
     config = experiment.config
     with together(ConfigError):
         observers = _observers(config, folder)
-    try:
-        checkpoints = Checkpoints(folder / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep)
-    except ValueError as error:  # of every process alike
-        raise ConfigError(f"--run: {error}") from error
+    checkpoints = Checkpoints(folder / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep)
     is_new = not once(checkpoints.steps)
     initial = _initial(config.init_from, experiment) if config.init_from and is_new else None
     with together(ConfigError):
@@ -170,6 +167,7 @@ def _initial(run: str, experiment: Experiment) -> tuple[Any, Any]:
     """The parameters (and running statistics) of another run, held against the model's shapes."""
     import jax
 
+    from optlab._parameters import names_of
     from optlab.training import CheckpointError, load_params
 
     try:
@@ -177,7 +175,9 @@ def _initial(run: str, experiment: Experiment) -> tuple[Any, Any]:
     except CheckpointError as error:
         raise ConfigError(f"init_from={run}: {error}") from error
     wanted = jax.eval_shape(experiment.workload.init, jax.random.key(0))
-    leaves = [{_name(path): x for path, x in jax.tree.leaves_with_path(tree)} for tree in (found, wanted)]
+    leaves = [
+        {"/".join(names_of(path[1:])): x for path, x in jax.tree.leaves_with_path(tree)} for tree in (found, wanted)
+    ]
     kinds = [{k: f"{x.dtype}{list(x.shape)}" for k, x in side.items()} for side in leaves]
     differ = [k for k in {**kinds[0], **kinds[1]} if kinds[0].get(k) != kinds[1].get(k)]
     if differ:
@@ -185,14 +185,6 @@ def _initial(run: str, experiment: Experiment) -> tuple[Any, Any]:
         has, needs = (side.get(name, "absent") for side in kinds)
         raise ConfigError(f"init_from={run} is another model: {name} is {has} there, {needs} here")
     return jax.tree.unflatten(jax.tree.structure(wanted), [leaves[0][name] for name in leaves[1]])
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    """A parameter's (or statistic's) path, without the last step into a variable of NNX, which `load_params` takes."""
-    import jax
-
-    is_value = isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value"
-    return jax.tree_util.keystr(path[1:-1] if is_value else path[1:], simple=True, separator="/")
 
 
 def _summary(history: History, experiment: Experiment, folder: Path, seconds: float) -> str:

@@ -20,7 +20,8 @@ from typing import Any, Literal
 import jax
 
 from optlab._checks import is_count
-from optlab._saved import is_complete, saved_steps
+from optlab._saved import is_complete, numbered, saved_steps
+from optlab.config import ConfigError
 from optlab.training import storage
 from optlab.training.fingerprint import fingerprints, non_finite
 from optlab.training.lock import WriterLock
@@ -62,7 +63,7 @@ class Checkpoints:
             if not is_count(value):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if any(sign in str(Path(folder).absolute()) for sign in "[]*?"):
-            raise ValueError(
+            raise ConfigError(
                 f"{folder}: Orbax can't read from a folder with [, ], * or ? in its path; name another one"
             )
         self.folder, self.every, self.keep = Path(folder).absolute(), every, keep
@@ -327,8 +328,7 @@ class Checkpoints:
         return sorted(p.name for p in self.folder.glob("quarantine-*"))
 
     def _tell_incomplete(self) -> None:
-        numbered = [p for p in self.folder.glob("*") if p.name.isdecimal() and p.is_dir() and not is_complete(p)]
-        for path in sorted(numbered):
+        for path in (p for p in numbered(self.folder) if p.is_dir() and not is_complete(p)):
             print(f"optlab: {path} holds no whole checkpoint: passed over", file=sys.stderr)
 
     def _set_aside(self, step: int, why: str) -> None:

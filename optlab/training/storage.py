@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from optlab._saved import METADATA
 from optlab.training.fingerprint import fingerprints, host_fingerprints
 from optlab.training.state import TrainState
 
 Manifest = list[dict[str, Any]]
-METADATA = "_CHECKPOINT_METADATA"  # Orbax's JSON file, which holds what is given to it as custom metadata
 WIDE = ("float64", "complex128", "int64", "uint64")  # of half the width where JAX isn't told to enable them
 
 
@@ -153,6 +153,8 @@ def compare(path: Path, *, saved: Manifest, wanted: Manifest) -> None:
 
 # Orbax.
 
+_TURN = threading.Lock()  # one at a time: Orbax (0.12) mixes up the saves and loads of several threads
+
 
 def save_async(path: Path, arrays: Mapping[str, jax.Array], content: Mapping[str, Any]) -> Any:
     """Starts to write arrays, and JSON data with a hash of it; `result()` of what is returned waits for the commit."""
@@ -165,9 +167,6 @@ def save_async(path: Path, arrays: Mapping[str, jax.Array], content: Mapping[str
     except BaseException:
         _TURN.release()
         raise
-
-
-_TURN = threading.Lock()  # one at a time: Orbax (0.12) mixes up the saves and loads of several threads
 
 
 class _Save:
