@@ -78,3 +78,11 @@ def test_whatever_is_listed_is_there_and_nothing_else():
 
 def test_the_version_is_the_packages():
     assert optlab.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def test_a_folder_of_its_name_beside_the_script_does_not_hide_it(tmp_path):
+    """As a clone of the repository is one: without __init__.py it would pass for a namespace package."""
+    (tmp_path / "optlab").mkdir()
+    (tmp_path / "script.py").write_text("import optlab; print(optlab.__version__)")
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == optlab.__version__, done.stderr
