@@ -143,7 +143,7 @@ def updates(tx, dtype):
 
 @pytest.mark.parametrize(("make", "oracle"), BLOCKS.values(), ids=BLOCKS)
 def test_a_block_moves_complex_matrices(make, oracle):
-    found, state = updates(make(), "complex64")
+    found, _ = updates(make(), "complex64")
     np.testing.assert_allclose(found, oracle(GRADS), rtol=2e-4, atol=2e-5)
     assert found.dtype == "complex64"
 
