@@ -72,7 +72,7 @@ def test_a_callable_tree_says_roles_and_axes(told):
 
 
 def test_a_callable_tree_keeps_the_contract():
-    model = Dense(np.zeros((4, 3)), np.zeros(4))
+    model = Dense(np.ones((4, 3)), np.ones(4))
     check_transform(optlab.lion, {"learning_rate": 0.1}, params=model, skip=["bfloat16", "float16"])
 
 
@@ -199,4 +199,5 @@ def test_notes_are_equal_to_their_equals():
 def test_what_needs_no_parameters_needs_none_when_it_is_injected(make):
     grads = {"a": jnp.array([1.0, jnp.inf, 0.0])}
     tx, bare = optax.inject_hyperparams(make)(learning_rate=0.1), make(0.1)
-    same(tx.update(grads, tx.init(grads))[0], bare.update(grads, bare.init(grads))[0])
+    got, expected = tx.update(grads, tx.init(grads))[0], bare.update(grads, bare.init(grads))[0]
+    np.testing.assert_allclose(got["a"], expected["a"], rtol=1e-5)

@@ -71,7 +71,7 @@ def probe(name: str, *, every: int | None = 100) -> optax.GradientTransformation
     ) -> tuple[optax.Updates, ProbeState]:
         del extra_args
         count, dtype, split = optax.safe_increment(state.count), state.values.dtype, len(NORMS)
-        seen, params, grad = lax.stop_gradient((updates, params, grad))
+        seen = lax.stop_gradient(updates)
         found, zero = _norms(seen, params, grad), jnp.zeros([])
         norms = jnp.stack([found.get(metric, zero).astype(dtype) for metric in NORMS])
         norms_at = jnp.stack([count if metric in found else jnp.zeros_like(count) for metric in NORMS])
@@ -108,7 +108,7 @@ def _widened(updates: Any, tree: Any | None) -> list[jax.Array] | None:
         return None
     if not all(jax.tree_util.all_leaves([x]) and jnp.shape(x) == jnp.shape(u) for u, x in pairs):
         return None
-    return [_wide(x) for _, x in pairs]
+    return [_wide(lax.stop_gradient(x)) for _, x in pairs]
 
 
 def _pairs(updates: Any, tree: Any) -> list[tuple[jax.Array, Any]]:
