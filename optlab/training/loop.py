@@ -178,6 +178,7 @@ def train(
         records = Records(
             workload,
             parallel,
+            batches,
             judge,
             skips,
             damaged,

@@ -14,7 +14,7 @@ from jax import lax
 
 from optlab.data import Batch
 from optlab.training.guard import Guard, check_guard, guarded
-from optlab.training.reductions import with_norm
+from optlab.training.reductions import wide, with_norm
 from optlab.training.state import TrainState
 from optlab.training.workload import Loss, Metrics
 
@@ -139,30 +139,47 @@ def check_mean(loss: Loss, state: TrainState, batch: Batch, accumulate: int) -> 
 
 
 def _pairs(metrics: Any) -> Metrics:
-    """A loss's metrics as arrays; a weight may be a Python number."""
+    """A loss's metrics as numbers in at least float32; a weight may be a Python number."""
     if "loss" not in metrics:
         raise ValueError(f"the loss's metrics must hold 'loss' as (sum, weight), got the names {sorted(metrics)}")
     for name, pair in metrics.items():
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise ValueError(f"the loss's metric {name!r} must be (sum, weight), got a {type(pair).__name__}")
-    return {name: (jnp.asarray(total), jnp.asarray(weight)) for name, (total, weight) in metrics.items()}
+        if any(jnp.shape(x) for x in pair):
+            raise ValueError(
+                f"the loss's metric {name!r} must be (sum, weight) over the batch, two numbers, got the shapes "
+                f"{jnp.shape(pair[0])} and {jnp.shape(pair[1])}"
+            )
+    return {name: (wide(jnp.asarray(a)), wide(jnp.asarray(b))) for name, (a, b) in metrics.items()}
 
 
 def _mean_gradient(loss: Loss, axis_name: str | None, accumulate: int) -> Callable[..., Any]:
     """(params, model_state, batch, key) -> (value, gradient, model_state, metrics), over microbatches and devices."""
     is_parted = accumulate > 1 or axis_name is not None
 
-    def summed(*arguments: Any) -> Any:
-        """The loss, weighted before it is differentiated: BatchNorm lets it reach devices of another weight."""
+    def weighted(*arguments: Any) -> Any:
+        """The loss times its weight, by which it is differentiated: BatchNorm lets it reach devices of another weight.
+
+        The weight is a share of the largest device's, which the gradient is multiplied by later and in float32: in
+        float16 it would overflow as a sum.
+        """
         value, (model_state, metrics) = loss(*arguments)
         metrics = _pairs(metrics)
-        return value * lax.stop_gradient(metrics["loss"][1]) if is_parted else value, (model_state, metrics)
+        if not is_parted:
+            return value, (model_state, metrics, None)
+        weight = lax.stop_gradient(metrics["loss"][1])
+        largest = weight if axis_name is None else lax.pmax(weight, axis_name)
+        largest = jnp.where(largest > 0, largest, 1)
+        return wide(value) * (weight / largest), (model_state, metrics, largest)
 
-    value_and_grad = jax.value_and_grad(summed, has_aux=True)
+    value_and_grad = jax.value_and_grad(weighted, has_aux=True)
 
     def one(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> Any:
-        (value, (model_state, metrics)), grads = value_and_grad(params, model_state, batch, key, True)
-        return (value, grads), model_state, metrics
+        (value, (model_state, metrics, largest)), grads = value_and_grad(params, model_state, batch, key, True)
+        terms = (value, grads)
+        if largest is not None:
+            terms = jax.tree.map(lambda x: wide(x) * largest.astype(wide(x).dtype), terms)
+        return terms, model_state, metrics
 
     def many(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> Any:
         """The same, microbatch after microbatch."""
@@ -190,11 +207,13 @@ def _mean_gradient(loss: Loss, axis_name: str | None, accumulate: int) -> Callab
         if axis_name is not None:
             terms, metrics = lax.psum((terms, metrics), axis_name)
             is_float = lambda x: jnp.issubdtype(x.dtype, jnp.inexact)
-            model_state = jax.tree.map(lambda x: lax.pmean(x, axis_name) if is_float(x) else x, model_state)
+            mean = lambda x: lax.pmean(wide(x), axis_name).astype(x.dtype)
+            model_state = jax.tree.map(lambda x: mean(x) if is_float(x) else x, model_state)
         if is_parted:  # Σ weight · gradient / Σ weight, and 0 where no example counts
             weight = metrics["loss"][1]
             weight = jnp.where(weight == 0, 1, weight)
-            terms = jax.tree.map(lambda x: x / weight.astype(x.dtype), terms)
+            value, grads = jax.tree.map(lambda x: x / weight.astype(x.dtype), terms)
+            terms = value, jax.tree.map(lambda x, p: x.astype(p.dtype), grads, params)
         return (*terms, model_state, metrics)
 
     return gradient

@@ -16,6 +16,7 @@ from flax import nnx
 from optlab.config import Target
 from optlab.data import Batch, Source, as_batches, digits, evaluation_batches
 from optlab.training import losses
+from optlab.training.reductions import wide
 
 Params = Any
 ModelState = Any
@@ -24,6 +25,14 @@ Init = Callable[[jax.Array], tuple[Params, ModelState]]
 Loss = Callable[[Params, ModelState, Batch, jax.Array, bool], tuple[jax.Array, tuple[ModelState, Metrics]]]
 Measure = Callable[[Any, Batch], jax.Array]
 Apply = Callable[[Params, ModelState, Any, jax.Array, bool], tuple[Any, ModelState]]
+
+# Shapes alone are traced with a batch of twice as many examples, of which nobody has a multiple by chance: where its
+# square divides the number of a loss's values, there is one for every pair of examples.
+PRIME = 211
+
+
+class ShapeError(ValueError):
+    """A loss or metric whose values have neither the batch's shape nor none."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,11 @@ class Workload:
     def example(self) -> Batch:
         """A training batch of one example, for shapes (the whole batch, where the data makes its own batches)."""
         return as_batches(self.data.train, 1, 0).batch(0)
+
+    def examples(self) -> Batch:
+        """The shapes of a batch of a number of examples that is no other axis' length; see `PRIME`."""
+        shape = lambda x: jax.ShapeDtypeStruct((2 * PRIME, *np.shape(x)[1:]), jnp.result_type(x))
+        return jax.tree.map(shape, self.example())
 
     def unweighted(self, split: str) -> list[str]:
         """The metrics, "loss" among them, that count an example of a split although its "weight" is 0."""
@@ -97,7 +111,7 @@ class Workload:
 
         def loss_fn(params: Params, model_state: ModelState, batch: Batch, key: jax.Array, train: bool) -> Any:
             outputs, model_state = apply(params, model_state, batch["inputs"], key, train)
-            sums = {name: _sum(f(outputs, batch), batch) for name, f in measures.items()}
+            sums = {name: _sum(name, f(outputs, batch), batch) for name, f in measures.items()}
             total, weight = sums["loss"]
             # A part of a batch (a device's, a microbatch) may have no weight at all; its share of the mean is 0.
             return total / jnp.where(weight > 0, weight, 1), (model_state, sums)
@@ -182,15 +196,23 @@ def _folded(keys: Any, key: jax.Array) -> Any:
     return jax.tree.map(fold, keys)
 
 
-def _sum(values: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """(Σ weight · value, Σ weight); a scalar is the mean over the examples."""
-    values = jnp.asarray(values)
+def _sum(name: str, values: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """(Σ weight · value, Σ weight), in at least float32; a scalar is the mean over the examples."""
+    values = wide(jnp.asarray(values))
+    examples = len(jax.tree.leaves(batch)[0])
     if values.ndim == 0:
-        count = jnp.asarray(len(jax.tree.leaves(batch)[0]), values.dtype)
+        count = jnp.asarray(examples, values.dtype)
         return values * count, count
+    each, rest = divmod(values.size, examples)
+    if rest or (examples % PRIME == 0 and each % PRIME == 0):
+        pairs = "" if rest else ", one for every pair of examples: outputs (B, 1) less labels (B,) are (B, B)"
+        raise ShapeError(
+            f"{name} must give a value for every example or position, or one for the batch as a scalar; of "
+            f"{examples} examples it gives the shape {values.shape}{pairs}"
+        )
     if "weight" not in batch:
         return jnp.sum(values), jnp.asarray(values.size, values.dtype)
-    weight = jnp.asarray(batch["weight"], values.dtype)
+    weight = wide(jnp.asarray(batch["weight"]))
     if weight.shape != values.shape:
         raise ValueError(f"weight must have the loss's shape {values.shape}, one for every value, got {weight.shape}")
     return jnp.sum(jnp.where(weight > 0, values, 0) * weight), jnp.sum(weight)
