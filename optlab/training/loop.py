@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from optlab.config import ConfigError, Stop, check
-from optlab.data import Batches, Share, as_batches, prefetch
+from optlab.data import Batches, Share, as_batches, check_splits, prefetch
 from optlab.training.checkpoint import Checkpoints
 from optlab.training.damaged import DamagedExamples
 from optlab.training.guard import Guard, Skips
@@ -146,6 +146,8 @@ def train(
     ):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if not -(2**31) <= seed < 2**32:  # of a longer one JAX takes the last 32 bits
+        raise ValueError(f"seed must lie in [-2**31, 2**32), got {seed}")
     check(stop, "stop.")
     key, init_key = jax.random.split(jax.random.key(seed))
     axis_name = DATA if strategy == "pmap" else None
@@ -158,6 +160,8 @@ def train(
 
     check_memory(parallel, parallel.shapes(jax.eval_shape(first, key, init_key, initial)))
     state = parallel.place_state(first, key, init_key, initial)
+    data = workload.data
+    check_splits(train=data.train, validation=data.validation, test=data.test)
     judge = Judge(workload.target, stop)
     batches = as_batches(workload.data.train, workload.batch_size, seed)
     examples = (lambda t: batches.indices(t - 1)[0].tolist()) if isinstance(batches, Batches) else None

@@ -111,10 +111,11 @@ class Records:
             raise
         except Exception:  # a model may be made for batches of one size alone
             names = evaluate(*model, self.workload.example(), state.key)
-        splits = ["train", *(["validation"] if data.validation is not None else [])]
+        splits = ["train", *(["validation"] if data.validation is not None and len(data.validation) else [])]
         known = [f"{split}/{name}" for split in splits for name in names]
         if target.metric not in known and (target != Target() or self.judge.stop.patience):
-            raise ValueError(f"target.metric must be one of {', '.join(known)}, got {target.metric!r}")
+            empty = "" if data.validation is None or len(splits) > 1 else ": the validation split holds no examples"
+            raise ValueError(f"target.metric must be one of {', '.join(known)}, got {target.metric!r}{empty}")
 
     @contextlib.contextmanager
     def observed(self, start: int) -> Iterator[None]:

@@ -256,6 +256,44 @@ def test_a_target_that_is_never_measured_is_refused():
         train(workload(target=target), optax.sgd(0.1), steps=5)
 
 
+class Some:
+    """A split of so many examples, of a weight."""
+
+    def __init__(self, count, weight=1.0):
+        self.count, self.weight = count, weight
+
+    def __len__(self):
+        return self.count
+
+    def take(self, indices, epoch=None, seed=0):
+        return {"inputs": X[indices], "labels": Y[indices], "weight": np.full(len(indices), self.weight)}
+
+
+@pytest.mark.parametrize("setting", [{"stop": Stop(patience=2)}, {"target": Target(value=0.1)}])
+def test_nothing_waits_for_a_validation_split_without_examples(setting):
+    base = workload(target=setting.pop("target", None))
+    empty = dataclasses.replace(base, data=dataclasses.replace(base.data, validation=Some(0)))
+    with pytest.raises(ValueError, match="got 'validation/loss': the validation split holds no examples"):
+        train(empty, optax.sgd(0.1), steps=60, evaluate_every=3, **setting)
+    assert train(dataclasses.replace(empty, target=Target()), optax.sgd(0.1), steps=2).outcome == "finished"
+
+
+def test_patience_does_not_count_what_was_not_measured():
+    def loss(params, model_state, batch, key, train):
+        value, (model_state, metrics) = base.loss(params, model_state, batch, key, train)
+        total, count = metrics["loss"]
+        weight = batch.get("weight", jnp.ones(1))[0]
+        return value, (model_state, {"loss": (total * weight, count * weight)})
+
+    base = workload()
+    data = dataclasses.replace(base.data, validation=Some(20, 0.0))
+    work = dataclasses.replace(base, data=data, loss=loss)
+    with pytest.raises(ValueError, match="patience=2 waits for validation/loss, which wasn't measured after step 3"):
+        train(work, optax.sgd(0.1), steps=60, evaluate_every=3, stop=Stop(patience=2))
+    judge = Judge(Target(metric="train/loss"), Stop(patience=1))
+    assert [judge({"step": i, **r}) for i, r in enumerate([{"train/loss": 1.0}, {"skipped": 1.0}])] == [None, None]
+
+
 def test_an_error_in_the_data_is_raised_and_observers_are_told():
     class Broken:
         def batch(self, step):
