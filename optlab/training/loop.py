@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from optlab.training.damaged import DamagedExamples
 from optlab.training.guard import Guard, Skips
 from optlab.training.identity import Identity, changed_keys, identity, with_settings
 from optlab.training.judge import Judge
-from optlab.training.metrics import Observer, Record, StepLog
+from optlab.training.metrics import MetricsFile, Observer, Record, StepLog, read_metrics
 from optlab.training.parallel import DATA, Strategy, check_memory, parallelize
 from optlab.training.process import Trace, catch_signals
 from optlab.training.processes import is_first
@@ -43,6 +44,8 @@ class History:
       reached: the first evaluated step at which the target's value was reached, or None.
       skipped: the steps that the guard left out, those before a continued run's checkpoint included.
       saved: the last step that is saved; 0 if none is.
+      start: the step that this call went on from. Where that is the last one already, nothing was trained, and the
+        records are those of the calls before.
     """
 
     records: list[Record]
@@ -52,6 +55,7 @@ class History:
     reached: int | None
     skipped: list[int]
     saved: int = 0
+    start: int = 0
 
     @property
     def params(self) -> Any:
@@ -172,11 +176,23 @@ def train(
     with contextlib.ExitStack() as stack:
         if checkpoints is not None:
             stack.enter_context(checkpoints.writing())
-            about = identity(workload, state, seed=seed, accumulate=accumulate, ema=ema, stop=stop)
+            about = identity(workload, tx, state, initial=initial, seed=seed, accumulate=accumulate, ema=ema, stop=stop)
             state, notes = _continued(checkpoints, state, judge, skips, damaged, about, allow_change)
-            if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
-                return History([], state, judge.ended, judge.best, judge.reached, skips.steps, int(state.step))
+            log = next((o.log for o in observers if isinstance(o, MetricsFile)), None)
+            if log is None:
+                own = MetricsFile(checkpoints.folder / "metrics.jsonl")
+                log, observers = own.log, (own, *observers)
         start = saved = int(state.step)
+        is_over = checkpoints is not None and bool(notes) and (start == steps or judge.ended not in (None, "finished"))
+        earlier = _earlier(log, start) if is_over else []
+        if is_over and is_first():
+            print(
+                f"optlab: the run in {checkpoints.folder} is {judge.ended or 'finished'} already, at step {start}: "
+                "nothing is trained, these are its records; name another folder for another run",
+                file=sys.stderr,
+            )
+        if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
+            return History(earlier, state, judge.ended, judge.best, judge.reached, skips.steps, start, start)
         if start > steps:
             raise ConfigError(f"steps must be at least {start}, which the run has behind it, got {steps}")
         records = Records(
@@ -232,7 +248,13 @@ def train(
             if ended:
                 records.outcome = ended
                 break
-    return History(records.all, state, records.outcome, judge.best, judge.reached, skips.steps, saved)
+    found = records.all or earlier
+    return History(found, state, records.outcome, judge.best, judge.reached, skips.steps, saved, start)
+
+
+def _earlier(log: StepLog, start: int) -> list[Record]:
+    """The records up to a step, of a file that may be gone."""
+    return [r for r in read_metrics(log.path) if r["step"] <= start] if log.path.exists() else []
 
 
 def _continued(
@@ -251,6 +273,7 @@ def _continued(
     state, notes = saved
     path = checkpoints.folder / str(int(state.step))
     changed = changed_keys(path, notes.get("run", {}), about, allow_change)
+    about["initial"] = about["initial"] or notes.get("run", {}).get("initial")
     judge.load(notes, changed)
     skips.load(notes)
     damaged.load(notes)

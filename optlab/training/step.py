@@ -64,7 +64,7 @@ def make_step(
     if isinstance(ema, int | float) and not 0 <= ema < 1:
         raise ValueError(f"ema must lie in [0, 1), got {ema}")
     tx = optax.with_extra_args_support(tx)
-    takes = _takes(tx.update)
+    is_taken = takes(tx.update)
     gradient = _mean_gradient(loss, axis_name, accumulate)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -74,7 +74,7 @@ def make_step(
         grads, norm = with_norm(grads)
         value_fn = _with_gradient(lambda params: at(params)[:2])
         extra = {"value": value, "grad": grads, "value_fn": value_fn, "grad_fn": lambda params, _: at(params)[1]}
-        extra = {name: x for name, x in extra.items() if takes(name)}
+        extra = {name: x for name, x in extra.items() if is_taken(name)}
         updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
 
@@ -257,7 +257,7 @@ def _mean_gradient(loss: Loss, axis_name: str | None, accumulate: int) -> Callab
     return gradient
 
 
-def _takes(function: Callable[..., Any]) -> Callable[[str], bool]:
+def takes(function: Callable[..., Any]) -> Callable[[str], bool]:
     """Whether an update takes the argument of that name: SAM's refuses what it doesn't name, L-BFGS's refuses SAM's."""
     arguments = inspect.signature(function).parameters
     takes_any = any(a.kind == inspect.Parameter.VAR_KEYWORD for a in arguments.values())

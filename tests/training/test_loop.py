@@ -130,7 +130,7 @@ def test_continuing_gives_the_bits_of_a_run_that_never_stopped(tmp_path):
 def test_continuing_a_finished_run_does_nothing(tmp_path):
     make = lambda: train(workload(), optax.sgd(0.1), steps=5, checkpoints=Checkpoints(tmp_path))
     first, second = make(), make()
-    assert second.records == []
+    assert second.records == first.records
     assert second.outcome == "finished"
     assert bits(first.state.params) == bits(second.state.params)
     with pytest.raises(ValueError, match="steps must be at least 5, which the run has behind it, got 3"):
