@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,7 @@ from flax import nnx
 
 from optlab.config import Target
 from optlab.data import Batch, Source, as_batches, digits, evaluation_batches
-from optlab.training import losses
+from optlab.training import losses, modes
 from optlab.training.reductions import wide
 
 Params = Any
@@ -93,8 +92,9 @@ class Workload:
         """A workload from a Flax model, data and a loss.
 
         Args:
-          model: a Linen module, called as `model(inputs)`, or as `model(inputs, train=…)` if it takes `train`; its rng
-            stream is "dropout". Or a function `rngs -> nnx.Module`; its `train()` and `eval()` choose the mode.
+          model: a Linen module, or a function `rngs -> nnx.Module`, called as `model(inputs)`. Arguments of its call,
+            fields and attributes that choose the mode (`train`, `training`, `deterministic`, `use_running_average`,
+            …) are set; a Linen module's rng stream is "dropout".
           data: whose batches hold "inputs", what the loss reads ("labels"), and perhaps "weight", one for every
             value of the loss.
           loss: (outputs, batch) -> a value for every example or position, or the mean of them as a scalar.
@@ -135,19 +135,22 @@ class Workload:
 
 def _linen(model: nn.Module, example: Callable[[], Any]) -> tuple[Init, Apply]:
     """A Linen module as two pure functions."""
-    takes_train = "train" in inspect.signature(type(model).__call__).parameters
+    by_call = modes.of_call(type(model).__call__)
+    by_field = {name: x for name, x in modes.of_fields(model).items() if name not in by_call}
+    in_mode = lambda train: model.clone(**modes.at(by_field, train)) if by_field else model
 
     def init(key: jax.Array) -> tuple[Params, ModelState]:
-        kwargs: dict[str, Any] = {"train": False} if takes_train else {}
-        model_state = dict(model.init(key, jax.tree.map(jnp.asarray, example()), **kwargs))
+        inputs = jax.tree.map(jnp.array, example())
+        model_state = dict(in_mode(False).init(key, inputs, **modes.at(by_call, False)))
         params = model_state.pop("params", {})
         return params, _as_wide_as(params, model_state)
 
     def apply(params: Params, model_state: ModelState, inputs: Any, key: jax.Array, train: bool) -> Any:
         variables = {"params": params, **model_state}
-        kwargs: dict[str, Any] = {"train": train} if takes_train else {}
         mutable = list(model_state) if train else False
-        outputs = model.apply(variables, inputs, rngs={"dropout": key}, mutable=mutable, **kwargs)
+        settings: dict[str, Any] = {"rngs": {"dropout": key}, "mutable": mutable, **modes.at(by_call, train)}
+        with modes.watched(is_chosen=not train or bool(by_call or by_field)):
+            outputs = in_mode(train).apply(variables, inputs, **settings)
         return outputs if train else (outputs, model_state)
 
     return init, apply
@@ -175,12 +178,13 @@ def _nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Init, Apply]:
         return split(make(nnx.Rngs(key)))
 
     graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    by_call = modes.of_call(type(nnx.eval_shape(lambda: make(nnx.Rngs(0)))).__call__)
 
     def apply(params: Params, model_state: ModelState, inputs: Any, key: jax.Array, train: bool) -> Any:
         keys, others = nnx.split_state(model_state, nnx.RngKey, ...)
         model = nnx.merge(graph, params, _folded(keys, key), others, copy=True)
-        (model.train if train else model.eval)()
-        outputs = model(inputs)
+        modes.set_all(model, train)
+        outputs = model(inputs, **modes.at(by_call, train))
         if not train:
             return outputs, model_state
         _, others = nnx.split_state(split(model)[1], nnx.RngKey, ...)
