@@ -172,6 +172,7 @@ def train(
     skips = Skips(guard, skip_limit, skip_log, examples)
     damaged = DamagedExamples(workload, skip_limit, skip_log)
     about: Identity = {}
+    earlier: list[Record] = []
     notes: Mapping[str, Any] = {}
     with contextlib.ExitStack() as stack:
         if checkpoints is not None:
@@ -182,15 +183,8 @@ def train(
             if log is None:
                 own = MetricsFile(checkpoints.folder / "metrics.jsonl")
                 log, observers = own.log, (own, *observers)
+            earlier = _already(checkpoints, log, judge, int(state.step), steps) if notes else []
         start = saved = int(state.step)
-        is_over = checkpoints is not None and bool(notes) and (start == steps or judge.ended not in (None, "finished"))
-        earlier = _earlier(log, start) if is_over else []
-        if is_over and is_first():
-            print(
-                f"optlab: the run in {checkpoints.folder} is {judge.ended or 'finished'} already, at step {start}: "
-                "nothing is trained, these are its records; name another folder for another run",
-                file=sys.stderr,
-            )
         if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
             return History(earlier, state, judge.ended, judge.best, judge.reached, skips.steps, start, start)
         if start > steps:
@@ -252,8 +246,16 @@ def train(
     return History(found, state, records.outcome, judge.best, judge.reached, skips.steps, saved, start)
 
 
-def _earlier(log: StepLog, start: int) -> list[Record]:
-    """The records up to a step, of a file that may be gone."""
+def _already(checkpoints: Checkpoints, log: StepLog, judge: Judge, start: int, steps: int) -> list[Record]:
+    """The records of a run that is over, which is said; of one that goes on none. Their file may be gone."""
+    if start != steps and judge.ended in (None, "finished"):
+        return []
+    if is_first():
+        print(
+            f"optlab: the run in {checkpoints.folder} is {judge.ended or 'finished'} already, at step {start}: "
+            "nothing is trained, these are its records; name another folder for another run",
+            file=sys.stderr,
+        )
     return [r for r in read_metrics(log.path) if r["step"] <= start] if log.path.exists() else []
 
 

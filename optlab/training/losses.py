@@ -91,8 +91,8 @@ def _classes(name: str, outputs: jax.Array, batch: Batch) -> tuple[jax.Array, ja
         )
     if not (jnp.issubdtype(labels.dtype, jnp.integer) or labels.dtype == jnp.bool_):
         raise ValueError(f"{name} needs labels that are classes, whole numbers from 0 on, got {labels.dtype}")
-    weight = batch.get("weight")
-    weight = None if np.shape(weight) != labels.shape else weight
+    weight: Any = batch.get("weight")
+    weight = weight if np.shape(weight) == labels.shape else None
     _check_classes(name, batch["labels"], weight, classes)
     if labels.dtype.itemsize < 4:
         labels = labels.astype(jnp.int32)

@@ -7,6 +7,7 @@ process and its hash seed. JAX's version does: a digest is compared with those t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import re
@@ -55,24 +56,23 @@ def programs(workload: Workload, tx: optax.GradientTransformation, first: TrainS
     params, model_state, opt_state = jax.tree.map(shape, (first.params, first.model_state, first.opt_state))
     batch = jax.tree.map(shape, batch)
 
-    def loss(params: Any, model_state: Any, batch: Any, key: Any, train: bool) -> Any:
+    arguments = (params, model_state, batch, first.key)
+
+    def loss(train: bool, params: Any, model_state: Any, batch: Any, key: Any) -> Any:
         value, (model_state, _) = workload.loss(params, model_state, batch, key, train)
         return value, model_state
 
     traced: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         "model": (workload.init, (first.key,)),
-        "loss": (lambda *a: loss(*a, False), (params, model_state, batch, first.key)),
-        "loss.training": (
-            jax.value_and_grad(lambda *a: loss(*a, True), has_aux=True),
-            (params, model_state, batch, first.key),
-        ),
+        "loss": (functools.partial(loss, False), arguments),
+        "loss.training": (jax.value_and_grad(functools.partial(loss, True), has_aux=True), arguments),
         "optimizer": (_updates(tx), (params, opt_state)),
     }
     made = _made(batch)
     found = {}
-    for name, (function, arguments) in traced.items():
+    for name, (function, inputs) in traced.items():
         try:
-            found[name] = {**program(function, *arguments), "made": made}
+            found[name] = {**program(function, *inputs), "made": made}
         except NameError as error:
             if "unbound axis name" not in str(error):
                 raise
@@ -96,7 +96,11 @@ def are_other(a: Program, b: Program) -> bool:
 def described(a: Program, b: Program) -> tuple[str, str]:
     """In what two programs differ: the constants that only one of them has, as far as there are any."""
     only = lambda x, y: ", ".join(f"{n:g}" for n in x["numbers"] if n not in y["numbers"])
-    return only(a, b) or f"program {a['digest'][:8]}", only(b, a) or f"program {b['digest'][:8]}"
+    there, here = only(a, b), only(b, a)
+    if there and here:
+        return there, here
+    whole = lambda x, numbers: f"program {x['digest'][:8]}" + (f" with {numbers}" if numbers else "")
+    return whole(a, there), whole(b, here)
 
 
 def _updates(tx: optax.GradientTransformation) -> Callable[[Any, Any], Any]:
@@ -119,7 +123,8 @@ def _updates(tx: optax.GradientTransformation) -> Callable[[Any, Any], Any]:
 
 def _made(batch: Any) -> str:
     version = lambda name: f"{name} {_version(name)}"
-    settings = (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision, jax.default_backend())
+    config: Any = jax.config
+    settings = (config.jax_enable_x64, config.jax_default_matmul_precision, jax.default_backend())
     shapes = [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(batch)]
     return f"{', '.join(map(version, _PACKAGES))}, {settings}, {' '.join(shapes)}"
 
@@ -194,7 +199,7 @@ class _Reader:
         return self.constants[id(x)][1]
 
     def _bits(self, x: Any) -> str:
-        if jnp.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key):
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return f"key {self._bits(jax.random.key_data(x))}"
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
             return f"{x.dtype}{x.shape} {fingerprints({'x': x})['x']}"

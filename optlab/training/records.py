@@ -254,7 +254,7 @@ class Records:
         """
         loss, key = make_evaluation(self.workload.loss), jax.random.key(0)
         try:
-            jax.eval_shape(lambda *model: loss(*model, batch, key), *self.shapes)
+            jax.eval_shape(lambda params, model_state: loss(params, model_state, batch, key), *self.shapes)
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
 

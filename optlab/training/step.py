@@ -150,7 +150,7 @@ def _even_keys(model_state: Any) -> tuple[jax.Array, Any]:
 
     The number changes with every split or fold of the key, so that what draws until it accepts comes to an end.
     """
-    is_key = lambda x: jnp.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key)
+    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     even = lambda x: jnp.broadcast_to(jax.random.key(0, impl=_EVEN), x.shape) if is_key(x) else x
     return jax.random.key(0, impl=_EVEN), jax.tree.map(even, model_state)
 

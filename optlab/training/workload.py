@@ -137,11 +137,15 @@ def _linen(model: nn.Module, example: Callable[[], Any]) -> tuple[Init, Apply]:
     """A Linen module as two pure functions."""
     by_call = modes.of_call(type(model).__call__)
     by_field = {name: x for name, x in modes.of_fields(model).items() if name not in by_call}
-    in_mode = lambda train: model.clone(**modes.at(by_field, train)) if by_field else model
+
+    def in_mode(train: bool) -> nn.Module:
+        fields: dict[str, Any] = dict(modes.at(by_field, train))
+        return model.clone(**fields) if fields else model
 
     def init(key: jax.Array) -> tuple[Params, ModelState]:
         inputs = jax.tree.map(jnp.array, example())
-        model_state = dict(in_mode(False).init(key, inputs, **modes.at(by_call, False)))
+        settings: dict[str, Any] = dict(modes.at(by_call, False))
+        model_state = dict(in_mode(False).init(key, inputs, **settings))
         params = model_state.pop("params", {})
         return params, _as_wide_as(params, model_state)
 
