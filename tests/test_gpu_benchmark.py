@@ -202,6 +202,7 @@ def test_the_expectations_are_what_the_floors_say(gpu):
     assert expectations.FILE.read_text() == expectations.text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", range(1, 8))
 def test_smoke(section, tmp_path):
     environment = os.environ | {"OUT": str(tmp_path), "PYTHONPATH": str(BENCHMARKS.parent)}
