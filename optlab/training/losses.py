@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optlab._checks import check_decay
 from optlab.data import Batch, DataError
 from optlab.training.reductions import wide
 
@@ -34,8 +35,7 @@ def cross_entropy(outputs: jax.Array, batch: Batch, *, label_smoothing: float = 
       DataError: for a label that is no class, where it can be read (outside of jit); in training the guard finds the
         NaN, and `train` names the label.
     """
-    if isinstance(label_smoothing, int | float) and not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+    check_decay("label_smoothing", label_smoothing)  # has a decay's range
     logits = wide(outputs)
     labels, is_outside = _classes("cross_entropy", outputs, batch)
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, labels)

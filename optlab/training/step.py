@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from optlab._checks import check_decay, is_count
 from optlab.data import Batch
 from optlab.training.guard import Guard, check_guard, guarded
 from optlab.training.reductions import wide, with_norm
@@ -58,11 +59,11 @@ def make_step(
     Returns:
       step(state, batch) -> (state, metrics), metrics being (sum, weight) by name; "gradient_norm" is one of them.
     """
-    if accumulate < 1:
-        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+    if not is_count(accumulate):
+        raise ValueError(f"accumulate must be a whole number of at least 1, got {accumulate!r}")
     check_guard(guard, spike)
-    if isinstance(ema, int | float) and not 0 <= ema < 1:
-        raise ValueError(f"ema must lie in [0, 1), got {ema}")
+    if ema is not None and not callable(ema):
+        check_decay("ema", ema)
     tx = optax.with_extra_args_support(tx)
     is_taken = takes(tx.update)
     gradient = _mean_gradient(loss, axis_name, accumulate)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab._checks import check_choice, check_not_negative, is_count
+from optlab._checks import check_choice, check_not_negative, is_count, known
 from optlab._notes import note
 from optlab.roles import MatrixAxes
 from optlab.transforms._divide import Mesh, by_mesh, divide, on_auto_axes, on_explicit, placed_like
@@ -93,7 +93,7 @@ def orthogonalize(
                 f"polar_express with steps={steps} and lower_bound={lower_bound:g} lets singular values end at "
                 f"{largest:.2f}, above {LARGEST}: take more steps or a higher lower_bound"
             )
-    settings = Settings(method, coefficients, eps, dtype, precision)
+    settings = Settings(method, coefficients, known("eps", eps), dtype, precision)
     axis_names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
 
     def init_fn(params: optax.Params) -> OrthogonalizeState:

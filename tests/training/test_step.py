@@ -198,7 +198,7 @@ def test_a_state_shares_no_buffer_with_what_it_was_made_of():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
+        ({"accumulate": 0}, "accumulate must be a whole number of at least 1, got 0"),
         ({"ema": 1.0}, r"ema must lie in \[0, 1\), got 1.0"),
         ({"guard": "skipp"}, "guard must be 'stop', 'skip' or None, got 'skipp'"),
         ({"spike": 0.0}, "spike must be above 0, got 0.0"),
