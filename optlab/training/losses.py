@@ -62,7 +62,8 @@ def squared_error(outputs: jax.Array, batch: Batch) -> jax.Array:
     of_example = lambda x: (x.shape[:1], tuple(n for n in x.shape[1:] if n != 1))
     if not outputs.ndim or of_example(outputs) != of_example(labels):
         raise ValueError(f"squared_error needs labels of the outputs' shape {outputs.shape}, got {labels.shape}")
-    squares = jnp.square(wide(outputs) - wide(jnp.reshape(labels, outputs.shape)))
+    errors = wide(outputs) - wide(jnp.reshape(labels, outputs.shape))
+    squares = jnp.square(errors.real) + jnp.square(errors.imag) if jnp.iscomplexobj(errors) else jnp.square(errors)
     return squares if squares.ndim == 1 else jnp.sum(squares, axis=-1)
 
 
