@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from optlab._checks import check_decay, is_count
 from optlab.data import Batch
 from optlab.training.guard import Guard, check_guard, guarded
 from optlab.training.reductions import wide, with_norm
@@ -57,17 +58,19 @@ def make_step(
 
     Returns:
       step(state, batch) -> (state, metrics), metrics being (sum, weight) by name; "gradient_norm" is one of them.
+      It refuses complex parameters.
     """
-    if accumulate < 1:
-        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+    if not is_count(accumulate):
+        raise ValueError(f"accumulate must be a whole number of at least 1, got {accumulate!r}")
     check_guard(guard, spike)
-    if isinstance(ema, int | float) and not 0 <= ema < 1:
-        raise ValueError(f"ema must lie in [0, 1), got {ema}")
+    if ema is not None and not callable(ema):
+        check_decay("ema", ema)
     tx = optax.with_extra_args_support(tx)
     is_taken = takes(tx.update)
     gradient = _mean_gradient(loss, axis_name, accumulate)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        _check_real(state.params)
         key = jax.random.fold_in(state.key, state.step)
         at = lambda params: gradient(params, state.model_state, batch, key)
         value, grads, model_state, metrics = at(state.params)
@@ -92,6 +95,20 @@ def make_step(
         return new, metrics | {name: (x, jnp.ones(())) for name, x in measured.items()}
 
     return step
+
+
+def _check_real(params: Any) -> None:
+    """Refuses complex parameters: JAX's gradient is the conjugate of steepest ascent, which rules would go uphill by.
+
+    Turned round it would be right for rules and wrong for line searches, which take `grad` as JAX gives it.
+    """
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+        if jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"the parameters must be real, and {name!r} is {x.dtype}: hold its real and its imaginary part, and "
+                "put them together in the model"
+            )
 
 
 def make_evaluation(loss: Loss) -> Callable[[Any, Any, Batch, jax.Array], Metrics]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab._checks import check_choice, check_not_negative, is_count
+from optlab._checks import check_choice, check_not_negative, is_count, known
 from optlab._notes import note
 from optlab.roles import MatrixAxes
 from optlab.transforms._divide import Mesh, by_mesh, divide, on_auto_axes, on_explicit, placed_like
@@ -122,7 +122,7 @@ def orthogonalize(
                     "dtype='float32' with precision='highest'"
                 )
             precision = precision or "highest"  # so that no platform chooses 16 bits
-    settings = Settings(method, coefficients, eps, dtype, precision)
+    settings = Settings(method, coefficients, known("eps", eps), dtype, precision)
     axis_names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
 
     def init_fn(params: optax.Params) -> OrthogonalizeState:

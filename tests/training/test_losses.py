@@ -76,6 +76,13 @@ def test_squared_error_takes_labels_with_and_without_an_axis(shape):
     np.testing.assert_allclose(found, (outputs[:, 0] - labels.reshape(5)) ** 2, rtol=1e-5)
 
 
+def test_squared_error_of_complex_numbers_is_a_distance():
+    outputs = jax.numpy.asarray([[1 + 2j, 3j], [1.0, 2.0]], "complex64")
+    found = squared_error(outputs, {"labels": np.zeros((2, 2))})
+    assert found.dtype == "float32"
+    np.testing.assert_allclose(found, [14.0, 5.0])
+
+
 def test_squared_error_refuses_what_would_broadcast():
     with pytest.raises(ValueError, match=r"labels of the outputs' shape \(5, 2\), got \(5,\)"):
         squared_error(jax.numpy.zeros((5, 2)), {"labels": np.zeros(5)})
