@@ -165,7 +165,8 @@ def train(
     check_memory(parallel, parallel.shapes(jax.eval_shape(first, key, init_key, initial)))
     state = parallel.place_state(first, key, init_key, initial)
     data = workload.data
-    check_splits(train=data.train, validation=data.validation, test=data.test)
+    batches = as_batches(data.train, workload.batch_size, seed)
+    check_splits(data.train, data.validation, data.test, seed=seed)
     judge = Judge(workload.target, stop)
     batches = as_batches(workload.data.train, workload.batch_size, seed)
     examples = (lambda t: batches.indices(t - 1)[0].tolist()) if isinstance(batches, Batches) else None
