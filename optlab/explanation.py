@@ -176,7 +176,7 @@ def _plan(rule: Rule, settings: Settings) -> Plan:
         if not axes.is_matrix:
             raise ValueError(
                 f"the rule {rule.name!r} orthogonalizes {leaf.path!r} of shape {leaf.value.shape}, which isn't a "
-                "matrix: give it another role, or say its axes by matrix_axes= to by_role"
+                "matrix: give it another role, or say its axes by layout.override"
             )
     return plan_of([leaf.value for leaf in rule.members], [axes for _, axes in rule.members.values()], settings)
 
