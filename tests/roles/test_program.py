@@ -109,6 +109,8 @@ ELEMENTWISE = sorted(name for name in primitives.ELEMENTWISE if callable(getattr
 def test_elementwise_primitives_are_elementwise(name):
     """f(x[order]) = f(x)[order], on this version of JAX."""
     function, order = getattr(lax, name), np.array([3, 0, 4, 1, 2])
+    if name == "polynomial":  # since JAX 0.12
+        function = lambda x, *coefficients: lax.polynomial(x, coefficients)
     settings = {"convert_element_type": ("float32",), "integer_pow": (3,), "reduce_precision": (5, 5)}.get(name, ())
     for dtype in ("float32", "int32", "bool", "complex64"):
         x = jnp.asarray([0.1, 0.7, 0.3, 0.9, 0.5]) if dtype != "int32" else jnp.asarray([1, 5, 3, 2, 4])
