@@ -69,6 +69,9 @@ def _reading(shape: tuple[int, ...], uses: dict[str, list[Use]], behind: int, re
         if not any(behind >> u.product & 1 for u in products):
             # Of a product that no other lies behind, and that doesn't reach the loss, nothing can be said.
             role = "head" if any(reached >> u.product & 1 for u in products) else None
+    if role == "embedding":
+        own = tuple(_own(shape, _meant(uses, "stack")))
+        axes = MatrixAxes(tuple(a for a in range(len(shape)) if a not in own), own[:-1], own[-1:])
     is_input = bool(products) and role in ("matrix", "conv", "head") and all(u.is_input for u in products)
     return Reading(shape, role, axes, is_input, named, parts, role)
 
@@ -198,7 +201,7 @@ def _fill(segments: list[_Segment], uses: dict[str, list[Use]]) -> None:
     is_depthwise = any(use.stack and not use.output for use in uses.get("conv", ()))
     for s in segments:
         if s.group is None:  # of length 1: the side that has no axis yet
-            sides = {t.group for t in segments}
+            sides = {t.group for t in segments if t.group is not None}
             missing = [side for side in ("output", "input") if side not in sides and not is_depthwise]
             s.group = missing[0] if missing else "input" if "conv" in uses else "stack"
 
