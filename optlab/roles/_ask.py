@@ -1,5 +1,6 @@
 """The one way in which a block asks how its leaves are matrices, and what they are."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -15,7 +16,7 @@ def layout_of(tree: Any, extra_args: Mapping[str, Any] | None = None) -> Layout:
     """The layout of this tree's leaves, at init and at update alike.
 
     It is the extra argument `layout` of update, which `by_role` passes; or that of the innermost `with layout:` around;
-    or else what names and shapes show.
+    or else what names and shapes show, which also count for what a program doesn't use.
 
     Args:
         tree: the parameters or updates that the block sees.
@@ -24,8 +25,9 @@ def layout_of(tree: Any, extra_args: Mapping[str, Any] | None = None) -> Layout:
     Raises:
         LayoutError: where the layout at hand doesn't hold a leaf, or holds it in another shape.
     """
-    given = (extra_args or {}).get("layout") or around()
-    return read_names(tree) if given is None else given.of(tree)
+    given = (extra_args or {}).get("layout")
+    given = around() if given is None else given
+    return read_names(tree) if given is None else _filled(given.of(tree), tree)
 
 
 def resolve(layout: LayoutLike, tree: Any) -> Layout:
@@ -40,7 +42,16 @@ def resolve(layout: LayoutLike, tree: Any) -> Layout:
     found = layout if isinstance(layout, Layout) else layout(tree)
     if not isinstance(found, Layout):
         raise ValueError(f"layout must give an optlab.roles.Layout of the parameters, got {found!r}")
-    return found.of(tree)
+    return _filled(found.of(tree), tree)
+
+
+def _filled(layout: Layout, tree: Any) -> Layout:
+    """The same with what names and shapes show of the parameters that the program doesn't use."""
+    unused = [path for path, r in layout.readings.items() if r.role is None and not r.uses]
+    if layout.source == "names" or not unused:
+        return layout
+    names = read_names(tree)
+    return dataclasses.replace(layout, readings={**layout.readings, **{path: names[path] for path in unused}})
 
 
 def check_layout(layout: Any) -> None:

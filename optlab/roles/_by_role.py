@@ -143,6 +143,8 @@ def _label(layout: Layout, rules: Mapping[str, Any]) -> Labels:
 def _key(reading: Reading, rules: Mapping[str, Any]) -> str:
     if "input" in rules and reading.is_input and reading.role in ("matrix", "conv"):
         return "input"
+    if reading.role == "conv" and not reading.axes.is_matrix and "default" in rules:
+        return "default"  # a depthwise convolution
     return reading.role if reading.role and reading.role in rules else "default"
 
 

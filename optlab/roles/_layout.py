@@ -161,6 +161,11 @@ class Layout:
         if not unknown:
             return
         path, reading = next(iter(unknown.items()))
+        if not path:
+            raise LayoutError(
+                f"{who} can't tell what one array of shape {reading.shape} without a name is. If optax.flatten made it "
+                "of a tree, put flatten inside, around what moves every coordinate by itself; if not, give a layout="
+            )
         pattern = pattern_over_layers(path, unknown, self.readings)
         alike = [p for p in unknown if pattern_over_layers(p, unknown, self.readings) == pattern]
         more = f" and {len(unknown) - len(alike)} more" if len(unknown) > len(alike) else ""

@@ -127,7 +127,7 @@ def role(p: Parameter) -> str | None:
     if rank == 0:
         return "scalar"
     if p.is_vector:
-        return "vector"
+        return "vector" if p.names else None  # optax.flatten makes one array without a name of a tree
     if p.is_embedding:
         return "embedding"
     if p.is_conv:

@@ -61,7 +61,7 @@ def test_a_role_that_was_said_is_marked(here, capsys):
     )
     out = capsys.readouterr().out
     assert re.search(r"head/kernel +16×10 +matrix\* +matrix +1 of 16×10", out)
-    assert "names and shapes tell something else: head/kernel (head)" in out
+    assert "Names and shapes alone would say something else: head/kernel (head)" in out
 
 
 def test_it_is_whole_when_it_is_piped(here):
