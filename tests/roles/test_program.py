@@ -13,6 +13,7 @@ from optlab.roles import MatrixAxes, read_program
 from optlab.roles import _primitives as primitives
 
 from .mechanisms import MECHANISMS, B, F, T, V, W
+from .published import PUBLISHED
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +25,8 @@ def _programs_as_people_write_them():
 struct = lambda *shape: jax.ShapeDtypeStruct(shape, "float32")
 
 
-@pytest.mark.parametrize("name", MECHANISMS)
-def test_mechanisms(name):
-    mechanism = MECHANISMS[name]
+@pytest.mark.parametrize("mechanism", [*MECHANISMS.values(), *PUBLISHED.values()], ids=[*MECHANISMS, *PUBLISHED])
+def test_mechanisms_and_published_models(mechanism):
     layout = read_program(mechanism.trees(), mechanism.params, *mechanism.batch)
     for i, answer in enumerate(mechanism.answers):
         reading = layout[f"p{i}"]
