@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cached_property
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 from jax.tree_util import PyTreeDef
@@ -114,6 +114,22 @@ class Layout:
         """
         given = matches(overrides, list(self.readings))
         new = {path: r.overridden(given[path]) if path in given else r for path, r in self.readings.items()}
+        return dataclasses.replace(self, readings=new)
+
+    def split(self, parts: Mapping[str, int], *, side: Literal["input", "output"] = "output") -> "Layout":
+        """The same with matrices taken apart: by head, or fused ones whose parts aren't equal, by a divisor of them.
+
+        Args:
+            parts: how many equal parts a matrix has, by path or pattern, as {"block_*/query/kernel": heads}.
+            side: which side is taken apart; an attention's output kernel has its heads on the input's.
+
+        Raises:
+            ValueError: for what matches no parameter, is no matrix, or isn't so many equal parts long.
+        """
+        given = matches(parts, list(self.readings))
+        new = dict(self.readings)
+        for path, count in given.items():
+            new[path] = dataclasses.replace(new[path], axes=_split(path, new[path], count, side))
         return dataclasses.replace(self, readings=new)
 
     def of(self, tree: Any) -> "Layout":
@@ -225,6 +241,15 @@ class Layout:
 
     def __repr__(self) -> str:
         return f"<Layout of {len(self.readings)} parameters, read from the {self.source}>"
+
+
+def _split(path: str, reading: Reading, count: int, side: str) -> MatrixAxes:
+    axes, shape = reading.axes, reading.view or reading.shape
+    sides = axes.output if side == "output" else axes.input
+    if not axes.is_matrix or count < 1 or shape[sides[0]] % count:
+        raise ValueError(f"{path!r} of shape {reading.shape} has no {side} that is {count} equal parts long: {axes}")
+    is_counted = len(sides) > 1 and shape[sides[0]] == count  # (heads, head width)
+    return axes.with_stacked(sides[0]) if is_counted else axes.with_split(reading.shape, sides[0], count)
 
 
 class _Around(NamedTuple):

@@ -69,6 +69,8 @@ def _reading(shape: tuple[int, ...], uses: dict[str, list[Use]], behind: int, re
         if not any(behind >> u.product & 1 for u in products):
             # Of a product that no other lies behind, and that doesn't reach the loss, nothing can be said.
             role = "head" if any(reached >> u.product & 1 for u in products) else None
+        if role == "matrix" and not axes.is_matrix:  # a side of it was lost on the way to its use
+            role = None
     if role == "embedding":
         own = tuple(_own(shape, _meant(uses, "stack")))
         axes = MatrixAxes(tuple(a for a in range(len(shape)) if a not in own), own[:-1], own[-1:])

@@ -109,6 +109,18 @@ def test_a_path_is_exact_even_if_it_looks_like_a_pattern():
     assert read_names(tree, {"[0]": "vector"}).roles == {"[0]": "vector", "0": "matrix"}
 
 
+def test_matrices_are_split_on_request():
+    tree = {"q": jnp.ones((8, 4, 3)), "o": jnp.ones((4, 3, 8)), "qkv": jnp.ones((8, 18))}
+    axes = {"q": MatrixAxes((), (0,), (1, 2)), "o": MatrixAxes((), (0, 1), (2,)), "qkv": MatrixAxes((), (0,), (1,))}
+    whole = read_names(tree, axes)
+    by_head = whole.split({"q": 4, "qkv": 6}).split({"o": 4}, side="input")
+    assert by_head["q"].axes == MatrixAxes((1,), (0,), (2,))
+    assert by_head["o"].axes == MatrixAxes((0,), (1,), (2,))
+    assert by_head["qkv"].axes == MatrixAxes((1,), (0,), (2,), (8, 6, 3))
+    with pytest.raises(ValueError, match=r"'qkv' of shape \(8, 18\) has no output that is 5 equal parts long"):
+        whole.split({"qkv": 5})
+
+
 def test_it_prints_as_a_table():
     lines = str(LAYOUT).splitlines()
     assert lines[0].split() == ["parameter", "shape", "role", "stack", "input", "output"]
