@@ -62,8 +62,11 @@ def merged(factors: Iterable[Factor]) -> Factors:
     return tuple(out)
 
 
-def reshaped(axes: Axes, old: Sequence[int], new: Sequence[int]) -> Axes:
-    """The axes after a reshape; () where they are lost."""
+def reshaped(axes: Axes, old: Sequence[int], new: Sequence[int], *, is_weight: bool = False) -> Axes:
+    """The axes after a reshape; () where they are lost.
+
+    Of a weight an axis that it shares with another, as in a Kronecker product, keeps the factors that are known.
+    """
     out: list[Factors] = []
     i = j = 0
     while i < len(old) or j < len(new):  # the least groups of axes that hold equally many positions
@@ -78,11 +81,11 @@ def reshaped(axes: Axes, old: Sequence[int], new: Sequence[int]) -> Axes:
         if i - first == j - then == 1:
             out.append(axes[first])
         else:
-            out += _regrouped(axes[first:i], old[first:i], new[then:j])
+            out += _regrouped(axes[first:i], old[first:i], new[then:j], is_weight)
     return tuple(out)
 
 
-def _regrouped(axes: Axes, old: Sequence[int], new: Sequence[int]) -> list[Factors]:
+def _regrouped(axes: Axes, old: Sequence[int], new: Sequence[int], is_weight: bool) -> list[Factors]:
     """The factors of the old axes, in order, dealt out to the new ones."""
     rest: list[tuple[int, Factor | None]] = []
     for factors, n in zip(axes, old, strict=True):
@@ -102,5 +105,6 @@ def _regrouped(axes: Axes, old: Sequence[int], new: Sequence[int]) -> list[Facto
                 f, rest = None, []
             got.append(f)
         known = [f for f in got if f is not None]
-        out.append(merged(known) if known and len(known) == len(got) and need == 1 else ())
+        is_whole = len(known) == len(got) or is_weight
+        out.append(merged(known) if known and is_whole and need == 1 else ())
     return out

@@ -170,7 +170,7 @@ class Reader(Uses):
             return [self.standing(name, ins, ins, len(out), p["dimension"])]
         if name == "dynamic_update_slice" or name.startswith("scatter"):
             return [self.standing(name, [ins[0], ins[2 if name[0] == "s" else 1]], ins, len(out), None)]
-        move = _movement(name, p, shapes[0], out)
+        move = _movement(name, p, shapes[0], out, ins[0].is_weight)
         if move is not None:
             found = mapped(name, ins, move)
             return [self.summed(ins[0], p["axes"], found) if name == "reduce_sum" else found] * len(outs)
@@ -266,14 +266,16 @@ def _ranges(name: str, p: Any, shape: Sequence[int]) -> list[list[tuple[int, int
     ]
 
 
-def _movement(name: str, p: Any, shape: Sequence[int], out: Sequence[int]) -> Callable[[Axes], Axes] | None:
+def _movement(
+    name: str, p: Any, shape: Sequence[int], out: Sequence[int], is_weight: bool
+) -> Callable[[Axes], Axes] | None:
     """How a primitive moves the axes of its first operand, if that is what it does."""
     if name == "transpose":
         return lambda axes: tuple(axes[d] for d in p["permutation"])
     if name == "squeeze":
         return lambda axes: tuple(f for d, f in enumerate(axes) if d not in p["dimensions"])
     if name == "reshape":
-        return lambda axes: reshaped(axes, shape, out)
+        return lambda axes: reshaped(axes, shape, out, is_weight=is_weight)
     if name == "broadcast_in_dim":
         source = {t: d for d, t in enumerate(p["broadcast_dimensions"])}
         is_kept = lambda t: t in source and shape[source[t]] == out[t]

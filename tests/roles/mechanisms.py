@@ -254,6 +254,16 @@ def a_product_written_as_a_sum(p, x):
     return jnp.sum(jnp.tanh(jnp.sum(x[..., None] * p[0], -2)) @ p[1])
 
 
+@mechanism([(2, 3), (4, 4), (12, V)], [MATRIX, MATRIX, HEAD])
+def a_kronecker_product(p, x):
+    return jnp.sum(jnp.tanh(x @ jnp.kron(p[0], p[1])) @ p[2])
+
+
+@mechanism([(W, W), (W, V)], [MATRIX, HEAD])
+def a_straight_through_estimator(p, x):
+    return jnp.sum(jnp.tanh(x @ (p[0] + lax.stop_gradient(jnp.sign(p[0]) - p[0]))) @ p[1])
+
+
 # Tables, positions, tokens.
 
 
