@@ -665,3 +665,55 @@ def test_any_axes_there_and_back(order, stack, inputs, split, stacked):
     assert matrices.shape == (count, *axes.fans(x.shape))
     assert sorted(axes.stack + axes.input + axes.output) == list(range(len(axes.view or x.shape)))
     np.testing.assert_array_equal(axes.from_matrices(matrices, x.shape), x)
+
+
+# What was told wrongly, or not at all, on public models.
+
+GEMMA = {
+    "attn": {
+        "q_einsum": {"w": (H, W, K)},
+        "kv_einsum": {"w": (2, E, W, K)},
+        "attn_vec_einsum": {"w": (H, K, W)},
+    },
+    "mlp": {"gating_einsum": (2, W, F), "linear": (F, W)},
+    "turned": {"gating_einsum": (2, F, W), "linear": (F, W)},
+}
+
+
+@pytest.mark.parametrize(
+    ("tree", "want"),
+    [
+        ({"TalkingHeads_0": {"Dense_0": {"kernel": (H, H)}}}, {"TalkingHeads_0/Dense_0/kernel": DENSE}),
+        ({"router_logits": {"w": (W, E)}}, {"router_logits/w": DENSE}),
+        ({"QKV_0": {"Dense_0": {"kernel": (W, 3 * W)}}}, {"QKV_0/Dense_0/kernel": ((1,), (0,), (2,), (W, 3, W))}),
+        ({"fc1": {"weight": (F, W, 1, 1), "bias": (F, 1, 1)}}, {"fc1/weight": "conv"}),
+        ({"up": {"weight": (3, 3, W, F)}}, {"up/weight": "conv"}),
+        ({"cpb_mlp_ln1": {"weight": (F, 2), "bias": (F,)}}, {"cpb_mlp_ln1/weight": TURNED}),
+        ({"attention": {"gating_w": (W, H, K), "gating_b": (H, K)}}, {"attention/gating_b": "vector"}),
+        ({"gate": {"w": (E, W, W), "b": (E, W)}}, {"gate/w": ((0,), (1,), (2,))}),
+        ({"ffw_up": {"w": (2, W, F), "b": (2, 1, 1, F)}}, {"ffw_up/w": ((0,), (1,), (2,)), "ffw_up/b": "vector"}),
+        ({"lstm": {"linear": {"w": (W, 4 * F)}}}, {"lstm/linear/w": ((1,), (0,), (2,), (W, 4, F))}),
+        ({"gru": {"weight_hh": (3 * W, W)}}, {"gru/weight_hh": ((0,), (2,), (1,), (3, W, W))}),
+        ({"relative_position_bias_table": (49, H)}, {"relative_position_bias_table": "embedding"}),
+        ({"embeddings_project": {"kernel": (W, F)}}, {"embeddings_project/kernel": DENSE}),
+        ({"embed_linear": {"w": (9000, W)}}, {"embed_linear/w": "embedding"}),
+        (GEMMA, {"attn/q_einsum/w": ((), (1,), (0, 2)), "attn/attn_vec_einsum/w": OUT}),
+        (GEMMA, {"attn/kv_einsum/w": ((0,), (2,), (1, 3))}),
+        (GEMMA, {"mlp/gating_einsum": ((0,), (1,), (2,)), "turned/gating_einsum": ((0,), (2,), (1,))}),
+    ],
+)
+def test_kinds_that_were_read_wrongly(tree, want):
+    assert want.items() <= told(shapes(tree)).items()
+
+
+def test_a_window_in_front_shows_where_the_channels_are():
+    axes = matrix_axes(shapes({"a": {"weight": (3, 3, W, F)}, "b": {"weight": (F, W, 3, 3)}}))
+    assert axes["a"]["weight"] == MatrixAxes((), (0, 1, 2), (3,))
+    assert axes["b"]["weight"] == MatrixAxes((), (1, 2, 3), (0,))
+
+
+def test_a_head_is_what_nothing_else_takes_in_outside_of_repeated_modules():
+    block = {"a": {"kernel": (W, 24)}, "b": {"kernel": (24, W)}}
+    net = {"conv": {"kernel": (3, 3, 3, W)}, "block_0": block, "block_1": block, "Dense_0": {"kernel": (W, 7)}}
+    found = told(shapes(net))
+    assert {path for path, what in found.items() if what == "head"} == {"Dense_0/kernel"}

@@ -1,8 +1,8 @@
 """A parameter's name, shape and neighbours, as far as they say what it is.
 
 Linen's dicts, an `nnx.State`, `nnx.to_pure_dict`, Haiku's and Equinox's names, plain dicts and lists (in which ranks 0,
-1 and 2 can be told). Kernels are (in, out), as Flax has them; what is called "weight" is (out, in), as in Equinox and
-PyTorch; a bias beside it tells better. Names are compared word by word: "o_proj" has the words o and proj.
+1 and 2 can be read). Kernels are (in, out), as Flax has them; what is called "weight" is (out, in), as in Equinox and
+PyTorch; a bias beside it shows it better. Names are compared word by word: "o_proj" has the words o and proj.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ def has(name: str, wanted: set[str]) -> bool:
 
 @dataclasses.dataclass(eq=False)
 class Parameter:
-    """A leaf of the parameters' tree while it is being told. What depends on names alone is kept."""
+    """A leaf of the parameters' tree while its role is inferred. What depends on names alone is kept."""
 
     path: str
     names: tuple[str, ...]
@@ -63,7 +63,7 @@ class Parameter:
     linear: tuple[int, ...] = ()  # the shape of a single layer's "linear" beside Gemma's gating_einsum
     is_gated: bool = False  # such a "linear"
     norms: frozenset[int] = frozenset()  # the lengths of those of a single layer beside it
-    may_be_stacked_queries: bool = False  # or keys or values, of one layer or of many: nothing tells which
+    may_be_stacked_queries: bool = False  # or keys or values, of one layer or of many: nothing shows which
 
     @cached_property
     def own(self) -> str:
@@ -153,7 +153,7 @@ class Parameter:
 
     @property
     def may_be_stacked_convs(self) -> bool:
-        """Whether it is a convolution, or else a stack of those with a dimension less: nothing tells which.
+        """Whether it is a convolution, or else a stack of those with a dimension less: nothing shows which.
 
         A window (H, W) that isn't square may be a stack of (W,), and (D, H, H) one of (H, H), unless a norm of a single
         layer that fits stands beside it.
@@ -161,7 +161,8 @@ class Parameter:
         rank, name = len(self.shape), self.layer_name.lower()
         if not self.is_conv or self.stack or self.bias or rank not in (4, 5) or f"{rank - 2}d" in name:
             return False
-        window = self.shape[2:] if self.kind == "weight" else self.shape[:-2]
+        is_behind = self.kind == "weight" and not (rank == 4 and self.window == slice(0, 2))
+        window = self.shape[2:] if is_behind else self.shape[:-2]
         if any(has(scope, TRANSFORMED) for scope in self.names):
             return True
         if any(self.shape[a] in self.norms for a in self.channels):

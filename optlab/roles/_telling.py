@@ -1,4 +1,4 @@
-"""Tells what a parameter is, and how it is a matrix, from what its name, shape and neighbours say."""
+"""The role and the matrix axes of a parameter, as far as its name, its shape and its neighbours show them."""
 
 import functools
 import re
@@ -122,7 +122,7 @@ def by_head(p: Parameter, head_width: int | None) -> MatrixAxes:
 
 
 def role(p: Parameter) -> str | None:
-    """The role of what is no head; None where it can't be told."""
+    """The role of what is no head; None where nothing shows it."""
     rank = len(p.one_shape)
     if rank == 0:
         return "scalar"
@@ -140,7 +140,7 @@ def role(p: Parameter) -> str | None:
 
 
 def roles(parameters: list[Parameter]) -> list[str | None]:
-    """The role of every parameter; None where it can't be told."""
+    """The role of every parameter; None where nothing shows it."""
     named = _named_heads(parameters)
     heads = named | _unnamed_heads(parameters, named)
     if not heads:
