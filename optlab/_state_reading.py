@@ -6,9 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import optax
 
-from optlab import _telling
-from optlab._parameters import read
-from optlab.roles import ByRoleState, MatrixAxes
+from optlab.roles import ByRoleState, MatrixAxes, read_names
 from optlab.transforms._orthogonalize import OrthogonalizeState
 from optlab.transforms._plan import Settings
 
@@ -44,10 +42,9 @@ class Rule(NamedTuple):
 
 def read_leaves(params: Any) -> dict[Keys, Leaf]:
     """The parameters in the tree's order."""
-    parameters = read(params)
     shapes = jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda tree: tree, params))
-    told = zip(shapes, parameters, _telling.roles(parameters), strict=True)
-    return {keys: Leaf(p.path, x, guess) for (keys, x), p, guess in told}
+    told = zip(shapes, read_names(params).readings.items(), strict=True)
+    return {keys: Leaf(path, x, reading.role) for (keys, x), (path, reading) in told}
 
 
 def owner(keys: Keys, x: jax.ShapeDtypeStruct, leaves: dict[Keys, Leaf]) -> Leaf | None:

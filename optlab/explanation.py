@@ -27,8 +27,8 @@ class Row:
         path: its names, with slashes between them.
         shape: its shape.
         role: what it is; None where no rule says it and nothing tells.
-        guess: what names and shapes alone tell, or None: a role that differs was said by overrides, or by roles of
-            one's own.
+        guess: what names and shapes alone tell, or None. A role that differs was read from the program, or is an
+            override.
         rule: the key of the rule that moves it; "(opaque)" where it isn't one of by_role's.
         matrices: (count, fan_in, fan_out) as it is orthogonalized, or None.
         state_bytes: of the optimizer's state for it.
@@ -46,7 +46,7 @@ class Row:
 
     @property
     def is_said(self) -> bool:
-        """Whether the role was said against what names and shapes tell."""
+        """Whether the role is another than names and shapes tell."""
         return self.role != self.guess
 
     def cells(self) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ class Explanation:
         if not self.is_whole:
             parts.append("There is an orthogonalization that isn't counted: nothing shows what it is given.")
         if said := [f"{row.path} ({row.guess or 'nothing'})" for row in self.rows if row.is_said]:
-            parts.append(f"* said, where names and shapes tell something else: {', '.join(said)}.")
+            parts.append(f"* Names and shapes alone would say something else: {', '.join(said)}.")
         parts += [f"The rule {rule!r} orthogonalizes by this plan:\n{plan}" for rule, plan in self.plans]
         return "\n\n".join(parts)
 
@@ -185,7 +185,7 @@ def _plan(rule: Rule, settings: Settings) -> Plan:
         if not axes.is_matrix:
             raise ValueError(
                 f"the rule {rule.name!r} orthogonalizes {leaf.path!r} of shape {leaf.value.shape}, which isn't a "
-                "matrix: give it another role, or say its axes by matrix_axes= to by_role"
+                "matrix: give it another role, or say its axes by layout.override"
             )
     return plan_of([leaf.value for leaf in rule.members], [axes for _, axes in rule.members.values()], settings)
 

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import optlab
 from optlab import optimizers
-from optlab.roles import MatrixAxes, matrix_axes, roles
+from optlab.roles import read_names
 from optlab.testing import check_transform
 
 EVERY = {name: getattr(optimizers, name) for name in optimizers.__all__}
@@ -60,14 +60,10 @@ def test_a_callable_tree_is_a_mask(mask):
     same(as_dict(first(optlab.adamw(0.1, weight_decay=0.5, mask=mask), MODEL)), plain)
 
 
-@pytest.mark.parametrize("told", [lambda tree: tree, lambda tree: lambda params: tree, jax.tree_util.Partial])
-def test_a_callable_tree_says_roles_and_axes(told):
+@pytest.mark.parametrize("layout", [read_names(MODEL), read_names, jax.tree_util.Partial(read_names)])
+def test_a_callable_tree_has_a_layout(layout):
     rules = {"matrix": optlab.orthogonalize("svd"), "default": optax.sgd(1.0)}
-    names, axes = Dense("matrix", "vector"), Dense(MatrixAxes((), (1,), (0,)), MatrixAxes())
-    if told is jax.tree_util.Partial:
-        tx = optlab.by_role(rules, told(roles), told(matrix_axes))
-    else:
-        tx = optlab.by_role(rules, told(names), told(axes))
+    tx = optlab.by_role(rules, layout)
     same(as_dict(first(tx, MODEL)), first(optlab.by_role(rules), PLAIN))
 
 

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optlab.optimizers import adamuon, muon, muonh, normuon
-from optlab.roles import MatrixAxes
+from optlab.roles import MatrixAxes, read_names
 from optlab.transforms._orthogonalize import OrthogonalizeState
 
 RATE = 0.02
@@ -286,7 +286,7 @@ def test_muon_decays_the_roles_that_it_is_told():
 @every_kin
 def test_roles_of_ones_own(optimizer):
     theta, g = mixed(), mixed(1)
-    tx = optimizer(RATE, roles=lambda params: jax.tree.map(lambda _: "vector", params), weight_decay=0.1)
+    tx = optimizer(RATE, layout=lambda params: read_names(params, {"*": "vector"}), weight_decay=0.1)
     rest = optax.adamw(RATE, b2=0.95, weight_decay=0.1)
     same = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5)
     jax.tree.map(same, first(tx, g, theta), first(rest, g, theta))
@@ -297,7 +297,7 @@ def test_matrix_axes_of_ones_own(optimizer):
     """Kernels as torch keeps them, (out, in): the transposed updates."""
     theta, g = ({"kernel": x["block_0"]["dense"]["kernel"]} for x in (mixed(), mixed(1)))
     turned = lambda tree: jax.tree.map(jnp.transpose, tree)
-    torchs = optimizer(RATE, matrix_axes=lambda params: jax.tree.map(lambda _: MatrixAxes((), (1,), (0,)), params))
+    torchs = optimizer(RATE, layout=lambda params: read_names(params, {"*": MatrixAxes((), (1,), (0,))}))
     expected = turned(first(optimizer(RATE), g, theta))
     np.testing.assert_allclose(
         first(torchs, turned(g), turned(theta))["kernel"], expected["kernel"], rtol=1e-4, atol=1e-6

@@ -2,7 +2,7 @@
 
 Every model is called as `model.apply(variables, inputs, train=…)` and gives logits in float32. Its collections are
 `params` and, with BatchNorm, `batch_stats`; dropout reads the key `dropout`. Parameters' names say what they are
-(`head`, `embedding`, `position`, `norm…`, `query`, …), which is what `optlab.roles` reads.
+(`head`, `embedding`, `position`, `norm…`, `query`, …), for those who have no program for `optlab.roles` to read.
 """
 
 # ruff: noqa: E402

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 
 from optlab.config import ConfigError, Stop, check
 from optlab.data import Batches, Share, as_batches, check_splits, prefetch
+from optlab.roles import layout_around
 from optlab.training.checkpoint import Checkpoints
 from optlab.training.damaged import DamagedExamples
 from optlab.training.guard import Guard, Skips
@@ -156,28 +158,31 @@ def train(
     if not -(2**31) <= seed < 2**32:  # of a longer one JAX takes the last 32 bits
         raise ValueError(f"seed must lie in [-2**31, 2**32), got {seed}")
     check(stop, "stop.")
-    key, init_key = jax.random.split(jax.random.key(seed))
     axis_name = DATA if strategy == "pmap" else None
-    step = make_step(workload.loss, tx, axis_name=axis_name, accumulate=accumulate, ema=ema, guard=guard, spike=spike)
-    parallel = parallelize(packed(step), strategy, mesh, rules=rules)
-
-    def first(key: jax.Array, init_key: jax.Array, initial: tuple[Any, Any] | None) -> TrainState:
-        params, model_state = initial if initial is not None else workload.init(init_key)
-        return init_state(params, model_state, tx, key=key, ema=ema is not None, spike=spike is not None)
-
-    check_memory(parallel, parallel.shapes(jax.eval_shape(first, key, init_key, initial)))
-    state = parallel.place_state(first, key, init_key, initial)
-    data = workload.data
-    batches = as_batches(data.train, workload.batch_size, seed)
-    check_splits(data.train, data.validation, data.test, seed=seed)
-    judge = Judge(workload.target, stop)
-    examples = (lambda t: batches.indices(t - 1)[0].tolist()) if isinstance(batches, Batches) else None
-    skips = Skips(guard, skip_limit, skip_log, examples)
-    damaged = DamagedExamples(workload, skip_limit, skip_log)
-    about: Identity = {}
-    earlier: list[Record] = []
-    notes: Mapping[str, Any] = {}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(layout_around(functools.partial(workload.layout, axis_name)))
+        key, init_key = jax.random.split(jax.random.key(seed))
+        step = make_step(
+            workload.loss, tx, axis_name=axis_name, accumulate=accumulate, ema=ema, guard=guard, spike=spike
+        )
+        parallel = parallelize(packed(step), strategy, mesh, rules=rules)
+
+        def first(key: jax.Array, init_key: jax.Array, initial: tuple[Any, Any] | None) -> TrainState:
+            params, model_state = initial if initial is not None else workload.init(init_key)
+            return init_state(params, model_state, tx, key=key, ema=ema is not None, spike=spike is not None)
+
+        check_memory(parallel, parallel.shapes(jax.eval_shape(first, key, init_key, initial)))
+        state = parallel.place_state(first, key, init_key, initial)
+        data = workload.data
+        batches = as_batches(data.train, workload.batch_size, seed)
+        check_splits(data.train, data.validation, data.test, seed=seed)
+        judge = Judge(workload.target, stop)
+        examples = (lambda t: batches.indices(t - 1)[0].tolist()) if isinstance(batches, Batches) else None
+        skips = Skips(guard, skip_limit, skip_log, examples)
+        damaged = DamagedExamples(workload, skip_limit, skip_log)
+        about: Identity = {}
+        earlier: list[Record] = []
+        notes: Mapping[str, Any] = {}
         if checkpoints is not None:
             stack.enter_context(checkpoints.writing())
             about = identity(workload, tx, state, initial=initial, seed=seed, accumulate=accumulate, ema=ema, stop=stop)

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import nnx
+from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
 
 from optlab.config import Target
 from optlab.data import Batch, Source, as_batches, digits, evaluation_batches
+from optlab.roles import Layout, read_program
 from optlab.training import losses, modes
 from optlab.training.reductions import wide
 
@@ -66,6 +69,23 @@ class Workload:
         """The shapes of a batch of a number of examples that is no other axis' length; see `PRIME`."""
         shape = lambda x: jax.ShapeDtypeStruct((2 * PRIME, *np.shape(x)[1:]), jnp.result_type(x))
         return jax.tree.map(shape, self.example())
+
+    def layout(self, axis_name: str | None = None) -> Layout:
+        """The role and matrix axes of every parameter, read from the loss in training; nothing is computed.
+
+        Args:
+          axis_name: the mapped axis (pmap) that the model's own means are over, if it has such.
+        """
+
+        def loss(params: Params, model_state: ModelState, batch: Batch, key: jax.Array) -> jax.Array:
+            return self.loss(params, model_state, batch, key, True)[0]
+
+        if axis_name is not None:
+            mesh = AbstractMesh((1,), (axis_name,), axis_types=(AxisType.Auto,))
+            loss = jax.shard_map(loss, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+        key = jax.random.key(0)
+        params, model_state = jax.eval_shape(self.init, key)
+        return read_program(loss, params, model_state, self.examples(), key)
 
     def unweighted(self, split: str) -> list[str]:
         """The metrics, "loss" among them, that count an example of a split although its "weight" is 0."""

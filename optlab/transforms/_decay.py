@@ -1,5 +1,6 @@
 """Weight decay: adds λθ to the update. After the moments it is decoupled decay, before them an L2 penalty."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,9 +10,13 @@ import optax
 
 from optlab._checks import check_not_negative, is_number
 from optlab._trees import matched
-from optlab.roles import check_roles
-from optlab.roles import roles as find_roles
+from optlab.roles import check_roles, layout_of
 from optlab.transforms._numerics import agreement, cast_like, widen
+
+FLATTENED = (
+    "decay_weights got one array without a name, as optax.flatten makes of a tree: it decays whole, whatever the roles "
+    "are. Put flatten inside, around what moves every coordinate by itself"
+)
 
 
 def decay_weights(
@@ -58,9 +63,12 @@ def decay_weights(
             keep = lambda d, g, p: jnp.where(agreement(g, p) >= 0, d, g)
             decayed = jax.tree.map(keep, decayed, updates, params)
         if roles is not None:
-            told = extra_args.get("roles")  # by by_role: a rule under it doesn't see all parameters
-            labels = find_roles(params) if told is None else told
-            decayed = jax.tree.map(lambda role, d, g: d if role in roles else g, labels, decayed, updates)
+            layout = layout_of(params, extra_args)
+            if list(layout) == [""] and layout[""].role is None:
+                warnings.warn(FLATTENED, stacklevel=2)
+                return decayed, state
+            layout.check_known("decay_weights")
+            decayed = jax.tree.map(lambda role, d, g: d if role in roles else g, layout.roles, decayed, updates)
         return decayed, state
 
     return optax.GradientTransformationExtraArgs(decay.init, update_fn)

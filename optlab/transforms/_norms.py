@@ -4,17 +4,16 @@ All accept the leaves that `orthogonalize` accepts, and treat each matrix of a s
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optlab._axes_at_init import axes_told
 from optlab._checks import check_decay, check_not_negative, check_positive
 from optlab._trees import matched
 from optlab.roles import MatrixAxes
-from optlab.roles import matrix_axes as find_axes
 from optlab.transforms._divide import reshaped
 from optlab.transforms._matrices import matrix_leaves
 from optlab.transforms._numerics import abs_square, cast_like, check_dtypes, check_wide, roots, widen
@@ -49,7 +48,7 @@ def scale_by_neuron_rms(
     who = "scale_by_neuron_rms"
 
     def init_fn(params: optax.Params) -> ScaleByNeuronRmsState:
-        leaves, axes = _views(who, params, _axes_at_init(params))
+        leaves, axes = _views(who, params, {})
         v = [jnp.zeros_like(_mean_square(x, a), dtype=nu_dtype) for x, a in zip(leaves, axes, strict=True)]
         return ScaleByNeuronRmsState(_unboxed(params, v))
 
@@ -57,12 +56,10 @@ def scale_by_neuron_rms(
         updates: optax.Updates,
         state: ScaleByNeuronRmsState,
         params: optax.Params | None = None,
-        *,
-        matrix_axes: Any | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByNeuronRmsState]:
-        del params, extra_args
-        leaves, axes = _views(who, updates, matrix_axes)
+        del params
+        leaves, axes = _views(who, updates, extra_args)
         squares, before = list(map(_mean_square, leaves, axes)), jax.tree.leaves(state.nu)
         _check_shapes(who, squares, before)
         v = optax.tree.update_moment(squares, widen(before), decay, 1)
@@ -89,12 +86,10 @@ def scale_to_rms(rms: float = 0.2) -> optax.GradientTransformationExtraArgs:
         updates: optax.Updates,
         state: optax.EmptyState,
         params: optax.Params | None = None,
-        *,
-        matrix_axes: Any | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.EmptyState]:
-        del params, extra_args
-        leaves, axes = _views("scale_to_rms", updates, matrix_axes)
+        del params
+        leaves, axes = _views("scale_to_rms", updates, extra_args)
         size = [rms * math.sqrt(math.prod(a.fans(x.shape))) for x, a in zip(leaves, axes, strict=True)]
         scaled = [s * _unit(u, n) for s, u, n in zip(size, leaves, _norms(leaves, axes), strict=True)]
         return _like(updates, scaled), state
@@ -115,14 +110,11 @@ def scale_to_weight_norm() -> optax.GradientTransformationExtraArgs:
         updates: optax.Updates,
         state: optax.EmptyState,
         params: optax.Params | None = None,
-        *,
-        matrix_axes: Any | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.EmptyState]:
-        del extra_args
         params = _check_params("scale_to_weight_norm", updates, params)
-        leaves, axes = _views("scale_to_weight_norm", updates, matrix_axes)
-        sizes, norms = (_norms(x, axes) for x in (_views("scale_to_weight_norm", params, matrix_axes)[0], leaves))
+        leaves, axes = _views("scale_to_weight_norm", updates, extra_args)
+        sizes, norms = (_norms(x, axes) for x in (_views("scale_to_weight_norm", params, extra_args)[0], leaves))
         scaled = [jnp.where(s > 0, s * _unit(u, n), u) for u, s, n in zip(leaves, sizes, norms, strict=True)]
         return _like(updates, scaled, params), state
 
@@ -146,20 +138,17 @@ def keep_weight_norm() -> optax.GradientTransformationExtraArgs:
     who = "keep_weight_norm"
 
     def init_fn(params: optax.Params) -> KeepWeightNormState:
-        leaves, axes = _views(who, params, _axes_at_init(params))
+        leaves, axes = _views(who, params, {})
         return KeepWeightNormState(_unboxed(params, _norms(leaves, axes)))
 
     def update_fn(
         updates: optax.Updates,
         state: KeepWeightNormState,
         params: optax.Params | None = None,
-        *,
-        matrix_axes: Any | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, KeepWeightNormState]:
-        del extra_args
         params = _check_params(who, updates, params)
-        (leaves, axes), (weights, _) = _views(who, updates, matrix_axes), _views(who, params, matrix_axes)
+        (leaves, axes), (weights, _) = _views(who, updates, extra_args), _views(who, params, extra_args)
         moved = [W + u for W, u in zip(weights, leaves, strict=True)]
         norms, radii = _norms(moved, axes), jax.tree.leaves(state.norm)
         _check_shapes(who, norms, radii)
@@ -185,9 +174,9 @@ def _unit(x: jax.Array, length: jax.Array) -> jax.Array:
     return x / jnp.where(length > 0, length, 1)
 
 
-def _views(who: str, tree: Any, matrix_axes: Any | None) -> tuple[list[jax.Array], list[MatrixAxes]]:
+def _views(who: str, tree: Any, extra_args: Mapping[str, Any]) -> tuple[list[jax.Array], list[MatrixAxes]]:
     """The leaves in at least float32, in the shapes that their axes are meant in, and the axes."""
-    leaves = [(reshaped(x, a.view or x.shape), a) for x, a in matrix_leaves(who, widen(tree), matrix_axes)]
+    leaves = [(reshaped(x, a.view or x.shape), a) for x, a in matrix_leaves(who, widen(tree), extra_args)]
     return [x for x, _ in leaves], [a for _, a in leaves]
 
 
@@ -210,12 +199,6 @@ def _unboxed(params: Any, values: list[jax.Array]) -> Any:
     return jax.tree.map(bare, params, is_leaf=is_box)
 
 
-def _axes_at_init(params: Any) -> Any:
-    """What `by_role` tells, or without it what the names and shapes tell."""
-    told = axes_told(params)
-    return find_axes(params) if told is None else told
-
-
 def _check_params(who: str, updates: Any, params: Any | None) -> Any:
     """The parameters that have updates."""
     if params is None:
@@ -229,5 +212,5 @@ def _check_shapes(who: str, new: Any, kept: Any) -> None:
         if x.shape != y.shape:
             raise ValueError(
                 f"{who} was initialized for other matrix axes: its state has shape {y.shape}, and update's axes want "
-                f"{x.shape}; give both the same, by matrix_axes= to by_role"
+                f"{x.shape}; give both the same layout"
             )

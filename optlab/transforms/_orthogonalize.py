@@ -69,8 +69,8 @@ def orthogonalize(
     types show, or the ambient one (`jax.set_mesh`), or `mesh`; under pmap and shard_map along the axes named in
     `axis_name`. Where none of them shows a mesh, every device does everything.
 
-    Under `by_role` a leaf may have any rank; alone, the extra argument `matrix_axes` of update says how a leaf of rank
-    other than 2 is a matrix, and without it such a leaf is an error that names it.
+    How a leaf is a matrix, `optlab.roles.layout_of` says: by_role's layout, or the extra argument `layout` of update,
+    or that of `with layout:` around, or what its name and shape show. What is no matrix is an error that names it.
 
     Source: Jordan et al. 2024, Muon (kellerjordan.github.io/posts/muon); Amsel et al. 2025, Polar Express
     (arXiv 2505.16932).
@@ -133,14 +133,12 @@ def orthogonalize(
         updates: optax.Updates,
         state: OrthogonalizeState,
         params: optax.Params | None = None,
-        *,
-        matrix_axes: Any | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, OrthogonalizeState]:
-        del params, extra_args
+        del params
         if method != "svd":
             check_real("orthogonalize by Newton–Schulz", updates)
-        leaves = matrix_leaves("orthogonalize", updates, matrix_axes)
+        leaves = matrix_leaves("orthogonalize", updates, extra_args)
         arrays, axes = [x for x, _ in leaves], tuple(a for _, a in leaves)
         done = list(arrays)
         for members, on in by_mesh(arrays, mesh) if arrays else []:

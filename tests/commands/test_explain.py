@@ -36,7 +36,7 @@ def test_every_parameter_its_rule_and_the_plan_without_compiling(here, capsys, m
     assert out.index("hidden_1/kernel") < out.index("head/bias")  # by rule
     assert re.search(r"all +6 +1,482 +\d+\.\d kB +\S+ +3 vector, 2 matrix, 1 head", out)
     assert "Each of 2 devices: " in out
-    assert re.search(r"The rule 'matrix' orthogonalizes by this plan:\nmatrices +shape +form", out)
+    assert re.search(r"The rule 'matrix' orthogonalizes by this plan:\nmatrices +shape +on +form", out)
     assert [p.name for p in here.iterdir() if p.suffix != ".pyc" and p.name != "__pycache__"] == ["small.py"]
 
 
@@ -52,8 +52,8 @@ def test_a_role_that_was_said_is_marked(here, capsys):
     (here / "said_roles.py").write_text(
         "import functools, optlab\n"
         "def rule(learning_rate: float):\n"
-        "    said = functools.partial(optlab.roles.roles, overrides={'head/kernel': 'matrix'})\n"
-        "    return optlab.muon(learning_rate, roles=said)\n"
+        "    said = functools.partial(optlab.roles.read_names, overrides={'head/kernel': 'matrix'})\n"
+        "    return optlab.muon(learning_rate, layout=said)\n"
     )
     assert (
         main(["explain", "small.py", "optimizer=said_roles:rule", "optimizer.learning_rate=1e-3", "schedule=constant"])
@@ -61,7 +61,7 @@ def test_a_role_that_was_said_is_marked(here, capsys):
     )
     out = capsys.readouterr().out
     assert re.search(r"head/kernel +16×10 +matrix\* +matrix +1 of 16×10", out)
-    assert "names and shapes tell something else: head/kernel (head)" in out
+    assert "Names and shapes alone would say something else: head/kernel (head)" in out
 
 
 def test_it_is_whole_when_it_is_piped(here):
@@ -82,7 +82,7 @@ def test_it_is_whole_when_it_is_piped(here):
         (["small.py", "optimizer.weight_decay=-1"], "weight_decay must not be negative, got -1"),
         (
             ["small.py", "optimizer=odd:rule", "optimizer.learning_rate=1", "schedule=constant"],
-            "roles can't tell what 'odd' of shape (2, 3, 4) is",
+            "the layout has no parameter 'odd' of shape (2, 3, 4)",
         ),
     ],
 )
