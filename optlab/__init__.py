@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from optlab import roles as roles
     from optlab import schedules as schedules
     from optlab import testing as testing
+    from optlab import theory as theory
     from optlab import training as training
     from optlab import transforms as transforms
     from optlab._probes import read_probes as read_probes
     from optlab.explanation import explain as explain
+    from optlab.minimization import minimize as minimize
     from optlab.optimizers import adagrad as adagrad
     from optlab.optimizers import adam as adam
     from optlab.optimizers import adam_l2 as adam_l2
@@ -53,10 +55,22 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("config", "data", "models", "optimizers", "roles", "schedules", "testing", "training", "transforms")
+_SUBMODULES = (
+    "config",
+    "data",
+    "models",
+    "optimizers",
+    "roles",
+    "schedules",
+    "testing",
+    "theory",
+    "training",
+    "transforms",
+)
 _NAMES = {
     "_probes": "read_probes",
     "explanation": "explain",
+    "minimization": "minimize",
     "optimizers": "adagrad adam adam_l2 adamuon adamw lion muon muonh nadam normuon rmsprop sgd signsgd signum "
     "softsign_sgd",
     "roles": "by_role",

@@ -1,0 +1,1 @@
+"""What theory says: pure functions that predict what an optimizer does."""
