@@ -12,7 +12,7 @@ one hidden layer still approximates every continuous function on a bounded set (
 isn't a polynomial.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
@@ -187,6 +187,6 @@ def count_pieces(f: Callable[[jax.Array], jax.Array], low: float, high: float, *
         cells: of the grid; every bend must lie at an end of one.
     """
     middles = low + (high - low) * (jnp.arange(cells) + 0.5) / cells
-    slopes: Sequence[Any] = np.asarray(jax.vmap(jax.grad(f))(middles.astype(float)))
+    slopes = np.asarray(jax.vmap(jax.grad(f))(middles.astype(float)))
     scale = np.max(np.abs(slopes)) * 1e-6
     return 1 + int(np.sum(np.abs(np.diff(slopes)) > scale))

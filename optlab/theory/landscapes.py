@@ -216,7 +216,8 @@ class CriticalPoints(NamedTuple):
 
     x: jax.Array  # (starts, d)
     gradient_norms: jax.Array  # (starts,)
-    index: jax.Array  # (starts,), how many eigenvalues of the Hessian are negative: 0 at a minimum, d at a maximum
+    # (starts,), how many eigenvalues of the Hessian are negative: 0 at a minimum, d at a maximum
+    index: jax.Array  # type: ignore[assignment]  # a tuple has a method of that name
     found: jax.Array  # (starts,), whether it is a critical point: the gradient is 0 to rounding
 
 

@@ -60,7 +60,7 @@ def test_a_polynomial_activation_gets_no_further_however_wide():
         w, b = jax.random.normal(for_w, (width,), float), jax.random.normal(for_b, (width,), float)
         wide = lambda activation, w=w, b=b: lambda x: jnp.append(activation(w * x + b), 1.0)
         same(ap.best_error(wide(lambda z: z**2 + z), jnp.abs, x), parabola, rtol=1e-6)
-    assert ap.best_error(wide(jax.nn.relu), jnp.abs, x) < 0.1 * parabola
+    assert ap.best_error(wide(jax.nn.relu), jnp.abs, x) < 0.5 * parabola
 
 
 def test_without_biases_there_are_two_slopes():
