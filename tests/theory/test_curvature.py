@@ -182,3 +182,27 @@ def test_what_cannot_be_is_named(call, message):
 def test_a_symmetric_product_passes():
     params, product, _ = hessian_and_matrix()
     curvature.check_product(product, params, key=KEY)
+
+
+def test_full_batch_descent_ends_at_the_edge_of_stability():
+    """optlab's MLP on 200 digits, squared errors: the sharpness rises to 2/η and stays there, while the loss falls."""
+    from optlab.data import digits
+    from optlab.models import mlp
+
+    with jax.enable_x64(False):
+        batch = digits().train.take(np.arange(200))
+        model = mlp(outputs=10, widths=(32,), activation="tanh")
+        params = model.init(KEY, batch["inputs"])["params"]
+        targets = jax.nn.one_hot(batch["labels"], 10)
+        loss = lambda p: jnp.mean(jnp.sum((model.apply({"params": p}, batch["inputs"]) - targets) ** 2, axis=1))
+
+        def sharpness(p):
+            return curvature.largest_eigenvalue(curvature.hessian(loss, p), jax.grad(loss)(p), matvecs=12)
+
+        edge = float(curvature.edge_of_stability(0.05))
+        path = optlab.minimize(loss, optlab.sgd(0.05), params, steps=1600)
+        some = jax.tree.map(lambda p: p[jnp.array([200, 800, 1400, 1500, 1600])], path.x)
+        seen = np.asarray(jax.jit(lambda some: jax.lax.map(sharpness, some))(some))
+    assert seen[0] < 0.92 * edge < seen[1] < seen[2]
+    same(seen[2:], edge, rtol=0.1)
+    assert path.values[1600] < 0.5 * path.values[200]
