@@ -109,7 +109,7 @@ def _guessed(name: str, leaves: list[Leaf], state: Any, *, is_whole: bool) -> Ru
 def _settings(state: Any) -> list[Settings]:
     """Of the orthogonalizations in a state that stand in no rule further inside."""
     nodes = _outermost(state, (ByRoleState, optax.PartitionState, OrthogonalizeState))
-    return [node.note.settings for node in nodes if isinstance(node, OrthogonalizeState)]
+    return [node.settings for node in nodes if isinstance(node, OrthogonalizeState)]
 
 
 def _outermost(tree: Any, kinds: Any) -> list[Any]:

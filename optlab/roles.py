@@ -12,7 +12,9 @@ import optax
 from optlab import _telling
 from optlab._axes_at_init import axes_told, roles_told, tell
 from optlab._matrix_axes import MatrixAxes
+from optlab._notes import note
 from optlab._parameters import Parameter, read
+from optlab._trees import matched
 
 __all__ = ["ROLES", "ByRoleState", "Labels", "MatrixAxes", "by_role", "matrix_axes", "roles"]
 
@@ -117,10 +119,14 @@ class Labels(NamedTuple):
 
 
 class ByRoleState(NamedTuple):
-    """labels: what was decided, to be read by `print(state.labels)`. rules: the rules' states by key."""
+    """note: what was decided, to be read by `print(state.labels)`. rules: the rules' states by key."""
 
-    labels: Labels
+    note: jax.tree_util.Partial
     rules: optax.PartitionState
+
+    @property
+    def labels(self) -> Labels:
+        return self.note()
 
 
 _found_roles, _found_axes = roles, matrix_axes  # by_role's arguments have their names
@@ -156,7 +162,7 @@ def by_role(
 
     def route(labels: Labels, tree: Any) -> optax.GradientTransformationExtraArgs:
         keys = jax.tree.unflatten(jax.tree.structure(tree), [key for _, _, key in labels.rows])
-        return optax.partition(rules, keys, mask_compatible_extra_args=True)
+        return optax.partition(rules, lambda _: keys, mask_compatible_extra_args=True)  # optax calls what can be called
 
     def init_fn(params: optax.Params) -> ByRoleState:
         told = axes_told(params)  # by the by_role around this one, which sees more
@@ -165,17 +171,18 @@ def by_role(
         with tell(_roles_within(params, labels), axes):
             inner = route(labels, params).init(params)
         plain = tuple(dataclasses.astuple(a) for a in jax.tree.leaves(axes))
-        return ByRoleState(labels._replace(axes=plain), inner)
+        return ByRoleState(note(labels._replace(axes=plain)), inner)
 
     def update_fn(
         updates: optax.Updates, state: ByRoleState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ByRoleState]:
+        params = matched(updates, params)
         labels = state.labels if state.labels.rows else _label(updates, find_roles, rules)
         if matrix_axes is not None or "matrix_axes" not in extra_args:
             extra_args["matrix_axes"] = _resolve(find_axes, updates)
         extra_args["roles"] = jax.tree.unflatten(jax.tree.structure(updates), [role for _, role, _ in labels.rows])
         updates, inner = route(labels, updates).update(updates, state.rules, params, **extra_args)
-        return updates, ByRoleState(labels, inner)
+        return updates, ByRoleState(note(labels), inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -226,7 +233,9 @@ def _resolve(find: Any, params: Any) -> Any:
     """A function that gives a tree, a tree or a prefix of one, as a tree with a value for every leaf of `params`."""
     if not jax.tree.leaves(params):
         return params
-    return jax.tree.broadcast(find(params) if callable(find) else find, params)
+    # A tree may be callable, as every Equinox module is: what has roles or axes for leaves is one all the same.
+    is_tree = any(isinstance(x, (str, MatrixAxes)) for x in jax.tree.leaves(find))
+    return jax.tree.broadcast(find(params) if callable(find) and not is_tree else find, params)
 
 
 def _match(overrides: Mapping[str, Any], parameters: list[Parameter]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def test_the_work_is_the_plans():
     assert {name, other} == {"matrix", "conv"}
     if name == "conv":
         plan, of_conv = of_conv, plan
-    settings = optlab.orthogonalize().init({}).note.settings
+    settings = optlab.orthogonalize().init({}).settings
     mine = [PARAMS["blocks"]["attention"]["out"]["kernel"], PARAMS["blocks"]["up"]["kernel"]]
     want = plan_of(mine, [MatrixAxes((0,), (1, 2), (3,)), MatrixAxes((0,), (1,), (2,))], settings)
     squares, wide = want.groups

@@ -232,7 +232,7 @@ def test_muonh_keeps_the_norm_of_every_matrix_and_turns_it_by_the_rate(dtype):
 def test_the_methods_options_reach_orthogonalize(optimizer):
     tx = optimizer(RATE, method="polar_express", steps=6, dtype="bfloat16")
     nodes = jax.tree.leaves(tx.init(mixed()), is_leaf=lambda x: isinstance(x, OrthogonalizeState))
-    notes = [x.note.settings for x in nodes if isinstance(x, OrthogonalizeState)]
+    notes = [x.settings for x in nodes if isinstance(x, OrthogonalizeState)]
     assert {(n.method, len(n.coefficients), n.dtype) for n in notes} == {("polar_express", 6, "bfloat16")}
     with pytest.raises(ValueError, match="steps must be a whole number of at least 1, got 0"):
         optimizer(RATE, steps=0)

@@ -221,7 +221,7 @@ def muonh(
     dtype: Any | None = None,
     mesh: Mesh | None = None,
     axis_name: str | Sequence[str] = (),
-    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay: ScalarOrSchedule | None = None,
     decay_roles: Sequence[str] | None = None,
     adam_learning_rate: ScalarOrSchedule | None = None,
     b1: float = 0.9,
@@ -235,7 +235,8 @@ def muonh(
     """Muon on a sphere: W ← R·(W − ηR·O / ‖O‖) / ‖W − ηR·O / ‖O‖‖, R = ‖W‖ at the start; AdamW for everything else.
 
     O is the orthogonalized momentum, as in `muon`. A matrix turns by about η (in radians) a step and never grows, so
-    that it needs no decay, and one that starts as 0 stays 0. Rates near 0.01 are usual; AdamW's has to be set apart.
+    that it needs no decay. Rates near 0.01 are usual; AdamW's has to be set apart. One that starts as 0, as LoRA's B,
+    has no sphere: it moves by ηO at first, and by a share η of its own norm from then on.
 
     Source: Wen et al. 2026, Hyperball (arXiv 2606.16899).
 
@@ -248,7 +249,8 @@ def muonh(
         dtype: that the method's products are computed in; None is at least float32.
         mesh: over which the method's work is divided, where the gradients' types don't show it.
         axis_name: axes of pmap or shard_map along which all devices hold the same gradients.
-        weight_decay: AdamW's decay (λ), a number or a schedule, times its learning rate; the matrices have none.
+        weight_decay: AdamW's decay (λ), a number or a schedule, times its learning rate; None is none. The matrices
+            have none in any case.
         decay_roles: names of the roles that decay, as ["matrix", "conv"]; None is all.
         adam_learning_rate: AdamW's learning rate, a number or a schedule; None is the same number.
         b1: AdamW's decay of the average of gradients (β₁), in [0, 1).

@@ -10,18 +10,23 @@ import jax.numpy as jnp
 import optax
 
 from optlab._checks import check_choice, check_not_negative, is_count
+from optlab._notes import note
 from optlab.roles import MatrixAxes
 from optlab.transforms._divide import Mesh, by_mesh, divide, on_auto_axes, on_explicit, placed_like
 from optlab.transforms._matrices import check_real, matrix_leaves
 from optlab.transforms._newton_schulz import LARGEST, extremes, keller_jordan, newton_schulz, polar, polar_express
 from optlab.transforms._numerics import wide_dtype
-from optlab.transforms._plan import Group, Matrices, Note, Plan, Settings, make_plan
+from optlab.transforms._plan import Group, Matrices, Plan, Settings, make_plan
 
 
 class OrthogonalizeState(NamedTuple):
-    """note: the settings, to be read; there is nothing in it that changes."""
+    """note: the settings, to be read by `state.settings`; there is nothing in it that changes."""
 
-    note: Note
+    note: jax.tree_util.Partial
+
+    @property
+    def settings(self) -> Settings:
+        return self.note()
 
 
 def orthogonalize(
@@ -93,7 +98,7 @@ def orthogonalize(
 
     def init_fn(params: optax.Params) -> OrthogonalizeState:
         del params
-        return OrthogonalizeState(Note(settings))
+        return OrthogonalizeState(note(settings))
 
     def update_fn(
         updates: optax.Updates,

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from optlab.transforms._divide import axes_to_divide, share
@@ -132,22 +131,3 @@ def _group(
         if flops(shape, restarted, "gram") < flops(shape, chunks, form):
             form, chunks = "gram", restarted
     return Group(shape, dtype, working, form, chunks, members, counts, flops(shape, chunks, form))
-
-
-@jax.tree_util.register_static
-class Note(NamedTuple):
-    """Settings as a pytree node without leaves: to be read from a state, and never used from there.
-
-    Notes are equal, whatever they say: a state restored or made under other settings is the same kind of state.
-    """
-
-    settings: Settings
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Note)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __hash__(self) -> int:
-        return hash(Note)

@@ -12,7 +12,7 @@ from optlab.transforms._orthogonalize import plan_of
 
 
 def settings(**arguments):
-    return optlab.orthogonalize(**arguments).init({}).note.settings
+    return optlab.orthogonalize(**arguments).init({}).settings
 
 
 def plan(shapes, of="float32", **arguments):
@@ -84,8 +84,9 @@ def test_axes_are_those_that_leave_the_fewest_matrices_on_the_fewest_devices(cou
 
 
 def test_settings_never_come_back_from_a_state():
-    """A state made under other settings is the same kind of state, and its settings are not used."""
+    """They are noted in it to be read, equal to their equals alone, and not used."""
     few, many = optlab.orthogonalize(steps=1), optlab.orthogonalize(steps=5)
     X = jnp.asarray(np.random.default_rng(0).standard_normal((4, 4)), jnp.float32)
-    assert jax.tree.structure(few.init(X)) == jax.tree.structure(many.init(X))
+    assert jax.tree.structure(few.init(X)) == jax.tree.structure(optlab.orthogonalize(steps=1).init(X))
+    assert jax.tree.structure(few.init(X)) != jax.tree.structure(many.init(X))
     np.testing.assert_array_equal(many.update(X, few.init(X))[0], many.update(X, many.init(X))[0])
