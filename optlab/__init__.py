@@ -38,9 +38,11 @@ if TYPE_CHECKING:
     from optlab.optimizers import softsign_sgd as softsign_sgd
     from optlab.roles import by_role as by_role
     from optlab.transforms import cautious as cautious
+    from optlab.transforms import decay_after_step as decay_after_step
     from optlab.transforms import decay_weights as decay_weights
     from optlab.transforms import keep_weight_norm as keep_weight_norm
     from optlab.transforms import momentum as momentum
+    from optlab.transforms import normalize as normalize
     from optlab.transforms import orthogonalize as orthogonalize
     from optlab.transforms import probe as probe
     from optlab.transforms import scale_by_adagrad as scale_by_adagrad
@@ -74,9 +76,9 @@ _NAMES = {
     "optimizers": "adagrad adam adam_l2 adamuon adamw lion muon muonh nadam normuon rmsprop sgd signsgd signum "
     "softsign_sgd",
     "roles": "by_role",
-    "transforms": "cautious decay_weights keep_weight_norm momentum orthogonalize probe scale_by_adagrad "
-    "scale_by_adam scale_by_matrix_shape scale_by_neuron_rms scale_by_rms scale_by_sign scale_by_softsign scale_to_rms "
-    "scale_to_weight_norm",
+    "transforms": "cautious decay_after_step decay_weights keep_weight_norm momentum normalize orthogonalize probe "
+    "scale_by_adagrad scale_by_adam scale_by_matrix_shape scale_by_neuron_rms scale_by_rms scale_by_sign "
+    "scale_by_softsign scale_to_rms scale_to_weight_norm",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

@@ -5,8 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optlab._checks import check_decay
-from optlab.theory._arrays import as_floats
+from optlab.theory._arrays import as_floats, check_decay
 
 __all__ = ["decay_gap", "first_step", "first_step_ratio"]
 
@@ -14,8 +13,8 @@ __all__ = ["decay_gap", "first_step", "first_step_ratio"]
 def first_step_ratio(b1: Any = 0.9, b2: Any = 0.999) -> jax.Array:
     """(1 − β₁)/√(1 − β₂): Adam's first step without bias correction, in units of the corrected one.
 
-    m₁ = (1 − β₁)g and √v₁ = √(1 − β₂)|g|, where the corrected quotient is sign(g). At the defaults it is 3.16: the first
-    steps are too large, not too small, as the correction is often explained. Kingma and Ba 2015, section 3.
+    m₁ = (1 − β₁)g and √v₁ = √(1 − β₂)|g|, where the corrected quotient is sign(g). At the defaults it is 3.16:
+    the first steps are too large, not too small, as the correction is often explained. Kingma and Ba 2015, section 3.
 
     Args:
         b1: β₁.
