@@ -80,8 +80,8 @@ def make_step(
 
         average = state.ema
         if ema is not None:
-            decay = ema(state.step) if callable(ema) else ema
-            average = jax.tree.map(lambda a, p: a + ((1 - decay) * (p - a)).astype(a.dtype), state.ema, params)
+            newest = _newest(ema, state.step)
+            average = jax.tree.map(lambda a, p: a + (newest * (p - a)).astype(a.dtype), state.ema, params)
         new = dataclasses.replace(
             state, step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=average
         )
@@ -92,6 +92,13 @@ def make_step(
         return new, metrics | {name: (x, jnp.ones(())) for name, x in measured.items()}
 
     return step
+
+
+def _newest(ema: float | Callable[[jax.Array], Any], step: jax.Array) -> Any:
+    """The newest parameters' weight in their average, 1 − d; a schedule may know it better than by the difference."""
+    if not callable(ema):
+        return 1 - ema
+    return ema.newest(step) if hasattr(ema, "newest") else 1 - ema(step)
 
 
 def make_evaluation(loss: Loss) -> Callable[[Any, Any, Batch, jax.Array], Metrics]:
