@@ -143,7 +143,7 @@ def _train(
         mesh=experiment.mesh,
         seed=config.seed,
         accumulate=config.accumulate,
-        ema=config.ema,
+        ema=experiment.ema,
         guard=config.guard,
         spike=config.spike,
         skip_limit=config.skip_limit,

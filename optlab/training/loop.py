@@ -167,7 +167,9 @@ def train(
     data = workload.data
     check_splits(train=data.train, validation=data.validation, test=data.test)
     judge = Judge(workload.target, stop)
-    batches = as_batches(workload.data.train, workload.batch_size, seed)
+    batches = as_batches(workload.data.train, workload.batch_size, seed, workload.draw)
+    if isinstance(batches, Batches):
+        batches.check_steps(steps)
     examples = (lambda t: batches.indices(t - 1)[0].tolist()) if isinstance(batches, Batches) else None
     skips = Skips(guard, skip_limit, skip_log, examples)
     damaged = DamagedExamples(workload, skip_limit, skip_log)
