@@ -101,7 +101,8 @@ def minimize(
     """
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
         raise ValueError(f"steps must be a whole number of at least 0, got {steps!r}")
-    check_not_negative("tolerance", tolerance)
+    if tolerance is not None:
+        check_not_negative("tolerance", tolerance)
     x0 = jax.tree.map(jnp.asarray, x0)
     _check(f, x0, key)
     run = _looped(f, optax.with_extra_args_support(tx), int(steps), tolerance, record)

@@ -1,9 +1,11 @@
 """Arrays that a prediction is asked about: converted, and their shapes checked by name."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def as_floats(x: Any) -> jax.Array:
@@ -63,3 +65,26 @@ def check_symmetric(name: str, matrix: Any) -> jax.Array:
                 "that is what is meant"
             )
     return matrix
+
+
+def check_positive(name: str, values: Any) -> None:
+    """Numbers above 0, of any shape; what is traced passes."""
+    _check(name, values, lambda x: x > 0, "be positive")
+
+
+def check_not_negative(name: str, values: Any) -> None:
+    """Numbers of at least 0, of any shape; what is traced passes."""
+    _check(name, values, lambda x: x >= 0, "not be negative")
+
+
+def check_decay(name: str, values: Any) -> None:
+    """Decays, in [0, 1), of any shape; what is traced passes."""
+    _check(name, values, lambda x: (x >= 0) & (x < 1), "lie in [0, 1)")
+
+
+def _check(name: str, values: Any, is_right: Callable[[np.ndarray], Any], what: str) -> None:
+    if isinstance(values, jax.core.Tracer):
+        return
+    values = np.asarray(values)
+    if not np.all(is_right(values)):
+        raise ValueError(f"{name} must {what}, got {values.tolist()}")

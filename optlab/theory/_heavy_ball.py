@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optlab._checks import check_decay, check_positive, is_number
-from optlab.theory._arrays import as_floats
+from optlab._checks import is_number
+from optlab.theory._arrays import as_floats, check_decay, check_positive
 
 
 class HeavyBall(NamedTuple):

@@ -7,8 +7,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optlab._checks import check_decay, check_positive, is_count
-from optlab.theory._arrays import as_design, as_floats, as_matrix, as_rates, as_vector
+from optlab._checks import is_count
+from optlab.theory._arrays import (
+    as_design,
+    as_floats,
+    as_matrix,
+    as_rates,
+    as_vector,
+    check_decay,
+    check_positive,
+)
 
 
 def sgd_risk(

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from optlab._checks import check_decay, check_positive, is_count
+from optlab._checks import is_count
 from optlab._extras import need
-from optlab.theory._arrays import as_floats, check_symmetric
+from optlab.theory._arrays import as_floats, check_decay, check_positive, check_symmetric
 
 __all__ = [
     "Density",

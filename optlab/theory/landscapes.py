@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optlab._checks import check_positive, is_count
-from optlab.theory._arrays import as_floats, check_symmetric
+from optlab._checks import is_count
+from optlab.theory._arrays import as_floats, check_positive, check_symmetric
 
 __all__ = [
     "Convexity",

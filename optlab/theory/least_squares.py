@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optlab._checks import check_not_negative
-from optlab.theory._arrays import as_design, as_floats, as_matrix, as_vector
+from optlab.theory._arrays import as_design, as_floats, as_matrix, as_vector, check_not_negative
 from optlab.theory._heavy_ball import HeavyBall, ball_with_friction, frequency_response, heavy_ball
 from optlab.theory._stochastic import (
     Interpolation,

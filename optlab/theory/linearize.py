@@ -13,9 +13,8 @@ import optax
 from jax import lax
 from scipy import stats
 
-from optlab._checks import check_not_negative
 from optlab.minimization import minimize
-from optlab.theory._arrays import as_floats, check_symmetric
+from optlab.theory._arrays import as_floats, check_not_negative, check_symmetric
 
 __all__ = [
     "Laziness",

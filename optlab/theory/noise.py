@@ -14,8 +14,8 @@ import optax
 from jax import lax
 from scipy import stats
 
-from optlab._checks import check_positive, is_count
-from optlab.theory._arrays import as_floats
+from optlab._checks import is_count
+from optlab.theory._arrays import as_floats, check_positive
 
 __all__ = [
     "GradientNoise",
