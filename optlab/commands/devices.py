@@ -143,7 +143,7 @@ def _needed(experiment: Experiment) -> _Need:
     from optlab.data import Share, as_batches
     from optlab.training import init_state, make_step, parallelize
     from optlab.training.parallel import DATA, MODEL, memory_held, memory_needed, memory_of
-    from optlab.training.records import packed
+    from optlab.training.records import packed, unless_small
 
     config, workload, tx = experiment.config, experiment.workload, experiment.tx
     step = make_step(
@@ -155,7 +155,7 @@ def _needed(experiment: Experiment) -> _Need:
         guard=config.guard,
         spike=config.spike,
     )
-    parallel = parallelize(packed(step), config.strategy, experiment.mesh)
+    parallel = parallelize(unless_small(packed(step), config.stop.gradient_norm), config.strategy, experiment.mesh)
     key = jax.random.key(config.seed)
     extras = {"ema": experiment.ema is not None, "spike": config.spike is not None}
     first = lambda key: init_state(*workload.init(key), tx, key=key, **extras)

@@ -97,7 +97,7 @@ class Stop:
         "the least change of target.metric that counts as a gain", change="noted", least=0, default=0.0
     )
     gradient_norm: float | None = _key(
-        "stop once a step's gradient norm is at most this; none: never", change="noted", least=0, default=None
+        "stop before the update whose gradient norm is at most this; none: never", change="noted", least=0, default=None
     )
 
 

@@ -20,12 +20,12 @@ from optlab.training.checkpoint import Checkpoints
 from optlab.training.damaged import DamagedExamples
 from optlab.training.guard import Guard, Skips
 from optlab.training.identity import Identity, changed_keys, identity, with_settings
-from optlab.training.judge import Judge
+from optlab.training.judge import CONVERGED, Judge
 from optlab.training.metrics import MetricsFile, Observer, Record, StepLog, read_metrics
 from optlab.training.parallel import DATA, Strategy, check_memory, parallelize
 from optlab.training.process import Trace, catch_signals
 from optlab.training.processes import is_first
-from optlab.training.records import Records, packed
+from optlab.training.records import Records, packed, unless_small
 from optlab.training.sharding import Rules
 from optlab.training.state import TrainState, evaluation_params, init_state
 from optlab.training.step import check_mean, make_step
@@ -122,7 +122,8 @@ def train(
         step is always evaluated, there on the test split too.
       log_every: steps between two records; "train/loss" is the loss of that step's batch, "probe/<name>/<metric>" what
         a probe in `tx` measured in that step. A step in which one measured singular values has a record of its own.
-      stop: when the run ends before its last step.
+      stop: when the run ends before its last step. Once a step's gradient norm is at most stop.gradient_norm it makes
+        no update, and the run ends with the parameters that were tested; its record has the step's number all the same.
       checkpoints: where the state is saved; if there are any, the run continues from the latest. Ctrl-C and SIGTERM
         then end the run after the step, saved. Of `tx`, the model and the loss no more is compared than the state's
         structure, shapes and dtypes: keep them as they are (`optlab train` compares the whole config).
@@ -156,7 +157,7 @@ def train(
     key, init_key = jax.random.split(jax.random.key(seed))
     axis_name = DATA if strategy == "pmap" else None
     step = make_step(workload.loss, tx, axis_name=axis_name, accumulate=accumulate, ema=ema, guard=guard, spike=spike)
-    parallel = parallelize(packed(step), strategy, mesh, rules=rules)
+    parallel = parallelize(unless_small(packed(step), stop.gradient_norm), strategy, mesh, rules=rules)
 
     def first(key: jax.Array, init_key: jax.Array, initial: tuple[Any, Any] | None) -> TrainState:
         params, model_state = initial if initial is not None else workload.init(init_key)
@@ -236,11 +237,12 @@ def train(
                 records.drain()
                 damaged.settle()
                 is_saved = records.is_savable(t, state) and is_saved
-            if checkpoints is not None and is_saved:
+            # A step that tested the gradient and made no update may stand at a checkpoint that there is.
+            if checkpoints is not None and is_saved and (made := int(state.step)) != saved:
                 records.sync()
                 told = {**judge.dump(), **skips.dump(), **damaged.dump(), **records.dump()}
                 checkpoints.save(state, {**told, "run": about}, best=best)
-                saved = t
+                saved = made
             if ended:
                 records.outcome = ended
                 break
@@ -258,7 +260,8 @@ def _already(checkpoints: Checkpoints, log: StepLog, judge: Judge, start: int, s
             "nothing is trained, these are its records; name another folder for another run",
             file=sys.stderr,
         )
-    return [r for r in read_metrics(log.path) if r["step"] <= start] if log.path.exists() else []
+    last = start + (judge.ended == CONVERGED)  # the step that tested the gradient and made no update
+    return [r for r in read_metrics(log.path) if r["step"] <= last] if log.path.exists() else []
 
 
 def _continued(

@@ -20,7 +20,7 @@ from optlab.data import DataError, Split, StepBatches, evaluation_batches
 from optlab.training.damaged import DamagedExamples
 from optlab.training.fingerprint import non_finite
 from optlab.training.guard import Skips, not_finite
-from optlab.training.judge import Judge
+from optlab.training.judge import CONVERGED, Judge
 from optlab.training.metrics import MetricsFile, Observer, Record, StepLog
 from optlab.training.parallel import Parallel
 from optlab.training.probes import has_spectrum, probe_metrics
@@ -64,6 +64,24 @@ def packed(step: Callable[..., tuple[Any, Metrics]]) -> Callable[..., tuple[Any,
         return new_state, PackedMetrics.pack(named | probe_metrics(state.opt_state, new_state.opt_state))
 
     return packing
+
+
+def unless_small(
+    step: Callable[..., tuple[Any, PackedMetrics]], gradient_norm: float | None
+) -> Callable[..., tuple[Any, PackedMetrics]]:
+    """The same packed step, but it makes no update, and counts none, where ‖∇L‖ ≤ ε: the state is what was tested."""
+    if gradient_norm is None:
+        return step
+
+    def testing(state: Any, batch: Any) -> tuple[Any, PackedMetrics]:
+        new_state, packed = step(state, batch)
+        value = lambda name: packed.pairs[packed.names.index(name), 0]
+        is_small = value("train/gradient_norm") <= gradient_norm
+        if "train/fault" in packed.names:
+            is_small &= value("train/fault") == 0  # a skipped step's gradient says nothing
+        return jax.tree.map(lambda old, new: jnp.where(is_small, old, new), state, new_state), packed
+
+    return testing
 
 
 class Records:
@@ -186,8 +204,9 @@ class Records:
         self.drain()
         record = self.latest
         record |= self._evaluate("validation", state)
-        stopped = self.judge(record)
-        outcome = "finished" if t == self.steps else "gradient norm reached" if converged else stopped
+        # The values are those of the state, which after a step that only tested the gradient is one update behind.
+        stopped = self.judge({**record, "step": int(state.step)} if converged else record)
+        outcome = CONVERGED if converged else "finished" if t == self.steps else stopped
         if outcome:
             self.judge.ended = outcome
             record |= self._evaluate("test", state)
