@@ -6,7 +6,7 @@ import collections.abc
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ class Experiment:
     tx: optax.GradientTransformation
     schedules: Mapping[str, Callable[[Any], Any]]
     mesh: Mesh | None = None
+    measures: Sequence[Any] = ()
 
     @property
     def ema(self) -> float | Callable[[Any], Any] | None:
@@ -66,7 +67,14 @@ def build(config: Config) -> Experiment:
     if config.strategy == "pmap":
         _check_statistics(config, workload)
         workload, tx, schedules = _parts(config, source, axis_name="data")
-    return Experiment(config, workload, tx, schedules, mesh)
+    return Experiment(config, workload, tx, schedules, mesh, _measures(config))
+
+
+def _measures(config: Config) -> list[Any]:
+    """What is measured along training, see `optlab.training.train`."""
+    if config.measure and config.strategy == "pmap":
+        raise ConfigError(f"measure={list(config.measure)} needs strategy=jit or another, got pmap")
+    return [_call("measure", Component(name, {"every": config.measure_every})) for name in config.measure]
 
 
 def _mesh(config: Config) -> Mesh | None:

@@ -157,6 +157,7 @@ def _train(
         schedules=experiment.schedules,
         initial=initial,
         profile=folder / "profile" if profile else None,
+        measure=experiment.measures,
     )
 
 

@@ -152,6 +152,14 @@ class Config:
         "what is minimized: a function of (outputs, batch)", change="fixed", default=Component("cross_entropy")
     )
     metrics: tuple[str, ...] = _key("what else is measured: functions of (outputs, batch)", change="noted", default=())
+    measure: tuple[str, ...] = _key(
+        "what is measured of the state along training: sharpness, noise_scale, agreement, or module:function",
+        change="noted",
+        default=(),
+    )
+    measure_every: int = _key(
+        "steps from one measurement of `measure` to the next", change="noted", least=1, default=50
+    )
     optimizer: Component = _key("the rule that moves the parameters", change="fixed")
     schedule: Component = _key(
         "the learning rate over the steps; its peak is optimizer.learning_rate",

@@ -1,13 +1,14 @@
-"""What Adam's moments do to a step: the first one without correction, and decay before or after it."""
+"""What Adam's moments do to a step: the first one without correction, agreement, and decay before or after it."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from optlab.theory._arrays import as_floats, check_decay
 
-__all__ = ["decay_gap", "first_step", "first_step_ratio"]
+__all__ = ["adam_state", "agreement", "decay_gap", "first_step", "first_step_ratio", "mean_agreement"]
 
 
 def first_step_ratio(b1: Any = 0.9, b2: Any = 0.999) -> jax.Array:
@@ -47,3 +48,43 @@ def decay_gap(learning_rate: Any, weight_decay: Any, update: Any) -> jax.Array:
         update: u, what the learning rate multiplies.
     """
     return as_floats(learning_rate) ** 2 * weight_decay * as_floats(update)
+
+
+def agreement(opt_state: Any, *, b1: Any = 0.9, b2: Any = 0.999) -> Any:
+    """|m̂|/√v̂ for every coordinate, a tree like the parameters: near 1 where signs agree, small where they flip.
+
+    It is the factor by which Adam's step is smaller than softsign momentum's. For gradients of one sign and size it
+    is 1, for alternating ones (1 − β₁)/(1 + β₁), 0.05 at the default, for independent ones of mean 0 √((1 − β₁)/(1 +
+    β₁)) in root mean square, 0.23. It is 0 where no gradient has been.
+
+    Args:
+        opt_state: of any chain with `optlab.scale_by_adam` (or optax's) in it.
+        b1: β₁, as it was given to it; 1 − β₁ᵗ corrects m,
+        b2: and β₂.
+
+    Raises:
+        ValueError: if there is no state of Adam's, or more than one.
+    """
+    state = adam_state("agreement", opt_state)
+    t = jnp.maximum(state.count, 1)
+    m, v = (optax.tree.bias_correction(x, b, t) for x, b in ((state.mu, b1), (state.nu, b2)))
+    return jax.tree.map(lambda m, v: jnp.where(v > 0, jnp.abs(m) / jnp.sqrt(jnp.where(v > 0, v, 1)), 0), m, v)
+
+
+def mean_agreement(opt_state: Any, *, b1: Any = 0.9, b2: Any = 0.999) -> jax.Array:
+    """The mean of `agreement` over all coordinates."""
+    found = jax.tree.leaves(agreement(opt_state, b1=b1, b2=b2))
+    return sum((jnp.sum(x) for x in found), jnp.zeros(())) / sum(x.size for x in found)
+
+
+def adam_state(who: str, opt_state: Any) -> optax.ScaleByAdamState:
+    """The one state of Adam's in an optimizer's.
+
+    Raises:
+        ValueError: if there is none, or more than one.
+    """
+    is_adam = lambda s: isinstance(s, optax.ScaleByAdamState)
+    found = [s for s in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(s)]
+    if len(found) != 1:
+        raise ValueError(f"{who} needs an optimizer's state with one of Adam's in it, found {len(found)}")
+    return found[0]

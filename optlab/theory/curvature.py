@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 from optlab._checks import is_count
 from optlab._extras import need
 from optlab.theory._arrays import as_floats, check_decay, check_positive, check_symmetric
+from optlab.theory.adam import adam_state
 
 __all__ = [
     "Density",
@@ -240,13 +241,10 @@ def adam_metric(opt_state: Any, *, b2: float = 0.999, eps: float = 1e-8, bias_co
     Raises:
         ValueError: if there is no state of Adam's, or more than one.
     """
-    is_adam = lambda s: isinstance(s, optax.ScaleByAdamState)
-    found = [s for s in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(s)]
-    if len(found) != 1:
-        raise ValueError(f"adam_metric needs an optimizer's state with one of Adam's in it, found {len(found)}")
-    nu = found[0].nu
+    state = adam_state("adam_metric", opt_state)
+    nu = state.nu
     if bias_correction:
-        nu = optax.tree.bias_correction(nu, b2, found[0].count)
+        nu = optax.tree.bias_correction(nu, b2, state.count)
     return lambda v: jax.tree.map(lambda x, nu: x / jnp.sqrt(jnp.sqrt(nu) + eps), v, nu)
 
 

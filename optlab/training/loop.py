@@ -21,6 +21,7 @@ from optlab.training.damaged import DamagedExamples
 from optlab.training.guard import Guard, Skips
 from optlab.training.identity import Identity, changed_keys, identity, with_settings
 from optlab.training.judge import CONVERGED, Judge
+from optlab.training.measures import Measure, measuring
 from optlab.training.metrics import MetricsFile, Observer, Record, StepLog, read_metrics
 from optlab.training.parallel import DATA, Strategy, check_memory, parallelize
 from optlab.training.process import Trace, catch_signals
@@ -96,6 +97,7 @@ def train(
     schedules: Mapping[str, Callable[[Any], Any]] | None = None,
     initial: tuple[Any, Any] | None = None,
     profile: str | Path | None = None,
+    measure: Sequence[Measure] = (),
 ) -> History:
     """Trains a workload with an optax transformation.
 
@@ -134,6 +136,8 @@ def train(
       schedules: functions of the step that are logged beside the metrics, such as {"learning_rate": schedule}.
       initial: (params, model_state) to start from instead of `workload.init`.
       profile: folder for a `jax.profiler` trace of ten steps.
+      measure: what else is measured of the state every so many steps, in the step's program: "measure/<name>"; see
+        `optlab.theory.measures`. A step in which one measured has a record of its own.
 
     Returns:
       the records, the last state, and how it ended.
@@ -157,6 +161,7 @@ def train(
     key, init_key = jax.random.split(jax.random.key(seed))
     axis_name = DATA if strategy == "pmap" else None
     step = make_step(workload.loss, tx, axis_name=axis_name, accumulate=accumulate, ema=ema, guard=guard, spike=spike)
+    step = measuring(step, workload.loss, measure, strategy)
     parallel = parallelize(unless_small(packed(step), stop.gradient_norm), strategy, mesh, rules=rules)
 
     def first(key: jax.Array, init_key: jax.Array, initial: tuple[Any, Any] | None) -> TrainState:

@@ -21,6 +21,7 @@ from optlab.training.damaged import DamagedExamples
 from optlab.training.fingerprint import non_finite
 from optlab.training.guard import Skips, not_finite
 from optlab.training.judge import CONVERGED, Judge
+from optlab.training.measures import PREFIX
 from optlab.training.metrics import MetricsFile, Observer, Record, StepLog
 from optlab.training.parallel import Parallel
 from optlab.training.probes import has_spectrum, probe_metrics
@@ -56,11 +57,14 @@ class PackedMetrics:
 
 
 def packed(step: Callable[..., tuple[Any, Metrics]]) -> Callable[..., tuple[Any, PackedMetrics]]:
-    """The same step, its metrics packed under the names of the record, and with them what the probes measured."""
+    """The same step, its metrics packed under the names of the record, and with them what the probes measured.
+
+    What a `Measure` found keeps its name.
+    """
 
     def packing(state: Any, batch: Any) -> tuple[Any, PackedMetrics]:
         new_state, metrics = step(state, batch)
-        named = {f"train/{name}": pair for name, pair in metrics.items()}
+        named = {name if name.startswith(PREFIX) else f"train/{name}": pair for name, pair in metrics.items()}
         return new_state, PackedMetrics.pack(named | probe_metrics(state.opt_state, new_state.opt_state))
 
     return packing
@@ -223,7 +227,8 @@ class Records:
             if any(map(math.isnan, values.values())):
                 self._check_labels(f"step {t}", self.batches.batch(t - 1))
             self.latest = self.skips({"step": t, **values})
-            is_due = t % self.log_every == 0 or has_spectrum(values)  # singular values are rare: none is lost
+            is_rare = has_spectrum(values) or any(name.startswith(PREFIX) for name in values)
+            is_due = t % self.log_every == 0 or is_rare  # what is measured seldom isn't lost
             if is_due or self._is_evaluated(t):
                 self.latest |= {
                     name: float(schedule(self.skips.updates(t))) for name, schedule in self.schedules.items()
