@@ -184,6 +184,25 @@ def test_a_symmetric_product_passes():
     curvature.check_product(product, params, key=KEY)
 
 
+def test_smaller_batches_stay_in_flatter_minima_only():
+    """E[x²] of SGD without replacement shrinks below the predicted sharpness and grows above it."""
+    curvatures = 1 + 0.8 * np.array([-1.5, -0.5, 0.0, 0.5, 1.5])
+    spread, eta = curvatures.std() / curvatures.mean(), 0.1
+
+    def growth(scale, batch_size):
+        draws = jax.vmap(lambda key: jax.random.permutation(key, 5)[:batch_size])(jax.random.split(KEY, 20_000))
+        means = scale * curvatures[np.asarray(draws)].mean(axis=1)
+        return np.mean((1 - eta * means) ** 2)
+
+    edges = []
+    for size in (1, 2, 5):
+        edge = float(curvature.edge_of_sgd(eta, size, examples=5, spread=spread)) / curvatures.mean()
+        assert growth(0.95 * edge, size) < 1 < growth(1.05 * edge, size)
+        edges.append(edge)
+    assert edges == sorted(edges)
+    same(curvature.edge_of_sgd(eta, 5, examples=5, spread=spread), curvature.edge_of_stability(eta), rtol=1e-12)
+
+
 def test_full_batch_descent_ends_at_the_edge_of_stability():
     """optlab's MLP on 200 digits, squared errors: the sharpness rises to 2/η and stays there, while the loss falls."""
     from optlab.data import digits
