@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from optlab import roles as roles
     from optlab import schedules as schedules
     from optlab import testing as testing
+    from optlab import theory as theory
     from optlab import training as training
     from optlab import transforms as transforms
     from optlab._probes import read_probes as read_probes
     from optlab.explanation import explain as explain
+    from optlab.minimization import minimize as minimize
     from optlab.optimizers import adagrad as adagrad
     from optlab.optimizers import adam as adam
     from optlab.optimizers import adam_l2 as adam_l2
@@ -36,9 +38,11 @@ if TYPE_CHECKING:
     from optlab.optimizers import softsign_sgd as softsign_sgd
     from optlab.roles import by_role as by_role
     from optlab.transforms import cautious as cautious
+    from optlab.transforms import decay_after_step as decay_after_step
     from optlab.transforms import decay_weights as decay_weights
     from optlab.transforms import keep_weight_norm as keep_weight_norm
     from optlab.transforms import momentum as momentum
+    from optlab.transforms import normalize as normalize
     from optlab.transforms import orthogonalize as orthogonalize
     from optlab.transforms import probe as probe
     from optlab.transforms import scale_by_adagrad as scale_by_adagrad
@@ -53,16 +57,28 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("config", "data", "models", "optimizers", "roles", "schedules", "testing", "training", "transforms")
+_SUBMODULES = (
+    "config",
+    "data",
+    "models",
+    "optimizers",
+    "roles",
+    "schedules",
+    "testing",
+    "theory",
+    "training",
+    "transforms",
+)
 _NAMES = {
     "_probes": "read_probes",
     "explanation": "explain",
+    "minimization": "minimize",
     "optimizers": "adagrad adam adam_l2 adamuon adamw lion muon muonh nadam normuon rmsprop sgd signsgd signum "
     "softsign_sgd",
     "roles": "by_role",
-    "transforms": "cautious decay_weights keep_weight_norm momentum orthogonalize probe scale_by_adagrad "
-    "scale_by_adam scale_by_matrix_shape scale_by_neuron_rms scale_by_rms scale_by_sign scale_by_softsign scale_to_rms "
-    "scale_to_weight_norm",
+    "transforms": "cautious decay_after_step decay_weights keep_weight_norm momentum normalize orthogonalize probe "
+    "scale_by_adagrad scale_by_adam scale_by_matrix_shape scale_by_neuron_rms scale_by_rms scale_by_sign "
+    "scale_by_softsign scale_to_rms scale_to_weight_norm",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

@@ -17,6 +17,7 @@ MODULES = {
     "data": ("optlab.data.sources",),
     "loss": ("optlab.training.losses",),
     "metrics": ("optlab.training.losses",),
+    "measure": ("optlab.theory.measures",),
     "schedule": ("optlab.schedules", "optax"),
     "optimizer": ("optlab.optimizers", "optax", "optax.contrib"),
     "model": ("optlab.models",),
@@ -157,7 +158,7 @@ def _plain_defaults(kind: str, factory: Callable[..., Any]) -> dict[str, Any]:
 
 def components(config: Config) -> Iterator[tuple[str, Component]]:
     """The components of a config by key; the data first, since checking them needs no JAX."""
-    return ((kind, getattr(config, kind)) for kind in MODULES if kind != "metrics")
+    return ((kind, getattr(config, kind)) for kind in MODULES if kind not in ("metrics", "measure"))
 
 
 def _fit(kind: str, part: Component, factory: Callable[..., Any]) -> Component:
@@ -194,6 +195,8 @@ def resolve(config: Config) -> Config:
         full[kind] = Component(part.name, {**said, **part.arguments})
     for name in config.metrics:
         find("metrics", name)
+    for name in config.measure:
+        find("measure", name)
     config = dataclasses.replace(config, **full)
     to_json(config)
     return config

@@ -6,7 +6,7 @@ import collections.abc
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,14 @@ class Experiment:
     tx: optax.GradientTransformation
     schedules: Mapping[str, Callable[[Any], Any]]
     mesh: Mesh | None = None
+    measures: Sequence[Any] = ()
+
+    @property
+    def ema(self) -> float | Callable[[Any], Any] | None:
+        """The decay of the weights' moving average, a number or a function of the step; None: there is none."""
+        from optlab.schedules import tail_average
+
+        return self.config.ema if self.config.average_from is None else tail_average(self.config.average_from)
 
 
 def build(config: Config) -> Experiment:
@@ -46,13 +54,27 @@ def build(config: Config) -> Experiment:
             f"batch_size must be at most the {len(source.train)} training examples of data={config.data.name}, "
             f"got {config.batch_size}"
         )
+    if config.draw == "stream" and hasattr(source.train, "__len__"):
+        held = len(source.train) // config.batch_size
+        if config.steps > held:
+            raise ConfigError(
+                f"steps must be at most {held} under draw=stream, which shows each of the {len(source.train)} examples "
+                f"of data={config.data.name} once, got {config.steps}"
+            )
     mesh = _mesh(config)
     workload, tx, schedules = _parts(config, source, axis_name=None)
     _check_fit(config, workload, tx)  # as on one device: the same step, and no axis
     if config.strategy == "pmap":
         _check_statistics(config, workload)
         workload, tx, schedules = _parts(config, source, axis_name="data")
-    return Experiment(config, workload, tx, schedules, mesh)
+    return Experiment(config, workload, tx, schedules, mesh, _measures(config))
+
+
+def _measures(config: Config) -> list[Any]:
+    """What is measured along training, see `optlab.training.train`."""
+    if config.measure and config.strategy == "pmap":
+        raise ConfigError(f"measure={list(config.measure)} needs strategy=jit or another, got pmap")
+    return [_call("measure", Component(name, {"every": config.measure_every})) for name in config.measure]
 
 
 def _mesh(config: Config) -> Mesh | None:
@@ -90,12 +112,15 @@ def _parts(
     tx, schedules = _optimizer(config, axis_name)
     if config.clip_norm is not None:
         tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+    if config.clip_value is not None:
+        tx = optax.chain(optax.clip(config.clip_value), tx)
     workload = Workload.from_model(
         _model(config, source, axis_name),
         source,
         loss=functools.partial(find("loss", config.loss.name), **config.loss.arguments),
         metrics={name: find("metrics", name) for name in config.metrics},
         batch_size=config.batch_size,
+        draw=config.draw,
         target=config.target,
     )
     return workload, tx, schedules

@@ -1,5 +1,7 @@
 """The learning rate as a function of the step, t = 0, 1, 2, …; t may be traced. Beyond its end a schedule stays there.
 
+Where x64 is on they are float64's, also at a count in 32 bits, as optax keeps it.
+
 The first argument of each is the `peak`, the second, where a schedule has a length, the `steps` of the whole run,
 warm-up included. Fractions are of the peak, so that a schedule keeps its shape when the learning rate is changed.
 """
@@ -10,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab._checks import check_fraction, check_not_negative, check_positive
+from optlab._checks import check_fraction, check_not_negative, check_positive, is_number
 
 __all__ = [
     "constant",
@@ -48,7 +50,7 @@ def step_decay(peak: float, *, every: int, factor: float = 0.1) -> optax.Schedul
     check_not_negative("peak", peak)
     check_positive("every", every)
     check_fraction("factor", factor, positive=True)
-    return optax.exponential_decay(peak, transition_steps=every, decay_rate=factor, staircase=True)
+    return _exact(optax.exponential_decay(peak, transition_steps=every, decay_rate=factor, staircase=True))
 
 
 def cosine(peak: float, steps: int, *, end: float = 0.0) -> optax.Schedule:
@@ -176,19 +178,45 @@ def tail_average(start: int) -> optax.Schedule:
     """
     check_not_negative("start", start)
 
-    def decay(step: jax.typing.ArrayLike) -> jax.Array:
-        n = jnp.maximum(jnp.asarray(step) - start, 0)
+    return _TailAverage(start)
+
+
+class _TailAverage:
+    """The schedule of `tail_average`. 1 − d has no digits left in float32 after some 10⁶ steps: `newest` has all."""
+
+    def __init__(self, start: int):
+        self.start = start
+
+    def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
+        """d."""
+        n = self._averaged(step)
         return n / (n + 1)
 
-    return decay
+    def newest(self, step: jax.typing.ArrayLike) -> jax.Array:
+        """1 − d = 1 / (n + 1), the newest iterate's weight."""
+        return 1 / (self._averaged(step) + 1)
+
+    def _averaged(self, step: jax.typing.ArrayLike) -> jax.Array:
+        return jnp.maximum(_wide_count(step) - self.start, 0)
+
+
+def _wide_count(step: jax.typing.ArrayLike) -> jax.Array:
+    """A count whose quotients are float64 where x64 is on; JAX gives those of 32 bits in float32."""
+    step = jnp.asarray(step)
+    return step.astype(int) if jnp.issubdtype(step.dtype, jnp.integer) else step
+
+
+def _exact(schedule: optax.Schedule) -> optax.Schedule:
+    """The schedule at a count of full width; a Python number stays one."""
+    return lambda t: schedule(t if is_number(t) else _wide_count(t))
 
 
 def _after_warmup(peak: Any, warmup: int, schedule: optax.Schedule, start: float = 0.0) -> optax.Schedule:
     """`schedule` after `warmup` steps that rise linearly to the peak, from `start` as a fraction of it."""
     check_not_negative("peak", peak)
     if warmup == 0:
-        return schedule
-    return optax.join_schedules([optax.linear_schedule(peak * start, peak, warmup), schedule], [warmup])
+        return _exact(schedule)
+    return _exact(optax.join_schedules([optax.linear_schedule(peak * start, peak, warmup), schedule], [warmup]))
 
 
 def _inverse(peak: Any, warmup: int, timescale: float | None) -> optax.Schedule:

@@ -238,6 +238,36 @@ def test_clipping_stands_before_the_optimizer():
     assert float(optax.tree.norm(updates)) == pytest.approx(1.0)
 
 
+def test_entries_are_cut_before_the_norm_is():
+    settings = {"optimizer": component("sgd", learning_rate=1.0), "schedule": component("constant")}
+    zero = {"w": jax.numpy.zeros(2)}
+
+    def moved(**clips):
+        tx = build(config(**settings, **clips)).tx
+        return np.asarray(tx.update({"w": jax.numpy.array([3.0, -40.0])}, tx.init(zero), zero)[0]["w"])
+
+    np.testing.assert_allclose(moved(clip_value=4.0), [-3, 4])
+    np.testing.assert_allclose(moved(clip_value=4.0, clip_norm=1.0), [-0.6, 0.8], rtol=1e-6)
+    with pytest.raises(ConfigError, match="clip_value must be above 0, got 0; to do without it, say clip_value=none"):
+        config(clip_value=0)
+
+
+def test_a_config_says_how_weights_are_averaged_and_batches_drawn():
+    assert build(config()).ema is None
+    assert build(config(ema=0.9)).ema == 0.9
+    average = build(config(average_from=3)).ema
+    assert [float(average(t)) for t in (2, 3, 5)] == pytest.approx([0, 0, 2 / 3])
+    with pytest.raises(ConfigError, match=r"ema=0\.9 and average_from=3 are two averages: say one of them"):
+        config(ema=0.9, average_from=3)
+    with pytest.raises(ConfigError, match=r"average_from must be below steps \(20\), got 20"):
+        config(steps=20, average_from=20)
+    assert build(config(draw="replacement")).workload.draw == "replacement"
+    with pytest.raises(
+        ConfigError, match=r"under draw=stream, which shows each of the .* examples of data=digits once"
+    ):
+        build(config(draw="stream", steps=10_000))
+
+
 def test_configs_in_the_repository_are_right():
     from pathlib import Path
 

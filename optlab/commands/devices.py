@@ -154,7 +154,7 @@ def _needed_within(experiment: Experiment, axis_name: str | None) -> _Need:
     from optlab.data import Share, as_batches
     from optlab.training import init_state, make_step, parallelize
     from optlab.training.parallel import DATA, MODEL, memory_held, memory_needed, memory_of
-    from optlab.training.records import packed
+    from optlab.training.records import packed, unless_small
 
     config, workload, tx = experiment.config, experiment.workload, experiment.tx
     step = make_step(
@@ -162,18 +162,19 @@ def _needed_within(experiment: Experiment, axis_name: str | None) -> _Need:
         tx,
         axis_name=axis_name,
         accumulate=config.accumulate,
-        ema=config.ema,
+        ema=experiment.ema,
         guard=config.guard,
         spike=config.spike,
     )
-    parallel = parallelize(packed(step), config.strategy, experiment.mesh)
+    parallel = parallelize(unless_small(packed(step), config.stop.gradient_norm), config.strategy, experiment.mesh)
     key = jax.random.key(config.seed)
-    extras = {"ema": config.ema is not None, "spike": config.spike is not None}
+    extras = {"ema": experiment.ema is not None, "spike": config.spike is not None}
     first = lambda key: init_state(*workload.init(key), tx, key=key, **extras)
     state = parallel.shapes(jax.eval_shape(first, key))
     if config.strategy == "pmap" and jax.process_count() > 1:  # where pmap is lowered for arrays alone
         state = parallel.place_state(first, key)
-    batches = Share(as_batches(workload.data.train, config.batch_size, config.seed), parallel.rows, config.batch_size)
+    drawn = as_batches(workload.data.train, config.batch_size, config.seed, workload.draw)
+    batches = Share(drawn, parallel.rows, config.batch_size)
     batch = parallel.place_batch(*batches.batch(0))
     mesh = (1, 1) if parallel.mesh is None else (parallel.mesh.shape[DATA], parallel.mesh.shape[MODEL])
     return _Need(

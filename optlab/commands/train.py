@@ -143,7 +143,7 @@ def _train(
         mesh=experiment.mesh,
         seed=config.seed,
         accumulate=config.accumulate,
-        ema=config.ema,
+        ema=experiment.ema,
         guard=config.guard,
         spike=config.spike,
         skip_limit=config.skip_limit,
@@ -157,6 +157,7 @@ def _train(
         schedules=experiment.schedules,
         initial=initial,
         profile=folder / "profile" if profile else None,
+        measure=experiment.measures,
     )
 
 

@@ -97,7 +97,7 @@ class Stop:
         "the least change of target.metric that counts as a gain", change="noted", least=0, default=0.0
     )
     gradient_norm: float | None = _key(
-        "stop once a step's gradient norm is at most this; none: never", change="noted", least=0, default=None
+        "stop before the update whose gradient norm is at most this; none: never", change="noted", least=0, default=None
     )
 
 
@@ -152,6 +152,14 @@ class Config:
         "what is minimized: a function of (outputs, batch)", change="fixed", default=Component("cross_entropy")
     )
     metrics: tuple[str, ...] = _key("what else is measured: functions of (outputs, batch)", change="noted", default=())
+    measure: tuple[str, ...] = _key(
+        "what is measured of the state along training: sharpness, noise_scale, agreement, or module:function",
+        change="noted",
+        default=(),
+    )
+    measure_every: int = _key(
+        "steps from one measurement of `measure` to the next", change="noted", least=1, default=50
+    )
     optimizer: Component = _key("the rule that moves the parameters", change="fixed")
     schedule: Component = _key(
         "the learning rate over the steps; its peak is optimizer.learning_rate",
@@ -162,6 +170,12 @@ class Config:
     batch_size: int = _key(
         "examples an update, over all devices and microbatches", change="fixed", least=1, default=128
     )
+    draw: Literal["shuffled", "replacement", "ordered", "stream"] = _key(
+        "how an update's examples are drawn: shuffled every epoch, at random with replacement, ordered as the data is, "
+        "or as a stream that shows each once",
+        change="fixed",
+        default="shuffled",
+    )
     accumulate: int = _key(
         "microbatches that an update's gradient is averaged over", change="fixed", least=1, default=1
     )
@@ -171,11 +185,23 @@ class Config:
         above=0,
         default=None,
     )
+    clip_value: float | None = _key(
+        "every entry of the gradients is cut to at most this size, before clip_norm; none: not cut",
+        change="fixed",
+        above=0,
+        default=None,
+    )
     ema: float | None = _key(
         "decay of the weights' moving average, which is then what is evaluated; none: no average",
         change="fixed",
         least=0,
         below=1,
+        default=None,
+    )
+    average_from: int | None = _key(
+        "the mean of the weights from this step on is what is evaluated; none: no such mean",
+        change="fixed",
+        least=0,
         default=None,
     )
     guard: Literal["stop", "skip"] | None = _key(
@@ -228,6 +254,10 @@ class Config:
         check(self)
         if self.batch_size % self.accumulate:
             raise ConfigError(f"accumulate must divide batch_size ({self.batch_size}), got {self.accumulate}")
+        if self.ema is not None and self.average_from is not None:
+            raise ConfigError(f"ema={self.ema} and average_from={self.average_from} are two averages: say one of them")
+        if self.average_from is not None and self.average_from >= self.steps:
+            raise ConfigError(f"average_from must be below steps ({self.steps}), got {self.average_from}")
         if self.strategy == "single" and self.mesh != MeshShape():
             raise ConfigError(f"mesh.data={self.mesh.data} and mesh.model={self.mesh.model} need strategy=jit, or so")
         if self.strategy == "pmap" and self.mesh.model > 1:

@@ -9,7 +9,16 @@
 
 from optlab.data._fingerprint import fingerprint
 from optlab.data._types import Batch, DamagedRecordError, DataError, Source, Split
-from optlab.data.batches import Batches, Share, StepBatches, as_batches, check_splits, evaluation_batches, prefetch
+from optlab.data.batches import (
+    Batches,
+    Draw,
+    Share,
+    StepBatches,
+    as_batches,
+    check_splits,
+    evaluation_batches,
+    prefetch,
+)
 from optlab.data.sources import arrays, cifar10, digits, fashion_mnist, text
 
 __all__ = [
@@ -17,6 +26,7 @@ __all__ = [
     "Batches",
     "DamagedRecordError",
     "DataError",
+    "Draw",
     "Share",
     "Source",
     "Split",

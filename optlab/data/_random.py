@@ -10,7 +10,7 @@ import operator
 import numpy as np
 
 # What the randomness is for: the first key, so that two purposes never share their numbers.
-HOLD_OUT, SHUFFLE, AUGMENT, OFFSET = range(4)
+HOLD_OUT, SHUFFLE, AUGMENT, OFFSET, DRAW = range(5)
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 

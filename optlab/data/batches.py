@@ -1,4 +1,4 @@
-"""A batch is a function of (seed, step): shuffled every epoch without replacement, prepared while the device works."""
+"""A batch is a function of (seed, step): drawn in one of four ways, prepared while the device works."""
 
 import sys
 from collections import deque
@@ -6,14 +6,16 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 
 from optlab.data._damaged import take_whole
-from optlab.data._random import SHUFFLE, permutation
+from optlab.data._random import DRAW, SHUFFLE, permutation, random_bits
 from optlab.data._rows import check_order, check_rows, map_arrays, named_arrays
-from optlab.data._types import Batch, Split
+from optlab.data._types import Batch, DataError, Split
+
+Draw: TypeAlias = Literal["shuffled", "replacement", "ordered", "stream"]
 
 
 def _check_batch_size(batch_size: int) -> None:
@@ -36,24 +38,52 @@ class Batches:
     the batch, so that an epoch shows every example exactly once and drops none, and a batch may span two epochs. In the
     place of one that is damaged (`DamagedRecordError`) stands another with weight 0; no other moves.
 
+    Other ways to draw: "replacement" takes every example at random, whatever was taken before, so that gradients are
+    unbiased at every step and some examples are left out of an epoch; "ordered" takes the data's order, epoch after
+    epoch, which biases the path where neighbours are alike (sorted by class, say); "stream" takes it once, and ends.
+
     Args:
         split: The examples.
         batch_size: How many examples a batch has; at most as many as the split.
         seed: Chooses the order of every epoch, and the augmentation.
+        draw: "shuffled" every epoch, with "replacement", "ordered" as the data is, or as a "stream".
 
     Attributes:
         damaged: By step the examples that were left out of its batch, and why; one that would have come in two epochs
             is there twice. Who reads an entry may take it away.
     """
 
-    def __init__(self, split: Split, batch_size: int, *, seed: int = 0):
+    def __init__(self, split: Split, batch_size: int, *, seed: int = 0, draw: Draw = "shuffled"):
         _check_batch_size(batch_size)
+        if draw not in get_args(Draw):
+            raise ValueError(f"draw must be one of {', '.join(map(repr, get_args(Draw)))}, got {draw!r}")
         if batch_size > len(split):
             raise ValueError(f"batch_size must be at most {len(split)}, the examples of the split, got {batch_size}")
-        self.split, self.batch_size, self.seed = split, batch_size, seed
+        self.split, self.batch_size, self.seed, self.draw = split, batch_size, seed, draw
         self.damaged: dict[int, list[tuple[int, str]]] = {}
         # A batch spans two epochs at most, and steps are mostly asked for in order.
-        self._order = lru_cache(maxsize=2)(lambda epoch: permutation(len(split), SHUFFLE, seed, epoch))
+        self._order = lru_cache(maxsize=2)(self._drawn)
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        """Which examples the epoch takes, in this order."""
+        size = len(self.split)
+        if self.draw == "shuffled":
+            return permutation(size, SHUFFLE, self.seed, epoch)
+        if self.draw == "replacement":
+            return (random_bits(DRAW, self.seed, epoch, np.arange(size)) % np.uint64(size)).astype(np.int64)
+        return np.arange(size)
+
+    def check_steps(self, steps: int) -> None:
+        """Refuses more steps than the stream has batches.
+
+        Raises:
+            DataError: It names how many there are.
+        """
+        if self.draw == "stream" and steps > (held := len(self.split) // self.batch_size):
+            raise DataError(
+                f"draw='stream' takes each of the {len(self.split)} examples once, which are {held} batches of "
+                f"{self.batch_size}: {steps} steps need another draw, or smaller batches"
+            )
 
     @property
     def steps_per_epoch(self) -> float:
@@ -64,6 +94,7 @@ class Batches:
         """Which examples the batch of this step holds, and each one's epoch: two integer arrays of shape (B,)."""
         if step < 0:
             raise ValueError(f"step must be 0 or more, got {step}")
+        self.check_steps(step + 1)
         epochs, positions = np.divmod(step * self.batch_size + np.arange(self.batch_size), len(self.split))
         parts = [self._order(epoch)[positions[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
         return np.concatenate(parts), epochs
@@ -220,7 +251,7 @@ class _GrainBatches:
         return batch
 
 
-def as_batches(data: Any, batch_size: int, seed: int = 0) -> StepBatches:
+def as_batches(data: Any, batch_size: int, seed: int = 0, draw: Draw = "shuffled") -> StepBatches:
     """Training batches from whatever holds the data.
 
     Args:
@@ -228,16 +259,22 @@ def as_batches(data: Any, batch_size: int, seed: int = 0) -> StepBatches:
             seeded, shuffled, repeated and batched by its maker.
         batch_size: The examples of a batch of a `Split`.
         seed: The order and augmentation of a `Split`.
+        draw: How the examples of a `Split` are drawn, see `Batches`; what makes its own batches draws as it does.
     """
     # Nobody has a Grain data set who hasn't imported Grain. Asked first: its `batch` method is something else.
     grain = sys.modules.get("grain")
+    makes_its_own = callable(getattr(data, "batch", None))
+    if draw != "shuffled" and makes_its_own:
+        raise ValueError(
+            f"draw={draw!r} is for splits; {type(data).__name__} makes batches of its own: draw them there"
+        )
     if grain is not None and isinstance(data, grain.MapDataset):
         return _GrainBatches(data)
-    if callable(getattr(data, "batch", None)):
+    if makes_its_own:
         return data
     # NumPy's and JAX's arrays have `take` and a length too.
     if callable(getattr(data, "take", None)) and hasattr(data, "__len__") and not hasattr(data, "shape"):
-        return Batches(data, batch_size, seed=seed)
+        return Batches(data, batch_size, seed=seed, draw=draw)
     raise TypeError(
         f"data must be a split (such as optlab.data.digits().train), have a batch(step) method, or be a Grain "
         f"MapDataset; got {type(data).__name__}. Arrays of your own: optlab.data.arrays(inputs, labels).train"

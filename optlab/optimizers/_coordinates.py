@@ -1,12 +1,12 @@
 """Optimizers that move every coordinate by itself."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import optax
 
 from optlab import transforms
-from optlab._checks import check_decay, check_not_negative
+from optlab._checks import check_choice, check_decay, check_not_negative
 from optlab._trees import matched
 from optlab.transforms._numerics import cast_like, check_dtypes, check_holds, check_wide, computed_wide, widen
 
@@ -18,7 +18,7 @@ def sgd(
     learning_rate: ScalarOrSchedule,
     *,
     momentum: float | None = None,
-    nesterov: bool = False,
+    nesterov: bool | float = False,
     accumulator_dtype: Any | None = None,
     weight_decay: ScalarOrSchedule | None = None,
     decay_roles: Sequence[str] | None = None,
@@ -28,7 +28,7 @@ def sgd(
     Args:
         learning_rate: step size (η), a number or a schedule.
         momentum: how much of the heavy ball's velocity stays (β), in [0, 1); None keeps no state.
-        nesterov: whether the momentum looks one step ahead.
+        nesterov: whether the momentum looks one step ahead; or the coefficient of v in it, see `momentum`.
         accumulator_dtype: the dtype that the velocity is stored in; None takes the parameters'.
         weight_decay: the penalty's factor (λ), a number or a schedule; None is no penalty.
         decay_roles: names of the roles that decay, as ["matrix", "conv"]; None is all.
@@ -149,6 +149,7 @@ def adam(
     mu_dtype: Any | None = None,
     nesterov: bool = False,
     bias_correction: bool = True,
+    start: Literal["zero", "first_gradient"] = "zero",
     nu_dtype: Any | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """θ ← θ − ηm̂ / (√v̂ + ε). Kingma and Ba 2015 (arXiv 1412.6980); see `scale_by_adam`.
@@ -158,15 +159,25 @@ def adam(
         b1: decay of the average of gradients (β₁), in [0, 1).
         b2: decay of the average of squared gradients (β₂), in [0, 1).
         eps: added to the root (ε).
-        eps_root: added inside the root, for whoever differentiates through the update.
+        eps_root: added inside the root; eps=0 leaves it there alone, m̂ / √(v̂ + ε).
         mu_dtype: the dtype that m is stored in; None takes the parameters'.
         nesterov: whether m looks one step ahead (NAdam).
         bias_correction: whether m̂ and v̂ are used; False uses m and v as they are.
+        start: m and v before the first step: "zero", or the "first_gradient" and its square, which needs
+            bias_correction=False.
         nu_dtype: the dtype that v is stored in; None is at least float32.
     """
     return optax.chain(
         transforms.scale_by_adam(
-            b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, bias_correction=bias_correction, nu_dtype=nu_dtype
+            b1,
+            b2,
+            eps,
+            eps_root,
+            mu_dtype,
+            nesterov=nesterov,
+            bias_correction=bias_correction,
+            start=start,
+            nu_dtype=nu_dtype,
         ),
         scale_by_learning_rate(learning_rate),
     )
@@ -238,6 +249,7 @@ def adamw(
     nesterov: bool = False,
     decay_roles: Sequence[str] | None = None,
     nu_dtype: Any | None = None,
+    decay: Literal["beside_step", "after_step"] = "beside_step",
 ) -> optax.GradientTransformationExtraArgs:
     """θ ← θ − η(m̂ / (√v̂ + ε) + λθ): every weight shrinks by the same factor. Loshchilov and Hutter 2019 (1711.05101).
 
@@ -253,7 +265,15 @@ def adamw(
         nesterov: whether m looks one step ahead (NAdamW).
         decay_roles: names of the roles that decay, as ["matrix", "conv"]; None is all.
         nu_dtype: the dtype that v is stored in; None is at least float32.
+        decay: "beside_step" as above, or "after_step" (1 − ηλ)(θ − ηm̂ / (√v̂ + ε)): the two part by η²λm̂ / (√v̂ + ε).
     """
+    check_choice("decay", decay, ("beside_step", "after_step"))
+    if decay == "after_step":
+        return optax.chain(
+            transforms.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, nu_dtype=nu_dtype),
+            scale_by_learning_rate(learning_rate),
+            transforms.decay_after_step(_product(learning_rate, weight_decay), mask=mask, roles=decay_roles),
+        )
     return optax.chain(
         transforms.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, nu_dtype=nu_dtype),
         transforms.decay_weights(weight_decay, mask=mask, roles=decay_roles),
@@ -318,3 +338,13 @@ def scale_by_learning_rate(learning_rate: ScalarOrSchedule) -> optax.GradientTra
             return cast_like(scaled, updates), state
 
     return optax.GradientTransformationExtraArgs(scale.init, update_fn)
+
+
+def _product(a: ScalarOrSchedule, b: ScalarOrSchedule | None) -> ScalarOrSchedule | None:
+    """a·b of numbers and schedules; without b there is none."""
+    if b is None:
+        return None
+    if not callable(a) and not callable(b):
+        return a * b
+    at = lambda x, count: x(count) if callable(x) else x
+    return lambda count: at(a, count) * at(b, count)

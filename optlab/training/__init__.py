@@ -10,6 +10,7 @@ from optlab.training.curves import plot_curves
 from optlab.training.guard import GuardError, LossSpikeError, NonFiniteError
 from optlab.training.loop import History, train
 from optlab.training.losses import accuracy, cross_entropy, squared_error
+from optlab.training.measures import Measure
 from optlab.training.metrics import MetricsFile, Observer, StepLog, TensorBoard, WeightsAndBiases, read_metrics
 from optlab.training.parallel import DeviceMemoryError, Parallel, check_memory, make_mesh, parallelize
 from optlab.training.progress import Progress
@@ -25,6 +26,7 @@ __all__ = [
     "GuardError",
     "History",
     "LossSpikeError",
+    "Measure",
     "MetricsFile",
     "NonFiniteError",
     "Observer",

@@ -55,6 +55,7 @@ def identity(
         **{name: None if split is None else fingerprint(split) for name, split in held_out.items()},
         "seed": seed,
         "batch_size": workload.batch_size,
+        "draw": workload.draw,
         "accumulate": accumulate,
         "ema": "a function" if callable(ema) else ema,
         **flatten(workload.target, "target."),

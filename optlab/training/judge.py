@@ -10,6 +10,8 @@ from optlab.config import Stop, Target
 from optlab.training.metrics import Record
 from optlab.training.storage import CheckpointError
 
+CONVERGED = "gradient norm reached"  # the outcome of a run that stop.gradient_norm ended
+
 
 @dataclass
 class Judge:

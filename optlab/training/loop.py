@@ -23,12 +23,13 @@ from optlab.training.checkpoint import Checkpoints
 from optlab.training.damaged import DamagedExamples
 from optlab.training.guard import Guard, Skips
 from optlab.training.identity import Identity, changed_keys, identity, with_settings
-from optlab.training.judge import Judge
+from optlab.training.judge import CONVERGED, Judge
+from optlab.training.measures import Measure, measuring
 from optlab.training.metrics import MetricsFile, Observer, Record, StepLog, read_metrics
 from optlab.training.parallel import DATA, Strategy, check_memory, parallelize
 from optlab.training.process import Trace, catch_signals
 from optlab.training.processes import is_first
-from optlab.training.records import Records, packed
+from optlab.training.records import Records, packed, unless_small
 from optlab.training.sharding import Rules
 from optlab.training.state import TrainState, evaluation_params, init_state
 from optlab.training.step import check_mean, make_step
@@ -99,6 +100,7 @@ def train(
     schedules: Mapping[str, Callable[[Any], Any]] | None = None,
     initial: tuple[Any, Any] | None = None,
     profile: str | Path | None = None,
+    measure: Sequence[Measure] = (),
 ) -> History:
     """Trains a workload with an optax transformation.
 
@@ -125,7 +127,8 @@ def train(
         step is always evaluated, there on the test split too.
       log_every: steps between two records; "train/loss" is the loss of that step's batch, "probe/<name>/<metric>" what
         a probe in `tx` measured in that step. A step in which one measured singular values has a record of its own.
-      stop: when the run ends before its last step.
+      stop: when the run ends before its last step. Once a step's gradient norm is at most stop.gradient_norm it makes
+        no update, and the run ends with the parameters that were tested; its record has the step's number all the same.
       checkpoints: where the state is saved; if there are any, the run continues from the latest. Ctrl-C and SIGTERM
         then end the run after the step, saved. What `tx`, the model and the loss compute is compared with what the
         checkpoint's run computed, constants (a learning rate, a schedule's steps) included; what they do in host
@@ -138,6 +141,8 @@ def train(
       schedules: functions of the step that are logged beside the metrics, such as {"learning_rate": schedule}.
       initial: (params, model_state) to start from instead of `workload.init`.
       profile: folder for a `jax.profiler` trace of ten steps.
+      measure: what else is measured of the state every so many steps, in the step's program: "measure/<name>"; see
+        `optlab.theory.measures`. A step in which one measured has a record of its own.
 
     Returns:
       the records, the last state, and how it ended.
@@ -165,7 +170,8 @@ def train(
         step = make_step(
             workload.loss, tx, axis_name=axis_name, accumulate=accumulate, ema=ema, guard=guard, spike=spike
         )
-        parallel = parallelize(packed(step), strategy, mesh, rules=rules)
+        step = measuring(step, workload.loss, measure, strategy)
+        parallel = parallelize(unless_small(packed(step), stop.gradient_norm), strategy, mesh, rules=rules)
 
         def first(key: jax.Array, init_key: jax.Array, initial: tuple[Any, Any] | None) -> TrainState:
             params, model_state = initial if initial is not None else workload.init(init_key)
@@ -174,7 +180,9 @@ def train(
         check_memory(parallel, parallel.shapes(jax.eval_shape(first, key, init_key, initial)))
         state = parallel.place_state(first, key, init_key, initial)
         data = workload.data
-        batches = as_batches(data.train, workload.batch_size, seed)
+        batches = as_batches(data.train, workload.batch_size, seed, workload.draw)
+        if isinstance(batches, Batches):
+            batches.check_steps(steps)
         check_splits(data.train, data.validation, data.test, seed=seed)
         judge = Judge(workload.target, stop)
         examples = (lambda t: batches.indices(t - 1)[0].tolist()) if isinstance(batches, Batches) else None
@@ -242,11 +250,12 @@ def train(
                 records.drain()
                 damaged.settle()
                 is_saved = records.is_savable(t, state) and is_saved
-            if checkpoints is not None and is_saved:
+            # A step that tested the gradient and made no update may stand at a checkpoint that there is.
+            if checkpoints is not None and is_saved and (made := int(state.step)) != saved:
                 records.sync()
                 told = {**judge.dump(), **skips.dump(), **damaged.dump(), **records.dump()}
                 checkpoints.save(state, {**told, "run": about}, best=best)
-                saved = t
+                saved = made
             if ended:
                 records.outcome = ended
                 break
@@ -277,7 +286,8 @@ def _already(checkpoints: Checkpoints, log: StepLog, judge: Judge, start: int, s
             "nothing is trained, these are its records; name another folder for another run",
             file=sys.stderr,
         )
-    return [r for r in read_metrics(log.path) if r["step"] <= start] if log.path.exists() else []
+    last = start + (judge.ended == CONVERGED)  # the step that tested the gradient and made no update
+    return [r for r in read_metrics(log.path) if r["step"] <= last] if log.path.exists() else []
 
 
 def _continued(

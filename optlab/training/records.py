@@ -21,7 +21,8 @@ from optlab.data import DataError, Split, StepBatches, evaluation_batches
 from optlab.training.damaged import DamagedExamples
 from optlab.training.fingerprint import non_finite
 from optlab.training.guard import Skips, not_finite
-from optlab.training.judge import Judge
+from optlab.training.judge import CONVERGED, Judge
+from optlab.training.measures import PREFIX
 from optlab.training.metrics import MetricsFile, Observer, Record, StepLog
 from optlab.training.parallel import Parallel
 from optlab.training.probes import has_spectrum, probe_metrics
@@ -57,14 +58,35 @@ class PackedMetrics:
 
 
 def packed(step: Callable[..., tuple[Any, Metrics]]) -> Callable[..., tuple[Any, PackedMetrics]]:
-    """The same step, its metrics packed under the names of the record, and with them what the probes measured."""
+    """The same step, its metrics packed under the names of the record, and with them what the probes measured.
+
+    What a `Measure` found keeps its name.
+    """
 
     def packing(state: Any, batch: Any) -> tuple[Any, PackedMetrics]:
         new_state, metrics = step(state, batch)
-        named = {f"train/{name}": pair for name, pair in metrics.items()}
+        named = {name if name.startswith(PREFIX) else f"train/{name}": pair for name, pair in metrics.items()}
         return new_state, PackedMetrics.pack(named | probe_metrics(state.opt_state, new_state.opt_state))
 
     return packing
+
+
+def unless_small(
+    step: Callable[..., tuple[Any, PackedMetrics]], gradient_norm: float | None
+) -> Callable[..., tuple[Any, PackedMetrics]]:
+    """The same packed step, but it makes no update, and counts none, where ‖∇L‖ ≤ ε: the state is what was tested."""
+    if gradient_norm is None:
+        return step
+
+    def testing(state: Any, batch: Any) -> tuple[Any, PackedMetrics]:
+        new_state, packed = step(state, batch)
+        value = lambda name: packed.pairs[packed.names.index(name), 0]
+        is_small = value("train/gradient_norm") <= gradient_norm
+        if "train/fault" in packed.names:
+            is_small &= value("train/fault") == 0  # a skipped step's gradient says nothing
+        return jax.tree.map(lambda old, new: jnp.where(is_small, old, new), state, new_state), packed
+
+    return testing
 
 
 class Records:
@@ -189,8 +211,9 @@ class Records:
         self.drain()
         record = self.latest
         record |= self._evaluate("validation", state)
-        stopped = self.judge(record)
-        outcome = "finished" if t == self.steps else "gradient norm reached" if converged else stopped
+        # The values are those of the state, which after a step that only tested the gradient is one update behind.
+        stopped = self.judge({**record, "step": int(state.step)} if converged else record)
+        outcome = CONVERGED if converged else "finished" if t == self.steps else stopped
         if outcome:
             self.judge.ended = outcome
             record |= self._evaluate("test", state)
@@ -209,7 +232,8 @@ class Records:
                     self._check_labels(f"step {t}", self.batches.batch(t - 1))
                 self._sound |= bad - ({"train/loss"} if self.skips.guard is not None else set())
             self.latest = self.skips({"step": t, **values})
-            is_due = t % self.log_every == 0 or has_spectrum(values)  # singular values are rare: none is lost
+            is_rare = has_spectrum(values) or any(name.startswith(PREFIX) for name in values)
+            is_due = t % self.log_every == 0 or is_rare  # what is measured seldom isn't lost
             if is_due or self._is_evaluated(t):
                 self.latest |= {
                     name: float(schedule(self.skips.updates(t))) for name, schedule in self.schedules.items()

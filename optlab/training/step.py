@@ -86,8 +86,8 @@ def make_step(
 
         average = state.ema
         if ema is not None:
-            decay = ema(state.step) if callable(ema) else ema
-            average = jax.tree.map(lambda a, p: a + ((1 - decay) * (p - a)).astype(a.dtype), state.ema, params)
+            newest = _newest(ema, state.step)
+            average = jax.tree.map(lambda a, p: a + (newest * (p - a)).astype(a.dtype), state.ema, params)
         new = dataclasses.replace(
             state, step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=average
         )
@@ -112,6 +112,13 @@ def _check_real(params: Any) -> None:
                 f"the parameters must be real, and {name!r} is {x.dtype}: hold its real and its imaginary part, and "
                 "put them together in the model"
             )
+
+
+def _newest(ema: float | Callable[[jax.Array], Any], step: jax.Array) -> Any:
+    """The newest parameters' weight in their average, 1 − d; a schedule may know it better than by the difference."""
+    if not callable(ema):
+        return 1 - ema
+    return ema.newest(step) if hasattr(ema, "newest") else 1 - ema(step)
 
 
 def make_evaluation(loss: Loss) -> Callable[[Any, Any, Batch, jax.Array], Metrics]:

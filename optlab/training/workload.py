@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from optlab.config import Target
-from optlab.data import Batch, Source, as_batches, digits, evaluation_batches
+from optlab.data import Batch, Draw, Source, as_batches, digits, evaluation_batches
 from optlab.roles import Layout, read_program
 from optlab.training import losses, modes
 from optlab.training.reductions import wide
@@ -52,6 +52,7 @@ class Workload:
         sum / weight is the scalar.
       batch_size: examples an update, where `data.train` is a split.
       target: what counts as better, and what is good enough.
+      draw: how a split's examples are drawn, see `optlab.data.Batches`.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Workload:
     loss: Loss
     batch_size: int = 128
     target: Target = field(default_factory=Target)
+    draw: Draw = "shuffled"
 
     def example(self) -> Batch:
         """A training batch of one example, for shapes (the whole batch, where the data makes its own batches)."""
@@ -107,6 +109,7 @@ class Workload:
         loss: Measure = losses.cross_entropy,
         metrics: Mapping[str, Measure] | None = None,
         batch_size: int = 128,
+        draw: Draw = "shuffled",
         target: Target | None = None,
     ) -> Workload:
         """A workload from a Flax model, data and a loss.
@@ -120,6 +123,7 @@ class Workload:
           loss: (outputs, batch) -> a value for every example or position, or the mean of them as a scalar.
           metrics: what else is measured, by name, in the same form.
           batch_size: examples an update.
+          draw: how they are drawn: "shuffled" every epoch, with "replacement", "ordered" or as a "stream".
           target: what counts as better; by default a lower validation loss.
         """
         taken = {"loss", "gradient_norm", "fault", "loss_z"} & set(metrics or {})
@@ -137,7 +141,7 @@ class Workload:
             return total / jnp.where(weight > 0, weight, 1), (model_state, sums)
 
         name = type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "model")
-        return Workload(name, data, init, loss_fn, batch_size, target or Target())
+        return Workload(name, data, init, loss_fn, batch_size, target or Target(), draw)
 
     @staticmethod
     def digits(*, batch_size: int = 128) -> Workload:

@@ -5,8 +5,10 @@ They work wherever optax's do. Updates keep the dtype of the gradients; nothing 
 
 from optlab.transforms._cautious import cautious
 from optlab.transforms._decay import decay_weights
+from optlab.transforms._decay_after import decay_after_step
 from optlab.transforms._moments import scale_by_adagrad, scale_by_adam, scale_by_rms
 from optlab.transforms._momentum import momentum
+from optlab.transforms._normalize import normalize
 from optlab.transforms._norms import keep_weight_norm, scale_by_neuron_rms, scale_to_rms, scale_to_weight_norm
 from optlab.transforms._orthogonalize import orthogonalize
 from optlab.transforms._probe import probe
@@ -15,9 +17,11 @@ from optlab.transforms._sign import scale_by_sign, scale_by_softsign
 
 __all__ = [
     "cautious",
+    "decay_after_step",
     "decay_weights",
     "keep_weight_norm",
     "momentum",
+    "normalize",
     "orthogonalize",
     "probe",
     "scale_by_adagrad",

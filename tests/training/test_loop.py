@@ -229,8 +229,27 @@ def test_gradient_descent_stops_at_a_small_gradient():
     full = dataclasses.replace(workload(), batch_size=60)
     history = train(full, optax.sgd(0.1), steps=2000, stop=Stop(gradient_norm=1e-3), log_every=1)
     assert history.outcome == "gradient norm reached"
-    norms = history["train/gradient_norm"][1]
+    steps, norms = history["train/gradient_norm"]
     assert norms[-1] <= 1e-3 < norms[-2]
+    assert int(history.state.step) == steps[-1] - 1  # the last step tested the gradient and made no update
+
+
+@pytest.mark.parametrize("tolerance", [1e9, 1.0, 1e-2])
+@pytest.mark.parametrize("log_every", [1, 7])
+def test_no_update_is_made_once_the_gradient_is_small(tolerance, log_every):
+    """As many updates, and the same parameters, as the definition makes; none where the start is good enough."""
+    full = dataclasses.replace(workload(), batch_size=60)
+    params, model_state = full.init(jax.random.split(jax.random.key(0))[1])
+    batch = full.data.train.take(np.arange(60))
+    gradient = jax.grad(lambda p: full.loss(p, model_state, batch, jax.random.key(0), True)[0])
+    updates = 0
+    while optax.tree.norm(gradient(params)) > tolerance:
+        params, updates = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient(params)), updates + 1
+    history = train(full, optax.sgd(0.1), steps=2000, stop=Stop(gradient_norm=tolerance), log_every=log_every)
+    assert int(history.state.step) == updates
+    assert (updates == 0) == (tolerance == 1e9)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), history.params, params)
+    assert history.best[0] <= updates
 
 
 def test_the_best_checkpoint_is_kept_and_can_be_loaded(tmp_path):

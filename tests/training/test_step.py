@@ -1,5 +1,6 @@
 """The step: exact means over microbatches and devices, averaging, extra arguments for rules that ask for them."""
 
+import dataclasses
 import functools
 
 import jax
@@ -153,6 +154,19 @@ def test_the_tail_average_is_the_mean_of_the_last_iterates():
             iterates.append(w)
         state, _ = states(optax.sgd(0.1), steps=6, ema=tail_average(2))
         np.testing.assert_allclose(state.ema["w"], np.mean(iterates[2:], axis=0), rtol=1e-7)
+
+
+def test_the_tail_average_takes_its_share_after_ten_million_steps():
+    from optlab.schedules import tail_average
+
+    params, model_state, batch = problem()
+    params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
+    tx = optax.sgd(0.0)
+    state = init_state(params, model_state, tx, key=jax.random.key(0), ema=True)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    state = dataclasses.replace(state, step=jnp.int32(10**7), ema=zero)
+    new, _ = jax.jit(make_step(loss, tx, ema=tail_average(0)))(state, batch)
+    jax.tree.map(lambda a, p: np.testing.assert_allclose(a, p / (10**7 + 1), rtol=1e-6), new.ema, params)
 
 
 def test_the_key_of_a_step_depends_on_the_step_alone():

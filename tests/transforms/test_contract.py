@@ -17,11 +17,14 @@ MATRICES = {"a": np.zeros((4, 6)), "list": [np.zeros((6, 4))]}  # for blocks tha
 UNBIASED = ["bias_correction"]
 BLOCKS = {  # the factory, its arguments, what check_transform is to know
     "cautious": (functools.partial(optlab.cautious, optlab.momentum(0.9)), {}, {}),
+    "decay_after_step": (optlab.decay_after_step, {"rate": 0.1}, {}),
     "decay_weights": (optlab.decay_weights, {"weight_decay": 0.1}, {}),
     "decay_weights roles": (optlab.decay_weights, {"weight_decay": 0.1, "roles": ["matrix"]}, {}),
     "keep_weight_norm": (optlab.keep_weight_norm, {}, {"params": MATRICES}),
     "momentum": (optlab.momentum, {"decay": 0.9, "nesterov": True}, {}),
     "momentum ema": (optlab.momentum, {"decay": 0.9, "style": "ema", "start": "first_gradient"}, {"laws": UNBIASED}),
+    "momentum own": (optlab.momentum, {"decay": 0.9, "nesterov": 0.8}, {}),
+    "normalize": (optlab.normalize, {}, {}),
     "orthogonalize": (optlab.orthogonalize, {}, {"params": MATRICES}),
     "orthogonalize svd": (optlab.orthogonalize, {"method": "svd"}, {"params": MATRICES}),
     "probe": (optlab.probe, {"name": "here", "every": 2}, {}),

@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -105,3 +106,53 @@ def test_average_is_optax_ema():
 def test_momentum_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         optlab.momentum(**arguments)
+
+
+# A26: Nesterov's combination with a coefficient of its own.
+
+
+def own_average(gradients, beta, alpha):
+    m, found = 0.0, []
+    for g in gradients:
+        m = beta * m + (1 - beta) * g
+        found.append(alpha * m + (1 - alpha) * g)
+    return np.array(found)
+
+
+def updates_of(tx, gradients):
+    state, found = tx.init(jnp.zeros(())), []
+    for g in gradients:
+        update, state = tx.update(jnp.asarray(g), state)
+        found.append(update)
+    return np.array(found)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.9, 1.0])
+def test_a_coefficient_of_its_own(alpha):
+    gradients = np.random.default_rng(0).normal(size=12).astype(np.float32)
+    expected = own_average(gradients, 0.8, alpha)
+    average = updates_of(optlab.momentum(0.8, nesterov=alpha, style="ema"), gradients)
+    np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-6)
+    ball = updates_of(optlab.momentum(0.8, nesterov=alpha), gradients)
+    np.testing.assert_allclose(ball, expected / 0.2, rtol=1e-5, atol=1e-5)  # the same path, the rate scaled
+
+
+@pytest.mark.parametrize("style", ["ema", "heavy_ball"])
+def test_the_coefficient_beta_is_nesterovs_and_one_is_plain_momentum(style):
+    gradients = np.random.default_rng(1).normal(size=12).astype(np.float32)
+    of = lambda nesterov: updates_of(optlab.momentum(0.8, nesterov=nesterov, style=style), gradients)
+    np.testing.assert_allclose(of(0.8), of(True), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(of(1.0), of(False), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        updates_of(optlab.sgd(1.0, momentum=0.8, nesterov=0.5), gradients),
+        -updates_of(optlab.momentum(0.8, nesterov=0.5), gradients),
+    )
+
+
+@pytest.mark.parametrize(
+    ("nesterov", "message"),
+    [(1, "nesterov must be True, False or a coefficient"), (1.5, r"nesterov must lie in \[0, 1\], got 1.5")],
+)
+def test_what_is_no_coefficient_is_named(nesterov, message):
+    with pytest.raises(ValueError, match=message):
+        optlab.momentum(0.9, nesterov=nesterov)

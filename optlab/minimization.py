@@ -1,0 +1,250 @@
+"""`minimize`: an optax transformation on a plain function, in one compiled loop."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+from optlab._checks import check_not_negative
+from optlab._extras import need
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["x", "values", "gradient_norms", "steps", "final"],
+    meta_fields=["f"],
+)
+@dataclass(frozen=True)
+class Path:
+    """Where a minimization went. Under vmap every array has the mapped axes in front.
+
+    Entries behind the last update (after a stop by tolerance) repeat the last one, so that index -1 is the end.
+
+    Attributes:
+        x: the iterates x₀ … x_T, a tree with one more axis of length T + 1 in front; or what `record` made of them.
+        values: f(x₀) … f(x_T), shape (T + 1,).
+        gradient_norms: ‖∇f(x₀)‖ … ‖∇f(x_T)‖, shape (T + 1,).
+        steps: updates made, shape (), int32.
+        final: the last iterate, a tree like x₀.
+        f: the function.
+    """
+
+    x: Any
+    values: jax.Array
+    gradient_norms: jax.Array
+    steps: jax.Array
+    final: Any
+    f: Callable[..., Any] = field(repr=False)
+
+    def plot(self, f: Callable[[Any], Any] | None = None, *, ax: "Axes | None" = None) -> "Axes":
+        """Draws the iterates of one dimension on the graph of f, those of two on its level lines.
+
+        Paths from a vmap are drawn into one picture.
+
+        Args:
+            f: what the graph or the level lines are of; by default the minimized function, if it isn't noisy.
+            ax: where to draw; by default in a new figure.
+
+        Returns:
+            the axes; `.figure.savefig(path)` saves the picture.
+
+        Raises:
+            ValueError: for other dimensions, a path that isn't recorded, or a noisy function.
+        """
+        return _plot(self, f, ax)
+
+
+def minimize(
+    f: Callable[..., Any],
+    tx: optax.GradientTransformation,
+    x0: Any,
+    *,
+    steps: int,
+    tolerance: float | None = None,
+    key: jax.Array | None = None,
+    record: Callable[[Any], Any] | None = lambda x: x,
+) -> Path:
+    """Applies an optax transformation to the gradients of f until ‖∇f(x)‖ ≤ tolerance or `steps` updates are made.
+
+    No update is made from a point whose gradient is small enough: the last iterate is the one that was tested. `tx`
+    also gets `value`, `grad` and `value_fn`, so that L-BFGS, Polyak and line searches work. Everything runs in the
+    dtype of x0. It vmaps over starts, keys and hyperparameters:
+    `jax.vmap(lambda lr: optlab.minimize(f, optlab.sgd(lr), x0, steps=100).final)(rates)`.
+
+    Args:
+        f: x -> scalar; with a `key` (x, key) -> scalar, a noisy function. It must be differentiable by JAX.
+        tx: any optax transformation that ends in the learning rate.
+        x0: the start, any tree of floating-point (or complex) numbers.
+        steps: updates at most (T).
+        tolerance: the gradient norm at which it stops, of a noisy f that of the sampled gradient; None never stops
+            early, and allows reverse-mode differentiation through the whole path.
+        key: a JAX random key; evaluation t of f, counted from 0, gets fold_in(key, t).
+        record: what is kept of every iterate as `Path.x`, a function of x; None keeps nothing.
+
+    Returns:
+        the path.
+
+    Raises:
+        ValueError: for a start that isn't of floating-point numbers, or a function that isn't scalar.
+        TypeError: if f takes a key and none is given, or the other way round.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
+        raise ValueError(f"steps must be a whole number of at least 0, got {steps!r}")
+    if tolerance is not None:
+        check_not_negative("tolerance", tolerance)
+    x0 = jax.tree.map(jnp.asarray, x0)
+    _check(f, x0, key)
+    run = _looped(f, optax.with_extra_args_support(tx), int(steps), tolerance, record)
+    x, values, norms, made, final = jax.jit(run)(x0, key)
+    return Path(x, values, norms, made, final, f)
+
+
+def _looped(
+    f: Callable[..., Any],
+    tx: optax.GradientTransformationExtraArgs,
+    steps: int,
+    tolerance: float | None,
+    record: Callable[[Any], Any] | None,
+) -> Callable[..., Any]:
+    """(x0, key) -> the fields of a `Path`."""
+
+    def evaluated(x: Any, t: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any, jax.Array]:
+        value, grad = jax.value_and_grad(_at(f, t, key))(x)
+        grad = jax.tree.map(jnp.conj, grad)  # the direction of steepest ascent, of complex numbers too
+        return value, grad, optax.tree.norm(grad)
+
+    def kept(x: Any, value: jax.Array, norm: jax.Array) -> Any:
+        return (record(x) if record is not None else None), value, norm
+
+    def run(x0: Any, key: jax.Array | None) -> Any:
+        def advance(t: jax.Array, point: Any) -> Any:
+            x, state, value, grad, _ = point
+            fn = _at(f, t, key)
+            updates, state = tx.update(grad, state, x, value=value, grad=grad, value_fn=fn)
+            x = optax.apply_updates(x, updates)
+            return x, state, *evaluated(x, t + 1, key)
+
+        def of(point: Any) -> Any:
+            x, _, value, _, norm = point
+            return kept(x, value, norm)
+
+        first = (x0, tx.init(x0), *evaluated(x0, jnp.int32(0), key))
+        if tolerance is None:
+
+            def body(point: Any, t: jax.Array) -> Any:
+                point = advance(t, point)
+                return point, of(point)
+
+            last, rest = lax.scan(body, first, jnp.arange(steps, dtype=jnp.int32))
+            path = jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), of(first), rest)
+            return *path, jnp.int32(steps), last[0]
+
+        def is_moving(carry: Any) -> jax.Array:
+            t, point, _ = carry
+            return (t < steps) & ~(point[4] <= tolerance)
+
+        def move(carry: Any) -> Any:
+            t, point, path = carry
+            point = advance(t, point)
+            return t + 1, point, jax.tree.map(lambda p, new: p.at[t + 1].set(new), path, of(point))
+
+        path = jax.tree.map(lambda a: jnp.broadcast_to(a, (steps + 1, *jnp.shape(a))), of(first))
+        t, last, path = lax.while_loop(is_moving, move, (jnp.int32(0), first, path))
+        still = jnp.minimum(jnp.arange(steps + 1), t)
+        return *jax.tree.map(lambda p: p[still], path), t, last[0]
+
+    return run
+
+
+def _at(f: Callable[..., Any], t: jax.Array, key: jax.Array | None) -> Callable[[Any], Any]:
+    """f with the randomness of evaluation t."""
+    return f if key is None else lambda x: f(x, jax.random.fold_in(key, t))
+
+
+def _check(f: Callable[..., Any], x0: Any, key: jax.Array | None) -> None:
+    for path, x in jax.tree_util.tree_leaves_with_path(x0):
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            where = jax.tree_util.keystr(path)
+            raise ValueError(f"x0{where} must be floating-point numbers, got {x.dtype}: write 1.0 for 1")
+    arguments = (x0,) if key is None else (x0, key)
+    try:
+        inspect.signature(f).bind(*arguments)
+    except TypeError as error:
+        how = "minimize(…, key=jax.random.key(0)) calls f(x, key), without a key f(x)"
+        raise TypeError(f"f doesn't take {'(x)' if key is None else '(x, key)'}: {error}; {how}") from error
+    except ValueError:  # no signature to read, as of some built-in functions
+        pass
+    value = jax.eval_shape(f, *arguments)
+    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        got = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", value)
+        raise ValueError(f"f must return one real number, got {got}")
+
+
+# The picture.
+
+_MARGIN = 0.15  # of the path's extent, on each side
+_GRID = 121
+
+
+def _plot(path: Path, f: Callable[[Any], Any] | None, ax: "Axes | None") -> "Axes":
+    need("Path.plot", "matplotlib")
+    import matplotlib.pyplot as plt
+
+    points, one = _points(path)
+    if points.shape[-1] not in (1, 2):
+        raise ValueError(f"plot draws one or two dimensions, and x has {points.shape[-1]}")
+    unravel = ravel_pytree(one)[1]
+    f = path.f if f is None else f
+    try:
+        inspect.signature(f).bind(one)
+    except TypeError as error:
+        raise ValueError("the function is noisy: give plot(f=…) what its level lines are to be of, f(x)") from error
+    ax = plt.subplots()[1] if ax is None else ax
+    finite = points[np.isfinite(points).all(axis=-1)]
+    low, high = finite.min(axis=0), finite.max(axis=0)
+    margin = _MARGIN * np.where(high > low, high - low, 1)
+    sides = [np.linspace(a, b, _GRID) for a, b in zip(low - margin, high + margin, strict=True)]
+    at = jax.jit(jax.vmap(lambda x: f(unravel(x))))
+    if points.shape[-1] == 1:
+        ax.plot(sides[0], at(jnp.asarray(sides[0][:, None], points.dtype)), color="0.6")
+        for line in points:
+            ax.plot(line[:, 0], at(jnp.asarray(line)), ".-")
+        ax.set(xlabel="x", ylabel="f(x)")
+        return ax
+    grid = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1).reshape(-1, 2)
+    heights = np.asarray(at(jnp.asarray(grid, points.dtype))).reshape(_GRID, _GRID)
+    # Quantiles rather than equal steps: the floor of a ravine is far below its walls.
+    levels = np.unique(np.quantile(heights[np.isfinite(heights)], np.linspace(0, 1, 24) ** 1.5))
+    ax.contour(*sides, heights.T, levels=levels, colors="0.75", linewidths=0.8)
+    for line in points:
+        ax.plot(line[:, 0], line[:, 1], ".-", markersize=3)
+    ax.set(xlabel="x₁", ylabel="x₂")
+    return ax
+
+
+def _points(path: Path) -> tuple[np.ndarray, Any]:
+    """The iterates (paths, T + 1, d), and one iterate as a tree."""
+    mapped = path.values.ndim - 1
+    one = jax.tree.map(lambda x: x[(0,) * mapped], path.final)
+    recorded = jax.tree.map(lambda x: x[(0,) * (mapped + 1)], path.x)
+    shapes = lambda tree: str(jax.tree.map(jnp.shape, tree))
+    if shapes(recorded) != shapes(one):
+        raise ValueError("plot needs the iterates themselves: minimize without record=")
+    length = path.values.shape[-1]
+    flat = [np.asarray(x).reshape(-1, length, int(np.prod(jnp.shape(y)))) for x, y in _pairs(path.x, one)]
+    return np.concatenate(flat, axis=-1), one
+
+
+def _pairs(tree: Any, like: Any) -> list[tuple[Any, Any]]:
+    return list(zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True))

@@ -1,0 +1,192 @@
+"""What ReLU networks can be, exactly: piecewise-linear functions, the hat, sawtooths; and what others can't.
+
+A network here is a list of layers (W, b), h ← Wh + b with a ReLU between two layers: plain arrays, a pytree that
+`optlab.minimize` trains. One hidden layer is [(w, b), (a, c)]: Σaᵢ relu(wᵢᵀx + bᵢ) + c.
+
+In one dimension one hidden layer represents every continuous piecewise-linear function (`piecewise_linear`). In more it
+does not, whatever its width, although some courses argue so: a hidden unit bends the function along a whole
+hyperplane, and by the same amount everywhere on it (`bend`), so that max(0, x₁, x₂), which bends along rays, and
+everything of bounded support, as a pyramid, are out of reach. With ⌈log₂(d + 1)⌉ hidden layers all of them can be had
+(Arora et al. 2018, arXiv 1611.01491, Theorem 2.1): `largest` has two in two dimensions. In the limit of infinite width
+one hidden layer still approximates every continuous function on a bounded set (Leshno et al. 1993), if its activation
+isn't a polynomial.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optlab._checks import is_count
+from optlab.theory._arrays import as_floats
+from optlab.theory.least_squares import closed_form
+
+__all__ = [
+    "bend",
+    "best_error",
+    "count_pieces",
+    "hat",
+    "interpolant",
+    "interpolation_error",
+    "largest",
+    "network",
+    "piecewise_linear",
+    "sawtooth",
+    "widths_of_sawtooth",
+]
+
+Layers: TypeAlias = list[tuple[jax.Array, jax.Array]]
+
+
+def network(layers: Layers, x: Any, activation: Callable[[jax.Array], jax.Array] = jax.nn.relu) -> jax.Array:
+    """The value at x (d,) or at a number, a scalar; `jax.vmap` has many.
+
+    Args:
+        layers: [(W, b), …], W (outputs, inputs), b (outputs,).
+        x: one point.
+        activation: what stands between two layers.
+    """
+    h = jnp.atleast_1d(as_floats(x))
+    if h.shape != (layers[0][0].shape[1],):
+        raise ValueError(
+            f"x must have the shape ({layers[0][0].shape[1]},), as the first layer's inputs, got {h.shape}"
+        )
+    for W, b in layers[:-1]:
+        h = activation(W @ h + b)
+    W, b = layers[-1]
+    return (W @ h + b)[0]
+
+
+def piecewise_linear(kinks: Any, values: Any, *, left: Any = 0.0, right: Any = 0.0) -> Layers:
+    """The network of one hidden layer that is a given continuous piecewise-linear function of one variable.
+
+    f(x) = f(k₁) + s₀(x − k₁) + Σ(sᵢ − sᵢ₋₁)relu(x − kᵢ), sᵢ the slopes; the line is relu(x − k₁) − relu(k₁ − x). It has
+    as many units as kinks, and one more for the slope on the left.
+
+    Args:
+        kinks: where it bends, (n,), ascending.
+        values: f there, (n,).
+        left: the slope before the first,
+        right: and behind the last.
+    """
+    kinks, values = as_floats(kinks), as_floats(values)
+    if kinks.ndim != 1 or kinks.shape != values.shape or not len(kinks):
+        raise ValueError(
+            f"kinks and values must be two vectors of one length, got the shapes {kinks.shape} and {values.shape}"
+        )
+    if not isinstance(kinks, jax.core.Tracer) and not bool(jnp.all(jnp.diff(kinks) > 0)):
+        raise ValueError(f"kinks must ascend, got {np.asarray(kinks).tolist()}")
+    ends = [jnp.asarray(s, kinks.dtype)[None] for s in (left, right)]
+    slopes = jnp.concatenate([ends[0], jnp.diff(values) / jnp.diff(kinks), ends[1]])
+    bends = jnp.diff(slopes).at[0].add(slopes[0])  # the first unit on the right carries the line on
+    directions = jnp.ones(len(kinks) + 1, kinks.dtype).at[-1].set(-1)
+    offsets = jnp.append(-kinks, kinks[0])
+    return [(directions[:, None], offsets), (jnp.append(bends, -slopes[0])[None], values[:1])]
+
+
+def hat(left: float, top: float, right: float) -> Layers:
+    """0 outside (left, right) and 1 at the top, linear between: three ReLUs, exactly."""
+    if not left < top < right:
+        raise ValueError(f"a hat needs left < top < right, got {left}, {top}, {right}")
+    kinks = jnp.array([left, top, right], float)
+    up, down = 1 / (kinks[1] - kinks[0]), 1 / (kinks[2] - kinks[1])
+    return [(jnp.ones((3, 1)), -kinks), (jnp.stack([up, -up - down, down])[None], jnp.zeros(1))]
+
+
+def interpolant(f: Callable[[jax.Array], jax.Array], width: int, low: float, high: float) -> Layers:
+    """The piecewise-linear interpolant of f at `width` equidistant kinks, as a network of one hidden layer."""
+    if not is_count(width) or width < 2:
+        raise ValueError(f"width must be a whole number of at least 2, got {width!r}")
+    kinks = jnp.linspace(low, high, width, dtype=float)
+    return piecewise_linear(kinks, jax.vmap(f)(kinks))
+
+
+def interpolation_error(curvature: Any, width: Any, low: float, high: float) -> jax.Array:
+    """max|f″|·h²/8, h = (high − low)/(width − 1): by so much at most the `interpolant` misses f, ∝ 1/width².
+
+    Args:
+        curvature: max|f″| over the interval.
+        width: how many kinks.
+        low: the interval's ends.
+        high: the interval's ends.
+    """
+    return as_floats(curvature) * ((high - low) / (as_floats(width) - 1)) ** 2 / 8
+
+
+def best_error(features: Callable[[jax.Array], Any], f: Callable[[jax.Array], jax.Array], x: Any) -> jax.Array:
+    """√mean((f − Σaᵢφᵢ)²) over the points x at the best a: no training on these features gets below it.
+
+    A network whose activation is a polynomial of degree p is itself one of degree p in x, however wide:
+    `best_error(lambda x: x ** jnp.arange(p + 1), f, x)` is as far as it gets (Leshno et al. 1993). A ReLU network
+    without biases is positively homogeneous, f(cx) = cf(x) for c ≥ 0, in one dimension two slopes that meet in 0:
+    `best_error(lambda x: jnp.stack([jax.nn.relu(x), jax.nn.relu(-x)]), f, x)`.
+
+    Args:
+        features: x -> (k,).
+        f: what is to be approximated, x -> scalar.
+        x: the points, (n,) or (n, d).
+    """
+    x = as_floats(x)
+    matrix, values = jax.vmap(features)(x), jax.vmap(f)(x)
+    return jnp.sqrt(jnp.mean((matrix @ closed_form(matrix, values) - values) ** 2))
+
+
+def largest() -> Layers:
+    """max(0, x₁, x₂), exactly, by two hidden layers: relu(x₂ + relu(x₁ − x₂)), x₂ = relu(x₂) − relu(−x₂)."""
+    first = jnp.array([[1.0, -1.0], [0.0, 1.0], [0.0, -1.0]])
+    return [(first, jnp.zeros(3)), (jnp.array([[1.0, 1.0, -1.0]]), jnp.zeros(1)), (jnp.ones((1, 1)), jnp.zeros(1))]
+
+
+def bend(f: Callable[[jax.Array], jax.Array], point: Any, normal: Any, *, step: float = 1e-3) -> jax.Array:
+    """(f(p + hn) + f(p − hn) − 2f(p))/h: how much a piecewise-linear f bends at p across the direction n.
+
+    Of a network of one hidden layer it is Σ|wᵢᵀn|aᵢ over the units whose hyperplane goes through p, and the same at all
+    points of it that no other unit's goes through (closer than h).
+
+    Args:
+        f: x (d,) -> scalar.
+        point: p, (d,).
+        normal: n, (d,).
+        step: h.
+    """
+    p, n = as_floats(point), as_floats(normal)
+    return (f(p + step * n) + f(p - step * n) - 2 * f(p)) / step
+
+
+# Depth against width.
+
+
+def sawtooth(depth: int) -> Layers:
+    """2^(depth − 1) teeth on [0, 1], that is 2^depth linear pieces, by `depth` hidden layers of two units each.
+
+    The tooth 2relu(x) − 4relu(x − ½) is put into itself; beyond [0, 1] the function goes down. One hidden layer needs
+    2^depth units for as many pieces. Source: Telgarsky 2015 (arXiv 1509.08101).
+    """
+    if not is_count(depth):
+        raise ValueError(f"depth must be a whole number of at least 1, got {depth!r}")
+    offsets = jnp.array([0.0, -0.5])
+    tooth = jnp.array([[2.0, -4.0]])
+    inner = [(jnp.ones((2, 1)) @ tooth, offsets)] * (depth - 1)
+    return [(jnp.ones((2, 1)), offsets), *inner, (tooth, jnp.zeros(1))]
+
+
+def widths_of_sawtooth(depth: int) -> dict[str, int]:
+    """The units that 2^depth pieces take: {"deep": 2·depth, "shallow": 2^depth}, the latter one for each bend and 0."""
+    return {"deep": 2 * depth, "shallow": 2**depth}
+
+
+def count_pieces(f: Callable[[jax.Array], jax.Array], low: float, high: float, *, cells: int) -> int:
+    """Linear pieces of a piecewise-linear function of one variable whose bends lie on a grid.
+
+    Args:
+        f: x -> scalar.
+        low: the interval's ends.
+        high: the interval's ends.
+        cells: of the grid; every bend must lie at an end of one.
+    """
+    middles = low + (high - low) * (jnp.arange(cells) + 0.5) / cells
+    slopes = np.asarray(jax.vmap(jax.grad(f))(middles.astype(float)))
+    scale = np.max(np.abs(slopes)) * 1e-6
+    return 1 + int(np.sum(np.abs(np.diff(slopes)) > scale))

@@ -1,0 +1,94 @@
+"""Attention as a plain function: (Q, K, V) -> output and weights, alone, over itself and over references.
+
+Letters in shapes: T queries, S keys, d their width, e the values'. Batches and heads are had by `jax.vmap`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optlab.theory._arrays import as_matrix
+
+__all__ = ["attention", "causal_mask", "cross_attention", "mean_pool", "self_attention"]
+
+
+def attention(Q: Any, K: Any, V: Any, *, mask: Any | None = None) -> tuple[jax.Array, jax.Array]:
+    """softmax(QKᵀ/√d)V and the weights, each row of which sums to 1. Vaswani et al. 2017 (arXiv 1706.03762), eq. 1.
+
+    Without the root the logits' variance grows like d, and the softmax saturates. An output doesn't depend on the
+    order of the keys, if the values have the same one.
+
+    Args:
+        Q: queries, (T, d).
+        K: keys, (S, d).
+        V: values, (S, e).
+        mask: (T, S), True where a query may look; a row without any has weights 0 and output 0.
+
+    Returns:
+        (T, e) and (T, S).
+    """
+    Q, K, V = as_matrix("Q", Q), as_matrix("K", K), as_matrix("V", V)
+    if Q.shape[1] != K.shape[1]:
+        raise ValueError(f"Q and K must have vectors of one width, got the shapes {Q.shape} and {K.shape}")
+    if K.shape[0] != V.shape[0]:
+        raise ValueError(f"K and V must have as many rows, got the shapes {K.shape} and {V.shape}")
+    logits = Q @ K.T / jnp.sqrt(jnp.asarray(Q.shape[1], Q.dtype))
+    if mask is None:
+        weights = jax.nn.softmax(logits, axis=1)
+    else:
+        mask = jnp.asarray(mask)
+        if mask.shape != logits.shape:
+            raise ValueError(f"mask must have the shape {logits.shape}, one entry a query and key, got {mask.shape}")
+        weights = jax.nn.softmax(logits, axis=1, where=mask)
+        weights = jnp.where(mask.any(axis=1, keepdims=True), weights, 0)
+    return weights @ V, weights
+
+
+def self_attention(x: Any, WQ: Any, WK: Any, WV: Any, *, mask: Any | None = None) -> tuple[jax.Array, jax.Array]:
+    """`attention` of x over itself: Q = xWQ, K = xWK, V = xWV.
+
+    Without positions or a mask it is permutation equivariant, f(Px) = Pf(x), and its `mean_pool` is invariant: what
+    the order of the tokens means has to be put into x.
+
+    Args:
+        x: tokens, (T, D).
+        WQ: (D, d).
+        WK: (D, d).
+        WV: (D, e).
+        mask: (T, T), as in `attention`.
+    """
+    return cross_attention(x, x, WQ, WK, WV, mask=mask)
+
+
+def cross_attention(
+    x: Any, references: Any, WQ: Any, WK: Any, WV: Any, *, mask: Any | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """`attention` of x over separate references: Q = xWQ, K = references·WK, V = references·WV.
+
+    It is equivariant in the order of x and invariant in that of the references.
+
+    Args:
+        x: tokens, (T, D).
+        references: what they look at, (S, D').
+        WQ: (D, d).
+        WK: (D', d).
+        WV: (D', e).
+        mask: (T, S), as in `attention`.
+    """
+    x, references = as_matrix("x", x), as_matrix("references", references)
+    named = (("WQ", WQ, x), ("WK", WK, references), ("WV", WV, references))
+    for name, W, rows in named:
+        if jnp.ndim(W) != 2 or jnp.shape(W)[0] != rows.shape[1]:
+            raise ValueError(f"{name} must have {rows.shape[1]} rows, one a feature, got the shape {jnp.shape(W)}")
+    return attention(*(rows @ jnp.asarray(W) for _, W, rows in named), mask=mask)
+
+
+def causal_mask(tokens: int) -> jax.Array:
+    """(T, T), True where the key isn't later than the query."""
+    return jnp.tril(jnp.ones((tokens, tokens), bool))
+
+
+def mean_pool(x: Any) -> jax.Array:
+    """The mean over the tokens, (T, e) -> (e,): invariant in their order."""
+    return jnp.mean(as_matrix("x", x), axis=0)

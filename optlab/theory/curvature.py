@@ -1,0 +1,337 @@
+"""Curvature without the matrix: the largest eigenvalues, the trace and the density of a Hessian, by its products.
+
+A product is any function v -> Av of trees like the parameters: `hessian(f, params)`, `gauss_newton(…)`, a plain
+symmetric matrix by `product(A)`, each of them seen in an optimizer's metric by `preconditioned`. Lanczos and the trace
+estimators are matfree's.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from optlab._checks import is_count
+from optlab._extras import need
+from optlab.theory._arrays import as_floats, check_decay, check_positive, check_symmetric
+from optlab.theory.adam import adam_state
+
+__all__ = [
+    "Density",
+    "Eigenpairs",
+    "adam_metric",
+    "check_product",
+    "density",
+    "edge_of_sgd",
+    "edge_of_stability",
+    "eigenvalues",
+    "gauss_newton",
+    "hessian",
+    "largest_eigenvalue",
+    "muon_metric",
+    "preconditioned",
+    "product",
+    "trace",
+]
+
+Product: TypeAlias = Callable[[Any], Any]
+
+
+def hessian(f: Callable[[Any], jax.Array], params: Any) -> Product:
+    """v -> ∇²f(θ)v, by a jvp of the gradient: about the cost of two gradients. Pearlmutter 1994."""
+    return lambda v: jax.jvp(jax.grad(f), (params,), (v,))[1]
+
+
+def gauss_newton(outputs: Callable[[Any], Any], loss: Callable[[Any], jax.Array], params: Any) -> Product:
+    """v -> Jᵀ∇²loss·Jv, the Hessian of loss(outputs(θ)) without the outputs' own curvature. Schraudolph 2002.
+
+    Positive semi-definite where the loss is convex in the outputs.
+
+    Args:
+        outputs: θ -> what the loss is of.
+        loss: outputs -> scalar.
+        params: θ.
+    """
+    at = outputs(params)
+    of_loss = hessian(loss, at)
+
+    def times(v: Any) -> Any:
+        slope = jax.jvp(outputs, (params,), (v,))[1]
+        return jax.vjp(outputs, params)[1](of_loss(slope))[0]
+
+    return times
+
+
+def product(A: Any) -> Product:
+    """v -> Av of a matrix (d, d).
+
+    Raises:
+        ValueError: if it isn't symmetric.
+    """
+    A = check_symmetric("A", A)
+    return lambda v: A @ v
+
+
+def check_product(A: Product, like: Any, *, key: jax.Array) -> None:
+    """Refuses a product that isn't symmetric, ⟨u, Av⟩ ≠ ⟨Au, v⟩ at random u and v; for Lanczos it would be silent.
+
+    Args:
+        A: the product.
+        like: a tree of the parameters' shapes.
+        key: a JAX random key.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    u, v = (_normal(k, like) for k in jax.random.split(key))
+    left, right = (float(optax.tree.vdot(a, b)) for a, b in ((u, A(v)), (A(u), v)))
+    size = float(optax.tree.norm(u) * optax.tree.norm(A(v)))
+    precision = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(like))).eps)
+    if not abs(left - right) <= 1e3 * precision * size:
+        raise ValueError(
+            f"the product must be that of a symmetric matrix, but ⟨u, Av⟩ is {left:.6g} and ⟨Au, v⟩ {right:.6g}"
+        )
+
+
+# The spectrum.
+
+
+class Eigenpairs(NamedTuple):
+    """The largest eigenvalues and their vectors; see `eigenvalues`."""
+
+    values: jax.Array  # (k,), falling
+    vectors: Any  # a tree like the parameters with an axis of length k in front, each of norm 1
+    residuals: jax.Array  # (k,), ‖Av − λv‖: an eigenvalue lies at most that far from λ
+
+
+def eigenvalues(A: Product, like: Any, k: int = 1, *, key: jax.Array, matvecs: int = 32) -> Eigenpairs:
+    """The k largest eigenvalues (not by magnitude) and their vectors, by Lanczos from a random start.
+
+    All `matvecs` Lanczos vectors are held, each as large as the parameters, and orthogonalized anew. Of an eigenvalue
+    that is there several times one is found; what isn't found at all is NaN. The smallest are those of −A.
+
+    Args:
+        A: v -> Av, of a symmetric matrix.
+        like: a tree of the parameters' shapes and dtypes.
+        k: how many.
+        key: a JAX random key.
+        matvecs: products; more for more accuracy. At most the number of parameters.
+    """
+    size = sum(x.size for x in jax.tree.leaves(like))
+    if not is_count(k) or k > size:
+        raise ValueError(f"k must be a whole number from 1 to the {size} parameters, got {k!r}")
+    if not is_count(matvecs) or matvecs < k:
+        raise ValueError(f"matvecs must be a whole number of at least k ({k}), got {matvecs!r}")
+    values, vectors = _lanczos(A, _normal(key, like), min(matvecs, size))
+    values, vectors = values[::-1][:k], jax.tree.map(lambda v: v[::-1][:k], vectors)
+
+    def residual(value: jax.Array, vector: Any) -> jax.Array:
+        return optax.tree.norm(optax.tree.add_scale(A(vector), -value, vector))
+
+    return Eigenpairs(values, vectors, jax.lax.map(lambda pair: residual(*pair), (values, vectors)))
+
+
+def largest_eigenvalue(A: Product, start: Any, *, matvecs: int = 16) -> jax.Array:
+    """The largest eigenvalue of a symmetric matrix by a few steps of Lanczos: from below, and from the start given.
+
+    Args:
+        A: v -> Av.
+        start: where Lanczos starts, a tree like the parameters. A gradient is a good one: it has most of its length
+            along the sharpest directions (Gur-Ari, Roberts and Dyer 2018, arXiv 1812.04754).
+        matvecs: products.
+    """
+    size = sum(x.size for x in jax.tree.leaves(start))
+    return _lanczos(A, start, min(matvecs, size))[0][-1]
+
+
+def trace(A: Product, like: Any, *, key: jax.Array, samples: int = 64) -> tuple[jax.Array, jax.Array]:
+    """The trace and its standard error, from E[vᵀAv] over random signs. Hutchinson 1989.
+
+    Args:
+        A: v -> Av.
+        like: a tree of the parameters' shapes and dtypes.
+        key: a JAX random key.
+        samples: products, two at least.
+    """
+    need("theory.curvature", "matfree", extra="theory")
+    from matfree import stochtrace
+
+    if not is_count(samples) or samples < 2:
+        raise ValueError(f"samples must be a whole number of at least 2, got {samples!r}")
+    sampler = stochtrace.sampler_signs(like, num=samples)
+    mean, error = stochtrace.estimator_monte_carlo_mean_and_sem(stochtrace.monte_carlo_trace(), sampler)(A, key)
+    return mean, error * (samples / (samples - 1)) ** 0.5  # matfree divides by the number of samples
+
+
+class Density(NamedTuple):
+    """Where the eigenvalues lie; see `density`."""
+
+    nodes: jax.Array  # (probes, matvecs), places
+    weights: jax.Array  # (probes, matvecs), the share of all eigenvalues at each; they sum to 1
+
+
+def density(A: Product, like: Any, *, key: jax.Array, matvecs: int = 64, probes: int = 4) -> Density:
+    """The eigenvalues' density as weighted points, by stochastic Lanczos quadrature.
+
+    Σ weights·g(nodes) estimates the mean of g over all eigenvalues: with g(λ) = λ the trace over d, with a Gaussian
+    about x the smoothed density at x. Source: Ghorbani, Krishnan and Xiao 2019 (arXiv 1901.10159), Algorithm 1.
+
+    Args:
+        A: v -> Av.
+        like: a tree of the parameters' shapes and dtypes.
+        key: a JAX random key.
+        matvecs: products for each probe.
+        probes: random starts.
+    """
+    size = sum(x.size for x in jax.tree.leaves(like))
+
+    def probe(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        T, _ = _tridiagonal(A, _normal(key, like), min(matvecs, size))
+        nodes, vectors = jnp.linalg.eigh(T)
+        return nodes, vectors[0] ** 2  # 0 for what isn't there
+
+    nodes, weights = jax.lax.map(probe, jax.random.split(key, probes))
+    return Density(jnp.where(weights > 0, nodes, 0), weights / probes)
+
+
+def edge_of_stability(learning_rate: Any, *, momentum: Any = 0.0, nesterov: bool = False) -> jax.Array:
+    """2/η, or (2 + 2β)/η with the heavy ball: the sharpness beyond which full-batch descent isn't stable.
+
+    Training drives the sharpness up to it and stays there. With Nesterov's momentum it is (2 + 2β)/(η(1 + 2β)). For
+    Adam's heavy ball in its average form the η is η(1 − β₁), and the sharpness the preconditioned one: at
+    β₁ = 0.9 it is 38/η. Source: Cohen et al. 2021 (arXiv 2103.00065), eq. 1 and section 2; for Adam 2022
+    (arXiv 2207.14484).
+
+    Args:
+        learning_rate: η of `optlab.sgd`.
+        momentum: β.
+        nesterov: whether it is Nesterov's.
+    """
+    check_positive("learning_rate", learning_rate)
+    check_decay("momentum", momentum)
+    edge = (2 + 2 * as_floats(momentum)) / learning_rate
+    return edge / (1 + 2 * momentum) if nesterov else edge
+
+
+def edge_of_sgd(learning_rate: Any, batch_size: Any, *, examples: int, spread: Any) -> jax.Array:
+    """2/(η(1 + c²(N − B)/(B(N − 1)))): the sharpest minimum that SGD stays in, the flatter the smaller the batch.
+
+    In one dimension, where the examples' own curvatures are aᵢ with the mean a and the standard deviation c·a: a step
+    with a batch drawn without replacement multiplies E[x²] by (1 − ηa)² + η²(ca)²(N − B)/(B(N − 1)), which is below 1
+    up to there. B = N is 2/η. Source: Wu, Ma and E 2018, How SGD Selects the Global Minima
+    in Over-parameterized Learning; for several dimensions they have sufficient conditions.
+
+    Args:
+        learning_rate: η.
+        batch_size: B.
+        examples: N.
+        spread: c, the curvatures' standard deviation over their mean.
+    """
+    check_positive("learning_rate", learning_rate)
+    check_positive("batch_size", batch_size)
+    noise = as_floats(spread) ** 2 * (examples - as_floats(batch_size)) / (as_floats(batch_size) * max(examples - 1, 1))
+    return 2 / (learning_rate * (1 + noise))
+
+
+# An optimizer's metric.
+
+
+def preconditioned(A: Product, inverse_root: Product) -> Product:
+    """v -> P^(−½)AP^(−½)v, whose eigenvalues are those of P⁻¹A: the curvature that x ← x − ηP⁻¹∇f sees.
+
+    Args:
+        A: v -> Av.
+        inverse_root: v -> P^(−½)v, as `adam_metric` or `muon_metric` gives it.
+    """
+    return lambda v: inverse_root(A(inverse_root(v)))
+
+
+def adam_metric(opt_state: Any, *, b2: float = 0.999, eps: float = 1e-8, bias_correction: bool = True) -> Product:
+    """v -> v/√(√v̂ + ε), P = diag(√v̂ + ε), from an optimizer's state that holds one of Adam's.
+
+    Source: Cohen et al. 2022 (arXiv 2207.14484), eq. 2.
+
+    Args:
+        opt_state: of any chain with `optlab.scale_by_adam` (or optax's) in it.
+        b2: β₂, as it was given to it,
+        eps: and ε,
+        bias_correction: and whether v is corrected.
+
+    Raises:
+        ValueError: if there is no state of Adam's, or more than one.
+    """
+    state = adam_state("adam_metric", opt_state)
+    nu = state.nu
+    if bias_correction:
+        nu = optax.tree.bias_correction(nu, b2, state.count)
+    return lambda v: jax.tree.map(lambda x, nu: x / jnp.sqrt(jnp.sqrt(nu) + eps), v, nu)
+
+
+def muon_metric(momentum: Any) -> Product:
+    """v -> v(MᵀM)^(−¼) for every matrix: Muon's update M(MᵀM)^(−½) is M in the metric P = (MᵀM)^(½) on the right.
+
+    Where M is wider than high it is (MMᵀ)^(−¼)v, on the left: the update is the same. Singular values below rounding
+    count as that. What isn't a matrix stays as it is.
+
+    Args:
+        momentum: a tree like the parameters, M (or the gradient, where there is none).
+    """
+
+    def root(M: jax.Array) -> jax.Array:
+        """(MᵀM)^(−¼) of a matrix that isn't wide."""
+        _, sigma, Vt = jnp.linalg.svd(M, full_matrices=False)
+        least = jnp.finfo(sigma.dtype).eps * max(M.shape) * sigma[0]
+        return (Vt.T / jnp.sqrt(jnp.maximum(sigma, least))[None]) @ Vt
+
+    def of(M: Any) -> Product:
+        if jnp.ndim(M) != 2:
+            return lambda v: v
+        is_wide = M.shape[0] < M.shape[1]
+        R = root(M.T if is_wide else M)
+        return lambda v: R @ v if is_wide else v @ R
+
+    structure: Any = jax.tree.structure(momentum)
+    maps = [of(M) for M in jax.tree.leaves(momentum)]
+
+    def times(v: Any) -> Any:
+        return jax.tree.unflatten(structure, [f(x) for f, x in zip(maps, structure.flatten_up_to(v), strict=True)])
+
+    return times
+
+
+# Lanczos.
+
+
+def _normal(key: jax.Array, like: Any) -> Any:
+    return optax.tree.random_like(key, like)
+
+
+def _tridiagonal(A: Product, start: Any, matvecs: int) -> tuple[jax.Array, Any]:
+    """T (matvecs, matvecs) and the Lanczos vectors, a tree with one more axis in front.
+
+    Once the Krylov space is exhausted (a Hessian of low rank) the next vector is rounding: neither it nor what T holds
+    from there on means anything, and both are replaced, T by values far below its eigenvalues.
+    """
+    need("theory.curvature", "matfree", extra="theory")
+    from matfree import decomp
+
+    flat, unravel = ravel_pytree(start)
+    times = lambda v: ravel_pytree(A(unravel(v)))[0]
+    Q, H, *_ = decomp.hessenberg(matvecs, custom_vjp=False, reortho="full")(times, flat)
+    size = jnp.sqrt(jnp.cumsum(jnp.sum(jnp.square(H), axis=0)))[:-1]  # of the columns so far
+    is_new = jnp.diagonal(H, -1) > 1e3 * jnp.finfo(H.dtype).eps * size
+    is_there = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(is_new).astype(bool)]) | jnp.isnan(H[0, 0])
+    T = jnp.where(is_there[:, None] & is_there[None], (H + H.T) / 2, 0)
+    below = -2 * jnp.linalg.norm(T) - 1
+    return T + jnp.diag(jnp.where(is_there, 0, below)), jax.vmap(unravel)(jnp.where(is_there[:, None], Q, 0))
+
+
+def _lanczos(A: Product, start: Any, matvecs: int) -> tuple[jax.Array, Any]:
+    """Ritz values, rising, and vectors; NaN where the Krylov space had ended."""
+    T, vectors = _tridiagonal(A, start, matvecs)
+    values, of_T = jnp.linalg.eigh(T)
+    turned = jax.tree.map(lambda v: jnp.tensordot(of_T.T.astype(v.dtype), v, 1), vectors)
+    norms = jax.vmap(optax.tree.norm)(turned)
+    return jnp.where(norms > 0.5, values, jnp.nan), turned
