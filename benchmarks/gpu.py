@@ -37,7 +37,8 @@ from typing import Any, TextIO
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TOTAL = 470.0  # seconds, for all sections
-PATIENCE = 0.4  # of its time that a side waits for the other one to be ready to measure, too
+PATIENCE = 0.4  # of its time that a side waits, once, for the other one to be ready to measure, too
+GRACE = 0.3  # seconds that it waits after that
 LESS = {"ms", "s", "ratio"}  # units of which less is better
 PACKAGES = ("optlab-jax", "jax", "jaxlib", "jax-cuda13-plugin", "optax", "flax", "orbax-checkpoint", "torch", "triton")
 
@@ -74,6 +75,7 @@ class Side:
     since: float = 0.0
     served: int = 0
     is_measuring: bool = False
+    patience: float = 0.0
     said: bytes = b""
 
 
@@ -142,7 +144,9 @@ def _start(section: Section, side: str, rows: Path, device: str, deadline: float
 
 def _conduct(sides: Sequence[Side], deadline: float) -> set[str]:
     """Lets one side measure at a time until all have ended; the names of those that hadn't at the deadline."""
-    alive, patience = {side.process.stdout: side for side in sides}, PATIENCE * (deadline - time.time())
+    alive = {side.process.stdout: side for side in sides}
+    for side in sides:
+        side.patience = PATIENCE * (deadline - time.time())
     with selectors.DefaultSelector() as selector:
         for pipe in alive:
             selector.register(pipe, selectors.EVENT_READ)
@@ -156,7 +160,7 @@ def _conduct(sides: Sequence[Side], deadline: float) -> set[str]:
                     selector.unregister(key.fileobj)
                     del alive[key.fileobj]
                 _hear(side, said)
-            _pass_on(list(alive.values()), patience)
+            _pass_on(list(alive.values()))
     for side in sides:
         try:
             side.process.wait(max(0.1, deadline - time.time()))
@@ -173,15 +177,17 @@ def _hear(side: Side, said: bytes) -> None:
         side.since = time.time()
 
 
-def _pass_on(sides: Sequence[Side], patience: float) -> None:
+def _pass_on(sides: Sequence[Side]) -> None:
     """The next turn, where nobody has one, to who had the fewest; while another one compiles, after some patience."""
     waiting = [side for side in sides if side.asked and (side.asked != "last" or len(sides) == 1)]
     if not waiting or any(side.is_measuring for side in sides):
         return
     side = min(waiting, key=lambda side: side.served)
     is_busy = any(not other.asked for other in sides)
-    if is_busy and time.time() - side.since < patience:
-        return
+    if is_busy:
+        if time.time() - side.since < side.patience:
+            return
+        side.patience = min(side.patience, GRACE)
     side.asked, side.is_measuring, side.served = "", True, max(s.served for s in sides) + 1
     with contextlib.suppress(BrokenPipeError):  # it has died, which is heard of in the next round
         side.process.stdin.write(b"go\n")

@@ -1,5 +1,6 @@
 """benchmarks/gpu.py runs from end to end, and whatever fails in it costs a row and no more."""
 
+import io
 import itertools
 import json
 import os
@@ -7,10 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from optlab.transforms._newton_schulz import GRAM_STEPS, flops, restarts
+from optlab.transforms._newton_schulz import flops, keller_jordan
+from optlab.transforms._plan import Matrices, Settings, make_plan
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 PLANTED = """
@@ -140,6 +143,48 @@ def test_sides_measure_in_turns(run, tmp_path, monkeypatch):
     assert sum(one[2] != other[2] for one, other in itertools.pairwise(turns)) >= 6
 
 
+def test_a_side_waits_once_for_another_one_to_be_ready(gpu):
+    """And not before each of its turns."""
+    waits, compiles = (gpu.Side(name, SimpleNamespace(stdin=io.BytesIO()), patience=10.0) for name in "ab")
+    for ago, served in ((5.0, 0), (11.0, 1), (0.0, 1), (1.0, 2)):
+        waits.asked, waits.since, waits.is_measuring = "ready", time.time() - ago, False
+        gpu._pass_on([waits, compiles])
+        assert waits.served == served, ago
+
+
+def test_what_doesnt_compile_in_time_costs_its_own_row(gpu, tmp_path):
+    from on_gpu.bench import Bench
+    from on_gpu.floors import H100
+
+    class Program:
+        def __init__(self, seconds):
+            self.compile = lambda: time.sleep(seconds) or "compiled"
+
+    with (tmp_path / "rows").open("w") as rows:
+        bench = Bench(True, time.time() + 1.5, H100, rows)
+        assert bench.compiled({"slow": lambda: Program(3), "fast": lambda: Program(0)}) == {"fast": "compiled"}
+        assert bench.left > 0
+    assert json.loads((tmp_path / "rows").read_text()) == {
+        "case": "slow",
+        "who": "",
+        "failed": "not compiled after 1 s",
+    }
+
+
+def test_a_step_that_takes_seconds_is_a_turn(gpu, monkeypatch):
+    from on_gpu import bench
+
+    monkeypatch.setattr(bench, "LONG", 0.01)
+    steps = []
+    for seconds, expected in ((0.02, 3), (0.0, 1002)):
+        steps.clear()
+        timer = bench._Timer(
+            lambda seconds=seconds: (lambda: steps.append(time.sleep(seconds)), lambda: None), bench.SECONDS
+        )
+        timer()
+        assert len(steps) == expected
+
+
 def test_who_asks_for_the_last_turn_gets_it_when_others_have_ended(run):
     rows = run("last+first")
     at = {row["who"]: row["value"] for row in rows}
@@ -184,24 +229,36 @@ def test_the_limits_fit_the_time_that_a_lent_gpu_has(gpu):
 def test_the_counts_are_the_programs(gpu):
     from on_gpu import adamw, floors
     from on_gpu.bench import Bench
-    from on_gpu.muon import cases
+    from on_gpu.muon import FORMS, GRAM, cases
 
     bench = Bench(False, 0.0, floors.H100, sys.stderr)
     assert floors.GPT().parameters == floors.count(adamw.shapes(bench)) == 124_439_808
     shapes = cases(bench)["GPT-2 small"]
     of_ours = lambda form, chunks: sum(flops((min(s), max(s)), chunks, form) for s in shapes)
     assert floors.newton_schulz_flops(shapes) == of_ours("standard", (5,))
-    assert floors.gram_flops(shapes) == of_ours("gram", restarts(5, GRAM_STEPS["float32"])) - sum(
-        flops(s, restarts(5, GRAM_STEPS["float32"]), "gram") - flops(s, (5,), "standard")
-        for s in shapes
-        if s[0] == s[1]
-    )
+    leaves = [Matrices(1, *shape, "float32") for shape in shapes]
+    for name, chunks in GRAM.items():
+        dtype, precision = FORMS[name][0].get("dtype"), FORMS[name][0].get("precision")
+        plan = make_plan(leaves, Settings("newton_schulz", keller_jordan(5), 1e-7, dtype, precision))
+        assert floors.gram_flops(shapes, chunks) == plan.flops_per_device({}, "gpu"), name
 
 
 def test_the_expectations_are_what_the_floors_say(gpu):
     from on_gpu import expectations
 
     assert expectations.FILE.read_text() == expectations.text()
+
+
+def test_the_largest_batch_fits_beside_what_the_allocator_keeps(gpu):
+    from on_gpu.bench import Bench
+    from on_gpu.floors import H100
+    from on_gpu.gpt import ROOM, contiguous, largest_batch
+
+    bench, size = Bench(False, 0.0, H100, sys.stderr), lambda limit: largest_batch(bench, 8, 2, 10, limit)
+    assert contiguous({}, held=2) is None
+    assert size(None) == 16
+    assert size(contiguous({"bytes_limit": 73}, held=2)) == int(ROOM * 73 - 2) // 8 * 8 == 64
+    assert size(contiguous({"bytes_limit": 73, "pool_bytes": 26}, held=2)) == int(ROOM * 49 - 2) // 8 * 8 == 40
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ from on_gpu.floors import Chip
 
 TURNS = 5  # measured turns of every arm, after one that warms up
 SECONDS = 0.12  # about how long a turn takes
+LONG = 1.0  # seconds of a step from which on a turn is one step
+COMPILING = 0.6  # of the time that is left, after which what isn't compiled is done without
 SPARE = 8.0  # seconds before the deadline at which no new turn is begun
 
 Advance = Callable[[], Any]  # does one step, perhaps without waiting for it
@@ -139,7 +141,10 @@ class Bench:
         return found
 
     def compiled(self, programs: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-        """The programs (functions that give a `jax.stages.Lowered`) compiled all at once, each in a thread."""
+        """The programs (functions that give a `jax.stages.Lowered`) compiled all at once, each in a thread.
+
+        One that takes too long costs its own row; its thread ends with the process.
+        """
         lowered = {}
         for name, lower in programs.items():
             try:
@@ -147,13 +152,17 @@ class Bench:
             except Exception as error:
                 self.failed(name, error)
         done = {}
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            futures = {name: pool.submit(program.compile) for name, program in lowered.items()}
-            for name, future in futures.items():
-                try:
-                    done[name] = future.result()
-                except Exception as error:
-                    self.failed(name, error)
+        began, limit = time.time(), COMPILING * self.left
+        pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+        futures = {name: pool.submit(program.compile) for name, program in lowered.items()}
+        for name, future in futures.items():
+            try:
+                done[name] = future.result(max(0.0, began + limit - time.time()))
+            except TimeoutError:
+                self.failed(name, f"not compiled after {limit:.0f} s")
+            except Exception as error:
+                self.failed(name, error)
+        pool.shutdown(wait=False, cancel_futures=True)
         return done
 
 
@@ -171,7 +180,9 @@ class _Timer:
             began = time.perf_counter()
             advance()
             wait()
-            self.count = max(3, min(1000, round(self.seconds / (time.perf_counter() - began)))) if self.seconds else 1
+            step = time.perf_counter() - began
+            is_slow = step > LONG or not self.seconds
+            self.count = 1 if is_slow else max(3, min(1000, round(self.seconds / step)))
         began = time.perf_counter()
         for _ in range(self.count):
             advance()

@@ -1,4 +1,4 @@
-"""A child of section 6, python -m on_gpu.deterministic SMOKE: compiles, waits for a line, trains, prints its bits."""
+"""A child of section 6, python -m on_gpu.deterministic SMOKE: compiles, says so; at a line trains, prints its bits."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def main() -> None:
     first = jax.jit(lambda key: init_state(*workload.init(key), tx, key=key))
     state = first(jax.random.key(0))
     step = jax.jit(make_step(workload.loss, tx), donate_argnums=0).lower(state, batch).compile()
+    print("compiled", flush=True)
     sys.stdin.readline()
     times = []
     for _ in range(bench.size(30, 3)):

@@ -31,7 +31,17 @@ def largest_batch(bench: Bench, small: int, held: int, needed: int, limit: int |
     return min(LARGEST, max(small, fits // 8 * 8))
 
 
-def report(bench: Bench, case: str, who: str, batch: int, seconds: list[float], *, flash: bool, peer: str = "") -> None:
+def contiguous(stats: dict[str, int], held: int) -> int | None:
+    """Bytes that a state of `held` bytes and one large block may take together; None where that isn't known.
+
+    Where memory isn't preallocated, JAX's allocator grows by blocks that it neither joins nor gives back: what smaller
+    programs took before is of use to the state, and to no block that is larger.
+    """
+    limit = stats.get("bytes_limit")
+    return None if limit is None else limit - max(0, stats.get("pool_bytes", 0) - held)
+
+
+def report(bench: Bench, case: str, who: str, batch: int, seconds: list[float], *, peer: str = "") -> None:
     gpt = sizes(bench)
     tokens = batch * gpt.length
     rates = per_second(seconds, tokens)
@@ -43,7 +53,7 @@ def report(bench: Bench, case: str, who: str, batch: int, seconds: list[float], 
         rates,
         "tokens/s",
         floor=bench.chip.bfloat16 / gpt.flops,
-        predicted=1 / floors.gpt_seconds(bench.chip, gpt, flash=flash, fused_loss=not is_ours),
+        predicted=1 / floors.gpt_seconds(bench.chip, gpt, flash=True, fused_loss=True),
         goals={peer: 1.0, "floor": SHARE} if is_ours else {},
         note=f"{share:.1%} of the peak, {batch} sequences",
     )
@@ -140,13 +150,13 @@ def ours(bench: Bench) -> None:
     found = bench.measure({f"{case}: {name}": p.arm for name, p in programs.items()})
     for name in programs:
         if times := found.get(f"{case}: {name}"):
-            report(bench, case, name, small, times, flash=False, peer=_peer(name))
+            report(bench, case, name, small, times, peer=_peer(name))
     if not programs:
         return
     held, needed = max((p.held, p.needed) for p in programs.values())
     programs.clear()
     stats = jax.local_devices()[0].memory_stats() or {}
-    size = largest_batch(bench, small, held, needed, stats.get("bytes_limit"))
+    size = largest_batch(bench, small, held, needed, contiguous(stats, held))
     baton = bench.baton
     for attempt in range(3):
         named = lambda name, size=size: f"GPT-2 small, the largest batch ({size}): {name}"
@@ -174,7 +184,7 @@ def _largest(bench: Bench, programs: dict[str, tuple[str, _Steps, Any]], size: i
             bench.failed(named, error)
             continue
         if times := bench.measure({named: program.arm}, turns=bench.size(3, 1)).get(named):
-            report(bench, LARGE, name, size, times, flash=False, peer=_peer(name))
+            report(bench, LARGE, name, size, times, peer=_peer(name))
             measured.append(program.needed)
         del program
     peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
@@ -250,7 +260,7 @@ def theirs(bench: Bench) -> None:
     bench.warm_up(arms)
     held = 0 if bench.smoke else torch.cuda.memory_allocated()
     for name, times in bench.measure(arms).items():
-        report(bench, case, name.removeprefix(f"{case}: "), small, times, flash=True)
+        report(bench, case, name.removeprefix(f"{case}: "), small, times)
     needed = 0 if bench.smoke else torch.cuda.max_memory_allocated()
     limit = None if bench.smoke else torch.cuda.get_device_properties(0).total_memory
     size = largest_batch(bench, small, held, needed, limit)
@@ -265,7 +275,7 @@ def theirs(bench: Bench) -> None:
             named = f"{case} ({batch}): {name}"
             found = bench.measure({named: partial(make, batch, name)}, turns=bench.size(3, 1))
             if named in found:
-                report(bench, case, name, batch, found[named], flash=True)
+                report(bench, case, name, batch, found[named])
             if len(bench.failures) == failures:
                 break
             torch.cuda.empty_cache()
