@@ -173,6 +173,8 @@ class Parameter:
     def head_scope(self) -> tuple[str, ...]:
         """The path of the innermost module around it, or layer, that is called a head; () if there is none. What lies
         inside an attention is an attention's head."""
+        if self.layer in (("out",), ("output",)) and not self.beside_queries:  # the whole model's
+            return self.layer
         ends = [i for i, name in enumerate(self.layer, 1) if _says_head(name)]
         if not ends:
             return ()

@@ -214,7 +214,7 @@ def _unread(parameters: list[Parameter]) -> set[Parameter]:
     stems = Counter(map(_stem, {p.layer[:i] for p in parameters for i in range(1, len(p.layer))}))
     is_repeated = lambda p: bool(p.stack) or any(stems[_stem(p.layer[:i])] > 1 for i in range(1, len(p.layer)))
     matrices = {p: axes(p).fans(p.shape) for p in parameters if role(p) in ("matrix", "conv") and axes(p).is_matrix}
-    if len(matrices) < 3:  # a part of a model, maybe
+    if len(matrices) < 4:  # a part of a model, maybe
         return set()
     single = [p for p in matrices if p.kind in KERNELS and len(p.shape) == 2 and not (p.into_heads or is_repeated(p))]
     read = Counter(fan_in for fan_in, _ in matrices.values())
