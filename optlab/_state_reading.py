@@ -9,8 +9,8 @@ import optax
 from optlab import _telling
 from optlab._parameters import read
 from optlab.roles import ByRoleState, MatrixAxes
-from optlab.transforms._orthogonalize import OrthogonalizeState
-from optlab.transforms._plan import Settings
+from optlab.transforms.matrices._orthogonalize import OrthogonalizeState
+from optlab.transforms.matrices._plan import Settings
 
 OPAQUE = "(opaque)"
 Keys: TypeAlias = tuple[Any, ...]  # the way to a leaf of a tree

@@ -11,8 +11,8 @@ import optax
 
 from optlab._checks import is_count
 from optlab._state_reading import OPAQUE, Leaf, Rule, owner, read_leaves, rules_of
-from optlab.transforms._orthogonalize import plan_of
-from optlab.transforms._plan import Plan, Settings
+from optlab.transforms.matrices._orthogonalize import plan_of
+from optlab.transforms.matrices._plan import Plan, Settings
 
 __all__ = ["COLUMNS", "Explanation", "Row", "explain"]
 

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 import optlab
 from optlab.explanation import COLUMNS, explain
 from optlab.roles import MatrixAxes, matrix_axes, roles
-from optlab.transforms._orthogonalize import plan_of
+from optlab.transforms.matrices._orthogonalize import plan_of
 
 
 def shapes(tree, dtype="float32"):

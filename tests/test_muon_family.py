@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from optlab.optimizers import adamuon, muon, muonh, normuon
 from optlab.roles import MatrixAxes
-from optlab.transforms._orthogonalize import OrthogonalizeState
+from optlab.transforms.matrices._orthogonalize import OrthogonalizeState
 
 RATE = 0.02
 FAMILY = {"muon": muon, "normuon": normuon, "adamuon": adamuon, "muonh": muonh}

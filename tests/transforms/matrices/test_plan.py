@@ -7,8 +7,8 @@ import pytest
 
 import optlab
 from optlab.roles import matrix_axes
-from optlab.transforms._divide import axes_to_divide, share
-from optlab.transforms._orthogonalize import plan_of
+from optlab.transforms.matrices._divide import axes_to_divide, share
+from optlab.transforms.matrices._orthogonalize import plan_of
 
 
 def settings(**arguments):

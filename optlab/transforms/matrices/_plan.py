@@ -12,8 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optlab.transforms._divide import axes_to_divide, share
-from optlab.transforms._newton_schulz import Coefficients, flops, restarts
+from optlab.transforms.matrices._divide import axes_to_divide, share
+from optlab.transforms.matrices._newton_schulz import Coefficients, flops, restarts
 
 
 class Settings(NamedTuple):

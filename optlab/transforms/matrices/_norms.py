@@ -14,9 +14,9 @@ from optlab._axes_at_init import axes_told
 from optlab._checks import check_decay, check_not_negative, check_positive
 from optlab.roles import MatrixAxes
 from optlab.roles import matrix_axes as find_axes
-from optlab.transforms._divide import reshaped
-from optlab.transforms._matrices import matrix_leaves
 from optlab.transforms._numerics import cast_like, check_dtypes, check_wide, widen
+from optlab.transforms.matrices._divide import reshaped
+from optlab.transforms.matrices._leaves import matrix_leaves
 
 
 class ScaleByNeuronRmsState(NamedTuple):

@@ -11,11 +11,18 @@ import optax
 
 from optlab._checks import check_choice, check_not_negative, is_count
 from optlab.roles import MatrixAxes
-from optlab.transforms._divide import Mesh, by_mesh, divide, on_auto_axes, on_explicit, placed_like
-from optlab.transforms._matrices import check_real, matrix_leaves
-from optlab.transforms._newton_schulz import LARGEST, extremes, keller_jordan, newton_schulz, polar, polar_express
 from optlab.transforms._numerics import wide_dtype
-from optlab.transforms._plan import Group, Matrices, Note, Plan, Settings, make_plan
+from optlab.transforms.matrices._divide import Mesh, by_mesh, divide, on_auto_axes, on_explicit, placed_like
+from optlab.transforms.matrices._leaves import check_real, matrix_leaves
+from optlab.transforms.matrices._newton_schulz import (
+    LARGEST,
+    extremes,
+    keller_jordan,
+    newton_schulz,
+    polar,
+    polar_express,
+)
+from optlab.transforms.matrices._plan import Group, Matrices, Note, Plan, Settings, make_plan
 
 
 class OrthogonalizeState(NamedTuple):

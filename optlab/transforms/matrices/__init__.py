@@ -1,0 +1,1 @@
+"""Functions of matrices: every matrix of a tree in stacks of one shape, planned, divided over devices, placed back."""
