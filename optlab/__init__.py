@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     from optlab.transforms import scale_by_matrix_shape as scale_by_matrix_shape
     from optlab.transforms import scale_by_neuron_rms as scale_by_neuron_rms
     from optlab.transforms import scale_by_rms as scale_by_rms
+    from optlab.transforms import scale_by_shampoo as scale_by_shampoo
     from optlab.transforms import scale_by_sign as scale_by_sign
+    from optlab.transforms import scale_by_soap as scale_by_soap
     from optlab.transforms import scale_by_softsign as scale_by_softsign
     from optlab.transforms import scale_to_rms as scale_to_rms
     from optlab.transforms import scale_to_weight_norm as scale_to_weight_norm
@@ -61,8 +63,8 @@ _NAMES = {
     "softsign_sgd",
     "roles": "by_role",
     "transforms": "cautious decay_weights keep_weight_norm momentum orthogonalize probe scale_by_adagrad "
-    "scale_by_adam scale_by_matrix_shape scale_by_neuron_rms scale_by_rms scale_by_sign scale_by_softsign scale_to_rms "
-    "scale_to_weight_norm",
+    "scale_by_adam scale_by_matrix_shape scale_by_neuron_rms scale_by_rms scale_by_shampoo scale_by_sign scale_by_soap "
+    "scale_by_softsign scale_to_rms scale_to_weight_norm",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

@@ -10,8 +10,11 @@ from optlab.roles import MatrixAxes
 DENSE = MatrixAxes((), (0,), (1,))
 
 
-def matrix_leaves(who: str, updates: Any, matrix_axes: Any | None) -> list[tuple[jax.Array, MatrixAxes]]:
+def matrix_leaves(who: str, updates: Any, extra_args: Any = None) -> list[tuple[jax.Array, MatrixAxes]]:
     """Every leaf with its axes, in the tree's order. Without `matrix_axes` every leaf has to have rank 2."""
+    from optlab._axes_at_init import axes_told
+
+    matrix_axes = (extra_args or {}).get("matrix_axes") if extra_args is not None else axes_told(updates)
     leaves = jax.tree_util.tree_leaves_with_path(updates)
     if matrix_axes is None:
         axes = [DENSE if x.ndim == 2 else MatrixAxes() for _, x in leaves]

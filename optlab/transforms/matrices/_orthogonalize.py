@@ -10,25 +10,41 @@ import jax.numpy as jnp
 import optax
 
 from optlab._checks import check_choice, check_not_negative, is_count
-from optlab.roles import MatrixAxes
 from optlab.transforms._numerics import wide_dtype
-from optlab.transforms.matrices._divide import Mesh, by_mesh, divide, on_auto_axes, on_explicit, placed_like
+from optlab.transforms.matrices._divide import Mesh
 from optlab.transforms.matrices._leaves import check_real, matrix_leaves
+from optlab.transforms.matrices._map import on_matrices
 from optlab.transforms.matrices._newton_schulz import (
     LARGEST,
+    Coefficients,
     extremes,
+    flops,
     keller_jordan,
     newton_schulz,
     polar,
     polar_express,
+    restarts,
 )
-from optlab.transforms.matrices._plan import Group, Matrices, Note, Plan, Settings, make_plan
+from optlab.transforms.matrices._plan import Work
 
 
-class OrthogonalizeState(NamedTuple):
-    """note: the settings, to be read; there is nothing in it that changes."""
+class Settings(NamedTuple):
+    """What `orthogonalize` was asked for; its arguments say what each means.
 
-    note: Note
+    coefficients: of the quintics, one triple a step; empty for an SVD.
+    dtype: the name of the working dtype, or None for at least float32.
+    """
+
+    method: str
+    coefficients: Coefficients
+    eps: float
+    dtype: str | None
+    precision: str
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether products are good enough for the Gram form, which TF32 and 16 bits make unstable."""
+        return self.precision == "highest" and self.dtype in (None, "float32")
 
 
 def orthogonalize(
@@ -96,82 +112,45 @@ def orthogonalize(
                 f"{largest:.2f}, above {LARGEST}: take more steps or a higher lower_bound"
             )
     settings = Settings(method, coefficients, eps, dtype, precision)
-    axis_names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    describe = functools.partial(_work, settings=settings)
 
-    def init_fn(params: optax.Params) -> OrthogonalizeState:
-        del params
-        return OrthogonalizeState(Note(settings))
+    def f(X: jax.Array) -> jax.Array:
+        Y = X.astype(wide_dtype(X))
+        if method == "svd":
+            return polar(Y).astype(X.dtype)
+        form, chunks, working = _recipe(X.shape[1:], str(X.dtype), settings)
+        return newton_schulz(Y, coefficients, chunks, form, eps, working, precision).astype(X.dtype)
 
     def update_fn(
         updates: optax.Updates,
-        state: OrthogonalizeState,
+        state: optax.EmptyState,
         params: optax.Params | None = None,
-        *,
-        matrix_axes: Any | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, OrthogonalizeState]:
-        del params, extra_args
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        del params
         if method != "svd":
             check_real("orthogonalize by Newton–Schulz", updates)
-        leaves = matrix_leaves("orthogonalize", updates, matrix_axes)
-        arrays, axes = [x for x, _ in leaves], tuple(a for _, a in leaves)
-        done = list(arrays)
-        for members, on in by_mesh(arrays, mesh) if arrays else []:
-            some = [arrays[i] for i in members], tuple(axes[i] for i in members)
-            for i, x in zip(members, _orthogonal(*some, settings, on, axis_names), strict=True):
-                done[i] = x
-        return jax.tree.unflatten(jax.tree.structure(updates), done), state
+        axes = [a for _, a in matrix_leaves("orthogonalize", updates, extra_args)]
+        done = on_matrices(f, updates, axes=axes, describe=describe, mesh=mesh, axis_name=axis_name)
+        return done, state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
 
 
-def plan_of(leaves: Sequence[jax.ShapeDtypeStruct | jax.Array], axes: Sequence[MatrixAxes], settings: Settings) -> Plan:
-    """The plan for leaves of these shapes and dtypes, each seen as matrices along its axes."""
-    matrices = []
-    for x, a in zip(leaves, axes, strict=True):
-        fan_in, fan_out = a.fans(x.shape)
-        matrices.append(Matrices(x.size // max(1, fan_in * fan_out), fan_in, fan_out, str(x.dtype)))
-    return make_plan(matrices, settings)
+def _recipe(shape: tuple[int, int], dtype: str, settings: Settings) -> tuple[str, tuple[int, ...], str]:
+    """(form, steps between restarts, dtype of the products) for matrices m ≤ n: the cheaper form that is exact."""
+    working = settings.dtype or str(jnp.promote_types(dtype, jnp.float32))
+    steps = (len(settings.coefficients),)
+    if settings.method == "svd":
+        return "svd", steps, working
+    if settings.is_exact:
+        restarted = restarts(len(settings.coefficients))
+        if flops(shape, restarted, "gram") < flops(shape, steps, "standard"):
+            return "gram", restarted, working
+    return "standard", steps, working
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))  # for those who call update outside a jit
-def _orthogonal(
-    leaves: list[jax.Array],
-    axes: tuple[MatrixAxes, ...],
-    settings: Settings,
-    mesh: Mesh | None,
-    axis_names: tuple[str, ...],
-) -> list[jax.Array]:
-    """All leaves, by the plan, each placed as it was."""
-    plan, leaves = plan_of(leaves, axes, settings), on_explicit(leaves, mesh)
-
-    def f(leaves: list[jax.Array]) -> list[jax.Array]:
-        done = list(leaves)
-        for group in plan.groups:
-            on_side = [_is_tall(leaves[i], axes[i]) for i in group.members]
-            stacks = [axes[i].to_matrices(leaves[i]) for i in group.members]
-            stacks = [X.mT if flip else X for X, flip in zip(stacks, on_side, strict=True)]
-            work = functools.partial(_of_stack, group=group, settings=settings)
-            stack = divide(work, jnp.concatenate(stacks), mesh, axis_names)
-            for i, flip, Y in zip(group.members, on_side, jnp.split(stack, group.starts[1:]), strict=True):
-                done[i] = axes[i].from_matrices(Y.mT if flip else Y, leaves[i].shape)
-        return [placed_like(y, x) for y, x in zip(done, leaves, strict=True)] if mesh is not None else done
-
-    return on_auto_axes(f, mesh, leaves)(leaves)
-
-
-def _is_tall(x: jax.Array, axes: MatrixAxes) -> bool:
-    fan_in, fan_out = axes.fans(x.shape)
-    return fan_in > fan_out
-
-
-def _of_stack(X: jax.Array, group: Group, settings: Settings) -> jax.Array:
-    """A stack (N, m, n) of the group's matrices, some or all of them; in its dtype."""
-    Y = X.astype(wide_dtype(X))
-    if group.form == "svd":
-        Y = polar(Y)
-    else:
-        Y = newton_schulz(
-            Y, settings.coefficients, group.chunks, group.form, settings.eps, group.working_dtype, settings.precision
-        )
-    return Y.astype(X.dtype)
+def _work(shape: tuple[int, int], dtype: str, settings: Settings) -> Work:
+    form, chunks, working = _recipe(shape, dtype, settings)
+    steps = "+".join(map(str, chunks)) if form != "svd" else "-"
+    return Work(form, steps, working, flops(shape, chunks, form))

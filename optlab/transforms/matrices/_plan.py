@@ -1,48 +1,54 @@
-"""The plan of an orthogonalization: which matrices are done together, in what form and dtype, at what cost.
+"""The plan of a function of matrices: which are done together, how, on which platform, at what cost.
 
-It is made of shapes, dtypes and settings alone, so that where the matrices live changes nothing about the numbers.
+It is made of shapes and dtypes alone, so that where the matrices live changes nothing about the numbers.
 """
 
 import dataclasses
 import itertools
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
-import jax.numpy as jnp
 
 from optlab.transforms.matrices._divide import axes_to_divide, share
-from optlab.transforms.matrices._newton_schulz import Coefficients, flops, restarts
+
+Platform: TypeAlias = Literal["cpu", "gpu", "tpu"]
+PLATFORMS: tuple[Platform, ...] = get_args(Platform)
 
 
-class Settings(NamedTuple):
-    """What `orthogonalize` was asked for; its arguments say what each means.
+class Work(NamedTuple):
+    """How one matrix is done.
 
-    coefficients: of the quintics, one triple a step; empty for an SVD.
-    dtype: the name of the working dtype, or None for at least float32.
+    form: of the computation, in a word or two.
+    steps: how many or how often, or "-".
+    dtype: that it is computed in.
+    flops: a multiplication and an addition being two.
     """
 
-    method: str
-    coefficients: Coefficients
-    eps: float
-    dtype: str | None
-    precision: str
+    form: str
+    steps: str
+    dtype: str
+    flops: int
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether products are good enough for the Gram form, which TF32 and 16 bits make unstable."""
-        return self.precision == "highest" and self.dtype in (None, "float32")
+
+class Works(NamedTuple):
+    """One for each platform."""
+
+    cpu: Work
+    gpu: Work
+    tpu: Work
 
 
 @dataclasses.dataclass(frozen=True)
 class Matrices:
-    """What a leaf is to the plan: `count` matrices of (fan_in, fan_out), and the leaf's dtype."""
+    """What a leaf is to the plan: `count` matrices of `shape` in `dtype`; what is stacked has the same `kind`, too."""
 
     count: int
-    fan_in: int
-    fan_out: int
+    shape: tuple[int, int]
     dtype: str
+    kind: Hashable = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,24 +56,16 @@ class Group:
     """Matrices that are stacked and done together.
 
     Attributes:
-        shape: (m, n) with m ≤ n; taller ones are transposed.
+        shape: (m, n) of each.
         dtype: of the leaves, in which the matrices travel between devices.
-        working_dtype: of the products.
-        form: "standard", "gram" or "svd".
-        chunks: steps between the Gram form's restarts; its sum is the number of steps.
         members: which leaves, by their place in the tree's order.
         counts: how many matrices each member holds.
-        flops: of one matrix.
     """
 
     shape: tuple[int, int]
     dtype: str
-    working_dtype: str
-    form: str
-    chunks: tuple[int, ...]
     members: tuple[int, ...]
     counts: tuple[int, ...]
-    flops: int
 
     @property
     def count(self) -> int:
@@ -80,74 +78,74 @@ class Group:
         return list(itertools.accumulate(self.counts[:-1], initial=0))
 
 
+def make_groups(leaves: Sequence[Matrices]) -> tuple[Group, ...]:
+    """Groups by shape, dtype and kind, in the order of their first leaf. Leaves without entries are in none."""
+    members = defaultdict(list)
+    for i, leaf in enumerate(leaves):
+        if leaf.count and math.prod(leaf.shape):
+            members[leaf.shape, leaf.dtype, leaf.kind].append(i)
+    return tuple(
+        Group(shape, dtype, tuple(indices), tuple(leaves[i].count for i in indices))
+        for (shape, dtype, _), indices in members.items()
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The groups in the order of their first leaf. Print it to see what is done."""
+    """The groups, and how each is done. Print it to see."""
 
     groups: tuple[Group, ...]
+    works: tuple[Works, ...]
 
     @property
     def flops(self) -> int:
-        """Of all matrices, on one device."""
-        return sum(group.count * group.flops for group in self.groups)
+        """Of all matrices, on one device, a CPU."""
+        return self.flops_per_device({})
 
-    def flops_per_device(self, sizes: Mapping[str, int]) -> int:
+    def flops_per_device(self, sizes: Mapping[str, int], platform: Platform = "cpu") -> int:
         """Of the device with most to do, on a mesh whose axes have these sizes."""
-        return sum(share(g.count, axes_to_divide(g.count, sizes), sizes) * g.flops for g in self.groups)
+        mine = lambda group: share(group.count, axes_to_divide(group.count, sizes), sizes)
+        each = zip(self.groups, self.works, strict=True)
+        return sum(mine(group) * getattr(works, platform).flops for group, works in each)
 
     def __str__(self) -> str:
-        rows = [("matrices", "shape", "form", "steps", "computed in", "GFLOP")]
-        for g in self.groups:
-            steps = "+".join(map(str, g.chunks)) if g.form != "svd" else "-"
-            work = f"{g.count * g.flops / 1e9:.3g}" if g.count * g.flops < 1e12 else f"{g.count * g.flops / 1e9:,.0f}"
-            rows.append((str(g.count), f"{g.shape[0]}×{g.shape[1]}", g.form, steps, g.working_dtype, work))
+        rows = [("matrices", "shape", "on", "form", "steps", "computed in", "GFLOP")]
+        for group, works in zip(self.groups, self.works, strict=True):
+            for work in dict.fromkeys(works):
+                platforms = [p for p in PLATFORMS if getattr(works, p) == work]
+                on = "any" if len(platforms) == len(PLATFORMS) else ", ".join(platforms).upper()
+                gflop = group.count * work.flops / 1e9
+                cost = f"{gflop:.3g}" if gflop < 1e3 else f"{gflop:,.0f}"
+                shape = f"{group.shape[0]}×{group.shape[1]}"
+                rows.append((str(group.count), shape, on, work.form, work.steps, work.dtype, cost))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join(lines)
 
 
-def make_plan(leaves: Sequence[Matrices], settings: Settings) -> Plan:
-    """Groups by shape, a matrix and its transpose being the same, and by dtype. Leaves without entries are in none."""
-    members = defaultdict(list)
-    for i, leaf in enumerate(leaves):
-        shape = (min(leaf.fan_in, leaf.fan_out), max(leaf.fan_in, leaf.fan_out))
-        if leaf.count:
-            members[shape, leaf.dtype].append(i)
-    return Plan(
-        tuple(
-            _group(shape, dtype, tuple(indices), tuple(leaves[i].count for i in indices), settings)
-            for (shape, dtype), indices in members.items()
-        )
-    )
+FACTORIZATIONS: dict[str, Callable[[int, int], int]] = {  # of m × n, m ≥ n (Golub and Van Loan 2013)
+    "cholesky": lambda m, n: n**3 // 3,
+    "eigh": lambda m, n: 9 * n**3,
+    "qr": lambda m, n: 4 * n * n * m - 4 * n**3 // 3,
+    "svd": lambda m, n: 6 * m * n * n + 20 * n**3,
+}
 
 
-def _group(
-    shape: tuple[int, int], dtype: str, members: tuple[int, ...], counts: tuple[int, ...], settings: Settings
-) -> Group:
-    working = settings.dtype or str(jnp.promote_types(dtype, jnp.float32))
-    chunks: tuple[int, ...] = (len(settings.coefficients),)
-    form = "svd" if settings.method == "svd" else "standard"
-    if form == "standard" and settings.is_exact:
-        restarted = restarts(len(settings.coefficients))
-        if flops(shape, restarted, "gram") < flops(shape, chunks, form):
-            form, chunks = "gram", restarted
-    return Group(shape, dtype, working, form, chunks, members, counts, flops(shape, chunks, form))
+def flops_of(jaxpr: Any) -> int:
+    """Of a program's products and factorizations; a `cond` counts as its dearest branch, a `while` as one turn."""
+    return sum(map(_flops_of_equation, jaxpr.eqns))
 
 
-@jax.tree_util.register_static
-class Note(NamedTuple):
-    """Settings as a pytree node without leaves: to be read from a state, and never used from there.
-
-    Notes are equal, whatever they say: a state restored or made under other settings is the same kind of state.
-    """
-
-    settings: Settings
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Note)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __hash__(self) -> int:
-        return hash(Note)
+def _flops_of_equation(equation: Any) -> int:
+    name, parameters = equation.primitive.name, equation.params
+    inner = [getattr(x, "jaxpr", x) for x in jax.tree.leaves(list(parameters.values()))]
+    if within := [flops_of(x) for x in inner if hasattr(x, "eqns")]:
+        return max(within) if name == "cond" else sum(within) * parameters.get("length", 1)
+    if name == "dot_general":
+        (contracted, _), _ = parameters["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[a] for a in contracted)
+    if name in FACTORIZATIONS:
+        *stack, m, n = equation.invars[0].aval.shape
+        return math.prod(stack) * FACTORIZATIONS[name](max(m, n), min(m, n))
+    return 0
