@@ -255,7 +255,10 @@ def _by_factors(
 
     def f(*operands: Any) -> tuple[Any, ...]:
         *stored, t, given = operands
-        return cast_like(tuple(step(*widen(stored), t, **plain, **given)), tuple(stored))
+        at_once = lambda stored: cast_like(tuple(step(*widen(stored), t, **plain, **given)), tuple(stored))
+        # On a CPU the last bits of a product depend on how many matrices a stack has, and eigenvectors on these.
+        each = lambda stored: jax.tree.map(lambda x: x[0], at_once(jax.tree.map(lambda x: x[None], stored)))
+        return lax.platform_dependent(tuple(stored), cpu=lambda stored: lax.map(each, stored), default=at_once)
 
     def init_fn(params: optax.Params) -> FactorsState:
         leaves = matrix_leaves(who, params)
