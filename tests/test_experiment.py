@@ -60,7 +60,7 @@ from optlab.experiment import build
             ["optimizer=optax.contrib.sophia", "optimizer.learning_rate=0.1"],
             "contrib.sophia can't move",
         ),
-        (["optimizer.roles=foo"], "roles must be a tree of role names .*, got the string 'foo'"),
+        (["optimizer.layout=foo"], "layout must be an optlab.roles.Layout, or a function .*, got 'foo'"),
         (
             ["optimizer=adam", "optimizer.learning_rate=1", "optimizer.mu_dtype=foo"],
             "optimizer=adam: mu_dtype must be a floating-point dtype",

@@ -16,8 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import optlab
 from optlab.explanation import COLUMNS, explain
-from optlab.roles import MatrixAxes, matrix_axes, roles
-from optlab.transforms.matrices._orthogonalize import plan_of
+from optlab.roles import MatrixAxes, read_names
 
 
 def shapes(tree, dtype="float32"):
@@ -97,8 +96,8 @@ def test_the_work_is_the_plans():
 
 
 def test_axes_of_ones_own_are_seen():
-    axes = functools.partial(matrix_axes, per_head=True)
-    tx = optlab.by_role({"matrix": hidden(), "default": optax.sgd(0.1)}, matrix_axes=axes)
+    heads = functools.partial(read_names, per_head=True)
+    tx = optlab.by_role({"matrix": hidden(), "default": optax.sgd(0.1)}, heads)
     rows = by_path(explain(tx, PARAMS))
     assert rows["blocks/attention/query/kernel"].matrices == (15, 12, 4)
     assert rows["blocks/attention/out/kernel"].matrices == (15, 4, 12)
@@ -197,7 +196,7 @@ def test_how_many_parameters_optaxs_muon_routes_otherwise(name, arguments, wrong
 
 
 def test_what_was_said_is_marked():
-    said = functools.partial(roles, overrides={"head/*": "matrix", "conv/kernel": "vector"})
+    said = functools.partial(read_names, overrides={"head/*": "matrix", "conv/kernel": "vector"})
     found = explain(optlab.by_role({"matrix": hidden(), "default": optax.adam(0.1)}, said), PARAMS)
     rows = by_path(found)
     assert {row.path for row in found.rows if row.is_said} == {"head/kernel", "conv/kernel"}
@@ -214,9 +213,8 @@ def test_what_was_said_is_marked():
 
 def test_what_cant_be_told_but_was_said():
     params = shapes({"mixer": (4, 5, 6)})
-    said = functools.partial(roles, overrides={"mixer": "matrix"})
-    axes = functools.partial(matrix_axes, overrides={"mixer": MatrixAxes((0,), (1,), (2,))})
-    found = explain(optlab.by_role({"matrix": hidden()}, said, axes), params)
+    said = functools.partial(read_names, overrides={"mixer": MatrixAxes((0,), (1,), (2,))})
+    found = explain(optlab.by_role({"matrix": hidden()}, said), params)
     (row,) = found.rows
     assert (row.role, row.guess, row.matrices) == ("matrix", None, (4, 5, 6))
     assert "mixer (nothing)" in found.summary()
@@ -288,7 +286,7 @@ def test_orthogonalize_without_by_role():
     ("tx", "params"),
     [
         (optax.masked(hidden(), {"a": True, "b": False}), MATRICES),  # which are masked, nothing shows
-        (hidden(), PARAMS),  # needs matrix_axes= in every update
+        (hidden(), PARAMS),  # refuses its vectors in every update
         (optax.chain(optlab.orthogonalize(), optlab.by_role({"default": optax.sgd(0.1)})), MATRICES),
         (optax.partition({"m": optlab.orthogonalize(), "n": optax.sgd(0.1)}, {"a": "m", "b": "n"}), MATRICES),
         (  # beside a rule's own rules
@@ -382,12 +380,12 @@ def test_a_factory_is_no_transformation():
 
 
 def test_what_update_would_refuse_is_refused():
-    said = functools.partial(roles, overrides={"blocks/up/bias": "matrix"})
+    said = functools.partial(read_names, overrides={"blocks/up/bias": "matrix"})
     with pytest.raises(
         ValueError, match=r"the rule 'matrix' orthogonalizes 'blocks/up/bias' of shape \(5, 48\), which"
     ):
         explain(optlab.by_role({"matrix": hidden(), "default": optax.sgd(0.1)}, said), PARAMS)
-    with pytest.raises(ValueError, match="roles can't tell what 'mixer'"):
+    with pytest.raises(ValueError, match="can't tell by_role what 'mixer'"):
         explain(optlab.muon(0.1), shapes({"mixer": (4, 5, 6)}))
 
 

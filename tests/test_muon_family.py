@@ -8,9 +8,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from optlab.explanation import explain
 from optlab.optimizers import adamuon, muon, muonh, normuon
-from optlab.roles import MatrixAxes
-from optlab.transforms.matrices._orthogonalize import OrthogonalizeState
+from optlab.roles import MatrixAxes, read_names
 
 RATE = 0.02
 FAMILY = {"muon": muon, "normuon": normuon, "adamuon": adamuon, "muonh": muonh}
@@ -231,9 +231,8 @@ def test_muonh_keeps_the_norm_of_every_matrix_and_turns_it_by_the_rate(dtype):
 @every_kin
 def test_the_methods_options_reach_orthogonalize(optimizer):
     tx = optimizer(RATE, method="polar_express", steps=6, dtype="bfloat16")
-    nodes = jax.tree.leaves(tx.init(mixed()), is_leaf=lambda x: isinstance(x, OrthogonalizeState))
-    notes = [x.note.settings for x in nodes if isinstance(x, OrthogonalizeState)]
-    assert {(n.method, len(n.coefficients), n.dtype) for n in notes} == {("polar_express", 6, "bfloat16")}
+    works = [work for _, plan in explain(tx, mixed()).plans for works in plan.works for work in works]
+    assert {(work.steps, work.dtype) for work in works} == {("6", "bfloat16")}
     with pytest.raises(ValueError, match="steps must be a whole number of at least 1, got 0"):
         optimizer(RATE, steps=0)
 
@@ -286,7 +285,7 @@ def test_muon_decays_the_roles_that_it_is_told():
 @every_kin
 def test_roles_of_ones_own(optimizer):
     theta, g = mixed(), mixed(1)
-    tx = optimizer(RATE, roles=lambda params: jax.tree.map(lambda _: "vector", params), weight_decay=0.1)
+    tx = optimizer(RATE, layout=lambda params: read_names(params, {"*": "vector"}), weight_decay=0.1)
     rest = optax.adamw(RATE, b2=0.95, weight_decay=0.1)
     same = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5)
     jax.tree.map(same, first(tx, g, theta), first(rest, g, theta))
@@ -297,7 +296,7 @@ def test_matrix_axes_of_ones_own(optimizer):
     """Kernels as torch keeps them, (out, in): the transposed updates."""
     theta, g = ({"kernel": x["block_0"]["dense"]["kernel"]} for x in (mixed(), mixed(1)))
     turned = lambda tree: jax.tree.map(jnp.transpose, tree)
-    torchs = optimizer(RATE, matrix_axes=lambda params: jax.tree.map(lambda _: MatrixAxes((), (1,), (0,)), params))
+    torchs = optimizer(RATE, layout=lambda params: read_names(params, {"*": MatrixAxes((), (1,), (0,))}))
     expected = turned(first(optimizer(RATE), g, theta))
     np.testing.assert_allclose(
         first(torchs, turned(g), turned(theta))["kernel"], expected["kernel"], rtol=1e-4, atol=1e-6

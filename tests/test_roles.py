@@ -9,7 +9,7 @@ import pytest
 from flax import nnx, serialization
 
 import optlab
-from optlab.roles import Labels, MatrixAxes, matrix_axes, roles
+from optlab.roles import Labels, MatrixAxes, matrix_axes, read_names, roles
 
 MATRIX, CONV = MatrixAxes((), (0,), (1,)), MatrixAxes((), (0, 1, 2), (3,))
 INTO_HEADS, OUT_OF_HEADS = MatrixAxes((), (0,), (1, 2)), MatrixAxes((), (0, 1), (2,))
@@ -274,21 +274,18 @@ def test_which_kernel_is_the_head(tree, heads):
 
 def test_what_cant_be_told_is_named_and_can_be_said():
     tree = shapes({"mixer": {"w": (4, 5, 6)}, "bias": (3,)})
-    with pytest.raises(ValueError, match=r"can't tell what 'mixer/w' of shape \(4, 5, 6\) is. Tell by_role") as error:
+    with pytest.raises(ValueError, match=r"roles what 'mixer/w' of shape \(4, 5, 6\) is\. Pass the program") as error:
         roles(tree)
-    said = (
-        str(error.value)
-        .partition("muon: ")[2]
-        .replace(" and, if it is a matrix, which axes are stacked, input and output:", ",")
-    )
-    tell = eval(f"dict({said})", {"partial": functools.partial, "optlab": optlab, "MatrixAxes": MatrixAxes})
-    state = jax.eval_shape(optlab.by_role(RULES, **tell).init, tree)
+    said = str(error.value).partition("Or say it: ")[2]
+    names = {"role": "matrix", "stack": (0,), "input": (1,), "output": (2,)}
+    given = eval(f"dict({said})", {"functools": functools, "optlab": optlab, **names})
+    state = jax.eval_shape(optlab.by_role(RULES, **given).init, tree)
     assert state.labels.rows[1] == ("mixer/w", "matrix", "matrix")
     assert MatrixAxes(*state.labels.axes[1]) == MatrixAxes((0,), (1,), (2,))
     assert roles(tree, {"mixer/*": "matrix"}) == {"mixer": {"w": "matrix"}, "bias": "vector"}
     assert matrix_axes(tree)["mixer"]["w"] == VECTOR
     assert matrix_axes(tree, {"mixer/*": INTO_HEADS, "mixer/w": CONV})["mixer"]["w"] == INTO_HEADS
-    with pytest.raises(ValueError, match=r"what 'a' of shape \(4, 5, 6\) is, and 2 more\. Tell by_role"):
+    with pytest.raises(ValueError, match=r"what 'a' of shape \(4, 5, 6\) is and 2 more\. Pass the"):
         roles(shapes(dict.fromkeys("abc", (4, 5, 6)) | {"d": (3,)}))
     with pytest.raises(ValueError, match="override 'mixr/w' matches no parameter: the nearest path is 'mixer/w'"):
         roles(tree, {"mixr/w": "matrix"})
@@ -310,10 +307,10 @@ def test_each_role_is_moved_by_its_rule():
     assert moved(optlab.by_role({"head": optax.scale(-3.0), **RULES}))["head"]["kernel"] == -3
 
 
-@pytest.mark.parametrize("as_tree", [True, False])
-def test_roles_of_ones_own(as_tree):
-    own = {"dense": "mine", "head": {"kernel": "matrix"}}  # a prefix will do
-    tx = optlab.by_role({"mine": optax.scale(5.0), **RULES}, own if as_tree else lambda params: own)
+@pytest.mark.parametrize("as_function", [True, False])
+def test_roles_of_ones_own(as_function):
+    own = read_names(PARAMS).override({"dense/*": "mine", "head/kernel": "matrix"})
+    tx = optlab.by_role({"mine": optax.scale(5.0), **RULES}, (lambda params: own) if as_function else own)
     assert moved(tx) == {"dense": {"kernel": 5, "bias": 5}, "head": {"kernel": -1}}
 
 
@@ -325,7 +322,7 @@ def test_labels_can_be_read_from_shapes():
         "head/kernel: head, moved by 'default'",
     ]
     assert not jax.tree.leaves(state.labels)
-    assert state.labels == Labels(state.labels.rows) != Labels((("other", "matrix", "matrix"),))
+    assert state.labels == Labels(state.labels.rows, state.labels.axes) != Labels(state.labels.rows)
 
 
 def test_rules_are_told_roles_and_axes_of_what_they_see():
@@ -338,15 +335,15 @@ def test_rules_are_told_roles_and_axes_of_what_they_see():
     spy = optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
     params = {"attention": {"query": {"kernel": jnp.ones((6, 2, 3)), "bias": jnp.ones((2, 3))}}}
     moved(optlab.by_role({"matrix": spy, "default": optax.identity()}), params, grad=params, value=1.0)
-    query = seen["matrix_axes"]["attention"]["query"]
+    layout = seen["layout"].of(seen["grad"])
+    query = layout.matrix_axes["attention"]["query"]
     assert query["kernel"] == INTO_HEADS
     assert query["bias"] == optax.MaskedNode()
-    assert seen["roles"]["attention"]["query"]["kernel"] == "matrix"
+    assert layout.roles["attention"]["query"]["kernel"] == "matrix"
     assert seen["value"] == 1.0
-    assert jax.tree.structure(seen["grad"]) == jax.tree.structure(seen["roles"])
-    own = lambda tree: jax.tree.map(lambda _: OUT_OF_HEADS, tree)
-    moved(optlab.by_role({"matrix": spy, "default": optax.identity()}, matrix_axes=own), params)
-    assert seen["matrix_axes"]["attention"]["query"]["kernel"] == OUT_OF_HEADS
+    own = read_names(params, {"*": OUT_OF_HEADS})
+    moved(optlab.by_role({"matrix": spy, "default": optax.identity()}, own), params)
+    assert seen["layout"]["attention/query/kernel"].axes == OUT_OF_HEADS
 
 
 NESTED = {
@@ -358,7 +355,7 @@ SCANNED = {
     "layers": {"norm": {"scale": jnp.ones((4, 16))}, "mix": {"kernel": jnp.ones((4, 16, 16))}},
     "input": {"kernel": jnp.ones((3, 16))},
 }
-FIRST = {"Dense_0": {"kernel": "matrix"}, "block_0": {"Dense_0": {"kernel": "head"}}}
+FIRST = {"Dense_0/kernel": "matrix", "block_0/*": "head"}
 
 
 def rules_of(tx, params, around="default"):
@@ -369,8 +366,8 @@ def rules_of(tx, params, around="default"):
 
 
 def test_a_by_role_within_another_has_the_roles_of_the_whole_tree():
-    within = lambda first, rest="default", **own: optlab.by_role(
-        {first: optax.sgd(1.0), rest: optlab.by_role(RULES)}, **own
+    within = lambda first, rest="default", own=None: optlab.by_role(
+        {first: optax.sgd(1.0), rest: optlab.by_role(RULES)}, own and read_names(NESTED, own)
     )
     assert rules_of(within("embedding"), NESTED) == {
         "embed/embedding": "embedding",
@@ -382,11 +379,11 @@ def test_a_by_role_within_another_has_the_roles_of_the_whole_tree():
         "layers/mix/kernel": "matrix",  # in layers, as the norm shows
         "input/kernel": "matrix",
     }
-    given = rules_of(within("embedding", roles={"embed": "embedding", **FIRST}), NESTED)
+    given = rules_of(within("embedding", own=FIRST), NESTED)
     assert (given["block_0/Dense_0/kernel"], given["Dense_0/kernel"]) == ("default", "matrix")
     # A role of one's own says nothing of what is inside.
     given = rules_of(
-        within("frozen", "mine", roles={"embed": "frozen", "block_0": "mine", "Dense_0": "mine"}), NESTED, "mine"
+        within("frozen", "mine", {"embed/*": "frozen", "block_0/*": "mine", "Dense_0/*": "mine"}), NESTED, "mine"
     )
     assert (given["block_0/Dense_0/kernel"], given["Dense_0/kernel"]) == ("matrix", "default")
 
@@ -402,17 +399,17 @@ def test_a_by_role_within_another_moves_what_it_labels():
 
 
 def test_a_by_role_within_another_keeps_roles_of_its_own():
-    own = optlab.by_role(RULES, lambda tree: jax.tree.map(lambda _: "matrix", tree))
-    tx = optlab.by_role({"embedding": optax.sgd(1.0), "default": own}, {"embed": "embedding", **FIRST})
+    own = optlab.by_role(RULES, lambda tree: read_names(tree, {"*": "matrix"}))
+    tx = optlab.by_role({"embedding": optax.sgd(1.0), "default": own}, read_names(NESTED, FIRST))
     given = rules_of(tx, NESTED)
     assert given["block_0/Dense_0/kernel"] == given["Dense_0/kernel"] == "matrix"
 
 
 def test_a_by_role_within_another_keeps_matrix_axes_of_its_own():
     params = {"query": {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(6, 2, 3)), "float32")}}
-    by_head = functools.partial(matrix_axes, per_head=True)
+    by_head = functools.partial(read_names, per_head=True)
     orthogonal = {"matrix": optlab.orthogonalize(), "default": optax.identity()}
-    alone, whole = optlab.by_role(orthogonal, matrix_axes=by_head), optlab.by_role(orthogonal)
+    alone, whole = optlab.by_role(orthogonal, by_head), optlab.by_role(orthogonal)
     got, want, other = (
         tx.update(params, tx.init(params))[0]["query"]["kernel"]
         for tx in (optlab.by_role({"default": alone}), alone, whole)
@@ -423,8 +420,11 @@ def test_a_by_role_within_another_keeps_matrix_axes_of_its_own():
 
 def test_what_cant_be_told_is_an_error_within_roles_of_ones_own():
     tree = {"mixer": {"w": jnp.ones((4, 5, 6))}, "embed": jnp.ones((3, 4))}
-    tx = optlab.by_role({"mine": optlab.by_role(RULES), "default": optax.sgd(1.0)}, {"mixer": "mine", "embed": "head"})
-    with pytest.raises(ValueError, match="roles can't tell what 'mixer/w'"):
+    tx = optlab.by_role(
+        {"mine": optlab.by_role(RULES), "default": optax.sgd(1.0)},
+        read_names(tree, {"mixer/*": "mine", "embed": "head"}),
+    )
+    with pytest.raises(ValueError, match="can't tell by_role what 'mixer/w'"):
         tx.init(tree)
 
 
@@ -450,15 +450,15 @@ def test_the_state_survives_what_optax_and_flax_do_to_states():
         ),
         (
             {"mime": RULES["matrix"], **RULES},
-            {"dense": "mine", "head": "mine"},
+            {"*": "mine"},
             "knows no role 'mime': did you mean 'mine'",
         ),
-        (RULES, {"dense": "matrx", "head": "matrix"}, "knows no role 'matrx': did you mean 'matrix'"),
+        (RULES, {"dense/*": "matrx"}, "knows no role 'matrx': did you mean 'matrix'"),
     ],
 )
 def test_by_role_refuses(rules, own, message):
     with pytest.raises(ValueError, match=message):
-        optlab.by_role(rules, own).init(PARAMS)
+        optlab.by_role(rules, own and read_names(PARAMS, own)).init(PARAMS)
 
 
 def test_an_unknown_role_is_refused_before_there_are_parameters():

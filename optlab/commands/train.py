@@ -167,7 +167,7 @@ def _initial(run: str, experiment: Experiment) -> tuple[Any, Any]:
     """The parameters (and running statistics) of another run, held against the model's shapes."""
     import jax
 
-    from optlab._parameters import names_of
+    from optlab.roles._paths import names_of
     from optlab.training import CheckpointError, load_params
 
     try:

@@ -3,7 +3,7 @@
 What makes them different is a line or two in a chain; the rest of each is arguments.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -11,11 +11,10 @@ import optax
 
 from optlab import transforms
 from optlab.optimizers._coordinates import ScalarOrSchedule, adamw, scale_by_learning_rate
-from optlab.roles import by_role
+from optlab.roles import LayoutLike, by_role
 
 Method: TypeAlias = Literal["newton_schulz", "polar_express", "svd"]
 Mesh: TypeAlias = jax.sharding.Mesh | jax.sharding.AbstractMesh
-PerParameter: TypeAlias = Any | Callable[[optax.Params], Any]  # a tree, or a function that makes one
 
 
 def muon(
@@ -37,8 +36,7 @@ def muon(
     eps: float = 1e-8,
     mu_dtype: Any | None = None,
     nu_dtype: Any | None = None,
-    roles: PerParameter | None = None,
-    matrix_axes: PerParameter | None = None,
+    layout: LayoutLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon for hidden matrices and convolutions, θ ← θ − η(c·O(βm + g) + λθ), m ← βm + g; AdamW for everything else.
 
@@ -68,8 +66,8 @@ def muon(
         eps: added to AdamW's root (ε).
         mu_dtype: the dtype that both rules' momenta are stored in; None takes the parameters'.
         nu_dtype: the dtype that AdamW's second moment is stored in; None is at least float32.
-        roles: what each parameter is, if not what `optlab.roles.roles` says: a tree, or a function of the parameters.
-        matrix_axes: how each is a matrix, if not as `optlab.roles.matrix_axes` says: likewise a tree or a function.
+        layout: what each parameter is, and how it is a matrix: a `Layout`, or a function of the parameters that gives
+            one, as in `by_role`; None is the layout around, or what names and shapes show.
     """
     hidden = optax.chain(
         transforms.momentum(beta, nesterov=nesterov, accumulator_dtype=mu_dtype),
@@ -80,7 +78,7 @@ def muon(
     )
     adam = {"b1": b1, "b2": b2, "eps": eps, "mu_dtype": mu_dtype, "nu_dtype": nu_dtype}
     decay = {"weight_decay": weight_decay, "decay_roles": decay_roles}
-    return _and_adamw(hidden, roles, matrix_axes, learning_rate, adam_learning_rate, **adam, **decay)
+    return _and_adamw(hidden, layout, learning_rate, adam_learning_rate, **adam, **decay)
 
 
 def normuon(
@@ -102,8 +100,7 @@ def normuon(
     eps: float = 1e-8,
     mu_dtype: Any | None = None,
     nu_dtype: Any | None = None,
-    roles: PerParameter | None = None,
-    matrix_axes: PerParameter | None = None,
+    layout: LayoutLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon whose neurons move alike: θ ← θ − η(0.2√(mn)·Ô / ‖Ô‖ + λθ), Ô = O / (√v + ε), v ← β₂v + (1 − β₂)·mean(O²).
 
@@ -131,8 +128,8 @@ def normuon(
         eps: added to the roots of both rules (ε).
         mu_dtype: the dtype that both rules' momenta are stored in; None takes the parameters'.
         nu_dtype: the dtype that second moments are stored in; None is at least float32.
-        roles: what each parameter is, if not what `optlab.roles.roles` says: a tree, or a function of the parameters.
-        matrix_axes: how each is a matrix, if not as `optlab.roles.matrix_axes` says: likewise a tree or a function.
+        layout: what each parameter is, and how it is a matrix: a `Layout`, or a function of the parameters that gives
+            one, as in `by_role`; None is the layout around, or what names and shapes show.
     """
     hidden = optax.chain(
         transforms.momentum(beta, nesterov=nesterov, style="ema", accumulator_dtype=mu_dtype),
@@ -144,7 +141,7 @@ def normuon(
     )
     adam = {"b1": b1, "b2": b2, "eps": eps, "mu_dtype": mu_dtype, "nu_dtype": nu_dtype}
     decay = {"weight_decay": weight_decay, "decay_roles": decay_roles}
-    return _and_adamw(hidden, roles, matrix_axes, learning_rate, adam_learning_rate, **adam, **decay)
+    return _and_adamw(hidden, layout, learning_rate, adam_learning_rate, **adam, **decay)
 
 
 def adamuon(
@@ -166,8 +163,7 @@ def adamuon(
     eps: float = 1e-8,
     mu_dtype: Any | None = None,
     nu_dtype: Any | None = None,
-    roles: PerParameter | None = None,
-    matrix_axes: PerParameter | None = None,
+    layout: LayoutLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon with Adam's second moment: θ ← θ − η(0.2√(mn)·Ô / ‖Ô‖ + λθ), Ô = O / (√v + ε), v ← β₂v + (1 − β₂)O².
 
@@ -194,8 +190,8 @@ def adamuon(
         eps: added to the roots of both rules (ε).
         mu_dtype: the dtype that both rules' momenta are stored in; None takes the parameters'.
         nu_dtype: the dtype that second moments are stored in; None is at least float32.
-        roles: what each parameter is, if not what `optlab.roles.roles` says: a tree, or a function of the parameters.
-        matrix_axes: how each is a matrix, if not as `optlab.roles.matrix_axes` says: likewise a tree or a function.
+        layout: what each parameter is, and how it is a matrix: a `Layout`, or a function of the parameters that gives
+            one, as in `by_role`; None is the layout around, or what names and shapes show.
     """
     hidden = optax.chain(
         transforms.momentum(beta, nesterov=nesterov, accumulator_dtype=mu_dtype),
@@ -208,7 +204,7 @@ def adamuon(
     )
     adam = {"b1": b1, "b2": b2, "eps": eps, "mu_dtype": mu_dtype, "nu_dtype": nu_dtype}
     decay = {"weight_decay": weight_decay, "decay_roles": decay_roles}
-    return _and_adamw(hidden, roles, matrix_axes, learning_rate, adam_learning_rate, **adam, **decay)
+    return _and_adamw(hidden, layout, learning_rate, adam_learning_rate, **adam, **decay)
 
 
 def muonh(
@@ -229,8 +225,7 @@ def muonh(
     eps: float = 1e-8,
     mu_dtype: Any | None = None,
     nu_dtype: Any | None = None,
-    roles: PerParameter | None = None,
-    matrix_axes: PerParameter | None = None,
+    layout: LayoutLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon on a sphere: W ← R·(W − ηR·O / ‖O‖) / ‖W − ηR·O / ‖O‖‖, R = ‖W‖ at the start; AdamW for everything else.
 
@@ -256,8 +251,8 @@ def muonh(
         eps: added to AdamW's root (ε).
         mu_dtype: the dtype that both rules' momenta are stored in; None takes the parameters'.
         nu_dtype: the dtype that AdamW's second moment is stored in; None is at least float32.
-        roles: what each parameter is, if not what `optlab.roles.roles` says: a tree, or a function of the parameters.
-        matrix_axes: how each is a matrix, if not as `optlab.roles.matrix_axes` says: likewise a tree or a function.
+        layout: what each parameter is, and how it is a matrix: a `Layout`, or a function of the parameters that gives
+            one, as in `by_role`; None is the layout around, or what names and shapes show.
     """
     hidden = optax.chain(
         transforms.momentum(beta, nesterov=nesterov, accumulator_dtype=mu_dtype),
@@ -268,7 +263,7 @@ def muonh(
     )
     adam = {"b1": b1, "b2": b2, "eps": eps, "mu_dtype": mu_dtype, "nu_dtype": nu_dtype}
     decay = {"weight_decay": weight_decay, "decay_roles": decay_roles}
-    return _and_adamw(hidden, roles, matrix_axes, learning_rate, adam_learning_rate, **adam, **decay)
+    return _and_adamw(hidden, layout, learning_rate, adam_learning_rate, **adam, **decay)
 
 
 def _orthogonalize(
@@ -281,12 +276,11 @@ def _orthogonalize(
 
 def _and_adamw(
     hidden: optax.GradientTransformation,
-    roles: PerParameter | None,
-    matrix_axes: PerParameter | None,
+    layout: LayoutLike | None,
     learning_rate: ScalarOrSchedule,
     adam_learning_rate: ScalarOrSchedule | None,
     **settings: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Matrices and convolutions by the one rule, everything else by AdamW."""
     rate = learning_rate if adam_learning_rate is None else adam_learning_rate
-    return by_role({"matrix": hidden, "conv": hidden, "default": adamw(rate, **settings)}, roles, matrix_axes)
+    return by_role({"matrix": hidden, "conv": hidden, "default": adamw(rate, **settings)}, layout)

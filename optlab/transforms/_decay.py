@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab._checks import check_not_negative, is_number
-from optlab.roles import check_roles
-from optlab.roles import roles as find_roles
+from optlab.roles import check_roles, layout_of
 from optlab.transforms._numerics import computed_wide
 
 
@@ -51,9 +50,9 @@ def decay_weights(
             agree = lambda g, p: jnp.sign(g) * jnp.sign(p) >= 0  # in 16 bits gθ itself can round to 0
             decayed = jax.tree.map(lambda d, g, p: jnp.where(agree(g, p), d, g), decayed, updates, params)
         if roles is not None:
-            told = extra_args.get("roles")  # by by_role: a rule under it doesn't see all parameters
-            labels = find_roles(params) if told is None else told
-            decayed = jax.tree.map(lambda role, d, g: d if role in roles else g, labels, decayed, updates)
+            layout = layout_of(params, extra_args)
+            layout.check_known("decay_weights")
+            decayed = jax.tree.map(lambda role, d, g: d if role in roles else g, layout.roles, decayed, updates)
         return decayed, state
 
     return optax.GradientTransformationExtraArgs(decay.init, update_fn)

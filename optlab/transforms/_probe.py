@@ -1,7 +1,7 @@
 """A probe: measures what passes at its place in a chain, and changes nothing."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,8 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from optlab._checks import is_count
 from optlab._probes import METRICS, NORMS, SPECTRUM, ProbeName, ProbeState
-from optlab.roles import MatrixAxes
-from optlab.roles import matrix_axes as find_axes
+from optlab.roles import LayoutError, MatrixAxes, layout_of
 
 
 def probe(name: str, *, every: int | None = 100) -> optax.GradientTransformationExtraArgs:
@@ -37,9 +36,8 @@ def probe(name: str, *, every: int | None = 100) -> optax.GradientTransformation
     - "sigma_max", "sigma_median", "sigma_min": of their singular values, min(m, n) of each.
     - "stable_rank": the mean of ‖A‖²_F / σ²_max, from 1 to min(m, n); 0 for a matrix of zeros.
 
-    The extra argument `matrix_axes`, which by_role passes, says how leaves are matrices, else
-    `optlab.roles.matrix_axes` of the updates does; leaves that are none are left out. The singular values are those of
-    an SVD of every matrix, on every device: where that takes long, choose a large k or None.
+    `optlab.roles.layout_of` says how leaves are matrices; those that are none are left out. The singular values are
+    those of an SVD of every matrix, on every device: where that takes long, choose a large k or None.
 
     Under by_role, `optax.partition` or `optax.masked` it sees the rule's own parameters; under pmap or shard_map, what
     the device holds; in a population under vmap, all members compute singular values when one of them is due.
@@ -64,17 +62,15 @@ def probe(name: str, *, every: int | None = 100) -> optax.GradientTransformation
         params: optax.Params | None = None,
         *,
         grad: optax.Updates | None = None,
-        matrix_axes: Any | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ProbeState]:
-        del extra_args
         count, dtype, split = optax.safe_increment(state.count), state.values.dtype, len(NORMS)
         seen, params, grad = lax.stop_gradient((updates, params, grad))
         found, zero = _norms(seen, params, grad), jnp.zeros([])
         norms = jnp.stack([found.get(metric, zero).astype(dtype) for metric in NORMS])
         norms_at = jnp.stack([count if metric in found else jnp.zeros_like(count) for metric in NORMS])
         spectrum, spectrum_at = state.values[split:], state.measured[split:]
-        leaves, axes = ([], []) if every is None else _matrices(seen, matrix_axes)
+        leaves, axes = ([], []) if every is None else _matrices(seen, extra_args)
         if leaves:
             due = (count == 1) | (count % every == 0)
             spectrum = _if_due(functools.partial(_spectrum, axes=axes, dtype=dtype))(due, spectrum, leaves)
@@ -140,10 +136,14 @@ def _quotient(a: jax.Array, b: jax.Array) -> jax.Array:
 # Singular values.
 
 
-def _matrices(updates: Any, matrix_axes: Any | None) -> tuple[list[jax.Array], list[MatrixAxes]]:
-    """The leaves that are matrices or stacks of them, and their axes; where the axes don't match, there are none."""
-    pairs = _pairs(updates, find_axes(updates) if matrix_axes is None else matrix_axes)
-    pairs = [(x, axes) for x, axes in pairs if isinstance(axes, MatrixAxes) and axes.is_matrix and x.size]
+def _matrices(updates: Any, extra_args: Mapping[str, Any]) -> tuple[list[jax.Array], list[MatrixAxes]]:
+    """The leaves that are matrices or stacks of them, and their axes; none, where the layout doesn't hold them."""
+    try:
+        readings = layout_of(updates, extra_args).readings.values()
+    except LayoutError:
+        return [], []
+    pairs = [(x, r.axes) for x, r in zip(jax.tree.leaves(updates), readings, strict=True)]
+    pairs = [(x, axes) for x, axes in pairs if axes.is_matrix and x.size]
     return [x for x, _ in pairs], [axes for _, axes in pairs]
 
 

@@ -33,12 +33,10 @@ def scale_by_matrix_shape(scale: Literal["rms", "spectral"] = "rms") -> optax.Gr
         updates: optax.Updates,
         state: optax.EmptyState,
         params: optax.Params | None = None,
-        *,
-        matrix_axes: Any | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.EmptyState]:
-        del params, extra_args
-        leaves = matrix_leaves("scale_by_matrix_shape", updates, matrix_axes)
+        del params
+        leaves = matrix_leaves("scale_by_matrix_shape", updates, extra_args)
         factors = [factor(*axes.fans(x.shape)) for x, axes in leaves]
         scaled = [x if c == 1 else c * widen(x) for (x, _), c in zip(leaves, factors, strict=True)]
         return cast_like(jax.tree.unflatten(jax.tree.structure(updates), scaled), updates), state

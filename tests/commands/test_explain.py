@@ -52,8 +52,8 @@ def test_a_role_that_was_said_is_marked(here, capsys):
     (here / "said_roles.py").write_text(
         "import functools, optlab\n"
         "def rule(learning_rate: float):\n"
-        "    said = functools.partial(optlab.roles.roles, overrides={'head/kernel': 'matrix'})\n"
-        "    return optlab.muon(learning_rate, roles=said)\n"
+        "    said = functools.partial(optlab.roles.read_names, overrides={'head/kernel': 'matrix'})\n"
+        "    return optlab.muon(learning_rate, layout=said)\n"
     )
     assert (
         main(["explain", "small.py", "optimizer=said_roles:rule", "optimizer.learning_rate=1e-3", "schedule=constant"])
@@ -82,7 +82,7 @@ def test_it_is_whole_when_it_is_piped(here):
         (["small.py", "optimizer.weight_decay=-1"], "weight_decay must not be negative, got -1"),
         (
             ["small.py", "optimizer=odd:rule", "optimizer.learning_rate=1", "schedule=constant"],
-            "roles can't tell what 'odd' of shape (2, 3, 4) is",
+            "can't tell by_role what 'odd' of shape (2, 3, 4) is",
         ),
     ],
 )

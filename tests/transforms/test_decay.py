@@ -34,8 +34,8 @@ def test_roles_say_what_decays():
 
 
 def test_roles_that_by_role_gives_come_before_names():
-    roles = jax.tree.map(lambda _: "vector", PARAMS)
-    assert decayed(optlab.decay_weights(0.1, roles=["matrix"]), roles=roles) == jax.tree.map(lambda _: 0.0, PARAMS)
+    layout = optlab.roles.read_names(PARAMS, {"*": "vector"})
+    assert decayed(optlab.decay_weights(0.1, roles=["matrix"]), layout=layout) == jax.tree.map(lambda _: 0.0, PARAMS)
 
 
 def test_a_mask_says_what_decays_as_in_optax():

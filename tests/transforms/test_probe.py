@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 import optlab
 from optlab import probe, read_probes
 from optlab._probes import METRICS, NORMS, SPECTRUM
-from optlab.roles import MatrixAxes
+from optlab.roles import MatrixAxes, read_names
 
 SHAPES = {"dense": {"kernel": (6, 4), "bias": (4,)}, "conv_0": {"kernel": (3, 3, 2, 5)}, "gain": ()}
 
@@ -122,14 +122,14 @@ def test_a_step_of_gradient_descent_is_eta_long_and_points_downhill():
 
 def test_each_matrix_of_a_stack_counts():
     stack = np.random.default_rng(0).standard_normal((3, 4, 6)).astype(np.float32)
-    got = readings({"x": jnp.asarray(stack)}, matrix_axes={"x": MatrixAxes((0,), (1,), (2,))})
+    got = readings(x := {"x": jnp.asarray(stack)}, layout=read_names(x, {"x": MatrixAxes((0,), (1,), (2,))}))
     assert_read(got | {"sigma_age": 0}, {m: oracle({"x": stack}, stack, stack, lambda t: t["x"])[m] for m in SPECTRUM})
 
 
 def test_matrix_axes_are_those_that_are_told():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4)), jnp.float32)
     for axes, A in ((((), (0, 1), (2,)), x.reshape(6, 4)), (((), (1,), (0, 2)), x.transpose(1, 0, 2).reshape(3, 8))):
-        got = readings([x], matrix_axes=[MatrixAxes(*axes)])
+        got = readings([x], layout=read_names([x], {"0": MatrixAxes(*axes)}))
         assert float(got["sigma_min"]) == pytest.approx(np.linalg.svd(A, compute_uv=False)[-1], rel=1e-5)
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import optlab
-from optlab.roles import MatrixAxes
+from optlab.roles import MatrixAxes, read_names
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,8 @@ from optlab.roles import MatrixAxes
 def test_factors(shape, axes, rms, spectral):
     for scale, factor in (("rms", rms), ("spectral", spectral)):
         tx = optlab.scale_by_matrix_shape(scale)
-        update, _ = tx.update([jnp.ones(shape)], tx.init(None), matrix_axes=axes and [axes])
+        leaves = [jnp.ones(shape)]
+        update, _ = tx.update(leaves, tx.init(None), layout=read_names(leaves, axes and {"0": axes}))
         np.testing.assert_allclose(update[0], factor, rtol=1e-6)
 
 

@@ -279,11 +279,11 @@ def _by_factors(
         del params
         check_real(who, updates)
         count, mu, nu, *factors = state
-        axes = [a for _, a in matrix_leaves(who, updates, extra_args)]
         done, *moved = on_matrices(
             f,
             *(updates, mu, nu),
-            axes=axes,
+            layout=extra_args.get("layout"),
+            who=who,
             states=factors,
             shared=(count, given),
             describe=describe,

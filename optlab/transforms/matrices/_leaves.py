@@ -1,33 +1,31 @@
 """The leaves of a tree as matrices: which axes are input and output, or an error that names the leaf."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from optlab.roles import MatrixAxes
-
-DENSE = MatrixAxes((), (0,), (1,))
+from optlab.roles import MatrixAxes, layout_of
 
 
-def matrix_leaves(who: str, updates: Any, extra_args: Any = None) -> list[tuple[jax.Array, MatrixAxes]]:
-    """Every leaf with its axes, in the tree's order. Without `matrix_axes` every leaf has to have rank 2."""
-    from optlab._axes_at_init import axes_told
+def matrix_leaves(
+    who: str, tree: Any, extra_args: Mapping[str, Any] | None = None
+) -> list[tuple[jax.Array, MatrixAxes]]:
+    """Every leaf with its axes by `layout_of`, in the tree's order.
 
-    matrix_axes = (extra_args or {}).get("matrix_axes") if extra_args is not None else axes_told(updates)
-    leaves = jax.tree_util.tree_leaves_with_path(updates)
-    if matrix_axes is None:
-        axes = [DENSE if x.ndim == 2 else MatrixAxes() for _, x in leaves]
-    else:
-        axes = jax.tree.leaves(jax.tree.map(lambda _, a: a, updates, matrix_axes))
-    for (path, x), a in zip(leaves, axes, strict=True):
-        if not a.is_matrix:
+    Raises:
+        ValueError: for a leaf that is no matrix; it names the leaf.
+    """
+    layout = layout_of(tree, extra_args)
+    for path, reading in layout.readings.items():
+        if not reading.axes.is_matrix:
             raise ValueError(
-                f"{who} moves matrices, and {_name(path)!r} of shape "
-                f"{x.shape} isn't one: let by_role route the parameters, or say which of its axes are input and "
-                "output, by matrix_axes= to by_role or to update (see optlab.roles.MatrixAxes)"
+                f"{who} moves matrices, and {path!r} of shape {reading.shape} isn't one: let by_role route the "
+                f"parameters; or say its axes, by layout.override({{{path!r}: optlab.roles.MatrixAxes(stack, input, "
+                "output)}), with layout= to by_role or to update, or `with layout:` around init and update"
             )
-    return [(x, a) for (_, x), a in zip(leaves, axes, strict=True)]
+    return [(x, r.axes) for x, r in zip(jax.tree.leaves(tree), layout.readings.values(), strict=True)]
 
 
 def check_real(who: str, updates: Any) -> None:

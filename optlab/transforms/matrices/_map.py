@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from optlab.roles import MatrixAxes
+from optlab.roles import Layout, MatrixAxes
 from optlab.transforms.matrices._divide import Mesh, by_mesh, divide, on_auto_axes, on_explicit, placed_like
+from optlab.transforms.matrices._leaves import matrix_leaves
 from optlab.transforms.matrices._plan import Group, Matrices, Plan, Work, Works, flops_of, make_groups
 
 Shape: TypeAlias = tuple[int, int]
@@ -22,7 +23,8 @@ Keys: TypeAlias = tuple[Any, ...]  # the way to a leaf of a tree
 def on_matrices(
     f: Callable[..., Any],
     *trees: Any,
-    axes: Sequence[MatrixAxes],
+    layout: Layout | None = None,
+    who: str = "on_matrices",
     states: Sequence[Any] = (),
     shared: Sequence[Any] = (),
     turned: bool = True,
@@ -34,8 +36,8 @@ def on_matrices(
 
     Matrices of one shape are stacked, and f is called on the stacks, once for each shape:
 
-        on_matrices(f, tree, axes=axes)                    # f(X) -> Y, X and Y of shape (N, m, n)
-        on_matrices(f, tree, other, axes=axes, states=[s]) # f(X, X', S) -> (Y, Y', S')
+        on_matrices(f, tree)                     # f(X) -> Y, X and Y of shape (N, m, n)
+        on_matrices(f, tree, other, states=[s])  # f(X, X', S) -> (Y, Y', S')
 
     f gives back as many stacks as it is given, each in the shape of its own, and nothing in one matrix may depend on
     another. Over a mesh the stacks are divided among the devices (f then sees a part of one, which may hold matrices of
@@ -47,7 +49,8 @@ def on_matrices(
     Args:
         f: the function. Its identity is what compiled code is remembered by: make it once, not in every update.
         trees: of one structure, whose leaves are seen as matrices.
-        axes: how each leaf of a tree is a matrix, in the tree's order.
+        layout: how each leaf is a matrix: the extra argument `layout` of update; None is `optlab.roles.layout_of`.
+        who: asks, for the error that names a leaf that is no matrix.
         states: trees of that structure with what belongs to a leaf's matrices, one by one, in each leaf's place: an
             array (count, …), a tree of them, or None. They are divided likewise.
         shared: what f needs whole, such as the step's number: arrays, given to f behind the states.
@@ -58,11 +61,15 @@ def on_matrices(
         axis_name: mapped axes of pmap or shard_map along which all devices hold the same trees and states.
 
     Returns:
-        A tree for each of the trees and states, as one of them or a tuple.
+        A tree for each of the trees and states: a tuple of them, or the tree if there is one alone.
+
+    Raises:
+        ValueError: where a leaf is no matrix; it names the leaf.
     """
-    structure, first = jax.tree.structure(trees[0]), jax.tree.leaves(trees[0])
-    columns = [structure.flatten_up_to(tree) for tree in (*trees, *states)]
-    call = _Call(f, tuple(axes), len(trees), turned, (axis_name,) if isinstance(axis_name, str) else tuple(axis_name))
+    first, structure = jax.tree.flatten(trees[0])
+    columns = [structure.flatten_up_to(tree) for tree in (*trees, *states)]  # type: ignore[attr-defined]
+    axes = tuple(a for _, a in matrix_leaves(who, trees[0], {"layout": layout}))
+    call = _Call(f, axes, len(trees), turned, (axis_name,) if isinstance(axis_name, str) else tuple(axis_name))
     if (heard := _listening.get()) is not None:
         keys = [keys for keys, _ in jax.tree_util.tree_leaves_with_path(trees[0])]
         done = _only_reported(call, columns, tuple(shared), describe, keys, heard)
@@ -145,7 +152,7 @@ def _called(columns: list[list[Any]], shared: tuple[Any, ...], call: _Call, mesh
     def f(columns: list[list[Any]], shared: tuple[Any, ...]) -> list[list[Any]]:
         done = [list(column) for column in columns]
         for group in call.groups(columns):
-            stacks = [call.stacks(*each, group, kind) for *each, kind in zip(columns, is_tree, strict=True)]
+            stacks = [call.stacks(column, group, kind) for column, kind in zip(columns, is_tree, strict=True)]
             results = divide(call.apply, stacks, mesh, call.axis_names, shared)
             for i, result in enumerate(results):
                 parts = call.apart(result, columns[i], group, is_tree[i])
@@ -167,8 +174,9 @@ def _name(f: Any) -> str:
 
 
 class Report(NamedTuple):
-    """A call of `on_matrices`: the plan, and the way to each leaf, its axes and its stack (count, fan_in, fan_out)."""
+    """A call of `on_matrices`: the function, the plan, and the way to each leaf with its (count, fan_in, fan_out)."""
 
+    f: Callable[..., Any]
     plan: Plan
     leaves: tuple[tuple[Keys, tuple[int, int, int]], ...]
 
@@ -179,7 +187,8 @@ _listening: ContextVar[list[Report] | None] = ContextVar("where calls of on_matr
 @contextlib.contextmanager
 def reported() -> Iterator[list[Report]]:
     """Within, calls of `on_matrices` report here and compute nothing: what they give has the right shapes alone."""
-    token = _listening.set(reports := [])
+    reports: list[Report] = []
+    token = _listening.set(reports)
     try:
         yield reports
     finally:
@@ -206,7 +215,7 @@ def _only_reported(
             for i in group.members:
                 column[i] = jax.tree.map(lambda x, y: jnp.zeros_like(x, dtype=y.dtype), column[i], result)
     sizes = [stacks_of(x, a, turned=False) for x, a in zip(columns[0], call.axes, strict=True)]
-    heard.append(Report(Plan(groups, tuple(works)), tuple(zip(keys, sizes, strict=True))))
+    heard.append(Report(call.f, Plan(groups, tuple(works)), tuple(zip(keys, sizes, strict=True))))
     return done
 
 

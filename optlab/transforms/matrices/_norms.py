@@ -4,16 +4,15 @@ All accept the leaves that `orthogonalize` accepts, and treat each matrix of a s
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optlab._axes_at_init import axes_told
 from optlab._checks import check_decay, check_not_negative, check_positive
 from optlab.roles import MatrixAxes
-from optlab.roles import matrix_axes as find_axes
 from optlab.transforms._numerics import cast_like, check_dtypes, check_wide, widen
 from optlab.transforms.matrices._divide import reshaped
 from optlab.transforms.matrices._leaves import matrix_leaves
@@ -48,7 +47,7 @@ def scale_by_neuron_rms(
     who = "scale_by_neuron_rms"
 
     def init_fn(params: optax.Params) -> ScaleByNeuronRmsState:
-        leaves, axes = _views(who, params, _axes_at_init(params))
+        leaves, axes = _views(who, params, {})
         v = [jnp.zeros_like(_mean_square(x, a), dtype=nu_dtype) for x, a in zip(leaves, axes, strict=True)]
         return ScaleByNeuronRmsState(jax.tree.unflatten(jax.tree.structure(params), v))
 
@@ -56,12 +55,10 @@ def scale_by_neuron_rms(
         updates: optax.Updates,
         state: ScaleByNeuronRmsState,
         params: optax.Params | None = None,
-        *,
-        matrix_axes: Any | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByNeuronRmsState]:
-        del params, extra_args
-        leaves, axes = _views(who, updates, matrix_axes)
+        del params
+        leaves, axes = _views(who, updates, extra_args)
         squares = jax.tree.unflatten(jax.tree.structure(updates), list(map(_mean_square, leaves, axes)))
         _check_shapes(who, squares, state.nu)
         v = optax.tree.update_moment(squares, widen(state.nu), decay, 1)
@@ -87,12 +84,10 @@ def scale_to_rms(rms: float = 0.2) -> optax.GradientTransformationExtraArgs:
         updates: optax.Updates,
         state: optax.EmptyState,
         params: optax.Params | None = None,
-        *,
-        matrix_axes: Any | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.EmptyState]:
-        del params, extra_args
-        leaves, axes = _views("scale_to_rms", updates, matrix_axes)
+        del params
+        leaves, axes = _views("scale_to_rms", updates, extra_args)
         size = [rms * math.sqrt(math.prod(a.fans(x.shape))) for x, a in zip(leaves, axes, strict=True)]
         scaled = [s * _unit(u, _norm(u, a)) for s, u, a in zip(size, leaves, axes, strict=True)]
         return _like(updates, scaled), state
@@ -112,14 +107,11 @@ def scale_to_weight_norm() -> optax.GradientTransformationExtraArgs:
         updates: optax.Updates,
         state: optax.EmptyState,
         params: optax.Params | None = None,
-        *,
-        matrix_axes: Any | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.EmptyState]:
-        del extra_args
         _check_params("scale_to_weight_norm", params)
-        leaves, axes = _views("scale_to_weight_norm", updates, matrix_axes)
-        weights, _ = _views("scale_to_weight_norm", params, matrix_axes)
+        leaves, axes = _views("scale_to_weight_norm", updates, extra_args)
+        weights, _ = _views("scale_to_weight_norm", params, extra_args)
         scaled = [_norm(W, a) * _unit(u, _norm(u, a)) for u, W, a in zip(leaves, weights, axes, strict=True)]
         return _like(updates, scaled), state
 
@@ -143,20 +135,17 @@ def keep_weight_norm() -> optax.GradientTransformationExtraArgs:
     who = "keep_weight_norm"
 
     def init_fn(params: optax.Params) -> KeepWeightNormState:
-        leaves, axes = _views(who, params, _axes_at_init(params))
+        leaves, axes = _views(who, params, {})
         return KeepWeightNormState(jax.tree.unflatten(jax.tree.structure(params), list(map(_norm, leaves, axes))))
 
     def update_fn(
         updates: optax.Updates,
         state: KeepWeightNormState,
         params: optax.Params | None = None,
-        *,
-        matrix_axes: Any | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, KeepWeightNormState]:
-        del extra_args
         _check_params(who, params)
-        (leaves, axes), (weights, _) = _views(who, updates, matrix_axes), _views(who, params, matrix_axes)
+        (leaves, axes), (weights, _) = _views(who, updates, extra_args), _views(who, params, extra_args)
         moved = [W + u for W, u in zip(weights, leaves, strict=True)]
         norms, radii = list(map(_norm, moved, axes)), jax.tree.leaves(state.norm)
         _check_shapes(who, norms, radii)
@@ -181,9 +170,9 @@ def _unit(x: jax.Array, length: jax.Array) -> jax.Array:
     return x / jnp.where(length > 0, length, 1)
 
 
-def _views(who: str, tree: Any, matrix_axes: Any | None) -> tuple[list[jax.Array], list[MatrixAxes]]:
+def _views(who: str, tree: Any, extra_args: Mapping[str, Any]) -> tuple[list[jax.Array], list[MatrixAxes]]:
     """The leaves in at least float32, in the shapes that their axes are meant in, and the axes."""
-    leaves = [(reshaped(x, a.view or x.shape), a) for x, a in matrix_leaves(who, widen(tree), matrix_axes)]
+    leaves = [(reshaped(x, a.view or x.shape), a) for x, a in matrix_leaves(who, widen(tree), extra_args)]
     return [x for x, _ in leaves], [a for _, a in leaves]
 
 
@@ -192,12 +181,6 @@ def _like(updates: Any, views: list[jax.Array]) -> Any:
     back = lambda u, x: reshaped(x, u.shape, jax.typeof(u).sharding).astype(u.dtype)
     leaves = [back(u, x) for u, x in zip(jax.tree.leaves(updates), views, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(updates), leaves)
-
-
-def _axes_at_init(params: Any) -> Any:
-    """What `by_role` tells, or without it what the names and shapes tell."""
-    told = axes_told(params)
-    return find_axes(params) if told is None else told
 
 
 def _check_params(who: str, params: Any | None) -> None:
@@ -211,5 +194,5 @@ def _check_shapes(who: str, new: Any, kept: Any) -> None:
         if x.shape != y.shape:
             raise ValueError(
                 f"{who} was initialized for other matrix axes: its state has shape {y.shape}, and update's axes want "
-                f"{x.shape}; give both the same, by matrix_axes= to by_role"
+                f"{x.shape}; give both the same layout"
             )

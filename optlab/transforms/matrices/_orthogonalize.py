@@ -12,7 +12,7 @@ import optax
 from optlab._checks import check_choice, check_not_negative, is_count
 from optlab.transforms._numerics import wide_dtype
 from optlab.transforms.matrices._divide import Mesh
-from optlab.transforms.matrices._leaves import check_real, matrix_leaves
+from optlab.transforms.matrices._leaves import check_real
 from optlab.transforms.matrices._map import on_matrices
 from optlab.transforms.matrices._newton_schulz import (
     LARGEST,
@@ -70,8 +70,8 @@ def orthogonalize(
     types show, or the ambient one (`jax.set_mesh`), or `mesh`; under pmap and shard_map along the axes named in
     `axis_name`. Where none of them shows a mesh, every device does everything.
 
-    Under `by_role` a leaf may have any rank; alone, the extra argument `matrix_axes` of update says how a leaf of rank
-    other than 2 is a matrix, and without it such a leaf is an error that names it.
+    How a leaf is a matrix, `optlab.roles.layout_of` says: by_role's layout, or the extra argument `layout` of update,
+    or that of `with layout:` around, or what its name and shape show. What is no matrix is an error that names it.
 
     Source: Jordan et al. 2024, Muon (kellerjordan.github.io/posts/muon); Amsel et al. 2025, Polar Express
     (arXiv 2505.16932).
@@ -130,9 +130,8 @@ def orthogonalize(
         del params
         if method != "svd":
             check_real("orthogonalize by Newton–Schulz", updates)
-        axes = [a for _, a in matrix_leaves("orthogonalize", updates, extra_args)]
-        done = on_matrices(f, updates, axes=axes, describe=describe, mesh=mesh, axis_name=axis_name)
-        return done, state
+        where = {"layout": extra_args.get("layout"), "mesh": mesh, "axis_name": axis_name}
+        return on_matrices(f, updates, who="orthogonalize", describe=describe, **where), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
 

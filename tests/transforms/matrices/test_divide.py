@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optlab
-from optlab.roles import MatrixAxes
+from optlab.roles import MatrixAxes, read_names
 
 MESHES = {"8": ((8,), ("x",)), "4×2": ((4, 2), ("x", "y")), "3": ((3,), ("gpu",))}
 EACH = {  # one sharding for all matrices, by what it shards: rows, columns, both
@@ -47,7 +47,8 @@ def tree(seed=0):
 
 def update(params, axes, **settings):
     tx = optlab.orthogonalize(**settings)
-    return tx.update(params, tx.init(params), matrix_axes=axes)[0]
+    layout = read_names(params, {f"{name}/*": kind for name, (kind, *_) in axes.items()})
+    return tx.update(params, tx.init(params), layout=layout)[0]
 
 
 def same(left, right, atol=1e-5):

@@ -49,7 +49,15 @@ def shampoo(G, s, b1=0.9, b2=0.999, eps=1e-8, ridge=1e-6, every=10, longest=10_0
     """Gupta et al. 2018, Algorithm 1, with averages and grafting by Shi et al. 2023."""
     m, n = G.shape
     if not s:
-        s |= {"t": 0, "M": 0.0, "V": 0.0, "L": np.zeros((m, m)), "R": np.zeros((n, n)), "P_L": np.eye(m), "P_R": np.eye(n)}
+        s |= {
+            "t": 0,
+            "M": 0.0,
+            "V": 0.0,
+            "L": np.zeros((m, m)),
+            "R": np.zeros((n, n)),
+            "P_L": np.eye(m),
+            "P_R": np.eye(n),
+        }
     s["t"] += 1
     t, both = s["t"], m <= longest and n <= longest
     s["M"], s["V"] = b1 * s["M"] + (1 - b1) * G, b2 * s["V"] + (1 - b2) * G**2

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optlab.roles import MatrixAxes, by_role
+from optlab.roles import MatrixAxes, by_role, read_names
 from optlab.transforms.matrices import _norms as norms
 
 from ..runs import in_float64
@@ -24,7 +24,7 @@ every_leaf = pytest.mark.parametrize(("shape", "axes", "neurons", "matrices"), L
 
 def alone(tx, axes):
     """The transform under by_role, which tells it the axes of the only leaf."""
-    return by_role({"default": tx}, lambda _: "matrix", lambda _: axes)
+    return by_role({"default": tx}, lambda tree: read_names(tree, {"*": axes}))
 
 
 def normal(*shape, seed=0):
@@ -116,10 +116,11 @@ def test_zeros_stay_zeros(tx):
 
 
 def test_other_axes_at_update_than_at_init_are_refused():
-    g, axes = jnp.ones((4, 4)), [MatrixAxes((), (1,), (0,))]
+    g = jnp.ones((4, 4))
+    layout = read_names([g], {"0": MatrixAxes((), (1,), (0,))})
     for tx in (norms.scale_by_neuron_rms(),):
         with pytest.raises(ValueError, match=r"initialized for other matrix axes: its state has shape \(1, 4\)"):
-            tx.update([g], tx.init([g]), [g], matrix_axes=axes)
+            tx.update([g], tx.init([g]), [g], layout=layout)
 
 
 def test_leaves_that_are_no_matrices_are_refused():

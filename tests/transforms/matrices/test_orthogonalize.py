@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optlab
-from optlab.roles import MatrixAxes
+from optlab.roles import MatrixAxes, read_names
 
 SHAPES = [(4, 4), (3, 8), (8, 3)]
 
@@ -17,11 +17,11 @@ def matrix(m, n, seed=0, singular_values=None):
     return (U * (sigma if singular_values is None else singular_values)) @ Vt
 
 
-def orthogonal(tree, matrix_axes=None, **settings_):
+def orthogonal(tree, axes=None, **settings_):
     tx = optlab.orthogonalize(**settings_)
     with jax.enable_x64(True):
         tree = jax.tree.map(jnp.asarray, tree)
-        return jax.tree.map(np.asarray, tx.update(tree, tx.init(tree), matrix_axes=matrix_axes)[0])
+        return jax.tree.map(np.asarray, tx.update(tree, tx.init(tree), layout=read_names(tree, axes))[0])
 
 
 def by_svd(X):
@@ -129,12 +129,12 @@ def test_axes_say_how_a_leaf_is_a_matrix(axes, shape):
 
 
 @pytest.mark.parametrize("block", [optlab.orthogonalize, optlab.scale_by_matrix_shape])
-@pytest.mark.parametrize("axes", [None, {"conv": {"kernel": MatrixAxes()}}])
+@pytest.mark.parametrize("axes", [None, {"conv/kernel": MatrixAxes()}])
 def test_what_is_no_matrix_is_named(block, axes):
-    tree = {"conv": {"kernel": jnp.ones((3, 3, 2, 4))}}
+    tree = {"conv": {"kernel": jnp.ones((3, 3, 2, 4))}} if axes else {"conv": {"bias": jnp.ones(4)}}
     tx = block()
-    with pytest.raises(ValueError, match=r"'conv/kernel' of shape \(3, 3, 2, 4\) isn't one: let by_role route"):
-        tx.update(tree, tx.init(tree), matrix_axes=axes)
+    with pytest.raises(ValueError, match=r"'conv/(kernel|bias)' of shape \(.*4,?\) isn't one: let by_role route"):
+        tx.update(tree, tx.init(tree), layout=read_names(tree, axes))
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import functools
 import re
 
-from optlab._matrix_axes import MatrixAxes
-from optlab._parameters import KERNELS, POSITIONS, Parameter, has, words
+from optlab.roles._axes import MatrixAxes
+from optlab.roles._parameters import KERNELS, POSITIONS, Parameter, has, words
 
 
 def axes(p: Parameter) -> MatrixAxes:

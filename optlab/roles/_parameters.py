@@ -14,7 +14,7 @@ from collections import defaultdict
 from functools import cached_property
 from typing import Any
 
-import jax
+from optlab.roles._paths import paths_of
 
 KERNELS = {"kernel", "weight", "w"}  # a layer's own array: the layer's name stands before it
 TABLES = {*KERNELS, "embedding", "embeddings"}  # which have rank 2 at least in a single layer
@@ -48,6 +48,7 @@ def has(name: str, wanted: set[str]) -> bool:
 class Parameter:
     """A leaf of the parameters' tree while it is being told. What depends on names alone is kept."""
 
+    path: str
     names: tuple[str, ...]
     shape: tuple[int, ...]
     bias: tuple[int, ...] | None = None  # the shape of the bias beside a kernel
@@ -58,10 +59,6 @@ class Parameter:
     beside_queries: bool = False  # in the scope of an attention's queries, keys and values, or one of them
     norms: frozenset[int] = frozenset()  # the lengths of those of a single layer beside it
     may_be_stacked_queries: bool = False  # or keys or values, of one layer or of many: nothing tells which
-
-    @property
-    def path(self) -> str:
-        return "/".join(self.names)
 
     @cached_property
     def own(self) -> str:
@@ -211,9 +208,7 @@ class Parameter:
 
 def read(params: Any) -> list[Parameter]:
     """The parameters in the tree's order, with their biases, attentions and stacks found."""
-    parameters = [
-        Parameter(names_of(path), getattr(x, "shape", ())) for path, x in jax.tree_util.tree_leaves_with_path(params)
-    ]
+    parameters = [Parameter(path, names, getattr(x, "shape", ())) for path, (names, x) in paths_of(params).items()]
     beside = lambda p: (p.names[:-1], p.own[len(p.kind) :])  # the bias of w1 is b1
     kernels = {beside(p): p.shape for p in parameters if p.kind in KERNELS}
     for p in parameters:
@@ -273,14 +268,6 @@ def _find_widths(parameters: list[Parameter]) -> None:
         is_shown = out[scope] or (into[scope] and into[scope] <= norms) or p.stack
         is_foreign = out[scope] and into[scope] and out[scope].isdisjoint(into[scope]) and not p.stack
         p.may_be_stacked_queries = p.into_heads and bool((scope in long and not is_shown) or is_foreign)
-
-
-def names_of(path: tuple[Any, ...]) -> tuple[str, ...]:
-    """The names on a leaf's path in a tree."""
-    if len(path) > 1 and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
-        path = path[:-1]  # an nnx.State holds variables, and a variable its value
-    names = (jax.tree_util.keystr((key,), simple=True) for key in path)
-    return tuple(part for name in names for part in name.split("/"))  # Haiku's module names are paths
 
 
 def _says_head(name: str) -> bool:

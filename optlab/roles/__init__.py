@@ -1,0 +1,28 @@
+"""What each parameter is to the model, and how it is a matrix.
+
+A `Layout` holds both for every parameter. `read_names` infers it from names and shapes. `by_role` moves each parameter
+by the rule of its role, and every block asks by `layout_of`.
+"""
+
+from optlab.roles._ask import LayoutLike, layout_of
+from optlab.roles._axes import MatrixAxes
+from optlab.roles._by_role import ByRoleState, Labels, by_role, check_roles
+from optlab.roles._layout import ROLES, Layout, LayoutError, Reading
+from optlab.roles._names import matrix_axes, read_names, roles
+
+__all__ = [
+    "ROLES",
+    "ByRoleState",
+    "Labels",
+    "Layout",
+    "LayoutError",
+    "LayoutLike",
+    "MatrixAxes",
+    "Reading",
+    "by_role",
+    "check_roles",
+    "layout_of",
+    "matrix_axes",
+    "read_names",
+    "roles",
+]

@@ -1,0 +1,73 @@
+"""The fallback where no program is at hand: roles and matrix axes from names and shapes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from optlab.roles import _telling
+from optlab.roles._axes import MatrixAxes
+from optlab.roles._layout import Layout, Override, Reading
+from optlab.roles._parameters import read
+from optlab.roles._paths import matches
+
+
+def read_names(
+    params: Any,
+    overrides: Mapping[str, Override] | None = None,
+    *,
+    per_head: bool = False,
+    head_width: int | None = None,
+) -> Layout:
+    """The layout that names and shapes show.
+
+    Args:
+        params: the parameters, or anything of the same structure that has shapes.
+        overrides: as in `Layout.override`.
+        per_head: whether each head's query, key, value and output projection is a matrix of its own.
+        head_width: with `per_head`, the width of a head in kernels (width, heads·head width), which don't show it.
+
+    Raises:
+        ValueError: for an override that matches no parameter; with `per_head`, where heads can't be told.
+    """
+    if head_width is not None and not per_head:
+        raise ValueError(f"head_width is for per_head=True, got head_width={head_width} alone")
+    parameters = read(params)
+    given = matches(overrides or {}, [p.path for p in parameters])
+    find = (lambda p: _telling.by_head(p, head_width)) if per_head else _telling.axes
+    readings = {}
+    for p, role in zip(parameters, _telling.roles(parameters), strict=True):
+        over = given.get(p.path)
+        axes = MatrixAxes() if isinstance(over, MatrixAxes | tuple) else find(p)  # which by_head might refuse to find
+        reading = Reading(tuple(p.shape), role, axes, found=role)
+        readings[p.path] = reading if over is None else reading.overridden(over)
+    return Layout(readings, jax.tree.structure(params), "names")
+
+
+def roles(params: Any, overrides: Mapping[str, Override] | None = None) -> Any:
+    """The role of every parameter by names and shapes: a tree like `params` of the names in `ROLES`.
+
+    Args:
+        params: the parameters, or anything of the same structure that has shapes.
+        overrides: as in `Layout.override`.
+
+    Raises:
+        LayoutError: where names and shapes can't tell; it names the parameter and the way out.
+    """
+    layout = read_names(params, overrides)
+    layout.check_known("roles")
+    return layout.roles
+
+
+def matrix_axes(
+    params: Any,
+    overrides: Mapping[str, Override] | None = None,
+    *,
+    per_head: bool = False,
+    head_width: int | None = None,
+) -> Any:
+    """How every parameter is a matrix by names and shapes: a tree like `params` of `MatrixAxes`, empty for the rest.
+
+    The arguments and errors are those of `read_names`.
+    """
+    return read_names(params, overrides, per_head=per_head, head_width=head_width).matrix_axes
