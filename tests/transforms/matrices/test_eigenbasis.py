@@ -1,11 +1,8 @@
 """SOAP and Shampoo, held to their papers in float64, and divided over devices."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import optlab
@@ -18,7 +15,7 @@ every_block = pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
 
 
 def soap(G, s, b1=0.95, b2=0.95, eps=1e-8, every=10, longest=10_000):
-    """Vyas et al. 2024, Algorithm 3, after a first step that finds the eigenvectors; Algorithm 4 in eigenvalues' order."""
+    """Vyas et al. 2024, Algorithm 3, after a first step that finds the eigenvectors, which stay in order."""
     m, n = G.shape
     if not s:
         s |= {"t": 0, "M": np.zeros_like(G), "V": np.zeros_like(G), "Q_L": np.eye(m), "Q_R": np.eye(n)}
