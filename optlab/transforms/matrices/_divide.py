@@ -82,7 +82,8 @@ def on_explicit(arrays: Any, mesh: Mesh | None) -> Any:
     if mesh is None or not mesh.explicit_axes:
         return arrays
     shows = lambda x: bool(jax.typeof(x).sharding.mesh.explicit_axes)
-    return jax.tree.map(lambda x: x if shows(x) else jax.sharding.reshard(x, P()), arrays)
+    whole = NamedSharding(mesh, P()) if jax.sharding.get_abstract_mesh().empty else P()
+    return jax.tree.map(lambda x: x if shows(x) else jax.sharding.reshard(x, whole), arrays)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -43,7 +43,7 @@ def on_matrices(
     another. Over a mesh the stacks are divided among the devices (f then sees a part of one, which may hold matrices of
     zeros), with the same result: over the mesh that the types of the first tree's leaves show, or the ambient one
     (`jax.set_mesh`), or `mesh`; under pmap and shard_map along the axes named in `axis_name`. Where none of them shows
-    a mesh, every device does everything. Each result is placed as what it stands for. `optlab.explain` shows what is
+    a mesh, every device does everything. Each result is placed as its operand is. `optlab.explain` shows what is
     done together, and counts it.
 
     Args:

@@ -138,7 +138,7 @@ def orthogonalize(
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del params
         if method != "svd":
-            check_real("orthogonalize by Newton–Schulz", updates)
+            check_real("orthogonalize by Newton–Schulz", updates, "take method='svd', which can do it, or ")
         where = {"layout": extra_args.get("layout"), "mesh": mesh, "axis_name": axis_name}
         return on_matrices(f, updates, who="orthogonalize", describe=describe, **where), state
 

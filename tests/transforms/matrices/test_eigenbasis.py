@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import optlab
+from optlab.roles import MatrixAxes, read_names
 
 BLOCKS = {"soap": optlab.scale_by_soap, "shampoo": optlab.scale_by_shampoo}
 every_block = pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
@@ -60,10 +63,10 @@ def shampoo(G, s, b1=0.9, b2=0.999, eps=1e-8, ridge=1e-6, every=10, longest=10_0
     s["M"], s["V"] = b1 * s["M"] + (1 - b1) * G, b2 * s["V"] + (1 - b2) * G**2
     s["L"] = b2 * s["L"] + (1 - b2) * G @ G.T
     s["R"] = b2 * s["R"] + (1 - b2) * G.T @ G
-    for A, P in (("L", "P_L"), ("R", "P_R")):
+    for A, root in (("L", "P_L"), ("R", "P_R")):
         if (t - 1) % every == 0 and len(s[A]) <= longest:
             sigma, Q = np.linalg.eigh(s[A])
-            s[P] = (Q * (sigma + ridge * sigma[-1]) ** (-1 / 4 if both else -1 / 2)) @ Q.T
+            s[root] = (Q * (sigma + ridge * sigma[-1]) ** (-1 / 4 if both else -1 / 2)) @ Q.T
     M_hat = s["M"] / (1 - b1**t)
     U = s["P_L"] @ M_hat @ s["P_R"]
     graft = M_hat / (np.sqrt(s["V"] / (1 - b2**t)) + eps)
@@ -102,3 +105,215 @@ def test_the_papers_algorithm_for_a_hundred_steps(name, settings):
     found = updates(BLOCKS[name](**settings), grads)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
     assert np.abs(expected[1:]).mean() > 0.1
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4)], ids=["wide", "tall"])
+def test_soap_of_a_matrix_that_is_no_square(shape):
+    """Its longer side's L or R is singular at first: any eigenvectors are as good, so the oracle is given ours."""
+    grads = gradients(40, shape)
+    turn = (lambda G: G) if shape[0] < shape[1] else (lambda G: G.T)
+    tx, state = optlab.scale_by_soap(), {}
+    with jax.enable_x64(True):
+        _, first = tx.update({"w": jnp.asarray(grads[0])}, tx.init({"w": jnp.asarray(grads[0])}))
+    soap(turn(grads[0]), state)
+    for A, Q, found in (("L", "Q_L", first.left), ("R", "Q_R", first.right)):
+        state[Q] = np.asarray(found["w"][0])
+        diagonal = state[Q].T @ state[A] @ state[Q]
+        np.testing.assert_allclose(diagonal, np.diag(np.sort(np.linalg.eigvalsh(state[A]))[::-1]), atol=1e-12)
+    expected = np.stack([np.zeros(shape), *(turn(soap(turn(G), state)) for G in grads[1:])])
+    np.testing.assert_allclose(updates(tx, grads), expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4)], ids=["wide", "tall"])
+def test_shampoo_of_a_matrix_that_is_no_square(shape):
+    grads, state = gradients(40, shape), {}
+    expected = np.stack([shampoo(G, state) for G in grads])
+    np.testing.assert_allclose(updates(optlab.scale_by_shampoo(), grads), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("longest", [5, 3], ids=["one side", "neither"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_axes_that_are_too_long_have_no_factor(name, longest):
+    grads, state, tx = gradients(40, (4, 9)), {}, BLOCKS[name](max_precond_dim=longest)
+    expected = np.stack([ORACLES[name](G, state, longest=longest) for G in grads])
+    np.testing.assert_allclose(updates(tx, grads), expected, rtol=1e-6, atol=1e-8)
+    kept = jax.tree.map(jnp.shape, tx.init({"w": jnp.ones((4, 9))})[3:])
+    one = {"w": (1, 4, 4)} if longest == 5 else {"w": None}
+    assert kept == (one, {"w": None}, one, {"w": None})
+
+
+@every_block
+def test_convolutions_heads_and_stacks_are_the_matrices_that_they_are(block):
+    axes = {
+        "conv": ((2, 2, 2, 8), MatrixAxes((), (0, 1, 2), (3,))),
+        "heads": ((8, 2, 4), MatrixAxes((), (0,), (1, 2))),
+        "scanned": ((3, 8, 8), MatrixAxes((0,), (1,), (2,))),
+    }
+    grads = gradients(15, (8, 8), seed=1)
+    as_leaf = {
+        name: lambda G, a=a, s=s: a.from_matrices(jnp.stack([G] * (s[0] if a.stack else 1)), s)
+        for name, (s, a) in axes.items()
+    }
+
+    def step(state, g):
+        u, state = tx.update({name: f(g) for name, f in as_leaf.items()}, state)
+        return state, {name: a.to_matrices(u[name])[-1] for name, (_, a) in axes.items()}
+
+    with jax.enable_x64(True):
+        params = {name: jnp.zeros(shape) for name, (shape, _) in axes.items()}
+        with read_names(params, overrides={name: ("matrix", a) for name, (_, a) in axes.items()}):
+            tx = block(every=4)
+            found = jax.jit(lambda gs: jax.lax.scan(step, tx.init(params), gs)[1])(jnp.asarray(grads))
+    expected = updates(block(every=4), grads)
+    for name in axes:
+        np.testing.assert_allclose(found[name], expected, rtol=1e-6, atol=1e-8)
+
+
+def test_soap_of_a_pytorch_package():
+    """Which keeps the first gradient, orders by eigenvalues, and decomposes in float32."""
+    torch = pytest.importorskip("torch")
+    peer = pytest.importorskip("pytorch_optimizer")
+    grads = gradients(100, (6, 6))
+    weight = torch.nn.Parameter(torch.zeros(6, 6, dtype=torch.float64))
+    theirs = peer.SOAP([weight], lr=1.0, betas=(0.95, 0.95), weight_decay=0.0, precondition_frequency=10)
+    found = []
+    for G in grads:
+        before = weight.detach().clone()
+        weight.grad = torch.from_numpy(G)
+        theirs.step()
+        found.append((before - weight.detach()).numpy())
+    np.testing.assert_allclose(updates(optlab.scale_by_soap(), grads), np.stack(found), rtol=1e-3, atol=1e-3)
+
+
+SHAPES = [(12, 12)] * 8 + [(8, 16)] * 4 + [(16, 8)] * 4
+
+
+@every_block
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.parametrize("spec", [P(), P("x"), P(None, "x")], ids=["replicated", "rows", "columns"])
+def test_divided_over_eight_devices_the_updates_are_the_same(block, kind, spec):
+    """Though the eigenvectors of what is singular, as half of these at first, hang on the last bit."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(getattr(AxisType, kind),))
+    rng = np.random.default_rng(0)
+    grads = [[jnp.asarray(rng.standard_normal(s), jnp.float32) for s in SHAPES] for _ in range(5)]
+    tx = block(every=3)
+
+    def run(grads):
+        state, found, update = jax.jit(tx.init)(grads[0]), [], jax.jit(tx.update)
+        for g in grads:
+            u, state = update(g, state)
+            found.append(u)
+        return found
+
+    with jax.set_mesh(mesh):
+        many = run([jax.device_put(g, NamedSharding(mesh, spec)) for g in grads])
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), many, run(grads))
+
+
+@every_block
+@pytest.mark.parametrize("spec", [P(), P("x")], ids=["replicated", "rows"])
+def test_each_of_eight_devices_has_an_eighth_of_the_work(block, spec, monkeypatch):
+    """As on an accelerator: the loop that a CPU goes through is counted once by XLA, however long it is."""
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **other: default(*args))
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    tx, params = block(every=3), [jnp.ones((16, 16))] * 8 + [jnp.ones((16, 32))] * 8
+    flops = lambda params: jax.jit(tx.update).lower(params, tx.init(params)).compile().cost_analysis()["flops"]
+    assert flops(jax.device_put(params, NamedSharding(mesh, spec))) <= 1.1 / 8 * flops(params)
+
+
+@every_block
+def test_nothing_is_decomposed_between_the_refreshes(block):
+    """But under vmap over states, where a `cond` is a choice between results."""
+    params, tx = {"w": jnp.ones((4, 6))}, block()
+    state = tx.init(params)
+    alone = jax.make_jaxpr(tx.update)(params, state)
+    assert decompositions(alone.jaxpr) == set()
+    stacked = jax.tree.map(lambda x: x[None], (params, state))
+    assert "eigh" in decompositions(jax.make_jaxpr(jax.vmap(tx.update))(*stacked).jaxpr)
+
+
+def decompositions(jaxpr):
+    """Which of them a program makes without asking; the choice of the platform is no question."""
+    found = {e.primitive.name for e in jaxpr.eqns} & {"eigh", "qr"}
+    platforms = {id(e.outvars[0]) for e in jaxpr.eqns if e.primitive.name == "platform_index"}
+    for e in jaxpr.eqns:
+        if e.primitive.name != "cond" or id(e.invars[0]) in platforms:
+            inner = [getattr(x, "jaxpr", x) for x in jax.tree.leaves(list(e.params.values()))]
+            found |= set().union(*(decompositions(x) for x in inner if hasattr(x, "eqns")))
+    return found
+
+
+@every_block
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dtypes_of_the_states(block, dtype):
+    params = {"w": jnp.ones((4, 6), dtype)}
+    types = lambda **settings: [x.dtype.name for x in jax.tree.leaves(block(**settings).init(params))]
+    assert types() == ["int32", dtype, *["float32"] * 5]
+    narrow = {"mu_dtype": "bfloat16", "nu_dtype": "bfloat16", "factor_dtype": "bfloat16"}
+    assert types(**narrow) == ["int32", *["bfloat16"] * 6]
+    tx = block(**narrow)
+    u, state = jax.jit(tx.update)(params, tx.init(params))
+    assert u["w"].dtype == dtype
+    assert jax.tree.map(lambda x: x.dtype, state) == jax.tree.map(lambda x: x.dtype, tx.init(params))
+
+
+@every_block
+def test_with_states_in_bfloat16_the_updates_are_nearly_the_same(block):
+    grads = gradients(30, (6, 6))
+    narrow = block(mu_dtype="bfloat16", nu_dtype="bfloat16", factor_dtype="bfloat16", b2=0.9)
+    wide, narrow = updates(block(b2=0.9), grads)[5:], updates(narrow, grads)[5:]
+    cosines = np.sum(wide * narrow, (1, 2)) / np.linalg.norm(wide, axis=(1, 2)) / np.linalg.norm(narrow, axis=(1, 2))
+    assert cosines.min() > 0.9
+
+
+def test_the_eigenvectors_signs_make_no_difference():
+    grads, tx = [{"w": jnp.asarray(G, jnp.float32)} for G in gradients(14, (4, 4))], optlab.scale_by_soap(every=5)
+    _, state = tx.update(grads[0], tx.init(grads[0]))
+    signs = jnp.array([1.0, -1, -1, 1])[None, None, :]
+    other = state._replace(left={"w": signs * state.left["w"]}, right={"w": -signs * state.right["w"]})
+    update = jax.jit(tx.update)
+    for g in grads[1:]:
+        u, state = update(g, state)
+        v, other = update(g, other)
+        np.testing.assert_allclose(u["w"], v["w"], rtol=1e-3, atol=1e-4)
+
+
+@every_block
+@pytest.mark.parametrize("scale", [0.0, 1e-18, 1e15])
+def test_zero_and_badly_scaled_gradients_stay_finite(block, scale):
+    grads, tx = [{"w": scale * jnp.asarray(G, jnp.float32)} for G in gradients(4, (4, 6))], block(every=2)
+    state, update = tx.init(grads[0]), jax.jit(tx.update)
+    for g in grads:
+        u, state = update(g, state)
+        assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((u, state)))
+    assert (jnp.abs(u["w"]).max() > 0) == (scale > 0)
+
+
+@every_block
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"b1": 1.0}, r"b1 must lie in \[0, 1\), got 1\.0"),
+        ({"b2": -0.1}, r"b2 must lie in \[0, 1\), got -0\.1"),
+        ({"eps": -1.0}, r"eps must not be negative, got -1\.0"),
+        ({"every": 0}, "every must be a whole number of at least 1, got 0"),
+        ({"max_precond_dim": 2.5}, r"max_precond_dim must be a whole number of at least 1, got 2\.5"),
+        ({"factor_dtype": "int8"}, "factor_dtype must be a floating-point dtype"),
+    ],
+)
+def test_refused(block, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        block(**arguments)
+
+
+def test_shampoo_needs_a_ridge():
+    with pytest.raises(ValueError, match="ridge must be positive, got 0"):
+        optlab.scale_by_shampoo(ridge=0)
+
+
+@every_block
+def test_complex_matrices_are_refused(block):
+    params = {"w": jnp.ones((2, 3), complex)}
+    tx = block()
+    with pytest.raises(ValueError, match=r"needs real matrices, and 'w' is complex64: let another rule move it"):
+        tx.update(params, tx.init(params))
