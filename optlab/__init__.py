@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from optlab.optimizers import normuon as normuon
     from optlab.optimizers import rmsprop as rmsprop
     from optlab.optimizers import sgd as sgd
+    from optlab.optimizers import shampoo as shampoo
     from optlab.optimizers import signsgd as signsgd
     from optlab.optimizers import signum as signum
+    from optlab.optimizers import soap as soap
     from optlab.optimizers import softsign_sgd as softsign_sgd
     from optlab.roles import by_role as by_role
     from optlab.transforms import cautious as cautious
@@ -59,8 +61,8 @@ _SUBMODULES = ("config", "data", "models", "optimizers", "roles", "schedules", "
 _NAMES = {
     "_probes": "read_probes",
     "explanation": "explain",
-    "optimizers": "adagrad adam adam_l2 adamuon adamw lion muon muonh nadam normuon rmsprop sgd signsgd signum "
-    "softsign_sgd",
+    "optimizers": "adagrad adam adam_l2 adamuon adamw lion muon muonh nadam normuon rmsprop sgd shampoo signsgd "
+    "signum soap softsign_sgd",
     "roles": "by_role",
     "transforms": "cautious decay_weights keep_weight_norm momentum orthogonalize probe scale_by_adagrad "
     "scale_by_adam scale_by_matrix_shape scale_by_neuron_rms scale_by_rms scale_by_shampoo scale_by_sign scale_by_soap "

@@ -46,7 +46,7 @@ def _set(kind: Any, tree: dict[str, Any], path: list[str], text: str, key: str) 
     if hint is Component and not rest:
         tree[name] = tree[name] if text == tree[name]["name"] else {"name": text, "arguments": {}}
     elif hint is Component:
-        tree[name]["arguments"][".".join(rest)] = parse(text)
+        _set_argument(tree[name]["arguments"], rest, text)
     elif dataclasses.is_dataclass(hint) and rest:
         _set(hint, tree[name], rest, text, key)
     elif dataclasses.is_dataclass(hint):
@@ -58,3 +58,13 @@ def _set(kind: Any, tree: dict[str, Any], path: list[str], text: str, key: str) 
         tree[name] = parse(text, hint)
         if not accepts(tree[name], hint):
             raise ConfigError(f"{key} must be {describe(hint)}, got {text!r}")
+
+
+def _set_argument(arguments: dict[str, Any], path: list[str], text: str) -> None:
+    """An argument of a component, or of one among its arguments. One whose name stays keeps what was said of it."""
+    part = arguments.get(path[0])
+    is_component = isinstance(part, dict) and part.keys() == {"name", "arguments"}
+    if is_component and len(path) > 1:
+        _set_argument(part["arguments"], path[1:], text)
+    elif not (is_component and text == part["name"]):
+        arguments[".".join(path)] = parse(text)
