@@ -220,7 +220,7 @@ def _resolved(key: str, kind: str, part: Component) -> Component:
     part = _fit(kind, _with_parts(key, part, hints_of(factory)), factory)
     check_arguments(kind, part, factory, key)
     given = {**_plain_defaults(kind, factory), **part.arguments}
-    said = {n: given[n] for n in parameters(kind, factory) if n in given} | part.arguments
+    said = {n: given[n] for n in parameters(kind, factory) if n in given} | dict(part.arguments)
     parts = {n: _resolved(f"{key}.{n}", "part", v) for n, v in said.items() if isinstance(v, Component)}
     return Component(part.name, {**said, **parts})
 
@@ -231,7 +231,7 @@ def resolve(config: Config) -> Config:
     Raises:
       ConfigError: for an unknown name or argument, a wrong type, a missing argument, or one that a config can't say.
     """
-    full = {kind: _resolved(kind, kind, part) for kind, part in components(config)}
+    full: dict[str, Any] = {kind: _resolved(kind, kind, part) for kind, part in components(config)}
     for name in config.metrics:
         find("metrics", name)
     config = dataclasses.replace(config, **full)

@@ -213,7 +213,7 @@ def _transformation(
             arguments[name] = peak if _is_flat(config) else schedule
             if name in part.arguments:
                 schedules[f"{key}.{name}".removeprefix("optimizer.")] = schedule
-    is_told = axis_name and "axis_name" in filled(kind, factory) and "orthogonalizer" not in part.arguments
+    is_told = axis_name and "axis_name" in filled(kind, factory) and not arguments.get("orthogonalizer")
     axes = {"axis_name": axis_name} if is_told else {}
     try:
         tx = factory(**axes, **arguments)

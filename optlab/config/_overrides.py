@@ -7,7 +7,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from optlab.config._schema import Component, Config, from_tree, nearest_key
+from optlab.config._schema import Component, Config, from_tree, is_component, nearest_key
 from optlab.config._values import ConfigError, accepts, describe, parse
 
 
@@ -62,9 +62,10 @@ def _set(kind: Any, tree: dict[str, Any], path: list[str], text: str, key: str) 
 
 def _set_argument(arguments: dict[str, Any], path: list[str], text: str) -> None:
     """An argument of a component, or of one among its arguments. One whose name stays keeps what was said of it."""
-    part = arguments.get(path[0])
-    is_component = isinstance(part, dict) and part.keys() == {"name", "arguments"}
-    if is_component and len(path) > 1:
-        _set_argument(part["arguments"], path[1:], text)
-    elif not (is_component and text == part["name"]):
+    part: Any = arguments.get(path[0])
+    if not is_component(part):
         arguments[".".join(path)] = parse(text)
+    elif len(path) > 1:
+        _set_argument(part["arguments"], path[1:], text)
+    elif text != part["name"]:
+        arguments[path[0]] = parse(text)

@@ -322,7 +322,7 @@ def from_tree(kind: Any, tree: Mapping[str, Any], prefix: str = "") -> Any:
         if dataclasses.is_dataclass(hint) and isinstance(value, dict):
             value = from_tree(hint, value, f"{prefix}{name}.")
         elif kind is Component and name == "arguments":
-            value = {n: from_tree(Component, v, f"{prefix}{n}.") if _is_component(v) else v for n, v in value.items()}
+            value = {n: from_tree(Component, v, f"{prefix}{n}.") if is_component(v) else v for n, v in value.items()}
         arguments[name] = tuple(value) if typing.get_origin(hint) is tuple and isinstance(value, list) else value
     missing = [
         f.name
@@ -334,7 +334,7 @@ def from_tree(kind: Any, tree: Mapping[str, Any], prefix: str = "") -> Any:
     return kind(**arguments)
 
 
-def _is_component(value: Any) -> bool:
+def is_component(value: Any) -> bool:
     """Whether a dict is what `dataclasses.asdict` makes of a component among another's arguments."""
     return isinstance(value, dict) and value.keys() == {"name", "arguments"}
 

@@ -62,7 +62,7 @@ def muon(
         transforms.decay_weights(weight_decay, roles=decay_roles),
         scale_by_learning_rate(learning_rate),
     )
-    decay = {"weight_decay": weight_decay, "decay_roles": decay_roles}
+    decay: dict[str, Any] = {"weight_decay": weight_decay, "decay_roles": decay_roles}
     return _and_rest(hidden, rest or adamw(learning_rate, b2=0.95, mu_dtype=mu_dtype, **decay), layout)
 
 
@@ -111,7 +111,12 @@ def normuon(
         transforms.decay_weights(weight_decay, roles=decay_roles),
         scale_by_learning_rate(learning_rate),
     )
-    settings = {"mu_dtype": mu_dtype, "nu_dtype": nu_dtype, "weight_decay": weight_decay, "decay_roles": decay_roles}
+    settings: dict[str, Any] = {
+        "mu_dtype": mu_dtype,
+        "nu_dtype": nu_dtype,
+        "weight_decay": weight_decay,
+        "decay_roles": decay_roles,
+    }
     return _and_rest(hidden, rest or adamw(learning_rate, b2=0.95, **settings), layout)
 
 
@@ -160,7 +165,12 @@ def adamuon(
         transforms.decay_weights(weight_decay, roles=decay_roles),
         scale_by_learning_rate(learning_rate),
     )
-    settings = {"mu_dtype": mu_dtype, "nu_dtype": nu_dtype, "weight_decay": weight_decay, "decay_roles": decay_roles}
+    settings: dict[str, Any] = {
+        "mu_dtype": mu_dtype,
+        "nu_dtype": nu_dtype,
+        "weight_decay": weight_decay,
+        "decay_roles": decay_roles,
+    }
     return _and_rest(hidden, rest or adamw(learning_rate, b2=0.95, **settings), layout)
 
 
@@ -244,14 +254,16 @@ def soap(
         layout: what each parameter is, and how it is a matrix, as in `muon`.
         axis_name: axes of pmap or shard_map along which all devices hold the same gradients.
     """
-    adam = {"b1": b1, "b2": b2, "eps": eps, "mu_dtype": mu_dtype, "nu_dtype": nu_dtype}
-    given = {k: v for k, v in {"every": every, "max_precond_dim": max_precond_dim}.items() if v is not None}
+    adam: dict[str, Any] = {"b1": b1, "b2": b2, "eps": eps, "mu_dtype": mu_dtype, "nu_dtype": nu_dtype}
+    given: dict[str, Any] = {
+        k: v for k, v in {"every": every, "max_precond_dim": max_precond_dim}.items() if v is not None
+    }
     hidden = optax.chain(
         transforms.scale_by_soap(**adam, **given, factor_dtype=factor_dtype, axis_name=axis_name),
         transforms.decay_weights(weight_decay, roles=decay_roles),
         scale_by_learning_rate(learning_rate),
     )
-    decay = {"weight_decay": weight_decay, "decay_roles": decay_roles}
+    decay: dict[str, Any] = {"weight_decay": weight_decay, "decay_roles": decay_roles}
     return _and_rest(hidden, rest or adamw(learning_rate, **adam, **decay), layout)
 
 
@@ -295,14 +307,16 @@ def shampoo(
         layout: what each parameter is, and how it is a matrix, as in `muon`.
         axis_name: axes of pmap or shard_map along which all devices hold the same gradients.
     """
-    adam = {"b1": b1, "b2": b2, "eps": eps, "mu_dtype": mu_dtype, "nu_dtype": nu_dtype}
-    given = {k: v for k, v in {"every": every, "max_precond_dim": max_precond_dim}.items() if v is not None}
+    adam: dict[str, Any] = {"b1": b1, "b2": b2, "eps": eps, "mu_dtype": mu_dtype, "nu_dtype": nu_dtype}
+    given: dict[str, Any] = {
+        k: v for k, v in {"every": every, "max_precond_dim": max_precond_dim}.items() if v is not None
+    }
     hidden = optax.chain(
         transforms.scale_by_shampoo(**adam, **given, factor_dtype=factor_dtype, axis_name=axis_name),
         transforms.decay_weights(weight_decay, roles=decay_roles),
         scale_by_learning_rate(learning_rate),
     )
-    decay = {"weight_decay": weight_decay, "decay_roles": decay_roles}
+    decay: dict[str, Any] = {"weight_decay": weight_decay, "decay_roles": decay_roles}
     return _and_rest(hidden, rest or adamw(learning_rate, **adam, **decay), layout)
 
 

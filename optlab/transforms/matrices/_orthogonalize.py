@@ -139,7 +139,7 @@ def orthogonalize(
         del params
         if method != "svd":
             check_real("orthogonalize by Newton–Schulz", updates, "take method='svd', which can do it, or ")
-        where = {"layout": extra_args.get("layout"), "mesh": mesh, "axis_name": axis_name}
+        where: dict[str, Any] = {"layout": extra_args.get("layout"), "mesh": mesh, "axis_name": axis_name}
         return on_matrices(f, updates, who="orthogonalize", describe=describe, **where), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)

@@ -185,7 +185,7 @@ def test_soap_of_a_pytorch_package():
     np.testing.assert_allclose(updates(optlab.scale_by_soap(), grads), np.stack(found), rtol=1e-3, atol=1e-3)
 
 
-SHAPES = [(12, 12)] * 8 + [(8, 16)] * 4 + [(16, 8)] * 4
+SHAPES = [(16, 16)] * 8 + [(8, 16)] * 4 + [(16, 8)] * 4
 
 
 @every_block
