@@ -246,7 +246,8 @@ def soap(
         max_precond_dim: the longest axis that has a basis; None is 10,000.
         weight_decay: the decay (λ) under both rules, a number or a schedule, times the learning rate.
         decay_roles: names of the roles that decay, as ["matrix", "conv"]; None is all.
-        mu_dtype: the dtype that both rules' momenta are stored in; None takes the parameters'.
+        mu_dtype: the dtype that both rules' momenta are stored in; None is at least float32, and under AdamW the
+            parameters'.
         nu_dtype: the dtype that both rules' second moments are stored in; None is at least float32.
         factor_dtype: the dtype that averages of GGᵀ and GᵀG and their eigenvectors are stored in; None is at least
             float32.
@@ -300,7 +301,8 @@ def shampoo(
         max_precond_dim: the longest axis that has a factor; None is 10,000.
         weight_decay: the decay (λ) under both rules, a number or a schedule, times the learning rate.
         decay_roles: names of the roles that decay, as ["matrix", "conv"]; None is all.
-        mu_dtype: the dtype that both rules' momenta are stored in; None takes the parameters'.
+        mu_dtype: the dtype that both rules' momenta are stored in; None is at least float32, and under AdamW the
+            parameters'.
         nu_dtype: the dtype that both rules' second moments are stored in; None is at least float32.
         factor_dtype: the dtype that L, R and their roots are stored in; None is at least float32.
         rest: what moves everything else, with its own learning rate and decay; None is AdamW with the settings above.

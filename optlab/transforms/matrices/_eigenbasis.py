@@ -66,9 +66,10 @@ def scale_by_soap(
     up to date, under a `lax.cond`; under `jax.vmap` over states, as in a population, that is a choice between results,
     and every step decomposes. An axis longer than `max_precond_dim` keeps its own basis, Q = 1.
 
-    The eigenvectors' signs make no difference to the update. Where L or R is singular, as R of a wide matrix is at
-    first, the basis of its null space is the choice of the linear algebra library: another kind of device may take
-    another path. Everything is computed in at least float32, and divided over devices as in `orthogonalize`.
+    The eigenvectors' signs make no difference to the update, and where L or R is singular, as R of a wide matrix is at
+    first, the coordinate axes complete the basis. But eigenvectors of nearly equal eigenvalues hang on the last bit, so
+    that another kind of device takes another path after some steps. Everything is computed in at least float32, and
+    divided over devices as in `orthogonalize`.
 
     Source: Vyas et al. 2024, SOAP (arXiv 2409.11321), Algorithm 3; from their code that the first step moves nothing,
     and that the eigenvectors are kept in the order of their eigenvalues.
@@ -79,7 +80,7 @@ def scale_by_soap(
         eps: added to the root (ε).
         every: steps from one basis to the next.
         max_precond_dim: the longest axis that has a basis.
-        mu_dtype: the dtype that m is stored in; None takes the parameters'.
+        mu_dtype: the dtype that m is stored in; None is at least float32.
         nu_dtype: the dtype that v is stored in; None is at least float32.
         factor_dtype: the dtype that L, R, Q_L and Q_R are stored in; None is at least float32.
         mesh: over which the work is divided, where the leaves' types don't show it.
@@ -108,8 +109,21 @@ def _same_basis(V, L, R, Q_L, Q_R):  # type: ignore[no-untyped-def]
 
 
 def _first_basis(V, L, R, Q_L, Q_R):  # type: ignore[no-untyped-def]
-    eigenvectors = lambda A: None if A is None else jnp.linalg.eigh(A)[1][..., ::-1]
-    return V, eigenvectors(L), eigenvectors(R)
+    return V, _eigenvectors(L), _eigenvectors(R)
+
+
+def _eigenvectors(A: Side) -> Side:
+    """The largest eigenvalue's first. Those of the null space are what is orthogonal to the others in e₁, e₂, ….
+
+    `eigh` alone would have any basis of it, which the last bit of A decides; R of a wide matrix has such a space.
+    """
+    if A is None:
+        return None
+    n, (sigma, Q) = A.shape[-1], jnp.linalg.eigh(A)
+    sigma, Q = sigma[:, ::-1], Q[..., ::-1]
+    is_null = sigma <= n * jnp.finfo(A.dtype).eps * sigma[:, :1]
+    e = jnp.eye(n, dtype=A.dtype)[:, jnp.maximum(jnp.cumsum(is_null, -1) - 1, 0)].swapaxes(0, 1)
+    return jnp.linalg.qr(jnp.where(is_null[:, None, :], e, Q))[0]
 
 
 def _next_basis(V, L, R, Q_L, Q_R):  # type: ignore[no-untyped-def]
@@ -161,7 +175,7 @@ def scale_by_shampoo(
         ridge: what is added to the eigenvalues, as a share of the largest (ρ), positive.
         every: steps from one root to the next.
         max_precond_dim: the longest axis that has a factor.
-        mu_dtype: the dtype that m is stored in; None takes the parameters'.
+        mu_dtype: the dtype that m is stored in; None is at least float32.
         nu_dtype: the dtype that v is stored in; None is at least float32.
         factor_dtype: the dtype that L, R and their roots are stored in; None is at least float32.
         mesh: over which the work is divided, where the leaves' types don't show it.
@@ -270,7 +284,8 @@ def _by_factors(
             tree = [zeros(x, count, (m, n)[side]) for x, count, m, n in sizes]
             return jax.tree.unflatten(jax.tree.structure(params), tree)
 
-        mu, nu = optax.tree.zeros_like(params, dtype=dtypes["mu_dtype"]), full_wide(params, 0, dtypes["nu_dtype"])
+        # In 16 bits m's rounding would be noise that v, in which it isn't, makes large.
+        mu, nu = (full_wide(params, 0, dtypes[name]) for name in ("mu_dtype", "nu_dtype"))
         return FactorsState(jnp.zeros([], jnp.int32), mu, nu, factors(0), factors(1), factors(0), factors(1))
 
     def update_fn(
