@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -316,3 +317,18 @@ def test_complex_matrices_are_refused(block):
     tx = block()
     with pytest.raises(ValueError, match=r"needs real matrices, and 'w' is complex64: let another rule move it"):
         tx.update(params, tx.init(params))
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_injected_hyperparameters_reach_every_device(kind):
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(getattr(AxisType, kind),))
+    static = ("every", "max_precond_dim", "mu_dtype", "nu_dtype", "factor_dtype", "mesh", "axis_name")
+    tx = optax.inject_hyperparams(optlab.scale_by_soap, static, jnp.float32)(b1=0.5, b2=0.8)
+    grads = [jnp.asarray(G, jnp.float32) for G in gradients(8, (8, 8))]
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(grads, NamedSharding(mesh, P("x")))
+        _, state = jax.jit(lambda g: tx.update(g, tx.init(g)))(placed)
+        found, _ = jax.jit(tx.update)(placed, state)
+    plain = optlab.scale_by_soap(0.5, 0.8)
+    expected, _ = plain.update(grads, plain.update(grads, plain.init(grads))[1])
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), found, expected)
