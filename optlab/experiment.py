@@ -116,6 +116,7 @@ def _check_fit(config: Config, workload: Workload, tx: optax.GradientTransformat
     """Traces an evaluation and a step, without computing anything, so that parts that don't fit are named here."""
     import jax
 
+    from optlab.roles import layout_around
     from optlab.training import init_state, make_evaluation, make_step
 
     key, batch = jax.random.key(0), workload.example()
@@ -124,8 +125,9 @@ def _check_fit(config: Config, workload: Workload, tx: optax.GradientTransformat
         params, model_state = jax.eval_shape(workload.init, key)
         jax.eval_shape(make_evaluation(workload.loss), params, model_state, batch, key)
         parts = f"optimizer={config.optimizer.name} can't move these parameters"
-        state = jax.eval_shape(lambda p, s, k: init_state(p, s, tx, key=k), params, model_state, key)
-        jax.eval_shape(make_step(workload.loss, tx), state, batch)
+        with layout_around(workload.layout):
+            state = jax.eval_shape(lambda p, s, k: init_state(p, s, tx, key=k), params, model_state, key)
+            jax.eval_shape(make_step(workload.loss, tx), state, batch)
     except Exception as error:  # whatever a user's part raises
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"{parts}: {type(error).__name__}: {reason}") from error

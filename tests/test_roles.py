@@ -265,7 +265,7 @@ def test_neighbours_of_one_length_are_no_stack(tree, path, what):
             ["Dense_0/kernel"],
         ),
         ({"wpe": {"embedding": (256, 64)}, "Dense_0": {"kernel": (64, 256)}}, []),  # positions are no vocabulary
-        ({"Dense_0": {"kernel": (8, 16)}, "Dense_1": {"kernel": (16, 10)}}, []),
+        ({"Dense_0": {"kernel": (8, 16)}, "Dense_1": {"kernel": (16, 10)}}, ["Dense_1/kernel"]),  # nothing takes it in
     ],
 )
 def test_which_kernel_is_the_head(tree, heads):

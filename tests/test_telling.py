@@ -309,7 +309,7 @@ def test_no_head(name):
         {"mixer": {"kernel": (W, 3, H, K)}},
         {"mixer": {"kernel": (2, 2, 2, H, K)}},
         {"mixer": {"kernel": (H, K, W), "bias": (W,)}},
-        {"attn": {"q_einsum": {"w": (H, W, K)}}},  # Gemma's heads come first
+        {"attn": {"mix_einsum": {"w": (H, W, K)}}},  # an equation that isn't known
         {"attn": {"query": {"weight": (H, K, W)}}},
         {"gating_einsum": (2, W, F)},
         {"attn": {"query": {"kernel": (W, E, H, K)}}},  # layers, or groups of queries

@@ -138,6 +138,17 @@ class _Need:
 
 
 def _needed(experiment: Experiment) -> _Need:
+    import functools
+
+    from optlab.roles import layout_around
+    from optlab.training.parallel import DATA
+
+    axis_name = DATA if experiment.config.strategy == "pmap" else None
+    with layout_around(functools.partial(experiment.workload.layout, axis_name)):
+        return _needed_within(experiment, axis_name)
+
+
+def _needed_within(experiment: Experiment, axis_name: str | None) -> _Need:
     import jax
 
     from optlab.data import Share, as_batches
@@ -149,7 +160,7 @@ def _needed(experiment: Experiment) -> _Need:
     step = make_step(
         workload.loss,
         tx,
-        axis_name=DATA if config.strategy == "pmap" else None,
+        axis_name=axis_name,
         accumulate=config.accumulate,
         ema=config.ema,
         guard=config.guard,

@@ -22,9 +22,11 @@ def run(arguments: argparse.Namespace) -> int:
     import jax
 
     from optlab.explanation import COLUMNS, explain
+    from optlab.roles import layout_around
 
     params, _ = jax.eval_shape(experiment.workload.init, jax.random.key(experiment.config.seed))
-    explanation = explain(experiment.tx, params, devices=arguments.devices)
+    with layout_around(experiment.workload.layout):
+        explanation = explain(experiment.tx, params, devices=arguments.devices)
     table = _tables.empty(COLUMNS, numbers=("state", "GFLOP"))
     for i, row in enumerate(explanation.rows):
         if i and row.rule != explanation.rows[i - 1].rule:

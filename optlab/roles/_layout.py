@@ -1,11 +1,13 @@
 """`Layout`: the role and the matrix axes of every parameter, by path."""
 
+import contextlib
 import dataclasses
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from jax.tree_util import PyTreeDef
@@ -197,7 +199,7 @@ class Layout:
         return hash(frozenset(self.readings.items()))
 
     def __enter__(self) -> "Layout":
-        _around.set((*_around.get(), self))
+        _around.set((*_around.get(), _Around(lambda: self)))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -220,13 +222,35 @@ class Layout:
         return f"<Layout of {len(self.readings)} parameters, read from the {self.source}>"
 
 
-_around: ContextVar[tuple[Layout, ...]] = ContextVar("the layouts of the `with` statements around", default=())
+class _Around(NamedTuple):
+    """A `with` statement around: how its layout is read, and whether it is for want of another alone."""
+
+    read: Callable[[], Layout]
+    is_default: bool = False
+
+
+_around: ContextVar[tuple[_Around, ...]] = ContextVar("the `with` statements around", default=())
+
+
+@contextlib.contextmanager
+def layout_around(read: Callable[[], Layout]) -> Iterator[None]:
+    """As `with read():`, unless there is a `with layout:` around already.
+
+    The layout is read when the first block asks for it, once, or never: an optimizer without roles needs none.
+    """
+    before = _around.get()
+    if not before or before[-1].is_default:
+        _around.set((*before, _Around(functools.cache(read), is_default=True)))
+    try:
+        yield
+    finally:
+        _around.set(before)
 
 
 def around() -> Layout | None:
     """The layout of the innermost `with` statement around, if there is one."""
-    layouts = _around.get()
-    return layouts[-1] if layouts else None
+    statements = _around.get()
+    return statements[-1].read() if statements else None
 
 
 def _shared(keys: list[tuple[list[str], list[str]]]) -> int:

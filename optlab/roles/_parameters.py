@@ -22,14 +22,17 @@ GAINS = {"scale", "gain", "gamma"}
 VECTORS = {*GAINS, "bias", "beta", "offset"}
 NORMS = {"ln", "bn", "gn"}  # and whatever has "norm" in it
 POSITIONS = {"position", "positions", "pos", "wpe"}
-EMBEDDINGS = {*POSITIONS, "wte", "emb"}  # and whatever has "embed" in it
-PROJECTIONS = {"proj", "projection", "linear", "dense", "fc"}  # even of an embedding: time_emb_proj
+EMBEDDINGS = {*POSITIONS, "wte", "emb", "posemb"}  # and whatever has "embed" in it
+PROJECTIONS = {"proj", "project", "projection", "linear", "dense", "fc"}  # even of an embedding: time_emb_proj
 TOKENS = {"cls", "token", "tokens"}  # of bare arrays: a layer called token_mixing is none
 HEADS = {"unembed", "unembedding", "logits", "classifier"}  # and what ends in "head", but no "multi_head"
+NO_HEADS = {"multi", "pre", "map", "router", "talking"}  # whose heads are an attention's, or give no output
 FUSED = {"qkv": 3, "wqkv": 3, "kv": 2, "wkv": 2}  # how many projections one kernel holds; GPT-2's "c_attn" too
-INTO_HEADS = {"query", "key", "value", "q", "k", "v", "wq", "wk", "wv", *FUSED}  # (width, heads, head width)
+INTO_HEADS = {"query", "key", "value", "q", "k", "v", "wq", "wk", "wv", "gating", *FUSED}  # (width, heads, head width)
 OUT_OF_HEADS = {"out", "output", "o", "wo"}  # (heads, head width, width)
 EXPERTS = ("expert", "moe")  # in any name above
+CELLS = {"lstm": 4, "gru": 3}  # gates in one kernel
+PATCHES = ("patch_embed", "patch_embedding")  # convolutions, in any name above
 TRANSFORMED = {"vmap", "scan"}  # Linen's names for what it stacks: VmapDense_0, ScanBlock_0
 
 
@@ -57,6 +60,8 @@ class Parameter:
     stack: tuple[int, ...] = ()  # axes that count layers
     widths: frozenset[int] = frozenset()  # of the model, as the attention's other kernels show
     beside_queries: bool = False  # in the scope of an attention's queries, keys and values, or one of them
+    linear: tuple[int, ...] = ()  # the shape of a single layer's "linear" beside Gemma's gating_einsum
+    is_gated: bool = False  # such a "linear"
     norms: frozenset[int] = frozenset()  # the lengths of those of a single layer beside it
     may_be_stacked_queries: bool = False  # or keys or values, of one layer or of many: nothing tells which
 
@@ -91,19 +96,23 @@ class Parameter:
     @property
     def one_bias(self) -> tuple[int, ...]:
         """The shape of a single layer's bias, () if there is none."""
-        return tuple(n for a, n in enumerate(self.bias or ()) if a not in self.stack)
+        bias = tuple(n for a, n in enumerate(self.bias or ()) if a not in self.stack)
+        return bias[:1] if set(bias[1:]) == {1} else bias  # Equinox' convolutions have (out, 1, 1)
 
     @cached_property
     def of_norm(self) -> bool:
         """Whether it is a norm's gain or bias, which a single layer has as vectors."""
         scope = self.names[-2] if len(self.names) > 1 else ""
-        in_norm = (has(scope, NORMS) or "norm" in scope.lower()) and not self.beside_kernel
+        in_norm = (
+            (has(scope, NORMS) and not has(scope, {"mlp"})) or "norm" in scope.lower()
+        ) and not self.beside_kernel
         return has(self.own, GAINS) or (in_norm and self.own.lower() in {"weight", "w", *VECTORS})
 
     @property
     def is_vector(self) -> bool:
         """By its name at any rank, or because it is as long as it is big: a probe is (1, 1, width)."""
-        if self.is_bias or self.of_norm or has(self.own, VECTORS) or len(self.one_shape) == 1:
+        is_table = words(self.own)[-1:] == ("table",) and len(self.one_shape) > 1
+        if self.is_bias or self.of_norm or (has(self.own, VECTORS) and not is_table) or len(self.one_shape) == 1:
             return True
         is_long = len(self.one_shape) > 2 > sum(n != 1 for n in self.one_shape)
         return is_long and self.kind not in KERNELS and not self.is_embedding
@@ -113,15 +122,32 @@ class Parameter:
         """By its layer's name, or because its window is square: a bias of several axes is a projection's, and experts
         may be as many as layers."""
         shape = self.one_shape
-        square = len(shape) == 4 and shape[0] == shape[1] and self.kind in KERNELS and len(self.one_bias) < 2
+        if len(shape) > 3 and any(name in PATCHES for name in self.names[:-1]):
+            return True
+        square = len(shape) == 4 and self.window is not None and self.kind in KERNELS and len(self.one_bias) < 2
         if "local" in self.layer_name.lower():  # a window for every place: Linen's ConvLocal
             return False
         return len(shape) > 2 and ("conv" in self.layer_name.lower() or (square and not self._names_experts))
 
     @property
+    def window(self) -> slice | None:
+        """Where in the shape of what may be a single convolution its square window stands: the smaller of two squares.
+
+        PyTorch's and Equinox's "weight" has it behind, (out, in, height, width), and a few Flax models' in front.
+        """
+        front, back = self.one_shape[:2], self.one_shape[2:]
+        if self.kind != "weight":
+            return slice(0, 2) if front[0] == front[1] else None
+        squares = [side for side in (front, back) if len(side) == 2 and side[0] == side[1]]
+        if not squares or (len(squares) == 2 and front == back):
+            return None
+        return slice(0, 2) if min(squares) == front else slice(2, 4)
+
+    @property
     def channels(self) -> tuple[int, int]:
         """The axes of a convolution's input and output, which a transposed one's bias shows to be exchanged."""
-        into, out = self.rest[1::-1] if self.kind == "weight" else self.rest[-2:]
+        is_behind = self.kind == "weight" and not (len(self.one_shape) == 4 and self.window == slice(0, 2))
+        into, out = self.rest[1::-1] if is_behind else self.rest[-2:]
         bias = math.prod(self.one_bias)
         return (out, into) if self.one_bias and self.shape[into] == bias != self.shape[out] else (into, out)
 
@@ -157,14 +183,18 @@ class Parameter:
     def is_embedding(self) -> bool:
         """By its own name at any rank (a class token is (1, 1, width)), by its layer's name at rank 2."""
         named = lambda name: ("embed" in name.lower() or has(name, EMBEDDINGS)) and not has(name, PROJECTIONS)
-        if named(self.own) or has(self.own, TOKENS):
+        is_table = words(self.own)[-1:] == ("table",) and len(self.one_shape) > 1
+        if named(self.own) or has(self.own, TOKENS) or is_table:
             return True
-        return len(self.one_shape) == 2 and named(self.layer_name)
+        is_long = len(self.one_shape) == 2 and self.one_shape[0] > 64 * self.one_shape[1]  # a vocabulary
+        return len(self.one_shape) == 2 and (named(self.layer_name) or (is_long and "embed" in self.layer_name.lower()))
 
     @cached_property
     def projections(self) -> int:
         """How many projections a fused kernel holds, 0 if it is none."""
         name = self.layer_name
+        if words(name) in (("dense",), ("linear",)) and len(self.layer) > 1:
+            name = self.layer[-2]  # QKV_0/Dense_0
         if name == "c_attn" or {"query", "key", "value"} <= set(words(name)):
             return 3
         return next((n for fused, n in FUSED.items() if fused in words(name)), 0)
@@ -203,16 +233,23 @@ class Parameter:
         """Whether all but its last two axes count experts, or layers that nothing else shows."""
         if len(self.one_shape) < 3 or self.is_vector or self.is_embedding:
             return False
+        if self.is_gated:
+            return True
         return self._is_under_experts and not (self.is_conv or self.into_heads or self.out_of_heads)
 
 
 def read(params: Any) -> list[Parameter]:
     """The parameters in the tree's order, with their biases, attentions and stacks found."""
-    parameters = [Parameter(path, names, getattr(x, "shape", ())) for path, (names, x) in paths_of(params).items()]
+    plain = lambda names: names[:-1] if names[-1:] == ("0",) and names[-2:-1] in (("w",), ("kernel",)) else names
+    parameters = [
+        Parameter(path, plain(names), tuple(getattr(x, "shape", ()))) for path, (names, x) in paths_of(params).items()
+    ]
     beside = lambda p: (p.names[:-1], p.own[len(p.kind) :])  # the bias of w1 is b1
     kernels = {beside(p): p.shape for p in parameters if p.kind in KERNELS}
+    names = {p.names for p in parameters}
     for p in parameters:
         p.is_bias = p.kind == "bias" or (p.kind == "b" and _is_bias_of(p.shape, kernels.get(beside(p), ())))
+        p.is_bias |= p.own.endswith("_b") and (*p.names[:-1], p.own[:-1] + "w") in names  # gating_b of gating_w
     layers = {p.names[:-1] for p in parameters if p.own == "kernel"}
     for p in parameters:
         p.beside_kernel = p.own != "kernel" and p.names[:-1] in layers
@@ -225,6 +262,11 @@ def read(params: Any) -> list[Parameter]:
     for p in parameters:
         p.beside_queries = sum(queries.get(p.layer[:-1], {}).values()) > 1
     _find_stacks(parameters, 0)
+    gating = {p.layer[:-1]: p for p in parameters if p.layer_name == "gating_einsum"}
+    for p in parameters:
+        if p.layer_name == "linear" and (beside_linear := gating.get(p.layer[:-1])):
+            beside_linear.linear = p.one_shape
+            p.is_gated = True
     _find_widths(parameters)
     norms: dict[Any, set[int]] = defaultdict(set)
     for p in parameters:
@@ -237,6 +279,7 @@ def read(params: Any) -> list[Parameter]:
 
 def _is_bias_of(bias: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
     """Whether what is called "b" has a bias's shape: LoRA's "b" beside "w" is a matrix."""
+    bias = tuple(n for n in bias if n != 1) if len(bias) >= len(kernel) else bias
     if len(bias) == 1 or not kernel:
         return bool(kernel)
     fits = bias == kernel[-len(bias) :] or any(n == m for n, m in zip(bias[:2], kernel, strict=False))
@@ -271,7 +314,9 @@ def _find_widths(parameters: list[Parameter]) -> None:
 
 
 def _says_head(name: str) -> bool:
-    return has(name, HEADS) or (words(name)[-1:] in (("head",), ("heads",)) and "multi" not in words(name))
+    if has(name, NO_HEADS):
+        return False
+    return has(name, HEADS) or words(name)[-1:] == ("head",) or words(name) in (("heads",), ("final", "proj"))
 
 
 # Stacks of layers.
@@ -296,6 +341,8 @@ def _stack_axis(parameters: list[Parameter]) -> int | None:
     convolution, and not all of them queries, keys and values, which share the width of the model.
     """
     shapes = [p.one_shape for p in parameters]
+    if any(len(p.one_shape) == 1 and (p.of_norm or p.is_bias) for p in parameters):
+        return None
     if any(len(p.one_shape) == 2 and p.kind in TABLES and not (p.of_norm or len(p.one_bias) > 1) for p in parameters):
         return None
     alike = [a for a in (0, 1) if shapes and min(map(len, shapes)) > a and len({shape[a] for shape in shapes}) == 1]

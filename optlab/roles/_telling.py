@@ -2,9 +2,10 @@
 
 import functools
 import re
+from collections import Counter
 
 from optlab.roles._axes import MatrixAxes
-from optlab.roles._parameters import KERNELS, POSITIONS, Parameter, has, words
+from optlab.roles._parameters import CELLS, INTO_HEADS, KERNELS, POSITIONS, Parameter, has, words
 
 
 def axes(p: Parameter) -> MatrixAxes:
@@ -22,21 +23,57 @@ def axes(p: Parameter) -> MatrixAxes:
         stack, rest = (*p.stack, part), tuple(a for a in rest if a != part)
     else:
         stack = p.stack
+    if p.kind in KERNELS and _is_bias_by_group(p):
+        return MatrixAxes((*p.stack, rest[0]), (rest[1],), (rest[2],))
+    if has(p.layer_name, {"einsum"}) and len(rest) > 2:
+        return _einsum(p, stack, rest) or MatrixAxes(p.stack)
     count, first = _outputs(p, [p.shape[a] for a in rest])
     if not count:
         return MatrixAxes(p.stack)
     inputs, outputs = (rest[count:], rest[:count]) if first else (rest[:-count], rest[-count:])
     found = MatrixAxes(stack, inputs, outputs)
     fan_in, fan_out = found.fans(p.shape)
+    if cells := _gates(p):
+        return found.with_split(p.shape, found.output[0], cells)
     # BLOOM's and GPT-NeoX's query_key_value is (width, heads · 3 · head width): only by head can it be split.
     if fused and len(p.one_shape) == 2 and fan_out == fused * fan_in and "query" not in words(p.layer_name):
         return found.with_split(p.shape, found.output[0], fused)
     return found
 
 
+def _gates(p: Parameter) -> int:
+    """How many gates of a recurrent cell are in one kernel, as Haiku's lstm/linear/w and Equinox's lstm/weight_hh."""
+    cell = next((w for name in p.names[-3:-1] for w in words(name) if w in CELLS), None)
+    is_one = p.kind in ("weight_ih", "weight_hh") or (p.own == "w" and p.layer_name == "linear")
+    if cell is None or not is_one or len(p.one_shape) != 2:
+        return 0
+    return CELLS[cell] if max(p.one_shape) % CELLS[cell] == 0 else 0
+
+
+def _is_bias_by_group(p: Parameter) -> bool:
+    """Whether a bias (groups, out) shows that a kernel (groups, in, out) is a matrix for each group."""
+    bias = tuple(n for n in p.bias or () if n != 1)
+    return len(p.shape) == 3 and not p.stack and bias == p.shape[::2] != p.shape[1:]
+
+
+def _einsum(p: Parameter, stack: tuple[int, ...], rest: tuple[int, ...]) -> MatrixAxes | None:
+    """Gemma's: queries (heads, width, head width), keys and values (2, heads, width, head width), and back."""
+    if p.layer_name == "attn_vec_einsum" and len(rest) == 3:
+        return MatrixAxes(p.stack, rest[:-1], rest[-1:])
+    if p.layer_name == "gating_einsum":  # (2, width, hidden width), or turned, as the layer behind it shows
+        sides = tuple(p.shape[a] for a in rest[-2:])
+        if sides[0] == sides[1] or sorted(sides) != sorted(p.linear[-2:]):
+            return None
+        into, out = rest[:-3:-1] if sides == p.linear[-2:] else rest[-2:]
+        return MatrixAxes((*stack, *rest[:-2]), (into,), (out,))
+    if len(rest) != 3 or not (p.projections or has(p.layer_name, INTO_HEADS)):
+        return None
+    return MatrixAxes(stack, (rest[1],), (rest[0], rest[2]))
+
+
 def _outputs(p: Parameter, shape: list[int]) -> tuple[int, bool]:
     """How many axes of this shape are the output, and whether they come first: as the bias shows, or the name tells."""
-    rank, first = len(shape), p.kind == "weight"
+    rank, first = len(shape), p.kind == "weight" or p.kind in ("weight_ih", "weight_hh") or p.own[:2] in ("B_", "C_")
     bias = list(p.one_bias[len(p.one_shape) - rank :]) if p.is_expert else list(p.one_bias)
     if bias and len(bias) < rank and bias in (shape[: len(bias)], shape[-len(bias) :]):
         alike = shape[: len(bias)] == shape[-len(bias) :]
@@ -98,14 +135,16 @@ def role(p: Parameter) -> str | None:
     if rank == 2 or p.is_expert:
         return "matrix"
     found = axes(p)
-    named = p.into_heads or p.out_of_heads
-    return "matrix" if len(found.output) > 1 or (found.is_matrix and named) else None
+    shown = p.into_heads or p.out_of_heads or has(p.layer_name, {"einsum"}) or _is_bias_by_group(p)
+    return "matrix" if len(found.output) > 1 or (found.is_matrix and shown) else None
 
 
 def roles(parameters: list[Parameter]) -> list[str | None]:
     """The role of every parameter; None where it can't be told."""
     named = _named_heads(parameters)
     heads = named | _unnamed_heads(parameters, named)
+    if not heads:
+        heads = _unread(parameters)
     return ["head" if p in heads else role(p) for p in parameters]
 
 
@@ -120,19 +159,23 @@ def _named_heads(parameters: list[Parameter]) -> set[Parameter]:
     return {p for p in named if called(p) or p in last[p.head_scope]}
 
 
-def _last(kernels: list[Parameter]) -> list[Parameter]:
-    """Those whose output none of the others takes in; where there are none, those of the highest number."""
-    last = [p for p in kernels if not any(_takes_in(other, p) for other in kernels if other is not p)]
+def _last(kernels: list[Parameter]) -> set[Parameter]:
+    """Those whose output none of the others takes in; where there are none, those of the highest number.
+
+    A dense layer may take in the whole image of a convolution.
+    """
+    reads = {p: p.shape[p.channels[0]] if p.is_conv else axes(p).fans(p.shape)[0] for p in kernels}
+    count = Counter(reads.values())
+
+    def is_read(p: Parameter) -> bool:
+        width = axes(p).fans(p.shape)[1]
+        dense = (n for other, n in reads.items() if p.is_conv and not other.is_conv)
+        return count[width] > (reads[p] == width) or any(n % width == 0 for n in dense)
+
     number = lambda p: [int(digits) for digits in re.findall("[0-9]+", p.path)]
-    return last or [p for p in kernels if number(p) == max(map(number, kernels))]
-
-
-def _takes_in(p: Parameter, before: Parameter) -> bool:
-    """Whether it is as wide as what comes out; a dense layer may take in the whole image of a convolution."""
-    fan_in, width = axes(p).fans(p.shape)[0], axes(before).fans(before.shape)[1]
-    if p.is_conv:
-        return p.shape[p.channels[0]] == width
-    return fan_in == width or (before.is_conv and fan_in % width == 0)
+    last = {p for p in kernels if not is_read(p)}
+    highest = max(map(number, kernels), default=[])
+    return last or {p for p in kernels if number(p) == highest}
 
 
 def _unnamed_heads(parameters: list[Parameter], named: set[Parameter]) -> set[Parameter]:
@@ -164,6 +207,30 @@ def _head_of(
         and (takes_in or (vocabulary,) not in norms)
     ]
     return heads[0] if len(heads) == 1 else None
+
+
+def _unread(parameters: list[Parameter]) -> set[Parameter]:
+    """The kernels outside of repeated modules whose output's width nothing else has: what reads it but the loss?"""
+    stems = Counter(map(_stem, {p.layer[:i] for p in parameters for i in range(1, len(p.layer))}))
+    is_repeated = lambda p: bool(p.stack) or any(stems[_stem(p.layer[:i])] > 1 for i in range(1, len(p.layer)))
+    matrices = {p: axes(p).fans(p.shape) for p in parameters if role(p) in ("matrix", "conv") and axes(p).is_matrix}
+    single = [p for p in matrices if p.kind in KERNELS and len(p.shape) == 2 and not (p.into_heads or is_repeated(p))]
+    read = Counter(fan_in for fan_in, _ in matrices.values())
+    read.update(n for p in parameters if p.is_embedding for n in p.one_shape)
+    read.update(n for p in parameters if p.of_norm for n in set(p.one_shape))
+    channels = {p.shape[p.channels[0]] for p in matrices if p.is_conv}
+    made = Counter(fan_out for _, fan_out in matrices.values())
+    made.update(n for p in parameters if p.is_embedding or p.of_norm for n in p.one_shape[-1:])
+    read.update(n for p in parameters if p.is_expert for n in p.one_shape[:-2])
+    is_read = lambda n: (
+        any(read[n // k] for k in (1, 2, 3, 4, 6) if n % k == 0) or any(n % c == 0 for c in channels if c > 4)
+    )
+    return {p for p in single if made[matrices[p][0]] and not is_read(matrices[p][1]) and "emb" not in p.layer_name}
+
+
+def _stem(scope: tuple[str, ...]) -> tuple[str, ...]:
+    """The path without its last number: numbered modules share it."""
+    return (*scope[:-1], scope[-1].rstrip("0123456789"))
 
 
 def _in_a_block(p: Parameter, embedding: Parameter) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 
 from optlab.config import ConfigError, Stop, check
 from optlab.data import Batches, Share, as_batches, prefetch
+from optlab.roles import layout_around
 from optlab.training.checkpoint import Checkpoints
 from optlab.training.damaged import DamagedExamples
 from optlab.training.guard import Guard, Skips
@@ -147,25 +149,28 @@ def train(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     check(stop, "stop.")
-    key, init_key = jax.random.split(jax.random.key(seed))
     axis_name = DATA if strategy == "pmap" else None
-    step = make_step(workload.loss, tx, axis_name=axis_name, accumulate=accumulate, ema=ema, guard=guard, spike=spike)
-    parallel = parallelize(packed(step), strategy, mesh, rules=rules)
-
-    def first(key: jax.Array, init_key: jax.Array, initial: tuple[Any, Any] | None) -> TrainState:
-        params, model_state = initial if initial is not None else workload.init(init_key)
-        return init_state(params, model_state, tx, key=key, ema=ema is not None, spike=spike is not None)
-
-    check_memory(parallel, parallel.shapes(jax.eval_shape(first, key, init_key, initial)))
-    state = parallel.place_state(first, key, init_key, initial)
-    judge = Judge(workload.target, stop)
-    batches = as_batches(workload.data.train, workload.batch_size, seed)
-    examples = (lambda t: batches.indices(t - 1)[0].tolist()) if isinstance(batches, Batches) else None
-    skips = Skips(guard, skip_limit, skip_log, examples)
-    damaged = DamagedExamples(workload, skip_limit, skip_log)
-    about: Identity = {}
-    notes: Mapping[str, Any] = {}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(layout_around(functools.partial(workload.layout, axis_name)))
+        key, init_key = jax.random.split(jax.random.key(seed))
+        step = make_step(
+            workload.loss, tx, axis_name=axis_name, accumulate=accumulate, ema=ema, guard=guard, spike=spike
+        )
+        parallel = parallelize(packed(step), strategy, mesh, rules=rules)
+
+        def first(key: jax.Array, init_key: jax.Array, initial: tuple[Any, Any] | None) -> TrainState:
+            params, model_state = initial if initial is not None else workload.init(init_key)
+            return init_state(params, model_state, tx, key=key, ema=ema is not None, spike=spike is not None)
+
+        check_memory(parallel, parallel.shapes(jax.eval_shape(first, key, init_key, initial)))
+        state = parallel.place_state(first, key, init_key, initial)
+        judge = Judge(workload.target, stop)
+        batches = as_batches(workload.data.train, workload.batch_size, seed)
+        examples = (lambda t: batches.indices(t - 1)[0].tolist()) if isinstance(batches, Batches) else None
+        skips = Skips(guard, skip_limit, skip_log, examples)
+        damaged = DamagedExamples(workload, skip_limit, skip_log)
+        about: Identity = {}
+        notes: Mapping[str, Any] = {}
         if checkpoints is not None:
             stack.enter_context(checkpoints.writing())
             about = identity(workload, state, seed=seed, accumulate=accumulate, ema=ema, stop=stop)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from optlab.roles import ROLES, matrix_axes, roles
+from optlab.roles import ROLES, layout_of
 
 Rules: TypeAlias = Mapping[str, P]
 
@@ -89,8 +89,10 @@ def _model_specs(state: Any, count: int, model: str, rules: Rules) -> dict[str, 
         raise ValueError(f"rules are for the parameters, and the state has no 'params': got {', '.join(rules)}")
     if params is None or (count == 1 and not rules):
         return {}
-    axes_of = jax.tree.leaves(matrix_axes(params), is_leaf=lambda a: hasattr(a, "is_matrix"))
-    told = list(zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(roles(params)), axes_of, strict=True))
+    layout = layout_of(params)
+    layout.check_known('a mesh\'s axis "model"')
+    readings = [(r.role or "", r.axes) for r in layout.readings.values()]
+    told = [(leaf, *r) for leaf, r in zip(jax.tree_util.tree_leaves_with_path(params), readings, strict=True)]
     _check_used(rules, {_name(path): role for (path, _), role, _ in told})
     found: dict[str, dict[tuple[int, ...], P]] = {}
     of_bias: dict[Any, P] = {}

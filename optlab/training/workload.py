@@ -12,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import nnx
+from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
 
 from optlab.config import Target
 from optlab.data import Batch, Source, as_batches, digits, evaluation_batches
+from optlab.roles import Layout, read_program
 from optlab.training import losses
 
 Params = Any
@@ -53,6 +56,24 @@ class Workload:
     def example(self) -> Batch:
         """A training batch of one example, for shapes (the whole batch, where the data makes its own batches)."""
         return as_batches(self.data.train, 1, 0).batch(0)
+
+    def layout(self, axis_name: str | None = None) -> Layout:
+        """The role and matrix axes of every parameter, read from the loss in training; nothing is computed.
+
+        Args:
+          axis_name: the mapped axis (pmap) that the model's own means are over, if it has such.
+        """
+        batch = jax.tree.map(jnp.asarray, as_batches(self.data.train, 2, 0).batch(0))
+
+        def loss(params: Params, model_state: ModelState, batch: Batch, key: jax.Array) -> jax.Array:
+            return self.loss(params, model_state, batch, key, True)[0]
+
+        if axis_name is not None:
+            mesh = AbstractMesh((1,), (axis_name,), axis_types=(AxisType.Auto,))
+            loss = jax.shard_map(loss, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+        key = jax.random.key(0)
+        params, model_state = jax.eval_shape(self.init, key)
+        return read_program(loss, params, model_state, batch, key)
 
     def unweighted(self, split: str) -> list[str]:
         """The metrics, "loss" among them, that count an example of a split although its "weight" is 0."""

@@ -82,7 +82,7 @@ def test_it_is_whole_when_it_is_piped(here):
         (["small.py", "optimizer.weight_decay=-1"], "weight_decay must not be negative, got -1"),
         (
             ["small.py", "optimizer=odd:rule", "optimizer.learning_rate=1", "schedule=constant"],
-            "can't tell by_role what 'odd' of shape (2, 3, 4) is",
+            "the layout has no parameter 'odd' of shape (2, 3, 4)",
         ),
     ],
 )
