@@ -14,7 +14,7 @@ import optax
 from jax import lax
 
 from optlab._checks import check_decay, check_not_negative, check_positive, is_count, is_number
-from optlab.transforms._numerics import cast_like, check_dtypes, check_wide, full_wide, wide_dtype, widen
+from optlab.transforms._numerics import cast_like, check_dtypes, check_wide, full_wide, wide_dtype
 from optlab.transforms.matrices._divide import Mesh
 from optlab.transforms.matrices._leaves import check_real, matrix_leaves
 from optlab.transforms.matrices._map import on_matrices, stacks_of
@@ -269,7 +269,9 @@ def _by_factors(
 
     def f(*operands: Any) -> tuple[Any, ...]:
         *stored, t, given = operands
-        at_once = lambda stored: cast_like(tuple(step(*widen(stored), t, **plain, **given)), tuple(stored))
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(stored))
+        wide = lambda stored: jax.tree.map(lambda x: x.astype(dtype), stored)
+        at_once = lambda stored: cast_like(tuple(step(*wide(stored), t, **plain, **given)), tuple(stored))
         # On a CPU the last bits of a product depend on how many matrices a stack has, and eigenvectors on these.
         each = lambda stored: jax.tree.map(lambda x: x[0], at_once(jax.tree.map(lambda x: x[None], stored)))
         return lax.platform_dependent(tuple(stored), cpu=lambda stored: lax.map(each, stored), default=at_once)
