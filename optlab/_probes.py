@@ -10,27 +10,24 @@ SPECTRUM = ("sigma_max", "sigma_median", "sigma_min", "stable_rank")
 METRICS = NORMS + SPECTRUM
 
 
-@jax.tree_util.register_static
-class ProbeName(NamedTuple):
-    """The name as a pytree node without leaves, so that it passes through jit and checkpoints."""
-
-    text: str
-
-
 class ProbeState(NamedTuple):
     """What a probe measured last; `read_probes` gives it by name.
 
     Attributes:
-        name: the probe's name.
+        note: the probe's name, by `state.name`.
         count: updates seen so far, shape (), int32.
         values: one for each of `METRICS`, shape (8,), at least float32.
         measured: the update at which each was measured, 1 the first, 0 for never; shape (8,), int32.
     """
 
-    name: ProbeName
+    note: jax.tree_util.Partial
     count: jax.Array  # type: ignore[assignment]  # a tuple has a method of that name
     values: jax.Array
     measured: jax.Array
+
+    @property
+    def name(self) -> str:
+        return self.note()
 
 
 def find_probes(state: Any) -> dict[str, ProbeState]:
@@ -45,7 +42,7 @@ def find_probes(state: Any) -> dict[str, ProbeState]:
         if not is_probe(x):
             continue
         where = jax.tree_util.keystr(path, simple=True, separator="/")
-        name = x.name.text
+        name = x.name
         if name in found:
             raise ValueError(
                 f"two probes are named {name!r}, at {found[name][0]!r} and {where!r}: give each a name of its own "

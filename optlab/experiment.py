@@ -105,9 +105,11 @@ def _check_source(config: Config, source: Source) -> None:
     if not all(hasattr(source, name) for name in ("train", "validation", "test", "facts")):
         raise ConfigError(f"data={config.data.name} must return an optlab.data.Source, got {type(source).__name__}")
     is_read = config.target != Target() or config.stop.patience is not None
-    if is_read and source.validation is None and config.target.metric.startswith("validation/"):
+    is_there = source.validation is not None and len(source.validation) > 0
+    if is_read and not is_there and config.target.metric.startswith("validation/"):
+        what = "split" if source.validation is None else "examples"
         raise ConfigError(
-            f"target.metric={config.target.metric} isn't measured: data={config.data.name} has no validation split; "
+            f"target.metric={config.target.metric} isn't measured: data={config.data.name} has no validation {what}; "
             "say target.metric=train/loss, or hold some data out"
         )
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab._checks import check_not_negative, check_positive, is_number
+from optlab._checks import check_fraction, check_not_negative, check_positive
 
 __all__ = [
     "constant",
@@ -45,9 +45,9 @@ def step_decay(peak: float, *, every: int, factor: float = 0.1) -> optax.Schedul
         every: steps between two falls (k).
         factor: what each fall leaves of the learning rate (γ), in (0, 1].
     """
+    check_not_negative("peak", peak)
     check_positive("every", every)
-    if is_number(factor) and not 0 < factor <= 1:
-        raise ValueError(f"factor must lie in (0, 1], got {factor}")
+    check_fraction("factor", factor, positive=True)
     return optax.exponential_decay(peak, transition_steps=every, decay_rate=factor, staircase=True)
 
 
@@ -180,6 +180,7 @@ def tail_average(start: int) -> optax.Schedule:
 
 def _after_warmup(peak: Any, warmup: int, schedule: optax.Schedule, start: float = 0.0) -> optax.Schedule:
     """`schedule` after `warmup` steps that rise linearly to the peak, from `start` as a fraction of it."""
+    check_not_negative("peak", peak)
     if warmup == 0:
         return schedule
     return optax.join_schedules([optax.linear_schedule(peak * start, peak, warmup), schedule], [warmup])
@@ -200,5 +201,4 @@ def _check_warmup(warmup: int, steps: int) -> None:
 
 
 def _check_fraction(name: str, value: Any) -> None:
-    if is_number(value) and not 0 <= value <= 1:
-        raise ValueError(f"{name} is a fraction of the peak and must lie in [0, 1], got {value}")
+    check_fraction(name, value, " is a fraction of the peak and")

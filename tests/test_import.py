@@ -57,6 +57,18 @@ def test_a_missing_extra_names_the_line_that_installs_it(how, package):
     assert f"optlab.training needs {package}: pip install 'optlab-jax[train]'" in error_of(code)
 
 
+def test_tensorboard_is_asked_for_where_it_is_used_alone():
+    code = (
+        "import sys; sys.modules['tensorboardX'] = None\n"
+        "from optlab.training import TensorBoard\n"
+        "print('imported', file=sys.stderr)\n"
+        "TensorBoard('runs/mine')"
+    )
+    error = error_of(code)
+    assert error.startswith("imported\n")
+    assert "log.tensorboard needs tensorboardX: pip install 'optlab-jax[train]'" in error
+
+
 def test_the_command_line_says_it_without_a_traceback():
     code = (
         "import sys; sys.modules['rich'] = None\n"
@@ -78,3 +90,11 @@ def test_whatever_is_listed_is_there_and_nothing_else():
 
 def test_the_version_is_the_packages():
     assert optlab.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def test_a_folder_of_its_name_beside_the_script_does_not_hide_it(tmp_path):
+    """As a clone of the repository is one: without __init__.py it would pass for a namespace package."""
+    (tmp_path / "optlab").mkdir()
+    (tmp_path / "script.py").write_text("import optlab; print(optlab.__version__)")
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == optlab.__version__, done.stderr

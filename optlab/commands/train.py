@@ -132,6 +132,7 @@ def _train(
     profile: bool,
 ) -> History:
     from optlab.training import StepLog, train
+    from optlab.training.identity import PROGRAMS
 
     config = experiment.config
     return train(
@@ -151,7 +152,7 @@ def _train(
         log_every=config.log.every,
         stop=config.stop,
         checkpoints=checkpoints,
-        allow_change=allow_change,
+        allow_change=[*allow_change, *PROGRAMS.values()],  # the config says what they are, and was compared
         observers=observers,
         schedules=experiment.schedules,
         initial=initial,
@@ -189,7 +190,7 @@ def _initial(run: str, experiment: Experiment) -> tuple[Any, Any]:
 
 def _summary(history: History, experiment: Experiment, folder: Path, seconds: float) -> str:
     step, config = int(history.state.step), experiment.config
-    if not history.records and "interrupted" not in history.outcome:
+    if history.start == step and "interrupted" not in history.outcome:
         return f"{folder} is {history.outcome} already, at step {step}; for another run name another folder: --run DIR"
     lines = [f"{history.outcome} after step {step}, {seconds:.0f} s"]
     if "interrupted" in history.outcome:

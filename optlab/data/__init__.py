@@ -9,7 +9,7 @@
 
 from optlab.data._fingerprint import fingerprint
 from optlab.data._types import Batch, DamagedRecordError, DataError, Source, Split
-from optlab.data.batches import Batches, Share, StepBatches, as_batches, evaluation_batches, prefetch
+from optlab.data.batches import Batches, Share, StepBatches, as_batches, check_splits, evaluation_batches, prefetch
 from optlab.data.sources import arrays, cifar10, digits, fashion_mnist, text
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "StepBatches",
     "arrays",
     "as_batches",
+    "check_splits",
     "cifar10",
     "digits",
     "evaluation_batches",

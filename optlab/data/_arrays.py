@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from optlab.data._held_out import held_out_size, hold_out
+from optlab.data._rows import refuse_masked
 from optlab.data._types import Batch, DataError, Source
 
 
@@ -47,6 +48,7 @@ def statistics(inputs: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _numbers(name: str, value: ArrayLike) -> np.ndarray:
+    refuse_masked(name, value)
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -63,9 +65,30 @@ def _numbers(name: str, value: ArrayLike) -> np.ndarray:
     return array
 
 
-def _narrow(values: np.ndarray) -> np.ndarray:
-    """Floats as float32, whole numbers and booleans as int32: what a device computes with."""
-    return values.astype(np.float32 if values.dtype.kind == "f" else np.int32, copy=False)
+def _narrow(name: str, values: np.ndarray) -> np.ndarray:
+    """Floats as float32, whole numbers and booleans as int32: what a device computes with.
+
+    A copy, since the owner may change an array later; but not of what is mapped from a file, which may be larger than
+    the memory.
+    """
+    dtype = np.dtype(np.float32 if values.dtype.kind == "f" else np.int32)
+    if values.dtype == dtype and not _is_mapped(values):
+        return values.copy()
+    try:
+        with np.errstate(over="raise"):
+            return values.astype(dtype, copy=False)
+    except FloatingPointError:
+        largest = np.abs(values).max()
+        raise DataError(f"{name} has values beyond float32, up to {largest:.3g}: scale them") from None
+
+
+def _is_mapped(values: np.ndarray) -> bool:
+    owner: object = values
+    while isinstance(owner, np.ndarray):
+        if isinstance(owner, np.memmap):
+            return True
+        owner = owner.base
+    return False
 
 
 def _pair(name: str, inputs: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +125,7 @@ def arrays(
     test: float | Sequence[ArrayLike] = 0.1,
     standardize: bool = False,
 ) -> Source:
-    """Your own arrays. Floats become float32 and integers int32; shapes stay as they are.
+    """Your own arrays, copied (but for memory-mapped ones). Floats become float32 and integers int32.
 
     Integer labels are classes that count from 0; float labels are regression targets.
 
@@ -127,7 +150,7 @@ def arrays(
     mean, scale = statistics(x, train) if standardize else (0, 1)
 
     def ready(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return _narrow((x - mean) * scale if standardize else x), _narrow(y)
+        return _narrow("inputs", (x - mean) * scale if standardize else x), _narrow("labels", y)
 
     inputs, labels = ready(x, y)
     splits = {name: ArraySplit(inputs, labels, rows) for name, rows in zip(held, held_out, strict=True) if len(rows)}

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from optlab.data._rows import check_rows
 from optlab.data._types import Batch, DamagedRecordError, DataError, Split
 
 
@@ -21,6 +22,7 @@ def take_whole(split: Split, indices: np.ndarray, *how: Any) -> tuple[Batch, dic
     while True:
         try:
             batch = split.take(standing_in, *how)
+            check_rows(batch, len(standing_in), f"take() of {type(split).__name__}")
             break
         except DamagedRecordError as error:
             if not set(error.indices) & set(standing_in.tolist()):

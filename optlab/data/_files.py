@@ -29,7 +29,10 @@ def places(name: str, path: str | os.PathLike | None) -> list[Path]:
     root = Path(os.environ["OPTLAB_DATA"]).expanduser()
     if not root.is_dir():
         raise DataError(f"{name}: the environment's OPTLAB_DATA={root} is no folder")
-    return [root / name, root]
+    place = root / name
+    if place.is_symlink() and not place.exists():
+        raise DataError(f"{name}: {place} is a link to {os.readlink(place)}, which isn't there")
+    return [place, root]
 
 
 def not_found(name: str, wanted: str, looked: list[Path], url: str, reason: str = "") -> DataError:

@@ -57,28 +57,60 @@ class EvaluationWindows:
         return _windows(self.tokens, starts, self.length) | {"weight": weight.astype(np.float32)}
 
 
-def _files(root: Path, *, skip: frozenset[str] = frozenset()) -> list[Path]:
-    """Every file below a folder that isn't hidden, in the order of their names on every system."""
+def _files(root: Path) -> list[Path]:
+    """Every file below a folder that isn't hidden, in the order of their names on every system.
+
+    Raises:
+        DataError: For what is there and can't be read: it would be missing in silence.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"text: the folder {error.filename} can't be read: {error.strerror}") from error
+
     found = []
-    for folder, below, files in os.walk(root):
-        below[:] = [name for name in below if name not in skip and not name.startswith(".")]
+    for folder, below, files in os.walk(root, onerror=refuse):
+        below[:] = [name for name in below if not name.startswith(".")]
+        for path in (Path(folder, name) for name in (*below, *files) if not name.startswith(".")):
+            if path.is_symlink() and not path.exists():
+                raise DataError(f"text: {path} is a link to {os.readlink(path)}, which isn't there")
+            if path.is_symlink() and path.is_dir():
+                raise DataError(f"text: {path} is a link to a folder, which isn't followed: name that folder itself")
+            if not path.is_file() and not path.is_dir():
+                raise DataError(f"text: {path} is neither a file nor a folder")
         found += [Path(folder, file) for file in files if not file.startswith(".")]
+    return sorted(found, key=lambda file: file.relative_to(root).as_posix())
+
+
+def _library() -> list[Path]:
+    """The standard library's sources."""
+    root, found = Path(sysconfig.get_path("stdlib")), []
+    for folder, below, files in os.walk(root):
+        below[:] = [name for name in below if name not in _NOT_LIBRARY and not name.startswith(".")]
+        found += [Path(folder, file) for file in files if file.endswith(".py") and not file.startswith(".")]
     return sorted(found, key=lambda file: file.relative_to(root).as_posix())
 
 
 def _join(files: list[Path]) -> np.ndarray:
     """The text files' bytes, one after the other; a file with a zero byte near its start is no text (git's rule)."""
-    contents = (file.read_bytes() for file in files)
+    contents = map(_content, files)
     return np.frombuffer(b"".join(content for content in contents if b"\0" not in content[:8192]), np.uint8)
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"text: {file} can't be read: {error.strerror}") from error
 
 
 def _tokens(path: str | None) -> np.ndarray:
     if path is None:
-        library = Path(sysconfig.get_path("stdlib"))
-        return _join([file for file in _files(library, skip=_NOT_LIBRARY) if file.suffix == ".py"])
+        return _join(_library())
     (place,) = places("text", path)
     if place.is_dir():
         return _join(_files(place))
+    if not place.is_file():
+        raise DataError(f"text: {place} is neither a file nor a folder")
     # An empty file can't be mapped.
     return np.memmap(place, np.uint8, mode="r") if place.stat().st_size else np.empty(0, np.uint8)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from optlab.data._damaged import take_whole
 from optlab.data._random import SHUFFLE, permutation
+from optlab.data._rows import check_order, check_rows
 from optlab.data._types import Batch, Split
 
 
@@ -74,6 +75,8 @@ class Batches:
         damaged: list[tuple[int, str]] = []
         for epoch in range(epochs[0], epochs[-1] + 1):
             part, left_out = take_whole(self.split, indices[epochs == epoch], epoch, self.seed)
+            if epoch < epochs[-1]:  # the split may fill the same arrays again
+                part = {name: np.array(x) for name, x in part.items()}
             parts.append(part)
             damaged += left_out.items()
         if damaged:
@@ -102,6 +105,7 @@ class Share:
             return self.batches.batch(step, self.rows(self.batch_size)), self.batch_size
         batch = self.batches.batch(step)
         examples = len(next(iter(batch.values())))
+        check_rows(batch, examples, f"batch({step})")
         return {name: x[self.rows(examples)] for name, x in batch.items()}, examples
 
 
@@ -126,6 +130,21 @@ def evaluation_batches(
         if damaged and on_damage is not None:
             on_damage(damaged)
         yield batch
+
+
+def check_splits(**splits: Any) -> None:
+    """Refuses splits whose rows come in another order than asked for, as far as two rows of each can tell.
+
+    Raises:
+        DataError: It names the split.
+    """
+    for name, split in splits.items():
+        is_split = callable(getattr(split, "take", None)) and not callable(getattr(split, "batch", None))
+        if not is_split or len(split) < 2:
+            continue
+        ends = np.array([0, len(split) - 1])
+        copied = lambda indices, split=split: {n: np.array(x) for n, x in take_whole(split, indices)[0].items()}
+        check_order(name, copied(ends), copied(ends), copied(ends[::-1]))
 
 
 def prefetch(

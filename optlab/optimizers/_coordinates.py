@@ -7,7 +7,8 @@ import optax
 
 from optlab import transforms
 from optlab._checks import check_decay, check_not_negative
-from optlab.transforms._numerics import check_wide, computed_wide
+from optlab._trees import matched
+from optlab.transforms._numerics import cast_like, check_dtypes, check_holds, check_wide, computed_wide, widen
 
 ScalarOrSchedule: TypeAlias = float | optax.Schedule
 Mask: TypeAlias = Any | Callable[[optax.Params], Any]
@@ -19,7 +20,7 @@ def sgd(
     momentum: float | None = None,
     nesterov: bool = False,
     accumulator_dtype: Any | None = None,
-    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay: ScalarOrSchedule | None = None,
     decay_roles: Sequence[str] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """θ ← θ − ηg, or with momentum θ ← θ − ηv, v ← βv + g. Weight decay is an L2 penalty: g + λθ in g's place.
@@ -29,7 +30,7 @@ def sgd(
         momentum: how much of the heavy ball's velocity stays (β), in [0, 1); None keeps no state.
         nesterov: whether the momentum looks one step ahead.
         accumulator_dtype: the dtype that the velocity is stored in; None takes the parameters'.
-        weight_decay: the penalty's factor (λ), a number or a schedule.
+        weight_decay: the penalty's factor (λ), a number or a schedule; None is no penalty.
         decay_roles: names of the roles that decay, as ["matrix", "conv"]; None is all.
     """
     velocity = optax.identity()
@@ -282,16 +283,38 @@ def lion(
         decay_roles: names of the roles that decay, as ["matrix", "conv"]; None is all.
     """
     check_wide(b1=b1, b2=b2)
+    check_dtypes(mu_dtype=mu_dtype)
     check_decay("b1", b1)
     check_decay("b2", b2)
+    direction = computed_wide(optax.scale_by_lion(b1, b2, mu_dtype))
+
+    def init_fn(params: optax.Params) -> optax.OptState:
+        check_holds(params, "mu_dtype", mu_dtype)
+        return direction.init(params)
+
     return optax.chain(
-        computed_wide(optax.scale_by_lion(b1, b2, mu_dtype)),
+        direction._replace(init=init_fn),
         transforms.decay_weights(weight_decay, mask=mask, roles=decay_roles),
         scale_by_learning_rate(learning_rate),
     )
 
 
 def scale_by_learning_rate(learning_rate: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
-    """As optax's, computed in at least float32: in bfloat16 a rate is off by up to 0.4 %."""
-    check_not_negative("learning_rate", learning_rate)
-    return computed_wide(optax.scale_by_learning_rate(learning_rate))
+    """As optax's, computed in at least float32: in bfloat16 a rate is off by up to 0.4 %.
+
+    Where the parameters are wider than the updates, the product has their dtype.
+    """
+    check_not_negative("learning_rate", learning_rate, schedule=True)
+    scale = optax.scale_by_learning_rate(learning_rate)
+
+    def update_fn(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del extra_args
+        scaled, state = scale.update(widen(updates), state)
+        try:
+            return cast_like(scaled, updates, updates if params is None else matched(updates, params)), state
+        except ValueError:  # parameters of another structure, which nothing here needs
+            return cast_like(scaled, updates), state
+
+    return optax.GradientTransformationExtraArgs(scale.init, update_fn)

@@ -188,7 +188,8 @@ def muonh(
     """Muon on a sphere: W ← R·(W − ηR·O / ‖O‖) / ‖W − ηR·O / ‖O‖‖, R = ‖W‖ at the start; AdamW for everything else.
 
     O is the orthogonalized momentum, as in `muon`. A matrix turns by about η (in radians) a step and never grows, so
-    that it needs no decay, and one that starts as 0 stays 0. Rates near 0.01 are usual; the rest needs its own.
+    that it needs no decay. Rates near 0.01 are usual; the rest needs its own. A matrix that starts as 0, as LoRA's B,
+    has no sphere: it moves by ηO at first, and by a share η of its own norm from then on.
 
     Source: Wen et al. 2026, Hyperball (arXiv 2606.16899).
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from optlab._trees import matched
 from optlab.roles._ask import LayoutLike, check_layout, layout_of, resolve
 from optlab.roles._axes import MatrixAxes
 from optlab.roles._layout import ROLES, Layout, LayoutError, Reading
@@ -100,6 +101,7 @@ def by_role(
     def update_fn(
         updates: optax.Updates, state: ByRoleState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ByRoleState]:
+        params = matched(updates, params)
         within, labels, partition = find(updates, extra_args)
         if state.labels is not _UNDECIDED:  # which optax.tree_map_params leaves behind
             _check_made_under(state.labels, labels)

@@ -46,6 +46,7 @@ class Case:
         laws: Sequence[str] = (),
     ):
         self.tx, self.factory, self.hyperparams, self.laws = tx, factory, dict(hyperparams or {}), laws
+        check_real(params)
         self.params = default_params() if params is None else jax.tree.map(representable, params)
         self.targets = [like(self.params, seed) for seed in range(1, STEPS + 1)]
         self.extra_args: tuple[str, ...] = EXTRA_ARGS[0]
@@ -176,6 +177,13 @@ def like(tree: Any, seed: int) -> Any:
     """A tree of normal numbers with the shapes of another."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: representable(rng.standard_normal(np.shape(x))), tree)
+
+
+def check_real(params: Any) -> None:
+    """Refuses what `representable` would make a real number of."""
+    for name, x in named_leaves(params):
+        if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+            raise ValueError(f"params must be floating-point arrays, and {name!r} is {jnp.result_type(x)}")
 
 
 def cast(tree: Any, dtype: str) -> Any:

@@ -328,7 +328,7 @@ class Checkpoints:
         return sorted(p.name for p in self.folder.glob("quarantine-*"))
 
     def _tell_incomplete(self) -> None:
-        for path in (p for p in numbered(self.folder) if p.is_dir() and not is_complete(p)):
+        for path in (p for p in numbered(self.folder) if (p.is_dir() or p.is_symlink()) and not is_complete(p)):
             print(f"optlab: {path} holds no whole checkpoint: passed over", file=sys.stderr)
 
     def _set_aside(self, step: int, why: str) -> None:
@@ -408,4 +408,6 @@ def _await_saves() -> None:
             os._exit(CRASHED)
 
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_UNAWAITED.clear)  # the thread that saves isn't there: nothing would end it
 threading._register_atexit(_await_saves)  # type: ignore[attr-defined]  # atexit's own come after the executors' end

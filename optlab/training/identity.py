@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 
 from optlab.config import Config, Stop, covers, flatten, keys
 from optlab.data import fingerprint
 from optlab.training.checkpoint import CheckpointError
 from optlab.training.fingerprint import fingerprints
-from optlab.training.processes import once, together
+from optlab.training.processes import is_first, once, together
+from optlab.training.program import are_other, described, program, programs
 from optlab.training.state import TrainState
 from optlab.training.workload import Workload
 
 Identity = dict[str, Any]
 INJECTED = "hyperparameter "
+# What isn't a config's key by itself, under the name by which it may change; "" begins such names.
+PROGRAMS = {"model": "model", "loss": "loss", "loss.training": "loss", "optimizer": "optimizer", INJECTED: "optimizer"}
+_OTHERS = {**PROGRAMS, "initial": "initial", "ema.function": "ema"}
 
 
 def identity(
     workload: Workload,
+    tx: optax.GradientTransformation,
     first: TrainState,
     *,
+    initial: Any,
     seed: int,
     accumulate: int,
     ema: float | Callable[..., Any] | None,
@@ -33,7 +43,8 @@ def identity(
 ) -> Identity:
     """A run by the config's keys, as JSON data; of the data it is every split's fingerprint.
 
-    With it the fingerprint of every hyperparameter that the optimizer keeps in its first state.
+    With it what model, loss and optimizer compute (`optlab.training.program`), and the fingerprints of every
+    hyperparameter that the optimizer keeps in its first state, and of the parameters that were given to start from.
 
     Raises:
       CheckpointError: if the data of several processes aren't the same.
@@ -49,7 +60,11 @@ def identity(
         **flatten(workload.target, "target."),
         **flatten(stop, "stop."),
         **fingerprints({name: x for name, x in _named(first.opt_state) if name.startswith(INJECTED)}),
+        **programs(workload, tx, first),
+        "initial": None if initial is None else _digest(initial),
     }
+    if callable(ema):
+        found["ema.function"] = {**program(ema, first.step), "made": found["optimizer"]["made"]}
     found = json.loads(json.dumps(found, default=float))  # a number of NumPy's is one, too
     with together(CheckpointError):
         if differ := _differing(once(lambda: found), found):
@@ -70,16 +85,47 @@ def changed_keys(path: Path, saved: Mapping[str, Any], here: Identity, allowed: 
       CheckpointError: for a fixed key that differs and isn't allowed; it names each with both values.
     """
     table, differ = keys(Config), _differing(saved, here)
-    fixed = {k for k in differ if k.startswith("data.") or (k in table and table[k][1]["change"] == "fixed")}
-    refused = {k: v for k, v in differ.items() if k in fixed and not covers(allowed, k)}
-    names = tuple(dict.fromkeys("data" if k.startswith("data.") else k for k in refused))
+    names = {k: _name(k) for k in differ}
+    fixed = {k for k, name in names.items() if name != k or (name in table and table[name][1]["change"] == "fixed")}
+    fixed |= differ.keys() & _OTHERS.keys()
+    refused = {k: v for k, v in differ.items() if k in fixed and not covers(allowed, names[k])}
+    once_each = tuple(dict.fromkeys(names[k] for k in refused))
     with together(CheckpointError):
         if refused:
             raise CheckpointError(
                 f"{path} is of another run: {_listed(refused, 'there')}; name another folder, or go on all the same: "
-                f"allow_change={names}, {' '.join(f'--allow-change {k}' for k in names)}"
+                f"allow_change={once_each}, {' '.join(f'--allow-change {k}' for k in once_each)}"
             )
+    if is_first():
+        _say_what_goes_on(path, saved, here, {k: v for k, v in differ.items() if k in _OTHERS})
     return set(differ)
+
+
+def _name(key: str) -> str:
+    """The name by which a key may change."""
+    if key.startswith("data."):
+        return "data"
+    return PROGRAMS[INJECTED] if key.startswith(INJECTED) else _OTHERS.get(key, key)
+
+
+def _say_what_goes_on(path: Path, saved: Mapping[str, Any], here: Identity, changed: Mapping[str, Any]) -> None:
+    """Says which program is another from here on, and where nobody can tell."""
+    if changed:
+        print(f"optlab: {path} goes on with another {_listed(changed, 'there')}", file=sys.stderr)
+    made = lambda run: next((run[k]["made"] for k in run if isinstance(run[k], dict)), None)
+    if None not in (there := made(saved), now := made(here)) and there != now:
+        print(
+            f"optlab: {path} was made with {there}, here is {now}: whether model, loss and optimizer are the same "
+            "isn't compared",
+            file=sys.stderr,
+        )
+
+
+def _digest(initial: Any) -> str:
+    """Of all leaves, by their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(initial)
+    prints = fingerprints({jax.tree_util.keystr(path): jnp.asarray(x) for path, x in leaves})
+    return hashlib.sha256(json.dumps(prints).encode()).hexdigest()[:16]
 
 
 def with_settings(state: TrainState, first: TrainState, changed: Collection[str]) -> TrainState:
@@ -104,7 +150,13 @@ def _named(opt_state: Any) -> list[tuple[str, jax.Array]]:
 
 
 def _differing(saved: Mapping[str, Any], here: Identity) -> dict[str, tuple[Any, Any]]:
-    is_other = lambda k: saved[k] != here[k] and not _are_made_otherwise(k, saved[k], here[k])
+    def is_other(k: str) -> bool:
+        if isinstance(saved[k], dict) and isinstance(here[k], dict):
+            return are_other(saved[k], here[k])
+        if k == "initial" and here[k] is None:  # a run that is continued doesn't start from anything
+            return False
+        return saved[k] != here[k] and not _are_made_otherwise(k, saved[k], here[k])
+
     return {k: (saved[k], here[k]) for k in saved if k in here and is_other(k)}
 
 
@@ -116,4 +168,12 @@ def _are_made_otherwise(key: str, a: Any, b: Any) -> bool:
 
 
 def _listed(differ: Mapping[str, tuple[Any, Any]], where: str) -> str:
-    return ", ".join(f"{k} ({saved!r} {where}, {here!r} here)" for k, (saved, here) in differ.items())
+    """Each key with both values; of programs that are one thing the first one's."""
+    found: dict[str, str] = {}
+    for k, (saved, here) in differ.items():
+        if isinstance(saved, dict):
+            there, now = described(saved, here)
+            found.setdefault(_name(k), f"{_name(k)} ({there} {where}, {now} here)")
+        else:
+            found[k] = f"{k} ({saved!r} {where}, {here!r} here)"
+    return ", ".join(found.values())

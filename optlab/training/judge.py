@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +24,20 @@ class Judge:
     reached: int | None = None
 
     def __call__(self, record: Record) -> str | None:
-        """Takes an evaluated record; "stopped early" once patience has run out."""
-        step, value = int(record["step"]), record.get(self.target.metric, math.nan)
+        """Takes an evaluated record; "stopped early" once patience has run out.
+
+        Raises:
+          ValueError: under a patience, if the held-out examples measured nothing at all.
+        """
+        step, metric = int(record["step"]), self.target.metric
+        if metric not in record:  # no example of the batch counted, or the step was skipped: neither better nor worse
+            if self.stop.patience is not None and metric.startswith("validation/"):
+                raise ValueError(
+                    f"stop.patience={self.stop.patience} waits for {metric}, which wasn't measured after step {step}: "
+                    "no example of the validation split has a weight"
+                )
+            return None
+        value = record[metric]
         if self.target.gain(value, self.best and self.best[1]) > 0:
             self.best = (step, value)
         self.waited += 1

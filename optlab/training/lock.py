@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import weakref
 from pathlib import Path
 from typing import IO
 
@@ -14,6 +15,19 @@ try:
     import fcntl
 except ImportError:  # Windows: nothing is locked there
     fcntl = None  # type: ignore[assignment]
+
+
+_HELD: weakref.WeakSet[WriterLock] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """A forked worker holds nothing: with the file open it would hold the lock for as long as it outlives the run."""
+    for lock in list(_HELD):
+        lock.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 class WriterLock:
@@ -32,10 +46,17 @@ class WriterLock:
         """
         if self._file is None:
             self._file = self._taken()
+            _HELD.add(self)
         elif not self._is_in_place():
             raise CheckpointError(f"{self.folder} was deleted or replaced while this process wrote to it")
         self._holds += 1
         return self._holds == 1
+
+    def forget(self) -> None:
+        """Closes the file without unlocking it, which its other holder goes on to hold."""
+        if self._file is not None:
+            self._file.close()
+        self._file, self._holds = None, 0
 
     def release(self) -> None:
         self._holds -= 1

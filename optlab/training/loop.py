@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,14 @@ import optax
 from jax.sharding import Mesh
 
 from optlab.config import ConfigError, Stop, check
-from optlab.data import Batches, Share, as_batches, prefetch
+from optlab.data import Batches, Share, as_batches, check_splits, prefetch
 from optlab.roles import layout_around
 from optlab.training.checkpoint import Checkpoints
 from optlab.training.damaged import DamagedExamples
 from optlab.training.guard import Guard, Skips
 from optlab.training.identity import Identity, changed_keys, identity, with_settings
 from optlab.training.judge import Judge
-from optlab.training.metrics import Observer, Record, StepLog
+from optlab.training.metrics import MetricsFile, Observer, Record, StepLog, read_metrics
 from optlab.training.parallel import DATA, Strategy, check_memory, parallelize
 from optlab.training.process import Trace, catch_signals
 from optlab.training.processes import is_first
@@ -45,6 +46,8 @@ class History:
       reached: the first evaluated step at which the target's value was reached, or None.
       skipped: the steps that the guard left out, those before a continued run's checkpoint included.
       saved: the last step that is saved; 0 if none is.
+      start: the step that this call went on from. Where that is the last one already, nothing was trained, and the
+        records are those of the calls before.
     """
 
     records: list[Record]
@@ -54,6 +57,7 @@ class History:
     reached: int | None
     skipped: list[int]
     saved: int = 0
+    start: int = 0
 
     @property
     def params(self) -> Any:
@@ -148,6 +152,8 @@ def train(
     ):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if not -(2**31) <= seed < 2**32:  # of a longer one JAX takes the last 32 bits
+        raise ValueError(f"seed must lie in [-2**31, 2**32), got {seed}")
     check(stop, "stop.")
     axis_name = DATA if strategy == "pmap" else None
     with contextlib.ExitStack() as stack:
@@ -164,25 +170,34 @@ def train(
 
         check_memory(parallel, parallel.shapes(jax.eval_shape(first, key, init_key, initial)))
         state = parallel.place_state(first, key, init_key, initial)
+        data = workload.data
+        check_splits(train=data.train, validation=data.validation, test=data.test)
         judge = Judge(workload.target, stop)
         batches = as_batches(workload.data.train, workload.batch_size, seed)
         examples = (lambda t: batches.indices(t - 1)[0].tolist()) if isinstance(batches, Batches) else None
         skips = Skips(guard, skip_limit, skip_log, examples)
         damaged = DamagedExamples(workload, skip_limit, skip_log)
         about: Identity = {}
+        earlier: list[Record] = []
         notes: Mapping[str, Any] = {}
         if checkpoints is not None:
             stack.enter_context(checkpoints.writing())
-            about = identity(workload, state, seed=seed, accumulate=accumulate, ema=ema, stop=stop)
+            about = identity(workload, tx, state, initial=initial, seed=seed, accumulate=accumulate, ema=ema, stop=stop)
             state, notes = _continued(checkpoints, state, judge, skips, damaged, about, allow_change)
-            if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
-                return History([], state, judge.ended, judge.best, judge.reached, skips.steps, int(state.step))
+            log = next((o.log for o in observers if isinstance(o, MetricsFile)), None)
+            if log is None:
+                own = MetricsFile(checkpoints.folder / "metrics.jsonl")
+                log, observers = own.log, (own, *observers)
+            earlier = _already(checkpoints, log, judge, int(state.step), steps) if notes else []
         start = saved = int(state.step)
+        if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
+            return History(earlier, state, judge.ended, judge.best, judge.reached, skips.steps, start, start)
         if start > steps:
             raise ConfigError(f"steps must be at least {start}, which the run has behind it, got {steps}")
         records = Records(
             workload,
             parallel,
+            batches,
             judge,
             skips,
             damaged,
@@ -232,7 +247,21 @@ def train(
             if ended:
                 records.outcome = ended
                 break
-    return History(records.all, state, records.outcome, judge.best, judge.reached, skips.steps, saved)
+    found = records.all or earlier
+    return History(found, state, records.outcome, judge.best, judge.reached, skips.steps, saved, start)
+
+
+def _already(checkpoints: Checkpoints, log: StepLog, judge: Judge, start: int, steps: int) -> list[Record]:
+    """The records of a run that is over, which is said; of one that goes on none. Their file may be gone."""
+    if start != steps and judge.ended in (None, "finished"):
+        return []
+    if is_first():
+        print(
+            f"optlab: the run in {checkpoints.folder} is {judge.ended or 'finished'} already, at step {start}: "
+            "nothing is trained, these are its records; name another folder for another run",
+            file=sys.stderr,
+        )
+    return [r for r in read_metrics(log.path) if r["step"] <= start] if log.path.exists() else []
 
 
 def _continued(
@@ -251,6 +280,7 @@ def _continued(
     state, notes = saved
     path = checkpoints.folder / str(int(state.step))
     changed = changed_keys(path, notes.get("run", {}), about, allow_change)
+    about["initial"] = about["initial"] or notes.get("run", {}).get("initial")
     judge.load(notes, changed)
     skips.load(notes)
     damaged.load(notes)

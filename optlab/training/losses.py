@@ -6,56 +6,113 @@ scalar, which then counts as the mean over the batch.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from optlab.data import Batch
+from optlab.data import Batch, DataError
+from optlab.training.reductions import wide
 
 
 def cross_entropy(outputs: jax.Array, batch: Batch, *, label_smoothing: float = 0.0) -> jax.Array:
-    """−log softmax(outputs)[label], in nats.
+    """−log softmax(outputs)[label], in nats; NaN where the label is no class of the outputs.
 
     Args:
       outputs: logits (..., classes).
-      batch: integer classes (...) under "labels".
+      batch: integer classes (...) under "labels". A label that counts must be a class: one that only pads needs weight
+        0 under "weight".
       label_smoothing: share of the target's mass that is spread evenly over all classes, in [0, 1).
 
     Returns:
       losses (...), float32.
+
+    Raises:
+      ValueError: for labels of another shape or dtype.
+      DataError: for a label that is no class, where it can be read (outside of jit); in training the guard finds the
+        NaN, and `train` names the label.
     """
     if isinstance(label_smoothing, int | float) and not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
-    logits = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
-    nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
-    if isinstance(label_smoothing, float) and label_smoothing == 0.0:
-        return nll
-    uniform = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
-    return (1 - label_smoothing) * nll + label_smoothing * uniform
+    logits = wide(outputs)
+    labels, is_outside = _classes("cross_entropy", outputs, batch)
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if not isinstance(label_smoothing, float) or label_smoothing != 0.0:
+        uniform = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+        nll = (1 - label_smoothing) * nll + label_smoothing * uniform
+    return jnp.where(is_outside, jnp.nan, nll)
 
 
 def squared_error(outputs: jax.Array, batch: Batch) -> jax.Array:
-    """The squared distance to the labels, summed over the last axis; labels (B,) stand for (B, 1).
+    """The squared distance to the labels, summed over the last axis; (B,) stands for (B, 1), in outputs and labels.
 
     Args:
-      outputs: predictions (B, d).
-      batch: what should have come out, (B, d) or (B,), under "labels".
+      outputs: predictions (B, d) or (B,).
+      batch: what should have come out, of the same shape but for axes of length 1, under "labels".
 
     Returns:
-      losses (B,).
+      losses (B,), at least float32.
+
+    Raises:
+      ValueError: for labels of another shape.
     """
     labels = jnp.asarray(batch["labels"])
-    if labels.size != outputs.size:
+    of_example = lambda x: (x.shape[:1], tuple(n for n in x.shape[1:] if n != 1))
+    if not outputs.ndim or of_example(outputs) != of_example(labels):
         raise ValueError(f"squared_error needs labels of the outputs' shape {outputs.shape}, got {labels.shape}")
-    labels = jnp.reshape(labels, outputs.shape)
-    return jnp.sum(jnp.square(outputs - labels), axis=-1)
+    squares = jnp.square(wide(outputs) - wide(jnp.reshape(labels, outputs.shape)))
+    return squares if squares.ndim == 1 else jnp.sum(squares, axis=-1)
 
 
 def accuracy(outputs: jax.Array, batch: Batch) -> jax.Array:
-    """1 where the largest logit is the label's, 0 elsewhere.
+    """1 where the largest logit is the label's, 0 elsewhere; NaN where the label is no class of the outputs.
 
     Args:
       outputs: logits (..., classes).
-      batch: integer classes (...) under "labels".
+      batch: integer classes (...) under "labels", as for `cross_entropy`.
     """
-    return (jnp.argmax(outputs, axis=-1) == batch["labels"]).astype(jnp.float32)
+    labels, is_outside = _classes("accuracy", outputs, batch)
+    is_hit = jnp.argmax(outputs, axis=-1) == labels
+    return jnp.where(is_outside, jnp.nan, is_hit.astype(jnp.float32))
+
+
+def _classes(name: str, outputs: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """The labels, and where they are no class of the outputs although they count; 0 stands for them there.
+
+    An index outside of an array is no error in JAX: −1 would be the last class.
+    """
+    labels, classes = jnp.asarray(batch["labels"]), outputs.shape[-1] if outputs.ndim else 0
+    if labels.shape != outputs.shape[:-1] or not outputs.ndim:
+        raise ValueError(
+            f"{name} needs labels of shape {outputs.shape[:-1]}, a class for each of the outputs {outputs.shape}, got "
+            f"{labels.shape}: labels[:, 0] of one column, labels.argmax(-1) of one-hot rows"
+        )
+    if not (jnp.issubdtype(labels.dtype, jnp.integer) or labels.dtype == jnp.bool_):
+        raise ValueError(f"{name} needs labels that are classes, whole numbers from 0 on, got {labels.dtype}")
+    weight: Any = batch.get("weight")
+    weight = weight if np.shape(weight) == labels.shape else None
+    _check_classes(name, batch["labels"], weight, classes)
+    if labels.dtype.itemsize < 4:
+        labels = labels.astype(jnp.int32)
+    is_class = (labels >= 0) & (labels < classes)
+    is_outside = ~is_class if weight is None else ~is_class & (jnp.asarray(weight) > 0)
+    return jnp.where(is_class, labels, 0), is_outside
+
+
+def _check_classes(name: str, labels: Any, weight: Any, classes: int) -> None:
+    """Refuses a label that is no class, where it can be read."""
+    if any(isinstance(x, jax.core.Tracer) for x in (labels, weight)):
+        return
+    labels = np.asarray(labels)
+    is_outside = (labels < 0) | (labels >= classes)
+    if weight is not None:
+        is_outside &= np.asarray(weight) > 0
+    if is_outside.any():
+        where = tuple(int(i) for i in np.argwhere(is_outside)[0])
+        raise DataError(
+            f"{name} needs labels from 0 to {classes - 1}, as the outputs have {classes} classes, got {labels[where]} "
+            f"at {list(where)} and {int(is_outside.sum()) - 1} more outside; what only pads needs weight 0 in the "
+            'batch\'s "weight"'
+        )

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from optlab.training.fingerprint import fingerprint
+from optlab.training.handover import owned
 from optlab.training.sharding import Rules, check_rules, specs
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
@@ -136,7 +137,7 @@ def parallelize(
         device = SingleDeviceSharding(jax.local_devices()[0])
         put = lambda tree: jax.device_put(tree, device, may_alias=False)
         place = lambda state, *arguments: _make(state, arguments, None) if callable(state) else put(state)
-        put_batch = lambda batch, examples=None: jax.device_put(batch)
+        put_batch = lambda batch, examples=None: jax.device_put(owned(batch))
         shapes = lambda state: jax.tree.map(lambda x: _shape(x, device), state)
         return Parallel(
             place, put_batch, _Bounded(_Single(_without_axis(step, strategy)), 1), None, slice, None, shapes
@@ -175,10 +176,10 @@ def parallelize(
             examples = len(jax.tree.leaves(batch)[0])
         sharding = replicated if examples is not None and examples % count else spread
         if jax.process_count() == 1:
-            return jax.device_put(batch, sharding)
+            return jax.device_put(owned(batch), sharding)
         shape = lambda x: None if examples is None else (examples, *x.shape[1:])
         put = lambda x: jax.make_array_from_process_local_data(sharding, x, shape(x))
-        return jax.tree.map(lambda x: put(np.asarray(x)), batch)
+        return jax.tree.map(lambda x: put(np.asarray(x)), owned(batch))
 
     run = _Pmapped(step, mesh) if strategy == "pmap" else _Jitted(_without_axis(step, strategy), mesh, strategy)
     shapes = lambda state: jax.tree.map(_shape, state, where(state))

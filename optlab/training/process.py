@@ -14,6 +14,35 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+# The handlers that a run found and put its own in place of. A forked worker is no run: it gets them back, since whoever
+# ends it with SIGTERM waits for its end.
+_before: dict[int, Any] = {}
+
+
+_forking = threading.local()
+
+
+def _hold_signals() -> None:
+    """A signal that reaches the worker before it has its handlers back would be the run's, and lost."""
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _before) if _before else None
+
+
+def _deliver_signals() -> None:
+    if _forking.mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _restore_handlers() -> None:
+    for number, handler in _before.items():
+        if handler is not None:  # one that wasn't set from Python can't be set again
+            signal.signal(number, handler)
+    _before.clear()
+    _deliver_signals()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_hold_signals, after_in_parent=_deliver_signals, after_in_child=_restore_handlers)
+
 # JAX's preemption service waits for the number of one of the next calls, so that they are counted over all runs.
 _calls = itertools.count(1)
 
@@ -45,12 +74,17 @@ def catch_signals(*, listen: bool) -> Iterator[Callable[[], str | None]]:
         yield asked
         return
     mine = (signal.SIGINT, signal.SIGUSR1, *([signal.SIGTERM] if is_alone else []))
-    before = {s: signal.signal(s, handler) for s in mine}
+    outer = dict(_before)  # of a run around this one
+    found = {s: signal.signal(s, handler) for s in mine}
+    _before.update({s: outer.get(s, old) for s, old in found.items()})
     try:
         yield asked
     finally:
-        for s, old in before.items():
-            signal.signal(s, old)
+        for s, old in found.items():
+            if old is not None:
+                signal.signal(s, old)
+        _before.clear()
+        _before.update(outer)
 
 
 class Trace:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optlab.config import Target
-from optlab.data import Split, evaluation_batches
+from optlab.data import DataError, Split, StepBatches, evaluation_batches
 from optlab.training.damaged import DamagedExamples
 from optlab.training.fingerprint import non_finite
 from optlab.training.guard import Skips, not_finite
@@ -26,7 +27,7 @@ from optlab.training.probes import has_spectrum, probe_metrics
 from optlab.training.processes import is_first
 from optlab.training.state import TrainState, evaluation_params
 from optlab.training.step import make_evaluation
-from optlab.training.workload import Loss, Metrics, Workload
+from optlab.training.workload import Loss, Metrics, ShapeError, Workload
 
 # More simulated devices' collectives in flight than this can deadlock (jax 0.10.2); fewer would let a device wait.
 IN_FLIGHT = 16
@@ -72,6 +73,7 @@ class Records:
         self,
         workload: Workload,
         parallel: Parallel,
+        batches: StepBatches,
         judge: Judge,
         skips: Skips,
         damaged: DamagedExamples,
@@ -81,7 +83,7 @@ class Records:
         log_every: int,
         evaluate_every: int,
     ):
-        self.workload, self.parallel, self.judge = workload, parallel, judge
+        self.workload, self.parallel, self.batches, self.judge = workload, parallel, batches, judge
         self.skips, self.damaged = skips, damaged
         self.observers, self.schedules, self.steps = observers, schedules, steps
         self.log_every, self.evaluate_every = log_every, evaluate_every
@@ -92,16 +94,28 @@ class Records:
         self.pending: collections.deque[tuple[int, PackedMetrics]] = collections.deque()
         self.latest: Record = {}
         self.is_unsaved = False
+        self.shapes: Any = None
 
     def check_names(self, state: TrainState) -> None:
-        """Refuses a target whose metric is never measured; nothing is compiled for it."""
+        """Refuses a target whose metric is never measured, and values of another shape than the batch's.
+
+        Shapes are traced for it, nothing is compiled.
+        """
         data, target = self.workload.data, self.judge.target
-        evaluate, example = make_evaluation(self.workload.loss), self.workload.example()
-        names = jax.eval_shape(evaluate, state.params, state.model_state, example, state.key)
-        splits = ["train", *(["validation"] if data.validation is not None else [])]
+        evaluate = functools.partial(jax.eval_shape, make_evaluation(self.workload.loss))
+        shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+        model = self.shapes = jax.tree.map(shape, (state.params, state.model_state))
+        try:
+            names = evaluate(*model, self.workload.examples(), state.key)
+        except ShapeError:
+            raise
+        except Exception:  # a model may be made for batches of one size alone
+            names = evaluate(*model, self.workload.example(), state.key)
+        splits = ["train", *(["validation"] if data.validation is not None and len(data.validation) else [])]
         known = [f"{split}/{name}" for split in splits for name in names]
         if target.metric not in known and (target != Target() or self.judge.stop.patience):
-            raise ValueError(f"target.metric must be one of {', '.join(known)}, got {target.metric!r}")
+            empty = "" if data.validation is None or len(splits) > 1 else ": the validation split holds no examples"
+            raise ValueError(f"target.metric must be one of {', '.join(known)}, got {target.metric!r}{empty}")
 
     @contextlib.contextmanager
     def observed(self, start: int) -> Iterator[None]:
@@ -187,6 +201,8 @@ class Records:
         """Turns the metrics of the oldest steps into records; one that is at fault may end the run."""
         for t, metrics in [self.pending.popleft() for _ in range(count)]:
             values = _means(metrics.sums())
+            if any(map(math.isnan, values.values())):
+                self._check_labels(f"step {t}", self.batches.batch(t - 1))
             self.latest = self.skips({"step": t, **values})
             is_due = t % self.log_every == 0 or has_spectrum(values)  # singular values are rare: none is lost
             if is_due or self._is_evaluated(t):
@@ -224,7 +240,23 @@ class Records:
                 add(pending.popleft())
         for metrics in pending:
             add(metrics)
-        return {f"{split}/{name}": value for name, value in _means(sums).items()}
+        values = _means(sums)
+        if any(map(math.isnan, values.values())):
+            for i, batch in enumerate(evaluation_batches(data, size)):
+                self._check_labels(f"{split} examples from {i * size} on", batch)
+        return {f"{split}/{name}": value for name, value in values.items()}
+
+    def _check_labels(self, where: str, batch: Any) -> None:
+        """Looks for the cause of a NaN in a batch's labels, which a program on the device can't refuse.
+
+        Raises:
+          DataError: if one that counts is no class of the outputs.
+        """
+        loss, key = make_evaluation(self.workload.loss), jax.random.key(0)
+        try:
+            jax.eval_shape(lambda params, model_state: loss(params, model_state, batch, key), *self.shapes)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
 
     def _on_every(self, params: Any, model_state: Any, placed: Any) -> tuple[Any, Any]:
         """Parameters and model state; whole on every device where the batch is, since it can't be divided.

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optlab.training.reductions import wide
+
 
 class LossStatistics(NamedTuple):
     """Of the losses of the steps that were accepted: how many, their running mean and variance."""
@@ -29,7 +31,7 @@ class TrainState:
       model_state: what training changes without a gradient (BatchNorm's running statistics).
       opt_state: the optax transformation's.
       key: typed random key; a step's randomness is fold_in(key, step), so the key itself never changes.
-      ema: the weights' moving average, of params' structure, or None.
+      ema: the weights' moving average, of params' structure and in at least float32, or None.
       losses: what a loss is held against to tell a spike, or None.
     """
 
@@ -52,10 +54,16 @@ def init_state(
     spike: bool = False,
 ) -> TrainState:
     """The state before the first step. Every leaf is a copy of its own, since a step gives the state's buffers away."""
-    average = params if ema else None
+    average = jax.tree.map(_as_average, params) if ema else None
     losses = LossStatistics(jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(())) if spike else None
     state = TrainState(jnp.zeros((), jnp.int32), params, model_state, tx.init(params), key, average, losses)
     return jax.tree.map(lambda x: jnp.array(x, dtype=jnp.asarray(x).dtype), state)
+
+
+def _as_average(x: Any) -> jax.Array:
+    """A parameter as it is averaged: in bfloat16 what a step adds to the average would be rounded away."""
+    x = jnp.asarray(x)
+    return wide(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x
 
 
 def evaluation_params(state: TrainState) -> Any:
@@ -64,7 +72,7 @@ def evaluation_params(state: TrainState) -> Any:
     Schedule-free methods train one point and answer with another (Defazio et al. 2024, arXiv 2405.15682, eq. 4).
     """
     if state.ema is not None:
-        return state.ema
+        return jax.tree.map(lambda a, p: a.astype(p.dtype), state.ema, state.params)
     is_free = lambda s: isinstance(s, optax.contrib.ScheduleFreeState)
     free = [s for s in jax.tree.leaves(state.opt_state, is_leaf=is_free) if is_free(s)]
     structure: Any = jax.tree.structure(state.params)

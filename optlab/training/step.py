@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend.random
 import jax.numpy as jnp
 import optax
 from jax import lax
 
 from optlab.data import Batch
 from optlab.training.guard import Guard, check_guard, guarded
-from optlab.training.reductions import with_norm
+from optlab.training.reductions import wide, with_norm
 from optlab.training.state import TrainState
 from optlab.training.workload import Loss, Metrics
 
@@ -63,7 +64,7 @@ def make_step(
     if isinstance(ema, int | float) and not 0 <= ema < 1:
         raise ValueError(f"ema must lie in [0, 1), got {ema}")
     tx = optax.with_extra_args_support(tx)
-    takes = _takes(tx.update)
+    is_taken = takes(tx.update)
     gradient = _mean_gradient(loss, axis_name, accumulate)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -73,7 +74,7 @@ def make_step(
         grads, norm = with_norm(grads)
         value_fn = _with_gradient(lambda params: at(params)[:2])
         extra = {"value": value, "grad": grads, "value_fn": value_fn, "grad_fn": lambda params, _: at(params)[1]}
-        extra = {name: x for name, x in extra.items() if takes(name)}
+        extra = {name: x for name, x in extra.items() if is_taken(name)}
         updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
 
@@ -113,13 +114,16 @@ def make_evaluation(loss: Loss) -> Callable[[Any, Any, Batch, jax.Array], Metric
 def check_mean(loss: Loss, state: TrainState, batch: Batch, accumulate: int) -> None:
     """Refuses a loss whose value of a batch isn't the mean of its values of two halves, by their weights.
 
-    Two microbatches are looked at, since the whole batch may be too large for a device.
+    Two microbatches are looked at, since the whole batch may be too large for a device. What the loss draws is the same
+    for all examples here, so that the halves see what the whole batch sees.
     """
     some = lambda x: x.reshape(-1, accumulate, *x.shape[1:])[:, :2].reshape(-1, *x.shape[1:])
 
-    def both(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def both(params: Any, model_state: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        key, model_state = _even_keys(model_state)
+
         def measured(batch: Batch) -> tuple[jax.Array, jax.Array]:
-            value, (_, metrics) = loss(state.params, state.model_state, batch, state.key, False)
+            value, (_, metrics) = loss(params, model_state, batch, key, False)
             return value, _pairs(metrics)["loss"][1]
 
         batch = jax.tree.map(some, batch)
@@ -128,7 +132,10 @@ def check_mean(loss: Loss, state: TrainState, batch: Batch, accumulate: int) -> 
 
     if len(jax.tree.leaves(batch)[0]) < 2 * accumulate:
         return
-    value, mean = jax.jit(both)(state, batch)
+    try:
+        value, mean = jax.jit(both)(state.params, state.model_state, batch)
+    except NotImplementedError:  # jax.random.poisson draws from JAX's own generator alone, which can't be compared
+        return
     tolerance = max(1e-3, 8 * float(jnp.finfo(value.dtype).eps))
     if abs(float(value) - float(mean)) > tolerance * max(abs(float(value)), abs(float(mean))):
         raise ValueError(
@@ -138,31 +145,79 @@ def check_mean(loss: Loss, state: TrainState, batch: Batch, accumulate: int) -> 
         )
 
 
+def _even_keys(model_state: Any) -> tuple[jax.Array, Any]:
+    """A key, and a model's own, whose draws are the same number in every place of an array, however many there are.
+
+    The number changes with every split or fold of the key, so that what draws until it accepts comes to an end.
+    """
+    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    even = lambda x: jnp.broadcast_to(jax.random.key(0, impl=_EVEN), x.shape) if is_key(x) else x
+    return jax.random.key(0, impl=_EVEN), jax.tree.map(even, model_state)
+
+
+def _next(data: jax.Array) -> jax.Array:
+    return jax.extend.random.threefry_2x32(data, data + jnp.asarray([1, 2], jnp.uint32))
+
+
+def _even_bits(data: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
+    words = _next(data)
+    word = words[0] if width <= 32 else words[0].astype(jnp.uint64) << 32 | words[1].astype(jnp.uint64)
+    return jnp.broadcast_to(word.astype(jnp.dtype(f"uint{width}")), shape)
+
+
+_EVEN: Any = jax.extend.random.define_prng_impl(
+    key_shape=(2,),
+    seed=lambda seed: jnp.asarray([0, 1], jnp.uint32),
+    split=lambda data, shape: jnp.broadcast_to(_next(data), (*shape, 2)),
+    random_bits=_even_bits,
+    fold_in=lambda data, number: _next(data),
+    name="optlab_even",
+    tag="even",
+)
+
+
 def _pairs(metrics: Any) -> Metrics:
-    """A loss's metrics as arrays; a weight may be a Python number."""
+    """A loss's metrics as numbers in at least float32; a weight may be a Python number."""
     if "loss" not in metrics:
         raise ValueError(f"the loss's metrics must hold 'loss' as (sum, weight), got the names {sorted(metrics)}")
     for name, pair in metrics.items():
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise ValueError(f"the loss's metric {name!r} must be (sum, weight), got a {type(pair).__name__}")
-    return {name: (jnp.asarray(total), jnp.asarray(weight)) for name, (total, weight) in metrics.items()}
+        if any(jnp.shape(x) for x in pair):
+            raise ValueError(
+                f"the loss's metric {name!r} must be (sum, weight) over the batch, two numbers, got the shapes "
+                f"{jnp.shape(pair[0])} and {jnp.shape(pair[1])}"
+            )
+    return {name: (wide(jnp.asarray(a)), wide(jnp.asarray(b))) for name, (a, b) in metrics.items()}
 
 
 def _mean_gradient(loss: Loss, axis_name: str | None, accumulate: int) -> Callable[..., Any]:
     """(params, model_state, batch, key) -> (value, gradient, model_state, metrics), over microbatches and devices."""
     is_parted = accumulate > 1 or axis_name is not None
 
-    def summed(*arguments: Any) -> Any:
-        """The loss, weighted before it is differentiated: BatchNorm lets it reach devices of another weight."""
+    def weighted(*arguments: Any) -> Any:
+        """The loss times its weight, by which it is differentiated: BatchNorm lets it reach devices of another weight.
+
+        The weight is a share of the largest device's, which the gradient is multiplied by later and in float32: in
+        float16 it would overflow as a sum.
+        """
         value, (model_state, metrics) = loss(*arguments)
         metrics = _pairs(metrics)
-        return value * lax.stop_gradient(metrics["loss"][1]) if is_parted else value, (model_state, metrics)
+        if not is_parted:
+            return value, (model_state, metrics, None)
+        weight = lax.stop_gradient(metrics["loss"][1])
+        largest = weight if axis_name is None else lax.pmax(weight, axis_name)
+        largest = jnp.where(largest > 0, largest, 1)
+        return wide(value) * (weight / largest), (model_state, metrics, largest)
 
-    value_and_grad = jax.value_and_grad(summed, has_aux=True)
+    value_and_grad = jax.value_and_grad(weighted, has_aux=True)
 
     def one(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> Any:
-        (value, (model_state, metrics)), grads = value_and_grad(params, model_state, batch, key, True)
-        return (value, grads), model_state, metrics
+        (value, (model_state, metrics, largest)), grads = value_and_grad(params, model_state, batch, key, True)
+        terms = (value, grads)
+        if largest is not None:
+            terms = jax.tree.map(lambda x: wide(x) * largest.astype(wide(x).dtype), terms)
+        return terms, model_state, metrics
 
     def many(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> Any:
         """The same, microbatch after microbatch."""
@@ -190,17 +245,19 @@ def _mean_gradient(loss: Loss, axis_name: str | None, accumulate: int) -> Callab
         if axis_name is not None:
             terms, metrics = lax.psum((terms, metrics), axis_name)
             is_float = lambda x: jnp.issubdtype(x.dtype, jnp.inexact)
-            model_state = jax.tree.map(lambda x: lax.pmean(x, axis_name) if is_float(x) else x, model_state)
+            mean = lambda x: lax.pmean(wide(x), axis_name).astype(x.dtype)
+            model_state = jax.tree.map(lambda x: mean(x) if is_float(x) else x, model_state)
         if is_parted:  # Σ weight · gradient / Σ weight, and 0 where no example counts
             weight = metrics["loss"][1]
             weight = jnp.where(weight == 0, 1, weight)
-            terms = jax.tree.map(lambda x: x / weight.astype(x.dtype), terms)
+            value, grads = jax.tree.map(lambda x: x / weight.astype(x.dtype), terms)
+            terms = value, jax.tree.map(lambda x, p: x.astype(p.dtype), grads, params)
         return (*terms, model_state, metrics)
 
     return gradient
 
 
-def _takes(function: Callable[..., Any]) -> Callable[[str], bool]:
+def takes(function: Callable[..., Any]) -> Callable[[str], bool]:
     """Whether an update takes the argument of that name: SAM's refuses what it doesn't name, L-BFGS's refuses SAM's."""
     arguments = inspect.signature(function).parameters
     takes_any = any(a.kind == inspect.Parameter.VAR_KEYWORD for a in arguments.values())

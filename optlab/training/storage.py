@@ -104,7 +104,8 @@ def placed_like(x: jax.Array, like: Any) -> jax.Array:
 
 
 def copied_like(x: jax.Array, like: Any) -> jax.Array:
-    """A copy where `like` is, if it says so."""
+    """A copy of like's dtype, where that is, if it says so."""
+    x = x.astype(like.dtype)
     return jnp.copy(x) if like.sharding is None else jnp.copy(jax.device_put(x, like.sharding))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +17,8 @@ from jax.sharding import PartitionSpec as P
 from optlab.config import Target
 from optlab.data import Batch, Source, as_batches, digits, evaluation_batches
 from optlab.roles import Layout, read_program
-from optlab.training import losses
+from optlab.training import losses, modes
+from optlab.training.reductions import wide
 
 Params = Any
 ModelState = Any
@@ -27,6 +27,14 @@ Init = Callable[[jax.Array], tuple[Params, ModelState]]
 Loss = Callable[[Params, ModelState, Batch, jax.Array, bool], tuple[jax.Array, tuple[ModelState, Metrics]]]
 Measure = Callable[[Any, Batch], jax.Array]
 Apply = Callable[[Params, ModelState, Any, jax.Array, bool], tuple[Any, ModelState]]
+
+# Shapes alone are traced with a batch of twice as many examples, of which nobody has a multiple by chance: where its
+# square divides the number of a loss's values, there is one for every pair of examples.
+PRIME = 211
+
+
+class ShapeError(ValueError):
+    """A loss or metric whose values have neither the batch's shape nor none."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +65,17 @@ class Workload:
         """A training batch of one example, for shapes (the whole batch, where the data makes its own batches)."""
         return as_batches(self.data.train, 1, 0).batch(0)
 
+    def examples(self) -> Batch:
+        """The shapes of a batch of a number of examples that is no other axis' length; see `PRIME`."""
+        shape = lambda x: jax.ShapeDtypeStruct((2 * PRIME, *np.shape(x)[1:]), jnp.result_type(x))
+        return jax.tree.map(shape, self.example())
+
     def layout(self, axis_name: str | None = None) -> Layout:
         """The role and matrix axes of every parameter, read from the loss in training; nothing is computed.
 
         Args:
           axis_name: the mapped axis (pmap) that the model's own means are over, if it has such.
         """
-        batch = jax.tree.map(jnp.asarray, as_batches(self.data.train, 2, 0).batch(0))
 
         def loss(params: Params, model_state: ModelState, batch: Batch, key: jax.Array) -> jax.Array:
             return self.loss(params, model_state, batch, key, True)[0]
@@ -73,7 +85,7 @@ class Workload:
             loss = jax.shard_map(loss, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
         key = jax.random.key(0)
         params, model_state = jax.eval_shape(self.init, key)
-        return read_program(loss, params, model_state, batch, key)
+        return read_program(loss, params, model_state, self.examples(), key)
 
     def unweighted(self, split: str) -> list[str]:
         """The metrics, "loss" among them, that count an example of a split although its "weight" is 0."""
@@ -100,8 +112,9 @@ class Workload:
         """A workload from a Flax model, data and a loss.
 
         Args:
-          model: a Linen module, called as `model(inputs)`, or as `model(inputs, train=…)` if it takes `train`; its rng
-            stream is "dropout". Or a function `rngs -> nnx.Module`; its `train()` and `eval()` choose the mode.
+          model: a Linen module, or a function `rngs -> nnx.Module`, called as `model(inputs)`. Arguments of its call,
+            fields and attributes that choose the mode (`train`, `training`, `deterministic`, `use_running_average`,
+            …) are set; a Linen module's rng stream is "dropout".
           data: whose batches hold "inputs", what the loss reads ("labels"), and perhaps "weight", one for every
             value of the loss.
           loss: (outputs, batch) -> a value for every example or position, or the mean of them as a scalar.
@@ -118,7 +131,7 @@ class Workload:
 
         def loss_fn(params: Params, model_state: ModelState, batch: Batch, key: jax.Array, train: bool) -> Any:
             outputs, model_state = apply(params, model_state, batch["inputs"], key, train)
-            sums = {name: _sum(f(outputs, batch), batch) for name, f in measures.items()}
+            sums = {name: _sum(name, f(outputs, batch), batch) for name, f in measures.items()}
             total, weight = sums["loss"]
             # A part of a batch (a device's, a microbatch) may have no weight at all; its share of the mean is 0.
             return total / jnp.where(weight > 0, weight, 1), (model_state, sums)
@@ -142,19 +155,26 @@ class Workload:
 
 def _linen(model: nn.Module, example: Callable[[], Any]) -> tuple[Init, Apply]:
     """A Linen module as two pure functions."""
-    takes_train = "train" in inspect.signature(type(model).__call__).parameters
+    by_call = modes.of_call(type(model).__call__)
+    by_field = {name: x for name, x in modes.of_fields(model).items() if name not in by_call}
+
+    def in_mode(train: bool) -> nn.Module:
+        fields: dict[str, Any] = dict(modes.at(by_field, train))
+        return model.clone(**fields) if fields else model
 
     def init(key: jax.Array) -> tuple[Params, ModelState]:
-        kwargs: dict[str, Any] = {"train": False} if takes_train else {}
-        model_state = dict(model.init(key, jax.tree.map(jnp.asarray, example()), **kwargs))
+        inputs = jax.tree.map(jnp.array, example())
+        settings: dict[str, Any] = dict(modes.at(by_call, False))
+        model_state = dict(in_mode(False).init(key, inputs, **settings))
         params = model_state.pop("params", {})
         return params, _as_wide_as(params, model_state)
 
     def apply(params: Params, model_state: ModelState, inputs: Any, key: jax.Array, train: bool) -> Any:
         variables = {"params": params, **model_state}
-        kwargs: dict[str, Any] = {"train": train} if takes_train else {}
         mutable = list(model_state) if train else False
-        outputs = model.apply(variables, inputs, rngs={"dropout": key}, mutable=mutable, **kwargs)
+        settings: dict[str, Any] = {"rngs": {"dropout": key}, "mutable": mutable, **modes.at(by_call, train)}
+        with modes.watched(is_chosen=not train or bool(by_call or by_field)):
+            outputs = in_mode(train).apply(variables, inputs, **settings)
         return outputs if train else (outputs, model_state)
 
     return init, apply
@@ -182,12 +202,13 @@ def _nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Init, Apply]:
         return split(make(nnx.Rngs(key)))
 
     graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    by_call = modes.of_call(type(nnx.eval_shape(lambda: make(nnx.Rngs(0)))).__call__)
 
     def apply(params: Params, model_state: ModelState, inputs: Any, key: jax.Array, train: bool) -> Any:
         keys, others = nnx.split_state(model_state, nnx.RngKey, ...)
         model = nnx.merge(graph, params, _folded(keys, key), others, copy=True)
-        (model.train if train else model.eval)()
-        outputs = model(inputs)
+        modes.set_all(model, train)
+        outputs = model(inputs, **modes.at(by_call, train))
         if not train:
             return outputs, model_state
         _, others = nnx.split_state(split(model)[1], nnx.RngKey, ...)
@@ -203,15 +224,23 @@ def _folded(keys: Any, key: jax.Array) -> Any:
     return jax.tree.map(fold, keys)
 
 
-def _sum(values: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """(Σ weight · value, Σ weight); a scalar is the mean over the examples."""
-    values = jnp.asarray(values)
+def _sum(name: str, values: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """(Σ weight · value, Σ weight), in at least float32; a scalar is the mean over the examples."""
+    values = wide(jnp.asarray(values))
+    examples = len(jax.tree.leaves(batch)[0])
     if values.ndim == 0:
-        count = jnp.asarray(len(jax.tree.leaves(batch)[0]), values.dtype)
+        count = jnp.asarray(examples, values.dtype)
         return values * count, count
+    each, rest = divmod(values.size, examples)
+    if rest or (examples % PRIME == 0 and each % PRIME == 0):
+        pairs = "" if rest else ", one for every pair of examples: outputs (B, 1) less labels (B,) are (B, B)"
+        raise ShapeError(
+            f"{name} must give a value for every example or position, or one for the batch as a scalar; of "
+            f"{examples} examples it gives the shape {values.shape}{pairs}"
+        )
     if "weight" not in batch:
         return jnp.sum(values), jnp.asarray(values.size, values.dtype)
-    weight = jnp.asarray(batch["weight"], values.dtype)
+    weight = wide(jnp.asarray(batch["weight"]))
     if weight.shape != values.shape:
         raise ValueError(f"weight must have the loss's shape {values.shape}, one for every value, got {weight.shape}")
     return jnp.sum(jnp.where(weight > 0, values, 0) * weight), jnp.sum(weight)

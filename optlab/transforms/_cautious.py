@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab.transforms._numerics import cast_like, widen
+from optlab.transforms._numerics import agreement, cast_like, widen
 
 LEAST_SHARE = 1e-3  # of the coordinates: where fewer agree the rest isn't scaled up further, as in the authors' code
 
 
 def cautious(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """u·φ / mean(φ) with φ = [ug > 0], where g goes into the inner transform and u comes out.
+    """u·φ / mean(φ) with φ = [ug > 0], where g goes into the inner transform and u comes out; complex, [Re(uḡ) > 0].
 
     The mean is over a parameter, so that as many coordinates as are stopped the others go further. Where all agree u
     stays what it is; where none does the update is 0. Put the moments inside, and decay and learning rate after it:
@@ -35,5 +35,5 @@ def cautious(inner: optax.GradientTransformation) -> optax.GradientTransformatio
 
 
 def _agreeing(u: jax.Array, g: jax.Array) -> jax.Array:
-    agree = (jnp.sign(u) * jnp.sign(g) > 0).astype(u.dtype)
+    agree = (agreement(u, g) > 0).astype(u.real.dtype)
     return u * agree / jnp.maximum(agree.mean(), LEAST_SHARE)

@@ -11,7 +11,17 @@ import jax.numpy as jnp
 import optax
 
 from optlab._checks import check_choice, check_decay, check_not_negative
-from optlab.transforms._numerics import abs_square, cast_like, check_dtypes, check_wide, full_wide, widen
+from optlab.transforms._numerics import (
+    abs_square,
+    cast_like,
+    check_dtypes,
+    check_holds,
+    check_wide,
+    roots,
+    squares_like,
+    wide_dtype,
+    widen,
+)
 
 
 def scale_by_adam(
@@ -59,8 +69,9 @@ def scale_by_adam(
         )
 
     def init_fn(params: optax.Params) -> optax.ScaleByAdamState:
+        check_holds(params, "mu_dtype", mu_dtype)
         mu = optax.tree.zeros_like(params, dtype=mu_dtype)
-        return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), mu, full_wide(params, 0, nu_dtype))
+        return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), mu, squares_like(params, 0, nu_dtype))
 
     def update_fn(
         updates: optax.Updates, state: optax.ScaleByAdamState, params: optax.Params | None = None
@@ -69,7 +80,7 @@ def scale_by_adam(
         t = optax.safe_increment(state.count)
         g, m, v = widen(updates), widen(state.mu), widen(state.nu)
         if start == "first_gradient":
-            m, v = optax.tree.where(state.count == 0, (g, jax.tree.map(jnp.square, g)), (m, v))
+            m, v = optax.tree.where(state.count == 0, (g, jax.tree.map(abs_square, g)), (m, v))
         m = optax.tree.update_moment(g, m, b1, 1)
         v = optax.tree.update_moment_per_elem_norm(g, v, b2, 2)
         correct = optax.tree.bias_correction if bias_correction else lambda moment, decay, count: moment
@@ -78,7 +89,8 @@ def scale_by_adam(
             m_hat = optax.tree.update_moment(correct(g, b1, t), correct(m, b1, optax.safe_increment(t)), b1, 1)
         else:
             m_hat = correct(m, b1, t)
-        direction = jax.tree.map(lambda m, v: m / (jnp.sqrt(v + eps_root) + eps), m_hat, v_hat)
+        root = roots(jax.tree.map(lambda v: v + eps_root, v_hat))
+        direction = jax.tree.map(lambda m, r: m / (r + eps), m_hat, root)
         new_state = optax.ScaleByAdamState(t, cast_like(m, state.mu), cast_like(v, state.nu))
         return cast_like(direction, updates), new_state
 
@@ -126,8 +138,8 @@ def scale_by_rms(
     check_not_negative("initial_scale", initial_scale)
 
     def init_fn(params: optax.Params) -> ScaleByRmsState:
-        mu = full_wide(params, 0) if centered else None
-        return ScaleByRmsState(jnp.zeros([], jnp.int32), full_wide(params, initial_scale, nu_dtype), mu)
+        mu = jax.tree.map(lambda x: jnp.zeros_like(x, wide_dtype(x)), params) if centered else None
+        return ScaleByRmsState(jnp.zeros([], jnp.int32), squares_like(params, initial_scale, nu_dtype), mu)
 
     def update_fn(
         updates: optax.Updates, state: ScaleByRmsState, params: optax.Params | None = None
@@ -141,8 +153,7 @@ def scale_by_rms(
         if centered:
             m = cast_like(optax.tree.update_moment(g, state.mu, decay, 1), state.mu)
             spread = jax.tree.map(lambda v, m: jnp.maximum(v - abs_square(m), 0), spread, correct(m, decay, t))
-        root = (lambda s: jnp.sqrt(s + eps)) if eps_in_sqrt else (lambda s: jnp.sqrt(s) + eps)
-        update = jax.tree.map(lambda g, s: g / root(s), g, spread)
+        update = jax.tree.map(lambda g, r: g / r, g, _divisors(spread, eps, eps_in_sqrt))
         return cast_like(update, updates), ScaleByRmsState(t, cast_like(v, state.nu), m)
 
     return optax.GradientTransformation(init_fn, update_fn)
@@ -168,7 +179,7 @@ def scale_by_adagrad(
     check_not_negative("eps", eps)
 
     def init_fn(params: optax.Params) -> optax.ScaleByRssState:
-        return optax.ScaleByRssState(full_wide(params, initial_accumulator_value))
+        return optax.ScaleByRssState(squares_like(params, initial_accumulator_value))
 
     def update_fn(
         updates: optax.Updates, state: optax.ScaleByRssState, params: optax.Params | None = None
@@ -176,8 +187,16 @@ def scale_by_adagrad(
         del params
         g = widen(updates)
         s = jax.tree.map(lambda g, s: s + abs_square(g), g, state.sum_of_squares)
-        root = (lambda s: jnp.sqrt(s + eps)) if eps_in_sqrt else (lambda s: jnp.sqrt(s) + eps)
-        update = jax.tree.map(lambda g, s: jnp.where(s > 0, g / root(s), 0), g, s)
+        seen = jax.tree.map(lambda s: s > 0, s)
+        divisors = _divisors(jax.tree.map(lambda s, some: jnp.where(some, s, 1), s, seen), eps, eps_in_sqrt)
+        update = jax.tree.map(lambda g, r, some: jnp.where(some, g / r, 0), g, divisors, seen)
         return cast_like(update, updates), optax.ScaleByRssState(cast_like(s, state.sum_of_squares))
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _divisors(squares: Any, eps: float, eps_in_sqrt: bool) -> Any:
+    """√(s + ε) or √s + ε of every leaf."""
+    if eps_in_sqrt:
+        return roots(jax.tree.map(lambda s: s + eps, squares))
+    return jax.tree.map(lambda r: r + eps, roots(squares))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab._checks import check_choice, check_decay
-from optlab.transforms._numerics import add_scaled, cast_like, check_dtypes, check_wide, widen
+from optlab.transforms._numerics import add_scaled, cast_like, check_dtypes, check_holds, check_wide, widen
 
 
 class MomentumState(NamedTuple):
@@ -50,6 +50,7 @@ def momentum(
         )
 
     def init_fn(params: optax.Params) -> MomentumState:
+        check_holds(params, "accumulator_dtype", accumulator_dtype)
         return MomentumState(jnp.zeros([], jnp.int32), optax.tree.zeros_like(params, dtype=accumulator_dtype))
 
     def update_fn(

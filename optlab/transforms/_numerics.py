@@ -1,6 +1,10 @@
-"""Low precision: state may be stored in 16 bits, but nothing is computed in them.
+"""Dtypes, roots and signs in which nothing is lost: of 16 bits, of complex numbers, at zero.
 
-In bfloat16 a decay of 0.999 is 1, and in float16 an epsilon of 1e-8 is 0, so that zero gradients give 0 / 0.
+State may be stored in 16 bits, but nothing is computed in them: in bfloat16 a decay of 0.999 is 1, and in float16 an
+epsilon of 1e-8 is 0, so that zero gradients give 0 / 0.
+
+A complex coordinate is one coordinate: its size is |x|, its sign the phase x / |x|, and two of them agree where
+Re(x·ȳ) > 0. As in optax, gradients are to be those of steepest ascent, the conjugates of what `jax.grad` gives.
 """
 
 from typing import Any
@@ -23,14 +27,28 @@ def widen(tree: Any) -> Any:
     return jax.tree.map(lambda x: _in_dtype(x, wide_dtype(x)), tree)
 
 
-def full_wide(tree: Any, value: Any, dtype: Any | None = None) -> Any:
-    """A tree of the same shapes filled with `value`, in `dtype` or at least float32: where sums of squares are kept."""
-    return jax.tree.map(lambda x: jnp.full_like(x, value, dtype or wide_dtype(x)), tree)
+def squares_like(tree: Any, value: Any, dtype: Any | None = None) -> Any:
+    """A tree of the same shapes filled with `value`, in `dtype` or at least float32: where sums of |x|² are kept."""
+    real = lambda x: jnp.finfo(x).dtype if jnp.issubdtype(x, jnp.complexfloating) else x
+    return jax.tree.map(lambda x: jnp.full_like(x, value, dtype or real(wide_dtype(x))), tree)
 
 
-def cast_like(tree: Any, target: Any) -> Any:
-    """The tree with every leaf in the dtype of the target's leaf."""
-    return jax.tree.map(lambda x, y: _in_dtype(x, jnp.result_type(y)), tree, target)
+def check_holds(tree: Any, name: str, dtype: Any | None) -> None:
+    """Refuses a real dtype for averages of complex leaves: it would lose their imaginary part."""
+    if dtype is None or jnp.issubdtype(dtype, jnp.complexfloating):
+        return
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        if jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"{name}={jnp.dtype(dtype).name!r} can't hold what belongs to {where!r}, which is {x.dtype}: take a "
+                "complex dtype, or leave it away"
+            )
+
+
+def cast_like(tree: Any, *targets: Any) -> Any:
+    """The tree with every leaf in the dtype of the target's leaf; of several targets, in what can hold them all."""
+    return jax.tree.map(lambda x, *y: _in_dtype(x, jnp.result_type(*map(jnp.result_type, y))), tree, *targets)
 
 
 def _in_dtype(x: Any, dtype: Any) -> jax.Array:
@@ -52,7 +70,29 @@ def add_scaled(y: jax.Array, a: Any, x: jax.Array) -> jax.Array:
 
 def abs_square(x: jax.Array) -> jax.Array:
     """|x|², of complex numbers, too."""
-    return jnp.square(jnp.abs(x)) if jnp.iscomplexobj(x) else jnp.square(x)
+    return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
+
+
+def agreement(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Re(x·ȳ), coordinate by coordinate, of their signs: in 16 bits the product itself may round to 0."""
+    if jnp.iscomplexobj(x) or jnp.iscomplexobj(y):
+        return (jnp.sign(x) * jnp.sign(y).conj()).real
+    return jnp.sign(x) * jnp.sign(y)
+
+
+@jax.custom_jvp
+def roots(tree: Any) -> Any:
+    """√x of every leaf, with the derivative 0 at 0: √(g²) has all slopes from −1 to 1 there, and JAX's rule gives NaN.
+
+    One call for a whole tree, since each costs time to trace; the compiled program is that of `jnp.sqrt`.
+    """
+    return jax.tree.map(jnp.sqrt, tree)
+
+
+@roots.defjvp
+def _roots_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    found = roots(*primals)
+    return found, jax.tree.map(lambda s, dx: dx / (2 * jnp.where(s > 0, s, jnp.inf)), found, *tangents)
 
 
 def check_dtypes(**dtypes: Any) -> None:
@@ -81,13 +121,13 @@ def check_wide(**values: Any) -> None:
 
 
 def computed_wide(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """One of optax's transforms, computed in at least float32; its state and updates keep their dtypes."""
+    """One of optax's transforms that use no parameters, in at least float32; state and updates keep their dtypes."""
     tx = optax.with_extra_args_support(tx)
 
     def update_fn(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
-        new_updates, new_state = tx.update(widen(updates), widen(state), widen(params), **extra_args)
+        new_updates, new_state = tx.update(widen(updates), widen(state), params, **extra_args)
         return cast_like(new_updates, updates), cast_like(new_state, state)
 
     return optax.GradientTransformationExtraArgs(tx.init, update_fn)

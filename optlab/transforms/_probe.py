@@ -12,7 +12,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optlab._checks import is_count
-from optlab._probes import METRICS, NORMS, SPECTRUM, ProbeName, ProbeState
+from optlab._notes import note
+from optlab._probes import METRICS, NORMS, SPECTRUM, ProbeState
+from optlab._trees import is_absent
 from optlab.roles import LayoutError, MatrixAxes, layout_of
 
 
@@ -54,7 +56,7 @@ def probe(name: str, *, every: int | None = 100) -> optax.GradientTransformation
     def init_fn(params: optax.Params) -> ProbeState:
         dtype = jnp.finfo(jnp.result_type(jnp.float32, *jax.tree.leaves(params))).dtype
         never = jnp.zeros(len(METRICS), jnp.int32)
-        return ProbeState(ProbeName(name), jnp.zeros([], jnp.int32), never.astype(dtype), never)
+        return ProbeState(note(name), jnp.zeros([], jnp.int32), never.astype(dtype), never)
 
     def update_fn(
         updates: optax.Updates,
@@ -65,7 +67,7 @@ def probe(name: str, *, every: int | None = 100) -> optax.GradientTransformation
         **extra_args: Any,
     ) -> tuple[optax.Updates, ProbeState]:
         count, dtype, split = optax.safe_increment(state.count), state.values.dtype, len(NORMS)
-        seen, params, grad = lax.stop_gradient((updates, params, grad))
+        seen = lax.stop_gradient(updates)
         found, zero = _norms(seen, params, grad), jnp.zeros([])
         norms = jnp.stack([found.get(metric, zero).astype(dtype) for metric in NORMS])
         norms_at = jnp.stack([count if metric in found else jnp.zeros_like(count) for metric in NORMS])
@@ -76,7 +78,7 @@ def probe(name: str, *, every: int | None = 100) -> optax.GradientTransformation
             spectrum = _if_due(functools.partial(_spectrum, axes=axes, dtype=dtype))(due, spectrum, leaves)
             spectrum_at = jnp.where(due, count, spectrum_at)
         values, measured = jnp.concatenate([norms, spectrum]), jnp.concatenate([norms_at, spectrum_at])
-        return updates, ProbeState(state.name, count, values, measured)
+        return updates, ProbeState(state.note, count, values, measured)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -102,15 +104,14 @@ def _widened(updates: Any, tree: Any | None) -> list[jax.Array] | None:
         return None
     if not all(jax.tree_util.all_leaves([x]) and jnp.shape(x) == jnp.shape(u) for u, x in pairs):
         return None
-    return [_wide(x) for _, x in pairs]
+    return [_wide(lax.stop_gradient(x)) for _, x in pairs]
 
 
 def _pairs(updates: Any, tree: Any) -> list[tuple[jax.Array, Any]]:
-    """(leaf, what `tree` has in its place) for every leaf of `updates`, the masked ones left out."""
-    is_masked = lambda x: isinstance(x, optax.MaskedNode)
-    leaves, structure = jax.tree.flatten(updates, is_leaf=is_masked)
+    """(leaf, what `tree` has in its place) for every leaf of `updates`, absent ones left out."""
+    leaves, structure = jax.tree.flatten(updates, is_leaf=is_absent)
     beside = jax.tree_util.PyTreeDef.flatten_up_to(structure, tree)
-    return [(u, x) for u, x in zip(leaves, beside, strict=True) if not is_masked(u)]
+    return [(u, x) for u, x in zip(leaves, beside, strict=True) if not is_absent(u)]
 
 
 def _wide(x: Any) -> jax.Array:

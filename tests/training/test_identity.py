@@ -1,16 +1,21 @@
 """A run that is continued is the same run: what differs from its checkpoint is refused, unless it is allowed."""
 
 import dataclasses
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+import optlab
 from optlab.config import Stop, Target
 from optlab.data import arrays
-from optlab.training import CheckpointError, Checkpoints, Workload, identity, train
+from optlab.training import CheckpointError, Checkpoints, Workload, identity, init_state, program, train
 
 RNG = np.random.default_rng(1)
 X = RNG.normal(size=(60, 4)).astype(np.float32)
@@ -35,6 +40,7 @@ def go(
     target=Target(),
     optimizer=optax.sgd,
     rate=0.01,
+    own=None,
     **kwargs,
 ):
     source = arrays(X, X.sum(axis=1) + shift, validation=0.2, test=0.2)
@@ -42,7 +48,7 @@ def go(
         source = dataclasses.replace(source, **{moved: source.train})
     if gone:
         source = dataclasses.replace(source, **{gone: None})
-    workload = Workload("regression", source, init, loss, batch_size, target)
+    workload = Workload("regression", source, *(own or (init, loss)), batch_size, target)
     settings = {"steps": 6, "ema": 0.5, "evaluate_every": 2, **kwargs}
     return train(workload, optimizer(rate), checkpoints=Checkpoints(folder, every=2), **settings)
 
@@ -109,13 +115,145 @@ def test_what_was_found_under_another_target_is_forgotten(tmp_path):
     assert history.reached is None
 
 
-def test_another_learning_rate_is_the_same_run(copy):
-    assert go(copy, rate=0.001).outcome == "finished"
+@pytest.mark.parametrize("steps", [4, 6])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"rate": 0.001}, r"optimizer \(-0.01 there, -0.001 here\); .*allow_change=\('optimizer',\)"),
+        (
+            {"optimizer": lambda rate: optax.chain(optax.sgd(rate), optax.scale(1.5))},
+            r"optimizer \(program \w+ there, program \w+ with 1.5 here",
+        ),
+        ({"initial": {"w": np.zeros(4, np.float32)}}, r"initial \(None there, '\w{16}' here\); .*\('initial',\)"),
+        ({"loss": lambda e: abs(e).mean()}, r"loss \(.* there, .* here\); .*allow_change=\('loss',\)"),
+        ({"loss": lambda e: (e**2).mean() + 0.25}, r"loss \(program \w+ there, program \w+ with 0.25 here\)"),
+        ({"scale": 0.5}, r"model \(0.1 there, 0.5 here\); .*allow_change=\('model',\)"),
+    ],
+    ids=["rate", "chain", "initial", "loss", "constant", "model"],
+)
+def test_another_optimizer_loss_or_model_of_python_is_another_run(copy, steps, changed, message):
+    changed = dict(changed)
+    settings = {"steps": steps, "optimizer": changed.pop("optimizer", optax.sgd), "rate": changed.pop("rate", 0.01)}
+    if initial := changed.pop("initial", None):
+        settings["initial"] = (initial, {})
+    own = made(**changed) if changed else None
+    with pytest.raises(CheckpointError, match=message):
+        go(copy, own=own, **settings)
+    names = ["optimizer", "loss", "model", "initial"]
+    assert go(copy, own=own, allow_change=names, **settings).outcome == "finished"
+    if steps > 4:  # it was saved again, and is what is checked from then on
+        assert len(go(copy, own=own, **settings).records) == 3
+
+
+def made(loss=lambda e: (e**2).mean(), scale=0.1):
+    """Another way to measure errors, or to begin."""
+
+    def measure(params, model_state, batch, key, train):
+        errors = batch["inputs"] @ params["w"] - batch["labels"]
+        return loss(errors), (model_state, {"loss": (loss(errors) * errors.size, errors.size), "more": (1.0, 1)})
+
+    return lambda key: ({"w": scale * jax.random.normal(key, (4,))}, {}), measure
+
+
+def test_the_same_again_says_so_and_gives_its_records(ran, copy, capsys):
+    whole = go(copy, steps=4)
+    assert [r["step"] for r in whole.records] == [2, 4]
+    assert (whole.start, whole.outcome) == (4, "finished")
+    assert f"the run in {copy} is finished already, at step 4: nothing is trained" in capsys.readouterr().err
+    assert [r["step"] for r in go(copy, steps=6).records] == [6]
+    assert capsys.readouterr().err == ""
+    assert [r["step"] for r in go(copy, steps=6).records] == [2, 4, 6]
+    (copy / "metrics.jsonl").unlink()
+    assert go(copy, steps=6).records == []
+
+
+def test_a_program_of_another_version_is_not_compared_and_that_is_said(copy, monkeypatch, capsys):
+    monkeypatch.setattr(program, "_version", lambda name: "99")
+    assert go(copy, rate=0.5).outcome == "finished"
+    assert "was made with jax " in (said := capsys.readouterr().err)
+    assert "here is jax 99, optax 99" in said
+    with pytest.raises(CheckpointError, match="optimizer"):
+        go(copy, rate=0.6)
+
+
+def test_a_digest_is_the_same_in_every_process_and_whatever_the_names():
+    code = """
+import jax, jax.numpy as jnp, numpy as np, optax
+from optlab.training.program import program
+def f(x):
+    unused = jnp.sin(x) * 7.5
+    jax.debug.print("{}", x)
+    with jax.named_scope("somewhere"):
+        y = jax.jit(lambda z: jax.nn.relu(z) * np.arange(3.0))(x)
+    return {name: jax.lax.fori_loop(0, 3, lambda i, z: z * 1.5, y) for name in {"b", "a"}}
+print(program(f, jnp.ones(3)))
+"""
+    run = lambda seed: (
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True
+        ).stdout
+    )
+    found = run("1")
+    assert found == run("2")
+    assert "'numbers': [1.5]" in found
+
+    def renamed(values):
+        y = jnp.maximum(values, 0) * jax.nn.relu(values) * 0 + jax.nn.relu(values) * np.arange(3.0)
+        return {name: jax.lax.fori_loop(0, 3, lambda j, w: w * 1.5, y) for name in ("a", "b")}
+
+    assert str(program.program(renamed, jnp.ones(3))) != found.strip()
+
+
+def test_a_schedules_length_is_part_of_the_optimizer(tmp_path):
+    settings = {"optimizer": lambda length: optax.sgd(optax.cosine_decay_schedule(0.01, length))}
+    go(tmp_path, rate=20, **settings)
+    with pytest.raises(CheckpointError, match=r"run: optimizer \(.* there, .* here\)"):
+        go(tmp_path, rate=30, **settings)
+    assert go(tmp_path, rate=30, allow_change=["optimizer"], **settings).outcome == "finished"
+
+
+PLAIN = lambda x: jax.lax.scan(lambda c, i: (c * 2 + i, c), x, jnp.arange(3.0))
+
+
+@pytest.mark.parametrize(
+    ("other", "is_same"),
+    [
+        (lambda x: jax.jit(PLAIN)(x), True),
+        (lambda x: jax.checkpoint(PLAIN)(x), True),
+        (lambda x: jax.lax.scan(lambda c, i: (i + c * 2, c), x, jnp.arange(3.0)), False),
+        (lambda x: jax.lax.scan(lambda c, i: (c * 3 + i, c), x, jnp.arange(3.0)), False),
+        (lambda x: jax.lax.scan(lambda c, i: (c * 2 + i, c), x, jnp.arange(3.0) + 1), False),
+        (lambda x: jax.lax.scan(lambda c, i: (c * 2 + i, c), x, jnp.asarray([0.0, 1.0, 2.5])), False),
+        (lambda x: jax.lax.scan(lambda c, i: (c * 2 + i, c), x, jnp.arange(3.0), reverse=True), False),
+        (lambda x: PLAIN(x)[::-1], False),
+    ],
+)
+def test_a_digest_is_of_what_is_computed(other, is_same):
+    a, b = (program.program(f, jnp.ones(())) for f in (PLAIN, other))
+    assert (a["digest"] == b["digest"]) is is_same
+
+
+@pytest.mark.parametrize("settings", [{"strategy": "jit"}, {"strategy": "pmap"}, {"guard": "skip"}, {"spike": 9.0}])
+def test_a_run_that_goes_on_elsewhere_is_the_same_run(copy, settings):
+    assert go(copy, **settings).outcome == "finished"
+
+
+@pytest.mark.parametrize(
+    "tx", [optax.lbfgs(), optax.contrib.schedule_free_sgd(0.1), optlab.muon(0.01), optax.polyak_sgd()], ids=str
+)
+def test_rules_of_every_house_have_a_digest(tx):
+    source = arrays(X, X.sum(axis=1))
+    work = Workload("regression", source, init, loss, 16)
+    state = init_state({"w": jnp.ones(4)}, {}, tx, key=jax.random.key(0))
+    assert set(program.programs(work, tx, state)) == {"model", "loss", "loss.training", "optimizer"}
 
 
 def test_a_changed_rate_that_the_optimizer_keeps_in_its_state_is_the_new_one(tmp_path):
     first = go(tmp_path, steps=4, optimizer=optax.inject_hyperparams(optax.sgd), rate=0.01)
-    then = go(tmp_path, steps=6, optimizer=optax.inject_hyperparams(optax.sgd), rate=0.0)
+    changed = {"optimizer": optax.inject_hyperparams(optax.sgd), "rate": 0.0}
+    with pytest.raises(CheckpointError, match=r"hyperparameter .*allow_change=\('optimizer',\)"):
+        go(tmp_path, steps=4, **changed)
+    then = go(tmp_path, steps=6, **changed, allow_change=["optimizer"])
     assert then.state.params["w"].tolist() == first.state.params["w"].tolist()
     assert then.state.opt_state.hyperparams["learning_rate"] == 0
 
@@ -153,7 +291,7 @@ def test_the_average_may_begin_and_end_where_it_is_allowed(copy):
 
 
 def test_the_best_on_other_data_is_forgotten(copy):
-    assert go(copy, moved="validation", rate=0.0, allow_change=["data"]).best[0] == 6
+    assert go(copy, moved="validation", rate=0.0, allow_change=["data", "optimizer"]).best[0] == 6
 
 
 def test_a_guard_against_spikes_may_begin_and_end(tmp_path):
@@ -165,7 +303,7 @@ def test_a_guard_against_spikes_may_begin_and_end(tmp_path):
 def test_a_run_that_stopped_early_goes_on_under_another_stop(tmp_path):
     settings = {"rate": 0.0, "steps": 12}
     assert int(go(tmp_path, stop=Stop(patience=2), **settings).state.step) == 6
-    assert go(tmp_path, stop=Stop(patience=2), **settings).records == []
+    assert [r["step"] for r in go(tmp_path, stop=Stop(patience=2), **settings).records] == [2, 4, 6]
     assert int(go(tmp_path, stop=Stop(patience=4), **settings).state.step) == 10
     assert go(tmp_path, **settings).outcome == "finished"
 

@@ -130,7 +130,7 @@ def test_continuing_gives_the_bits_of_a_run_that_never_stopped(tmp_path):
 def test_continuing_a_finished_run_does_nothing(tmp_path):
     make = lambda: train(workload(), optax.sgd(0.1), steps=5, checkpoints=Checkpoints(tmp_path))
     first, second = make(), make()
-    assert second.records == []
+    assert second.records == first.records
     assert second.outcome == "finished"
     assert bits(first.state.params) == bits(second.state.params)
     with pytest.raises(ValueError, match="steps must be at least 5, which the run has behind it, got 3"):
@@ -194,7 +194,7 @@ def test_a_run_that_stopped_stays_stopped(tmp_path, stop):
     first, again = make(), make()
     assert first.outcome == again.outcome != "finished"
     assert int(first.state.step) == int(again.state.step)
-    assert again.records == []
+    assert again.records == first.records
     assert again.best == first.best is not None
 
 
@@ -254,6 +254,44 @@ def test_a_target_that_is_never_measured_is_refused():
         ValueError, match=r"target.metric must be one of train/loss, validation/loss, got 'validation/accuracy'"
     ):
         train(workload(target=target), optax.sgd(0.1), steps=5)
+
+
+class Some:
+    """A split of so many examples, of a weight."""
+
+    def __init__(self, count, weight=1.0):
+        self.count, self.weight = count, weight
+
+    def __len__(self):
+        return self.count
+
+    def take(self, indices, epoch=None, seed=0):
+        return {"inputs": X[indices], "labels": Y[indices], "weight": np.full(len(indices), self.weight)}
+
+
+@pytest.mark.parametrize("setting", [{"stop": Stop(patience=2)}, {"target": Target(value=0.1)}])
+def test_nothing_waits_for_a_validation_split_without_examples(setting):
+    base = workload(target=setting.pop("target", None))
+    empty = dataclasses.replace(base, data=dataclasses.replace(base.data, validation=Some(0)))
+    with pytest.raises(ValueError, match="got 'validation/loss': the validation split holds no examples"):
+        train(empty, optax.sgd(0.1), steps=60, evaluate_every=3, **setting)
+    assert train(dataclasses.replace(empty, target=Target()), optax.sgd(0.1), steps=2).outcome == "finished"
+
+
+def test_patience_does_not_count_what_was_not_measured():
+    def loss(params, model_state, batch, key, train):
+        value, (model_state, metrics) = base.loss(params, model_state, batch, key, train)
+        total, count = metrics["loss"]
+        weight = batch.get("weight", jnp.ones(1))[0]
+        return value, (model_state, {"loss": (total * weight, count * weight)})
+
+    base = workload()
+    data = dataclasses.replace(base.data, validation=Some(20, 0.0))
+    work = dataclasses.replace(base, data=data, loss=loss)
+    with pytest.raises(ValueError, match="patience=2 waits for validation/loss, which wasn't measured after step 3"):
+        train(work, optax.sgd(0.1), steps=60, evaluate_every=3, stop=Stop(patience=2))
+    judge = Judge(Target(metric="train/loss"), Stop(patience=1))
+    assert [judge({"step": i, **r}) for i, r in enumerate([{"train/loss": 1.0}, {"skipped": 1.0}])] == [None, None]
 
 
 def test_an_error_in_the_data_is_raised_and_observers_are_told():

@@ -44,3 +44,55 @@ def test_squared_error_refuses_what_would_broadcast():
 def test_accuracy_counts_the_largest():
     outputs = jax.numpy.asarray([[0.0, 1.0], [2.0, 1.0]])
     assert accuracy(outputs, {"labels": np.array([1, 1])}).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 1)])
+def test_outputs_without_an_axis_are_a_value_an_example(shape):
+    outputs, labels = np.arange(5.0), RNG.normal(size=shape)
+    found = squared_error(jax.numpy.asarray(outputs), {"labels": labels})
+    np.testing.assert_allclose(found, (outputs - labels.reshape(5)) ** 2, rtol=1e-5)
+
+
+def test_squares_of_half_precision_do_not_overflow():
+    found = squared_error(jax.numpy.full((2, 1), 400, jax.numpy.float16), {"labels": np.zeros(2, np.int8)})
+    assert found.tolist() == [160000.0, 160000.0]
+
+
+@pytest.mark.parametrize("labels", [(3, 2), (6,), (1, 6)])
+def test_squared_error_refuses_as_many_labels_in_another_order(labels):
+    with pytest.raises(ValueError, match=r"labels of the outputs' shape \(2, 3\)"):
+        squared_error(jax.numpy.zeros((2, 3)), {"labels": np.zeros(labels)})
+
+
+@pytest.mark.parametrize("measure", [cross_entropy, accuracy])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.zeros((4, 1), int), r"needs labels of shape \(4,\), .* got \(4, 1\)"),
+        (np.zeros((4, 3), int), r"labels of shape \(4,\), .*one-hot"),
+        (np.zeros(4), "whole numbers from 0 on, got float32"),
+        (np.array([0, 1, -1, 2]), r"labels from 0 to 2, .* got -1 at \[2\] and 0 more"),
+        (np.array([0, 3, 255, 2], np.uint8), r"got 3 at \[1\] and 1 more outside; what only pads needs weight 0"),
+        (jax.numpy.array([-100, 1, 2, 0]), r"got -100 at \[0\]"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(measure, labels, message):
+    with pytest.raises(ValueError, match=f"{measure.__name__}.*{message}"):
+        measure(jax.numpy.zeros((4, 3)), {"labels": labels})
+
+
+@pytest.mark.parametrize("measure", [cross_entropy, accuracy])
+@pytest.mark.parametrize(("dtype", "outside"), [("int32", -1), ("int8", -1), ("uint8", 255), ("uint32", 2**32 - 1)])
+def test_inside_a_program_they_are_nan_but_where_they_do_not_count(measure, dtype, outside):
+    outputs = jax.numpy.asarray(RNG.normal(size=(3, 200)))
+    labels = np.array([outside, 1, outside]).astype(dtype)
+    found = jax.jit(measure)(outputs, {"labels": labels, "weight": np.array([0.0, 1.0, 1.0])})
+    assert np.isnan(found).tolist() == [False, False, True]
+
+
+def test_a_label_that_only_pads_has_no_gradient():
+    batch = {"labels": np.array([1, -1]), "weight": np.array([1.0, 0.0])}
+    loss = lambda outputs, batch: (cross_entropy(outputs, batch) * batch["weight"]).sum()
+    gradient = jax.jit(jax.grad(loss))(jax.numpy.zeros((2, 4)), batch)
+    assert gradient[1].tolist() == [0.0] * 4
+    assert np.isfinite(gradient).all()

@@ -1,5 +1,6 @@
 """Many devices against one, in float64, and what is refused. The whole matrix is benchmarks/equality.py."""
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -28,6 +29,7 @@ from optlab.training import (
     parallelize,
     train,
 )
+from optlab.training.step import check_mean
 
 MODELS = {
     "mlp": lambda **types: mlp(10, widths=(16, 24), **types),
@@ -300,6 +302,45 @@ def test_a_summed_loss_is_refused_where_its_parts_would_be_averaged(settings):
     for mean in (jnp.mean, lambda x: jnp.mean(x) + 0.1):  # a part of the loss may be missing in the metric
         expected = train(own_workload(mean), optax.sgd(0.1), steps=2).records[-1]
         assert train(own_workload(mean), optax.sgd(0.1), steps=2, **settings).records[-1] == pytest.approx(expected)
+
+
+DRAWS = {
+    "normal": lambda key, n: jax.random.normal(key, (n, 4)),
+    "a key an example": lambda key, n: jax.vmap(lambda k: jax.random.normal(k, (4,)))(jax.random.split(key, n)),
+    "folded": lambda key, n: jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (4,)))(jnp.arange(n)),
+    "rejection": lambda key, n: jax.random.gamma(key, 0.5, (n, 4)),
+    "classes": lambda key, n: jax.nn.one_hot(jax.random.categorical(key, jnp.zeros((n, 4))), 4),
+    "one for all": lambda key, n: jax.random.normal(key, (1, 4)),
+    "none": lambda key, n: 0.0,
+}
+
+
+@pytest.mark.parametrize("draw", list(DRAWS))
+@pytest.mark.parametrize("value", [jnp.mean, jnp.sum])
+def test_a_loss_that_draws_noise_is_a_mean_or_a_sum_all_the_same(draw, value):
+    def loss(params, model_state, batch, key, train):
+        noise = DRAWS[draw](key, len(batch["inputs"]))
+        errors = ((batch["inputs"] + noise) @ params) ** 2
+        return value(errors), (model_state, {"loss": (errors.sum(), len(errors))})
+
+    state = init_state(jnp.ones(4), {}, optax.sgd(0.1), key=jax.random.key(0))
+    batch = {"inputs": np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)}
+    with contextlib.nullcontext() if value is jnp.mean else pytest.raises(ValueError, match="the loss must be a mean"):
+        check_mean(loss, state, batch, 2)
+
+
+def test_an_nnx_model_that_draws_noise_is_trained_in_parts():
+    class Noisy(nnx.Module):
+        def __init__(self, rngs):
+            self.out, self.rngs = nnx.Linear(4, 2, rngs=rngs), rngs
+
+        def __call__(self, x):
+            return self.out(x + jax.random.normal(self.rngs.noise(), x.shape))
+
+    inputs = np.random.default_rng(0).normal(size=(48, 4)).astype(np.float32)
+    make = lambda rngs: Noisy(nnx.Rngs(noise=rngs(), params=rngs()))
+    work = Workload.from_model(make, arrays(inputs, (inputs[:, 0] > 0).astype(int)), batch_size=16)
+    assert train(work, optax.sgd(0.1), steps=2, accumulate=2).outcome == "finished"
 
 
 def test_a_sum_over_the_devices_in_a_loss_is_for_training_alone():

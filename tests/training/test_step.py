@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from optlab.training import init_state, make_step
+from optlab.training import evaluation_params, init_state, make_step
 
 
 def loss(params, model_state, batch, key, train):
@@ -229,3 +229,50 @@ def test_a_metric_without_a_weight_is_refused():
     state = init_state({"w": jnp.ones(2)}, {}, optax.sgd(0.1), key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"metric 'loss' must be \(sum, weight\), got a float"):
         make_step(bare, optax.sgd(0.1))(state, {})
+
+
+def steep(params, model_state, batch, key, train):
+    """A mean of float16 whose gradient is 500, and whose sum over a batch would overflow."""
+    values = batch["inputs"] @ params["w"]
+    return values.mean(), ({"mean": values.mean()}, {"loss": (values.astype(jnp.float32).sum(), values.size)})
+
+
+@pytest.mark.parametrize(("devices", "accumulate"), [(1, 4), (4, 1), (4, 2)])
+def test_means_of_half_precision_do_not_overflow(devices, accumulate):
+    params = {"w": jnp.ones(2, jnp.float16)}
+    state = init_state(params, {"mean": jnp.zeros((), jnp.float16)}, optax.sgd(1e-3), key=jax.random.key(0))
+    mapped = make_step(steep, optax.sgd(1e-3), axis_name="device", accumulate=accumulate)
+    mesh = jax.make_mesh((devices,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
+    step = jax.shard_map(mapped, mesh=mesh, in_specs=(P(), P("device")), out_specs=P(), check_vma=False)
+    state, metrics = jax.jit(step)(state, {"inputs": jnp.full((4096, 2), 15000, jnp.float16)})
+    assert state.params["w"].tolist() == pytest.approx([-14, -14], rel=1e-3)
+    assert (state.model_state["mean"], state.params["w"].dtype) == (30000.0, jnp.float16)
+    assert metrics["loss"][0] / metrics["loss"][1] == 30000
+
+
+def test_microbatches_of_a_bfloat16_model_are_summed_in_float32():
+    """257 ones would be 256 in bfloat16."""
+    model = lambda params, batch: (batch["inputs"] * params["w"]).mean()
+    own = lambda p, s, b, k, t: (model(p, b), (s, {"loss": (model(p, b), jnp.asarray(True))}))
+    state = init_state({"w": jnp.ones((), jnp.bfloat16)}, {}, optax.sgd(1.0), key=jax.random.key(0))
+    state, metrics = jax.jit(make_step(own, optax.sgd(1.0), accumulate=512))(state, {"inputs": np.ones(512)})
+    assert state.params["w"] == 0
+    assert metrics["loss"][1] == 512
+
+
+def test_the_moving_average_of_a_bfloat16_model_moves():
+    """By a thousandth a step, which bfloat16 would round away."""
+    own = lambda p, s, b, k, t: (-p["w"].astype(jnp.float32), (s, {"loss": (0.0, 1)}))
+    state = init_state({"w": jnp.ones((), jnp.bfloat16)}, {}, optax.sgd(1.0), key=jax.random.key(0), ema=True)
+    state, _ = jax.jit(make_step(own, optax.sgd(1.0), ema=0.999))(state, {"inputs": np.ones(1)})
+    assert state.ema["w"] == pytest.approx(1.001, rel=1e-6)
+    assert evaluation_params(state)["w"].dtype == jnp.bfloat16
+
+
+def test_sums_that_are_no_numbers_are_refused():
+    own = lambda p, s, b, k, t: (p["w"], (s, {"loss": (b["inputs"], b["inputs"])}))
+    state = init_state({"w": jnp.ones(())}, {}, optax.sgd(1.0), key=jax.random.key(0))
+    with pytest.raises(
+        ValueError, match=r"'loss' must be \(sum, weight\) over the batch, .* the shapes \(3,\) and \(3,\)"
+    ):
+        make_step(own, optax.sgd(1.0))(state, {"inputs": np.ones(3)})

@@ -12,7 +12,7 @@ from flax import nnx
 
 import optlab
 from optlab.config import Target
-from optlab.data import arrays
+from optlab.data import DataError, arrays
 from optlab.training import Checkpoints, Workload, train
 
 RNG = np.random.default_rng(0)
@@ -189,3 +189,111 @@ def test_two_functions_are_a_workload():
     assert history["train/loss"][1][-1] < history["train/loss"][1][0]
     assert "validation/loss" in history.records[-1]
     assert "test/loss" not in history.records[-1]
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, np.int32, np.float16, jnp.bfloat16, np.float32])
+@pytest.mark.parametrize("is_scalar", [False, True])
+def test_metrics_of_every_dtype_are_means(dtype, is_scalar):
+    """Also where a batch has more examples than the dtype can count."""
+
+    def ones(outputs, batch):
+        values = jnp.ones(len(outputs), dtype)
+        return values[0] if is_scalar else values
+
+    data = arrays(np.zeros((3001, 6), np.float32), np.zeros((3001, 2), np.float32))
+    work = Workload.from_model(Net(), data, loss=huber, metrics={"ones": ones}, batch_size=2049)
+    record = train(work, optax.sgd(0.0), steps=1, log_every=1).records[-1]
+    assert [record[f"{split}/ones"] for split in ("train", "validation", "test")] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.float16, jnp.bfloat16])
+def test_weights_and_losses_of_every_dtype_are_summed_in_single_precision(dtype):
+    batch = {"inputs": np.ones((600, 6), np.float32), "weight": np.arange(600) % 3 > 0}
+    batch["weight"] = batch["weight"].astype(dtype)
+    work = workload(loss=lambda outputs, batch: jnp.full(600, 200, jnp.float16))
+    value, (_, metrics) = work.loss(*work.init(jax.random.key(0)), batch, jax.random.key(0), False)
+    assert (value, *metrics["loss"]) == (200.0, 80000.0, 400.0)
+
+
+@pytest.mark.parametrize("metrics", [{}, {"pairs": lambda o, b: o[:, 0] - b["labels"][:, :1]}])
+@pytest.mark.parametrize("batch_size", [2, 32])
+def test_values_for_every_pair_of_examples_are_refused(metrics, batch_size):
+    """Outputs (B, 1) less labels (B,), and the other way round."""
+    data = arrays(INPUTS, LABELS[:, :1] if metrics else LABELS[:, 0])
+    own = huber if metrics else lambda outputs, batch: (outputs[:, :1] - batch["labels"]) ** 2
+    bad = Workload.from_model(Net(), data, loss=own, metrics=metrics, batch_size=batch_size)
+    name = "pairs" if metrics else "loss"
+    message = rf"^{name} must give a value for every example.*\(422, 422\), one for every"
+    with jax.numpy_rank_promotion("allow"), pytest.raises(ValueError, match=message):
+        train(bad, optax.sgd(0.1), steps=1)
+
+
+@pytest.mark.parametrize("values", [lambda e: e.mean(keepdims=True), lambda e: e[1:], lambda e: e[: len(e) // 2]])
+def test_values_of_another_shape_than_the_batchs_are_refused(values):
+    bad = workload(loss=lambda outputs, batch: values(huber(outputs, batch)))
+    with pytest.raises(ValueError, match="loss must give a value for every example or position"):
+        train(bad, optax.sgd(0.1), steps=1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [lambda e: e, lambda e: e[:, :1], lambda e: e.reshape(-1), lambda e: e.T, lambda e: e.mean(), lambda e: e[:, 0]],
+)
+def test_values_by_example_or_position_or_their_mean_are_taken(values):
+    work = workload(loss=lambda outputs, batch: values((outputs - batch["labels"]) ** 2))
+    assert train(work, optax.sgd(0.1), steps=1).outcome == "finished"
+
+
+def test_a_model_for_batches_of_one_size_is_taken():
+    class Own:
+        def batch(self, step):
+            return {"inputs": INPUTS[:8], "labels": LABELS[:8]}
+
+    data = dataclasses.replace(arrays(INPUTS, LABELS), train=Own(), validation=None, test=None)
+    work = Workload.from_model(Net(), data, loss=lambda o, b: (o.reshape(8, 2) - b["labels"]) ** 2, batch_size=8)
+    assert train(work, optax.sgd(0.1), steps=1).outcome == "finished"
+
+
+class Padded:
+    """Half of the labels are -1."""
+
+    def __len__(self):
+        return 60
+
+    def take(self, indices, epoch=None, seed=0):
+        labels = np.where(indices % 2, -1, 1).astype(np.int32)
+        return {"inputs": INPUTS[indices], "labels": labels} | self.more(labels)
+
+    def more(self, labels):
+        return {}
+
+
+class Weighted(Padded):
+    """And don't count."""
+
+    def more(self, labels):
+        return {"weight": (labels >= 0).astype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("split", "loss", "settings", "where"),
+    [
+        ("train", optlab.training.cross_entropy, {}, "step 1: cross_entropy"),
+        ("train", optlab.training.cross_entropy, {"guard": "skip"}, "step 1: cross_entropy"),
+        ("train", lambda o, b: o.sum(-1) ** 2, {"guard": None}, "step 1: accuracy"),
+        ("validation", optlab.training.cross_entropy, {}, "validation examples from 0 on: cross_entropy"),
+    ],
+)
+def test_labels_that_are_no_classes_end_a_run_that_names_them(split, loss, settings, where):
+    source = dataclasses.replace(arrays(INPUTS, (LABELS[:, 0] > 0).astype(int)), **{split: Padded()})
+    bad = Workload.from_model(Net(), source, loss=loss, metrics={"accuracy": optlab.training.accuracy}, batch_size=32)
+    with pytest.raises(DataError, match=f"^{where} needs labels from 0 to 1, .* got -1 at"):
+        train(bad, optax.sgd(0.1), steps=2, **settings)
+
+
+def test_labels_that_only_pad_change_nothing():
+    source = arrays(INPUTS, (LABELS[:, 0] > 0).astype(int))
+    source = dataclasses.replace(source, train=Weighted(), validation=Weighted())
+    work = Workload.from_model(Net(), source, metrics={"accuracy": optlab.training.accuracy}, batch_size=32)
+    record = train(work, optax.sgd(0.5), steps=30).records[-1]
+    assert record["validation/accuracy"] == record["train/accuracy"] == 1

@@ -14,7 +14,7 @@ import optax
 from jax import lax
 
 from optlab._checks import check_decay, check_not_negative, check_positive, is_count, is_number
-from optlab.transforms._numerics import cast_like, check_dtypes, check_wide, full_wide, wide_dtype
+from optlab.transforms._numerics import cast_like, check_dtypes, check_wide, roots, squares_like, wide_dtype
 from optlab.transforms.matrices._divide import Mesh
 from optlab.transforms.matrices._leaves import check_real, matrix_leaves
 from optlab.transforms.matrices._map import on_matrices, stacks_of
@@ -90,7 +90,7 @@ def scale_by_soap(
     def step(G, M, V, L, R, Q_L, Q_R, t, b1, b2, eps):  # type: ignore[no-untyped-def]
         m, v = b1 * M + (1 - b1) * G, b2 * V + (1 - b2) * _between(_t(Q_L), G, Q_R) ** 2
         correct = lambda x, decay: x / (1 - decay ** jnp.maximum(t, 1))
-        u = _between(_t(Q_L), correct(m, b1), Q_R) / (jnp.sqrt(correct(v, b2)) + eps)
+        u = _between(_t(Q_L), correct(m, b1), Q_R) / (roots(correct(v, b2)) + eps)
         U, M, V = (jnp.where(t == 0, 0, x) for x in (_between(Q_L, u, _t(Q_R)), m, v))
         L, R = _averages(L, R, G, b2)
         case = jnp.where(t == 0, 1, jnp.where(t % every == 0, 2, 0))
@@ -187,11 +187,11 @@ def scale_by_shampoo(
         M, V = b1 * M + (1 - b1) * G, b2 * V + (1 - b2) * G**2
         m, v = M / (1 - b1 ** (t + 1)), V / (1 - b2 ** (t + 1))
         L, R = _averages(L, R, G, b2)
-        roots = lambda L, R, *_: _roots(L, R, ridge)
-        left, right = lax.cond(t % every == 0, roots, lambda _, __, *kept: kept, L, R, left, right)
+        anew = lambda L, R, *_: _roots(L, R, ridge)
+        left, right = lax.cond(t % every == 0, anew, lambda _, __, *kept: kept, L, R, left, right)
         U, norm = _between(left, m, right), lambda X: jnp.linalg.norm(X, axis=(-2, -1), keepdims=True)
         size = norm(U)
-        U = U * (norm(m / (jnp.sqrt(v) + eps)) / jnp.where(size > 0, size, 1))
+        U = U * (norm(m / (roots(v) + eps)) / jnp.where(size > 0, size, 1))
         return U, M, V, L, R, left, right
 
     who, dtypes = "scale_by_shampoo", {"mu_dtype": mu_dtype, "nu_dtype": nu_dtype, "factor_dtype": factor_dtype}
@@ -287,7 +287,7 @@ def _by_factors(
             return jax.tree.unflatten(jax.tree.structure(params), tree)
 
         # In 16 bits m's rounding would be noise that v, in which it isn't, makes large.
-        mu, nu = (full_wide(params, 0, dtypes[name]) for name in ("mu_dtype", "nu_dtype"))
+        mu, nu = (squares_like(params, 0, dtypes[name]) for name in ("mu_dtype", "nu_dtype"))
         return FactorsState(jnp.zeros([], jnp.int32), mu, nu, factors(0), factors(1), factors(0), factors(1))
 
     def update_fn(

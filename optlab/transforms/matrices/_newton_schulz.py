@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from optlab.transforms._numerics import wide_dtype
+from optlab.transforms._numerics import roots, wide_dtype
 
 Coefficients = tuple[tuple[float, float, float], ...]
 
@@ -246,19 +246,57 @@ def _gram(X: jax.Array, coefficients: Sequence[tuple[float, float, float]], symm
     return symmetric.times(Q, X)
 
 
+@jax.custom_jvp
 def polar(X: jax.Array) -> jax.Array:
     """UVᵀ of X = UΣVᵀ, (N, m, n); directions whose singular value is zero to rounding stay zero."""
-    X = _normalize(X, 0.0)
+    U, _, Vt = _svd(_normalize(X, 0.0))
+    return jnp.matmul(U, Vt, precision="highest")
+
+
+@polar.defjvp
+def _polar_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """For a change E of X, with M = UᵀEV: U((M − Mᵀ) / (σᵢ + σⱼ))Vᵀ + (EV − UM)Σ⁻¹Vᵀ + UΣ⁻¹(UᵀE − MVᵀ).
+
+    An SVD's own derivative, which JAX would take, is infinite where two singular values are equal, as those of an
+    orthogonal momentum are. What would be divided by a zero one is left out.
+    """
+    (X,), (E,) = primals, tangents
+    X, scale, size = _scaled(X, 0.0)
+    U, sigma, Vt = _svd(X / size)
+    UH, V, E = U.conj().mT, Vt.conj().mT, E / scale / size
+    product = functools.partial(jnp.matmul, precision="highest")
+    M = product(product(UH, E), V)
+    s, t = sigma[..., :, None], sigma[..., None, :]
+    turned = product(product(U, _over(M - M.conj().mT, s + t)), Vt)
+    left = product(_over(product(E, V) - product(U, M), t), Vt)
+    right = product(U, _over(product(UH, E) - product(M, Vt), s))
+    return product(U, Vt), turned + left + right
+
+
+def _over(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x / y, and 0 where y is."""
+    return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0)
+
+
+def _svd(X: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """U, Σ, Vᵀ; where a singular value is zero to rounding, it is zero, and so are its column and its row."""
     U, sigma, Vt = jnp.linalg.svd(X, full_matrices=False)
     rounding = max(X.shape[-2:]) * jnp.finfo(X.dtype).eps
-    sign = jnp.where(sigma > rounding * sigma[..., :1], 1.0, 0.0).astype(X.dtype)
-    return jnp.matmul(U * sign[..., None, :], Vt, precision="highest")
+    is_kept = jnp.where(sigma > rounding * sigma[..., :1], 1.0, 0.0).astype(sigma.dtype)
+    return U * is_kept[..., None, :], sigma * is_kept, Vt * is_kept[..., :, None]
 
 
 def _normalize(X: jax.Array, eps: float) -> jax.Array:
     """X / (‖X‖ + ε) in the Frobenius norm, without overflow or underflow of the squares; zero stays zero."""
+    X, _, size = _scaled(X, eps)
+    return X / size
+
+
+def _scaled(X: jax.Array, eps: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """X by its largest entry, which cancels in whatever follows and in its derivatives; that; and ‖X‖ + ε by it."""
     scale = jnp.max(jnp.abs(X), axis=(-2, -1), keepdims=True)
-    scale = jnp.maximum(scale, jnp.finfo(X.dtype).tiny)
+    scale = lax.stop_gradient(jnp.where(scale < jnp.finfo(X.dtype).tiny, 1, scale))
     X = X / scale
-    norm = jnp.sqrt(jnp.sum((X * X.conj()).real, axis=(-2, -1), keepdims=True))
-    return X / jnp.maximum(norm + eps / scale, 1e-3)  # norm is at least 1 but for a matrix of zeros
+    norm = roots(jnp.sum((X * X.conj()).real, axis=(-2, -1), keepdims=True))
+    least = eps if 1e-30 < eps < 1e-3 else 1e-3  # norm is at least 1 but for zeros, where the derivative is 1 / ε
+    return X, scale, jnp.maximum(norm + eps / scale, least)

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from optlab._checks import check_decay, check_not_negative, check_positive
+from optlab._trees import matched
 from optlab.roles import MatrixAxes
-from optlab.transforms._numerics import cast_like, check_dtypes, check_wide, widen
+from optlab.transforms._numerics import abs_square, cast_like, check_dtypes, check_wide, roots, widen
 from optlab.transforms.matrices._divide import reshaped
 from optlab.transforms.matrices._leaves import matrix_leaves
 
@@ -49,7 +50,7 @@ def scale_by_neuron_rms(
     def init_fn(params: optax.Params) -> ScaleByNeuronRmsState:
         leaves, axes = _views(who, params, {})
         v = [jnp.zeros_like(_mean_square(x, a), dtype=nu_dtype) for x, a in zip(leaves, axes, strict=True)]
-        return ScaleByNeuronRmsState(jax.tree.unflatten(jax.tree.structure(params), v))
+        return ScaleByNeuronRmsState(_unboxed(params, v))
 
     def update_fn(
         updates: optax.Updates,
@@ -59,11 +60,12 @@ def scale_by_neuron_rms(
     ) -> tuple[optax.Updates, ScaleByNeuronRmsState]:
         del params
         leaves, axes = _views(who, updates, extra_args)
-        squares = jax.tree.unflatten(jax.tree.structure(updates), list(map(_mean_square, leaves, axes)))
-        _check_shapes(who, squares, state.nu)
-        v = optax.tree.update_moment(squares, widen(state.nu), decay, 1)
-        scaled = [u / (jnp.sqrt(v) + eps) for u, v in zip(leaves, jax.tree.leaves(v), strict=True)]
-        return _like(updates, scaled), ScaleByNeuronRmsState(cast_like(v, state.nu))
+        squares, before = list(map(_mean_square, leaves, axes)), jax.tree.leaves(state.nu)
+        _check_shapes(who, squares, before)
+        v = optax.tree.update_moment(squares, widen(before), decay, 1)
+        scaled = [u / (root + eps) for u, root in zip(leaves, roots(v), strict=True)]
+        nu = jax.tree.unflatten(jax.tree.structure(state.nu), cast_like(v, before))
+        return _like(updates, scaled), ScaleByNeuronRmsState(nu)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -89,7 +91,7 @@ def scale_to_rms(rms: float = 0.2) -> optax.GradientTransformationExtraArgs:
         del params
         leaves, axes = _views("scale_to_rms", updates, extra_args)
         size = [rms * math.sqrt(math.prod(a.fans(x.shape))) for x, a in zip(leaves, axes, strict=True)]
-        scaled = [s * _unit(u, _norm(u, a)) for s, u, a in zip(size, leaves, axes, strict=True)]
+        scaled = [s * _unit(u, n) for s, u, n in zip(size, leaves, _norms(leaves, axes), strict=True)]
         return _like(updates, scaled), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
@@ -98,7 +100,8 @@ def scale_to_rms(rms: float = 0.2) -> optax.GradientTransformationExtraArgs:
 def scale_to_weight_norm() -> optax.GradientTransformationExtraArgs:
     """u·‖W‖ / ‖u‖ for every matrix W, in Frobenius' norm: the learning rate becomes a share of the weights.
 
-    Where u is 0 it stays 0, and a matrix that is 0 is not moved.
+    Where u is 0 it stays 0. A matrix that is 0 has no size that an update could be a share of: there u stays as it is,
+    as in LARS, so that LoRA's B leaves 0.
 
     Source: Wen et al. 2026, Hyperball (arXiv 2606.16899); per layer in LARS, You et al. 2017 (arXiv 1708.03888).
     """
@@ -109,11 +112,11 @@ def scale_to_weight_norm() -> optax.GradientTransformationExtraArgs:
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.EmptyState]:
-        _check_params("scale_to_weight_norm", params)
+        params = _check_params("scale_to_weight_norm", updates, params)
         leaves, axes = _views("scale_to_weight_norm", updates, extra_args)
-        weights, _ = _views("scale_to_weight_norm", params, extra_args)
-        scaled = [_norm(W, a) * _unit(u, _norm(u, a)) for u, W, a in zip(leaves, weights, axes, strict=True)]
-        return _like(updates, scaled), state
+        sizes, norms = (_norms(x, axes) for x in (_views("scale_to_weight_norm", params, extra_args)[0], leaves))
+        scaled = [jnp.where(s > 0, s * _unit(u, n), u) for u, s, n in zip(leaves, sizes, norms, strict=True)]
+        return _like(updates, scaled, params), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
 
@@ -128,7 +131,7 @@ def keep_weight_norm() -> optax.GradientTransformationExtraArgs:
     """R·(W + u) / ‖W + u‖ − W, with R = ‖W‖ at the start: every matrix stays on the sphere that it started on.
 
     To stand behind the learning rate, at the end of a chain. It takes weight decay's place: along the radius nothing
-    moves. A matrix that starts as 0 stays 0.
+    moves. A matrix that starts as 0 has no sphere, and moves by u.
 
     Source: Wen et al. 2026, Hyperball (arXiv 2606.16899).
     """
@@ -136,7 +139,7 @@ def keep_weight_norm() -> optax.GradientTransformationExtraArgs:
 
     def init_fn(params: optax.Params) -> KeepWeightNormState:
         leaves, axes = _views(who, params, {})
-        return KeepWeightNormState(jax.tree.unflatten(jax.tree.structure(params), list(map(_norm, leaves, axes))))
+        return KeepWeightNormState(_unboxed(params, _norms(leaves, axes)))
 
     def update_fn(
         updates: optax.Updates,
@@ -144,26 +147,27 @@ def keep_weight_norm() -> optax.GradientTransformationExtraArgs:
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, KeepWeightNormState]:
-        _check_params(who, params)
+        params = _check_params(who, updates, params)
         (leaves, axes), (weights, _) = _views(who, updates, extra_args), _views(who, params, extra_args)
         moved = [W + u for W, u in zip(weights, leaves, strict=True)]
-        norms, radii = list(map(_norm, moved, axes)), jax.tree.leaves(state.norm)
+        norms, radii = _norms(moved, axes), jax.tree.leaves(state.norm)
         _check_shapes(who, norms, radii)
-        back = [_unit(R, n) for R, n in zip(radii, norms, strict=True)]
+        back = [jnp.where(R > 0, _unit(R, n), 1) for R, n in zip(radii, norms, strict=True)]
         kept = [b * u + (b - 1) * W for b, u, W in zip(back, leaves, weights, strict=True)]  # u = 0 gives 0 exactly
-        return _like(updates, kept), state
+        return _like(updates, kept, params), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _mean_square(x: jax.Array, axes: MatrixAxes) -> jax.Array:
     """Of every neuron; 0 if it has no input."""
-    return jnp.sum(jnp.square(x), axis=axes.input, keepdims=True) / max(1, axes.fans(x.shape)[0])
+    return jnp.sum(abs_square(x), axis=axes.input, keepdims=True) / max(1, axes.fans(x.shape)[0])
 
 
-def _norm(x: jax.Array, axes: MatrixAxes) -> jax.Array:
-    """Of every matrix."""
-    return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes.input + axes.output, keepdims=True))
+def _norms(arrays: list[jax.Array], axes: list[MatrixAxes]) -> list[jax.Array]:
+    """Of every matrix of every array."""
+    sizes = [jnp.sum(abs_square(x), axis=a.input + a.output, keepdims=True) for x, a in zip(arrays, axes, strict=True)]
+    return roots(sizes)
 
 
 def _unit(x: jax.Array, length: jax.Array) -> jax.Array:
@@ -176,16 +180,30 @@ def _views(who: str, tree: Any, extra_args: Mapping[str, Any]) -> tuple[list[jax
     return [x for x, _ in leaves], [a for _, a in leaves]
 
 
-def _like(updates: Any, views: list[jax.Array]) -> Any:
-    """Back from `_views`, in the shapes and dtypes of the updates."""
-    back = lambda u, x: reshaped(x, u.shape, jax.typeof(u).sharding).astype(u.dtype)
-    leaves = [back(u, x) for u, x in zip(jax.tree.leaves(updates), views, strict=True)]
+def _like(updates: Any, views: list[jax.Array], *params: Any) -> Any:
+    """Back from `_views`, in the updates' shapes, and in their dtypes, or those of parameters that are wider."""
+    back = lambda u, x, *p: reshaped(x, u.shape, jax.typeof(u).sharding).astype(jnp.result_type(u.dtype, *p))
+    types = [[p.dtype for p in jax.tree.leaves(tree)] for tree in params]
+    leaves = [back(u, x, *p) for u, x, *p in zip(jax.tree.leaves(updates), views, *types, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(updates), leaves)
 
 
-def _check_params(who: str, params: Any | None) -> None:
+def _unboxed(params: Any, values: list[jax.Array]) -> Any:
+    """A tree like the parameters, but of bare values: what boxes say of a sharding fits the parameters' shapes alone.
+
+    Linen's boxes and NNX's variables are told by what both have, ways to add and to remove an axis.
+    """
+    is_box = lambda x: hasattr(x, "add_axis") and hasattr(x, "remove_axis")
+    rest = iter(values)
+    bare = lambda x: next(rest) if jax.tree.leaves(x) else x  # a masked one is an empty box
+    return jax.tree.map(bare, params, is_leaf=is_box)
+
+
+def _check_params(who: str, updates: Any, params: Any | None) -> Any:
+    """The parameters that have updates."""
     if params is None:
         raise ValueError(f"{who} needs the parameters: call update(updates, state, params)")
+    return matched(updates, params)
 
 
 def _check_shapes(who: str, new: Any, kept: Any) -> None:

@@ -47,7 +47,7 @@ def tree(seed=0):
 
 def update(params, axes, **settings):
     tx = optlab.orthogonalize(**settings)
-    layout = read_names(params, {f"{name}/*": kind for name, (kind, *_) in axes.items()})
+    layout = read_names(params, {f"{name}/*": kind for name, (kind, *_) in axes.items()} if axes else None)
     return tx.update(params, tx.init(params), layout=layout)[0]
 
 

@@ -324,11 +324,11 @@ def test_injected_hyperparameters_reach_every_device(kind):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(getattr(AxisType, kind),))
     static = ("every", "max_precond_dim", "mu_dtype", "nu_dtype", "factor_dtype", "mesh", "axis_name")
     tx = optax.inject_hyperparams(optlab.scale_by_soap, static, jnp.float32)(b1=0.5, b2=0.8)
-    grads = [jnp.asarray(G, jnp.float32) for G in gradients(8, (8, 8))]
+    first, then = ([jnp.asarray(G, jnp.float32) for G in gradients(8, (8, 8), seed)] for seed in (0, 1))
+    place = lambda grads: jax.device_put(grads, NamedSharding(mesh, P("x")))
     with jax.set_mesh(mesh):
-        placed = jax.device_put(grads, NamedSharding(mesh, P("x")))
-        _, state = jax.jit(lambda g: tx.update(g, tx.init(g)))(placed)
-        found, _ = jax.jit(tx.update)(placed, state)
+        _, state = jax.jit(lambda g: tx.update(g, tx.init(g)))(place(first))
+        found, _ = jax.jit(tx.update)(place(then), state)
     plain = optlab.scale_by_soap(0.5, 0.8)
-    expected, _ = plain.update(grads, plain.update(grads, plain.init(grads))[1])
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), found, expected)
+    expected, _ = plain.update(then, plain.update(first, plain.init(first))[1])
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-3), found, expected)

@@ -112,7 +112,20 @@ def test_zeros_stay_zeros(tx):
     zero = jnp.zeros((4, 6))
     for W in (zero, jnp.ones((4, 6))):
         np.testing.assert_array_equal(tx.update(zero, tx.init(W), W)[0], 0)
-    np.testing.assert_array_equal(norms.keep_weight_norm().update(W, norms.keep_weight_norm().init(zero), zero)[0], 0)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_matrix_that_starts_as_zero_moves(compiled):
+    """It has no size of its own and no sphere; the other matrix of the stack stays on its own."""
+    W, axes = np.stack([np.zeros((4, 3)), normal(4, 3)]), MatrixAxes((0,), (1,), (2,))
+    W, u = jnp.float32(W), jnp.float32(normal(2, 4, 3, seed=1))
+    for tx in (norms.scale_to_weight_norm(), norms.keep_weight_norm()):
+        tx = alone(tx, axes)
+        init, update = (jax.jit(tx.init), jax.jit(tx.update)) if compiled else (tx.init, tx.update)
+        moved = update(u, init(W), W)[0]
+        np.testing.assert_array_equal(moved[0], u[0])
+        assert not np.allclose(moved[1], u[1])
+    np.testing.assert_allclose(np.linalg.norm(W[1] + moved[1]), np.linalg.norm(W[1]), rtol=1e-5)
 
 
 def test_other_axes_at_update_than_at_init_are_refused():

@@ -1,0 +1,23 @@
+"""Trees beside each other, of which one lacks leaves that the other has."""
+
+from typing import Any
+
+import jax
+import optax
+
+
+def is_absent(x: Any) -> bool:
+    """Whether this stands in a tree where another tree has a leaf."""
+    return x is None or isinstance(x, optax.MaskedNode)
+
+
+def matched(updates: Any, tree: Any) -> Any:
+    """The tree cut down to the leaves of the updates: where these have None or a MaskedNode, it may have anything.
+
+    So a whole model may come as the parameters, with functions and keys that have no gradient. None stays None.
+    """
+    if tree is None:
+        return None
+    leaves, structure = jax.tree.flatten(updates, is_leaf=is_absent)
+    beside = jax.tree_util.PyTreeDef.flatten_up_to(structure, tree)
+    return jax.tree.unflatten(structure, [u if is_absent(u) else x for u, x in zip(leaves, beside, strict=True)])

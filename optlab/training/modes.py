@@ -1,0 +1,121 @@
+"""Training or evaluation: by which argument, field or attribute a model chooses, so that none is passed over."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from flax import linen as nn
+from flax import nnx
+
+# Names without underscores, and whether they are true in training. Flax's own layers have deterministic and
+# use_running_average, T5X enable_dropout; the others are those that models in public repositories use.
+_IN_TRAINING = {
+    **dict.fromkeys(("train", "training", "istrain", "istraining", "trainmode", "trainingmode", "intraining"), True),
+    **dict.fromkeys(("deterministic", "isdeterministic", "userunningaverage", "userunningstats"), False),
+    **dict.fromkeys(("eval", "evaluate", "evaluation", "iseval", "evaluating", "evalmode", "isevaluation"), False),
+    **dict.fromkeys(("inference", "isinference", "inferencemode", "testing", "istest", "istesting", "testmode"), False),
+}
+# As an argument of the call these choose, too; as a field they are an option of the model.
+_OF_CALL = {
+    **dict.fromkeys(("dropout", "enabledropout", "usedropout", "applydropout", "withdropout"), True),
+    **dict.fromkeys(("updatestats", "updatebatchstats", "updaterunningaverage", "updaterunningstats"), True),
+    **dict.fromkeys(("test", "infer", "predict", "disabledropout"), False),
+}
+_WORDS = ("train", "training", "eval", "evaluation", "evaluate", "test", "testing", "inference", "infer", "predict")
+
+Modes = Mapping[str, bool]  # name -> whether it is true in training
+
+
+def of_call(call: Callable[..., Any]) -> Modes:
+    """The arguments of a model's call that choose.
+
+    Raises:
+      TypeError: for one that can't be set to True or False.
+    """
+    found = {}
+    for name, argument in inspect.signature(call).parameters.items():
+        default = None if argument.default is inspect.Parameter.empty else argument.default
+        if isinstance(default, str) and default.lower() in _WORDS:
+            raise TypeError(f"the model's argument {name}={default!r} chooses a mode by a word: {_ADVICE}")
+        is_true = (_IN_TRAINING | _OF_CALL).get(_plain(name))
+        if is_true is None or argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
+            continue
+        if _plain(name) == "dropout" and not isinstance(default, bool):  # its rate
+            continue
+        if default is not None and not isinstance(default, bool):
+            raise TypeError(f"the model's argument {name}={default!r} must be True or False: {_ADVICE}")
+        if argument.kind is argument.POSITIONAL_ONLY:
+            raise TypeError(f"the model's argument {name} can be given by its place alone: {_ADVICE}")
+        found[name] = is_true
+    return found
+
+
+def of_fields(model: Any) -> Modes:
+    """A model's own fields that choose and are True or False."""
+    flags = [name for name, x in vars(model).items() if isinstance(x, bool)]
+    return {name: _IN_TRAINING[_plain(name)] for name in flags if _plain(name) in _IN_TRAINING}
+
+
+def at(modes: Modes, train: bool) -> dict[str, bool]:
+    """Their values in training, or not."""
+    return {name: is_true if train else not is_true for name, is_true in modes.items()}
+
+
+@contextlib.contextmanager
+def watched(is_chosen: bool) -> Iterator[None]:
+    """Refuses layers of a Linen model in training that act as in evaluation, where the model has no mode to choose.
+
+    Raises:
+      TypeError: it names the module.
+    """
+    if is_chosen:
+        yield
+        return
+
+    def look(call: Callable[..., Any], arguments: Any, keywords: Any, context: Any) -> Any:
+        if context.method_name == "__call__" and (found := _evaluating(context.module, arguments, keywords)):
+            raise TypeError(
+                f"in training {'/'.join(context.module.path) or type(context.module).__name__} has {found}, and the "
+                f"model's own call has no argument that would choose the mode: {_ADVICE}"
+            )
+        return call(*arguments, **keywords)
+
+    with nn.intercept_methods(look):
+        yield
+
+
+_ADVICE = "say def __call__(self, x, *, train), and pass it on to what needs it"
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+def _evaluating(module: nn.Module, arguments: Any, keywords: Any) -> str | None:
+    """What makes a layer act as in evaluation, if it does and that makes a difference."""
+    if 0 in (getattr(module, "rate", None), getattr(module, "dropout_rate", None)):
+        return None
+    try:
+        modes = of_call(type(module).__call__)
+        bound = inspect.signature(type(module).__call__).bind(module, *arguments, **keywords)
+    except TypeError:
+        return None
+    bound.apply_defaults()
+    given = {name: bound.arguments[name] for name in modes}
+    for name, is_true in {**of_fields(module), **modes}.items():
+        value = given.get(name, getattr(module, name, None))
+        value = getattr(module, name, None) if value is None else value
+        if isinstance(value, bool) and value is not is_true:
+            return f"{name}={value}"
+    return None
+
+
+def set_all(model: nnx.Module, train: bool) -> None:
+    """Sets an NNX module and all inside it to a mode: what Flax's `train()` and `eval()` set, and its other names."""
+    (nnx.Module.train if train else nnx.Module.eval)(model)
+    for _, module in nnx.iter_modules(model):
+        for name, value in at(of_fields(module), train).items():
+            setattr(module, name, value)
