@@ -6,6 +6,7 @@ scalar, which then counts as the mean over the batch.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -19,6 +20,8 @@ from optlab.training.reductions import wide
 
 def cross_entropy(outputs: jax.Array, batch: Batch, *, label_smoothing: float = 0.0) -> jax.Array:
     """−log softmax(outputs)[label], in nats; NaN where the label is no class of the outputs.
+
+    For its gradient the logits alone are kept, as they are; the probabilities are computed again.
 
     Args:
       outputs: logits (..., classes).
@@ -38,11 +41,34 @@ def cross_entropy(outputs: jax.Array, batch: Batch, *, label_smoothing: float = 
         raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
     logits = wide(outputs)
     labels, is_outside = _classes("cross_entropy", outputs, batch)
-    nll = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    nll = _negative_log_likelihood(logits, labels)
     if not isinstance(label_smoothing, float) or label_smoothing != 0.0:
-        uniform = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
-        nll = (1 - label_smoothing) * nll + label_smoothing * uniform
+        nll = nll + label_smoothing * (_of_label(logits, labels) - jnp.mean(logits, axis=-1))
     return jnp.where(is_outside, jnp.nan, nll)
+
+
+@jax.custom_jvp
+def _negative_log_likelihood(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+@_negative_log_likelihood.defjvp
+def _derivative(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (logits, labels), (along, _) = primals, tangents
+    nll = _negative_log_likelihood(logits, labels)
+    return nll, _along(logits, jax.nn.logsumexp(logits, axis=-1, keepdims=True), labels, along)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)  # else the backward pass would be given the probabilities
+def _along(logits: jax.Array, log_normalizers: jax.Array, labels: jax.Array, along: jax.Array) -> jax.Array:
+    """The derivative (softmax(logits) − onehot(label)) · along."""
+    return jnp.sum(jnp.exp(logits - log_normalizers) * along, axis=-1) - _of_label(along, labels)
+
+
+def _of_label(x: jax.Array, labels: jax.Array) -> jax.Array:
+    """x[label] by a mask, whose gradient is one too: that of an index would be scattered into an array of zeros."""
+    labels = jnp.where(labels < 0, labels + x.shape[-1], labels)[..., None]
+    return jnp.sum(jnp.where(jax.lax.broadcasted_iota(labels.dtype, x.shape, x.ndim - 1) == labels, x, 0), axis=-1)
 
 
 def squared_error(outputs: jax.Array, batch: Batch) -> jax.Array:

@@ -21,6 +21,7 @@ Coefficients = tuple[tuple[float, float, float], ...]
 
 LARGEST = 1.25  # no singular value may end above it
 SAFETY = 1.01  # room for rounding between the steps of Polar Express
+LEAST_IN_16_BITS = 1e-4  # lower bound of Polar Express: for lower ones the rounding of 16 bits grows without limit
 CACHE = 2**17  # numbers in a piece of a stack on a CPU: from matrices of 64×64 to 768×768 the fastest, or nearly
 BLOCKS_FROM = 512  # rows from which on half the square products done in blocks pay on a CPU
 PART = 2**25  # numbers in a part of a stack on an accelerator: 0.1 GB in float32, a millisecond's work for an H100

@@ -16,6 +16,7 @@ from optlab.transforms.matrices._map import on_matrices
 from optlab.transforms.matrices._newton_schulz import (
     GRAM_STEPS,
     LARGEST,
+    LEAST_IN_16_BITS,
     Coefficients,
     Recipe,
     Recipes,
@@ -87,7 +88,8 @@ def orthogonalize(
         method: "newton_schulz" (Keller Jordan's coefficients), "polar_express", or "svd" for the exact UVᵀ, which is
             slow on accelerators.
         steps: how many quintic steps; 5 as in the sources.
-        lower_bound: the least singular value, as a share of the Frobenius norm, that Polar Express looks after.
+        lower_bound: the least singular value, as a share of the Frobenius norm, that Polar Express looks after. For one
+            below 1e-4 products are computed in float32 on every platform.
         eps: added to the Frobenius norm that is divided by: a matrix with a norm far below it becomes 0.
         dtype: that the products are computed in: float32, bfloat16 or float16, on every platform; None as above, or
             at least float32 where `precision` is given.
@@ -97,7 +99,8 @@ def orthogonalize(
         axis_name: mapped axes of pmap or shard_map along which all devices hold the same gradients (after their mean).
 
     Raises:
-        ValueError: if the coefficients for so few steps leave a singular value above 1.25.
+        ValueError: if the coefficients for so few steps leave a singular value above 1.25, or if products in 16 bits
+            were asked for with a `lower_bound` below 1e-4.
     """
     check_choice("method", method, ("newton_schulz", "polar_express", "svd"))
     if precision is not None:
@@ -120,6 +123,14 @@ def orthogonalize(
                 f"polar_express with steps={steps} and lower_bound={lower_bound:g} lets singular values end at "
                 f"{largest:.2f}, above {LARGEST}: take more steps or a higher lower_bound"
             )
+        if lower_bound < LEAST_IN_16_BITS:
+            if dtype in ("bfloat16", "float16") or precision == "default":
+                raise ValueError(
+                    f"polar_express with lower_bound={lower_bound:g} isn't stable in 16 bits, in which a TPU computes "
+                    f"with precision='default': take a lower_bound of at least {LEAST_IN_16_BITS:g}, or "
+                    "dtype='float32' with precision='highest'"
+                )
+            precision = precision or "highest"  # so that no platform chooses 16 bits
     settings = Settings(method, coefficients, eps, dtype, precision)
 
     def f(X: jax.Array) -> jax.Array:

@@ -80,6 +80,7 @@ def test_accelerators_compute_in_16_bits_and_a_cpu_in_float32(method, dtype):
         ("float32", {"dtype": "float16"}, "float16"),
         ("float64", {}, "float64"),
         ("float64", {"dtype": "bfloat16"}, "bfloat16"),
+        ("float32", {"method": "polar_express", "steps": 10, "lower_bound": 1e-5}, "float32"),
         ("float32", {"method": "svd"}, "float32"),
         ("complex64", {"method": "svd"}, "complex64"),
     ],
