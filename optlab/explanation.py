@@ -97,7 +97,8 @@ class Explanation:
         work = {platform: self._flops_per_device(platform) for platform in PLATFORMS}
         others = [f"{_in_gflop(flops)} on a {p.upper()}" for p, flops in work.items() if flops != work["cpu"]]
         on = f" on a CPU, {', '.join(others)}" if others else ""
-        return f", {_in_gflop(work['cpu'])} GFLOP a step for functions of matrices{on}" if self.plans else ""
+        gflop = _in_gflop(work["cpu"]) or "no"
+        return f", {gflop} GFLOP a step for functions of matrices{on}" if self.plans else ""
 
     def summary(self) -> str:
         """The totals by rule, what was said against the names, and the plans."""

@@ -296,7 +296,7 @@ def test_it_is_one_chain_of_visible_blocks(optimizer):
     source = inspect.getsource(optimizer)
     body = source[source.index('"""', source.index('"""') + 3) + 3 :].strip().splitlines()
     assert "optax.chain(" in source
-    assert len(body) <= (13 if "_and_adamw" in source else 10)
+    assert len(body) <= (13 if "_and_rest" in source else 10)
     assert isinstance(optimizer(0.1).init(mixed()), tuple)
 
 

@@ -121,9 +121,14 @@ def _eigenvectors(A: Side) -> Side:
         return None
     n, (sigma, Q) = A.shape[-1], jnp.linalg.eigh(A)
     sigma, Q = sigma[:, ::-1], Q[..., ::-1]
-    is_null = sigma <= n * jnp.finfo(A.dtype).eps * sigma[:, :1]
+    is_null = _is_null(sigma, sigma[:, :1])
     e = jnp.eye(n, dtype=A.dtype)[:, jnp.maximum(jnp.cumsum(is_null, -1) - 1, 0)].swapaxes(0, 1)
     return jnp.linalg.qr(jnp.where(is_null[:, None, :], e, Q))[0]
+
+
+def _is_null(sigma: jax.Array, largest: jax.Array) -> jax.Array:
+    """Which eigenvalues are zero to rounding, whose last bits would count otherwise."""
+    return sigma <= sigma.shape[-1] * jnp.finfo(sigma.dtype).eps * largest
 
 
 def _next_basis(V, L, R, Q_L, Q_R):  # type: ignore[no-untyped-def]
@@ -210,7 +215,7 @@ def _roots(L: Side, R: Side, ridge: Any) -> tuple[Side, Side]:
             return None
         sigma, Q = jnp.linalg.eigh(A)
         largest = sigma[:, -1:]
-        sigma = jnp.maximum(sigma, 0) / jnp.where(largest > 0, largest, 1) + ridge
+        sigma = jnp.where(_is_null(sigma, largest), 0, sigma / jnp.where(largest > 0, largest, 1)) + ridge
         return product(Q * (sigma ** (-1 / 2 if L is None or R is None else -1 / 4))[:, None, :], Q.mT)
 
     return root(L), root(R)
