@@ -112,13 +112,9 @@ def normuon(
         transforms.decay_weights(weight_decay, roles=decay_roles),
         scale_by_learning_rate(learning_rate),
     )
-    settings: dict[str, Any] = {
-        "mu_dtype": mu_dtype,
-        "nu_dtype": nu_dtype,
-        "weight_decay": weight_decay,
-        "decay_roles": decay_roles,
-    }
-    return _and_rest(hidden, rest or adamw(learning_rate, b2=0.95, **settings), layout)
+    decay: dict[str, Any] = {"weight_decay": weight_decay, "decay_roles": decay_roles}
+    rest = rest or adamw(learning_rate, b2=0.95, mu_dtype=mu_dtype, nu_dtype=nu_dtype, **decay)
+    return _and_rest(hidden, rest, layout)
 
 
 def adamuon(
@@ -166,13 +162,9 @@ def adamuon(
         transforms.decay_weights(weight_decay, roles=decay_roles),
         scale_by_learning_rate(learning_rate),
     )
-    settings: dict[str, Any] = {
-        "mu_dtype": mu_dtype,
-        "nu_dtype": nu_dtype,
-        "weight_decay": weight_decay,
-        "decay_roles": decay_roles,
-    }
-    return _and_rest(hidden, rest or adamw(learning_rate, b2=0.95, **settings), layout)
+    decay: dict[str, Any] = {"weight_decay": weight_decay, "decay_roles": decay_roles}
+    rest = rest or adamw(learning_rate, b2=0.95, mu_dtype=mu_dtype, nu_dtype=nu_dtype, **decay)
+    return _and_rest(hidden, rest, layout)
 
 
 def muonh(
