@@ -40,7 +40,8 @@ MUON = """## 1. Muon's update
 Five steps in the standard form are (20a + 10)·m³ multiply-adds twice for an m × am matrix, in the Gram form with a
 restart (8a + 28)·m³. GPT-2 small: {small:.2f} TFLOP in the standard form, {gram:.2f} in the Gram form. In true float32
 (`precision="highest"`) the products alone take {slow:.0f} ms at the peak, in bfloat16 {fast:.1f} ms. The row "optlab" is
-the default of `orthogonalize`, whatever that is on the device; its floor and prediction are bfloat16's.
+the default of `orthogonalize`: bfloat16, and for wide matrices float16 in the Gram form with two restarts,
+(12a + 22)·m³. Its floor and prediction are those of bfloat16 in the standard form.
 
 Stacked by shape, products of 768 × 768 fill the chip; one at a time they are 36 tiles of 128 × 128 on 132
 multiprocessors. That is why `optax.contrib.muon` (a graph a leaf, in TF32 for float32 parameters) and torch (a matrix

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optlab._checks import check_decay
 from optlab.data import Batch, DataError
 from optlab.training.reductions import wide
 
@@ -37,13 +38,12 @@ def cross_entropy(outputs: jax.Array, batch: Batch, *, label_smoothing: float = 
       DataError: for a label that is no class, where it can be read (outside of jit); in training the guard finds the
         NaN, and `train` names the label.
     """
-    if isinstance(label_smoothing, int | float) and not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+    check_decay("label_smoothing", label_smoothing)  # has a decay's range
     logits = wide(outputs)
     labels, is_outside = _classes("cross_entropy", outputs, batch)
     nll = _negative_log_likelihood(logits, labels)
     if not isinstance(label_smoothing, float) or label_smoothing != 0.0:
-        nll = nll + label_smoothing * (_of_label(logits, labels) - jnp.mean(logits, axis=-1))
+        nll += label_smoothing * (_of_label(logits, labels) - jnp.mean(logits, axis=-1))
     return jnp.where(is_outside, jnp.nan, nll)
 
 
@@ -67,8 +67,8 @@ def _along(logits: jax.Array, log_normalizers: jax.Array, labels: jax.Array, alo
 
 def _of_label(x: jax.Array, labels: jax.Array) -> jax.Array:
     """x[label] by a mask, whose gradient is one too: that of an index would be scattered into an array of zeros."""
-    labels = jnp.where(labels < 0, labels + x.shape[-1], labels)[..., None]
-    return jnp.sum(jnp.where(jax.lax.broadcasted_iota(labels.dtype, x.shape, x.ndim - 1) == labels, x, 0), axis=-1)
+    is_label = jax.lax.broadcasted_iota(labels.dtype, x.shape, x.ndim - 1) == labels[..., None]
+    return jnp.sum(jnp.where(is_label, x, 0), axis=-1)
 
 
 def squared_error(outputs: jax.Array, batch: Batch) -> jax.Array:
@@ -88,7 +88,8 @@ def squared_error(outputs: jax.Array, batch: Batch) -> jax.Array:
     of_example = lambda x: (x.shape[:1], tuple(n for n in x.shape[1:] if n != 1))
     if not outputs.ndim or of_example(outputs) != of_example(labels):
         raise ValueError(f"squared_error needs labels of the outputs' shape {outputs.shape}, got {labels.shape}")
-    squares = jnp.square(wide(outputs) - wide(jnp.reshape(labels, outputs.shape)))
+    errors = wide(outputs) - wide(jnp.reshape(labels, outputs.shape))
+    squares = jnp.square(errors.real) + jnp.square(errors.imag) if jnp.iscomplexobj(errors) else jnp.square(errors)
     return squares if squares.ndim == 1 else jnp.sum(squares, axis=-1)
 
 

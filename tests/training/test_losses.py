@@ -30,7 +30,7 @@ def test_cross_entropy_is_the_formula(smoothing, seed):
 def test_cross_entropys_derivatives_are_the_formulas(dtype, smoothing):
     """The gradient softmax − target and the Hessian diag(p) − ppᵀ, in every mode, to float32's rounding."""
     logits = jnp.asarray(5 * RNG.normal(size=(3, 7)), dtype)
-    labels, v = np.array([2, 0, -1]), jnp.asarray(RNG.normal(size=(3, 7)), dtype)
+    labels, v = np.array([2, 0, 6]), jnp.asarray(RNG.normal(size=(3, 7)), dtype)
     loss = lambda x: cross_entropy(x, {"labels": labels}, label_smoothing=smoothing).sum()
     exact, along = np.float64(logits), np.float64(v)
     p = np.exp(exact) / np.exp(exact).sum(-1, keepdims=True)
@@ -74,6 +74,13 @@ def test_squared_error_takes_labels_with_and_without_an_axis(shape):
     outputs, labels = RNG.normal(size=(5, 1)), RNG.normal(size=shape)
     found = squared_error(jax.numpy.asarray(outputs), {"labels": labels})
     np.testing.assert_allclose(found, (outputs[:, 0] - labels.reshape(5)) ** 2, rtol=1e-5)
+
+
+def test_squared_error_of_complex_numbers_is_a_distance():
+    outputs = jax.numpy.asarray([[1 + 2j, 3j], [1.0, 2.0]], "complex64")
+    found = squared_error(outputs, {"labels": np.zeros((2, 2))})
+    assert found.dtype == "float32"
+    np.testing.assert_allclose(found, [14.0, 5.0])
 
 
 def test_squared_error_refuses_what_would_broadcast():

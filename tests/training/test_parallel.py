@@ -324,6 +324,8 @@ DRAWS = {
     "rejection": lambda key, n: jax.random.gamma(key, 0.5, (n, 4)),
     "classes": lambda key, n: jax.nn.one_hot(jax.random.categorical(key, jnp.zeros((n, 4))), 4),
     "one for all": lambda key, n: jax.random.normal(key, (1, 4)),
+    "raw key": lambda key, n: jax.random.normal(jax.random.key_data(key), (n, 4)),
+    "a key of a number": lambda key, n: jax.random.normal(jax.random.key(jax.random.bits(key)), (n, 4)),
     "none": lambda key, n: 0.0,
 }
 

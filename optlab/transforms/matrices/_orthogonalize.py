@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab._checks import check_choice, check_not_negative, is_count
+from optlab._checks import check_choice, check_not_negative, is_count, known
 from optlab.transforms._numerics import wide_dtype
 from optlab.transforms.matrices._divide import Mesh
 from optlab.transforms.matrices._leaves import check_real
@@ -131,6 +131,7 @@ def orthogonalize(
                     "dtype='float32' with precision='highest'"
                 )
             precision = precision or "highest"  # so that no platform chooses 16 bits
+    eps = known("eps", eps)
     settings = Settings(method, coefficients, eps, dtype, precision)
 
     def f(X: jax.Array) -> jax.Array:
