@@ -78,8 +78,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {  # beside the learning rate, where
     "trace": [{"decay": 0.9}],
 }
 MATRICES = {"a": np.zeros((4, 6)), "b": np.zeros((6, 4))}  # for what moves nothing else
-MATRICES_ONLY = """keep_weight_norm orthogonalize scale_by_matrix_shape scale_by_muon scale_by_neuron_rms scale_to_rms
-    scale_to_weight_norm"""
+MATRICES_ONLY = """keep_weight_norm orthogonalize scale_by_matrix_shape scale_by_muon scale_by_neuron_rms
+    scale_by_shampoo scale_by_soap scale_to_rms scale_to_weight_norm"""
 MATRICES_TOO = ("sm3", "scale_by_sm3")  # break on a scalar at once, which would hide all the rest
 BIAS_CORRECTED = ("adam", "adamw", "amsgrad", "scale_by_adam", "scale_by_amsgrad")
 NO_DECAY = ("mechanize",)  # its weight_decay is Mechanic's λ, which moves nothing without a gradient

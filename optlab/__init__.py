@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from optlab.optimizers import normuon as normuon
     from optlab.optimizers import rmsprop as rmsprop
     from optlab.optimizers import sgd as sgd
+    from optlab.optimizers import shampoo as shampoo
     from optlab.optimizers import signsgd as signsgd
     from optlab.optimizers import signum as signum
+    from optlab.optimizers import soap as soap
     from optlab.optimizers import softsign_sgd as softsign_sgd
     from optlab.roles import by_role as by_role
     from optlab.transforms import cautious as cautious
@@ -50,7 +52,9 @@ if TYPE_CHECKING:
     from optlab.transforms import scale_by_matrix_shape as scale_by_matrix_shape
     from optlab.transforms import scale_by_neuron_rms as scale_by_neuron_rms
     from optlab.transforms import scale_by_rms as scale_by_rms
+    from optlab.transforms import scale_by_shampoo as scale_by_shampoo
     from optlab.transforms import scale_by_sign as scale_by_sign
+    from optlab.transforms import scale_by_soap as scale_by_soap
     from optlab.transforms import scale_by_softsign as scale_by_softsign
     from optlab.transforms import scale_to_rms as scale_to_rms
     from optlab.transforms import scale_to_weight_norm as scale_to_weight_norm
@@ -73,11 +77,12 @@ _NAMES = {
     "_probes": "read_probes",
     "explanation": "explain",
     "minimization": "minimize",
-    "optimizers": "adagrad adam adam_l2 adamuon adamw lion muon muonh nadam normuon rmsprop sgd signsgd signum "
-    "softsign_sgd",
+    "optimizers": "adagrad adam adam_l2 adamuon adamw lion muon muonh nadam normuon rmsprop sgd shampoo signsgd "
+    "signum soap softsign_sgd",
     "roles": "by_role",
     "transforms": "cautious decay_after_step decay_weights keep_weight_norm momentum normalize orthogonalize probe "
-    "scale_by_adagrad scale_by_adam scale_by_matrix_shape scale_by_neuron_rms scale_by_rms scale_by_sign "
+    "scale_by_adagrad scale_by_adam scale_by_matrix_shape scale_by_neuron_rms scale_by_rms scale_by_shampoo "
+    "scale_by_sign scale_by_soap "
     "scale_by_softsign scale_to_rms scale_to_weight_norm",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}

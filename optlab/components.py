@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import inspect
 import re
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ MODULES = {
     "measure": ("optlab.theory.measures",),
     "schedule": ("optlab.schedules", "optax"),
     "optimizer": ("optlab.optimizers", "optax", "optax.contrib"),
+    "part": ("optlab.optimizers", "optlab.transforms", "optax", "optax.contrib"),  # of an optimizer
     "model": ("optlab.models",),
 }
 # What a run says by itself, and where it comes from: a config may not say it again. Of the names in a tuple, which are
@@ -36,6 +38,7 @@ FILLED: dict[str, dict[tuple[str, ...], str]] = {
         ("axis_name",): "the strategy",
     },
     "optimizer": {("axis_name",): "the strategy"},
+    "part": {("axis_name",): "the strategy"},
     "loss": {("outputs",): "the model", ("batch",): "the data"},
     "metrics": {("outputs",): "the model", ("batch",): "the data"},
 }
@@ -107,30 +110,67 @@ def parameters(kind: str, factory: Callable[..., Any]) -> dict[str, inspect.Para
     return {n: p for n, p in inspect.signature(factory).parameters.items() if n not in filled(kind, factory)}
 
 
-def check_arguments(kind: str, part: Component, factory: Callable[..., Any]) -> None:
+def check_arguments(kind: str, part: Component, factory: Callable[..., Any], key: str | None = None) -> None:
     """Holds what a config says of a component against its factory's signature.
+
+    Args:
+      kind: of component, as in `MODULES`.
+      part: the component.
+      factory: what its name stands for.
+      key: of the component in the config; None is its kind.
 
     Raises:
       ConfigError: for an argument that is unknown, of the wrong type, missing, or not a config's to say.
     """
-    allowed = parameters(kind, factory)
+    allowed, key = parameters(kind, factory), key or kind
     open_ended = any(p.kind is p.VAR_KEYWORD for p in allowed.values())
     hints = hints_of(factory)
     for name, value in part.arguments.items():
         if name in filled(kind, factory):
-            raise ConfigError(f"{kind}.{name} can't be set: it follows from {filled(kind, factory)[name]}")
+            raise ConfigError(f"{key}.{name} can't be set: it follows from {filled(kind, factory)[name]}")
         if name not in allowed and not open_ended:
-            known = [f"{kind}.{n}" for n in allowed]
-            raise ConfigError(f"unknown key '{kind}.{name}' for {kind}={part.name}; {nearest(f'{kind}.{name}', known)}")
+            known = [f"{key}.{n}" for n in allowed]
+            raise ConfigError(f"unknown key '{key}.{name}' for {key}={part.name}; {nearest(f'{key}.{name}', known)}")
         hint = hints.get(name, Any)
         if not accepts(value, hint) and not isinstance(value, Component):
-            raise ConfigError(f"{kind}.{name} must be {describe(hint)}, got {value!r}")
+            raise ConfigError(f"{key}.{name} must be {describe(hint)}, got {value!r}")
         if is_rate(name) and isinstance(value, int | float) and not value >= 0:
-            raise ConfigError(f"{kind}.{name} must be at least 0, got {value}")
+            raise ConfigError(f"{key}.{name} must be at least 0, got {value}")
     for name, p in allowed.items():
         needed = p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        if kind == "part" and name == "learning_rate":
+            continue  # where none is said, it is the optimizer's
         if needed and name not in part.arguments:
-            raise ConfigError(f"{kind}={part.name} needs {kind}.{name}=…")
+            raise ConfigError(f"{key}={part.name} needs {key}.{name}=…")
+
+
+def takes_part(hint: Any) -> bool:
+    """Whether an argument of that type is a transformation, which a config names as a component."""
+    import optax
+
+    members = typing.get_args(hint) or (hint,)
+    return any(isinstance(m, type) and issubclass(m, optax.GradientTransformation) for m in members)
+
+
+def _with_parts(key: str, part: Component, hints: dict[str, Any]) -> Component:
+    """The component with its parts as components: rest=adamw and rest.b2=0.99 are one, with an argument."""
+    plain = {n: v for n, v in part.arguments.items() if "." not in n}
+    parts = {
+        n: v if isinstance(v, Component) else Component(v)
+        for n, v in plain.items()
+        if takes_part(hints.get(n, Any)) and isinstance(v, str | Component)
+    }
+    for name, value in part.arguments.items():
+        head, dot, tail = name.partition(".")
+        if dot and head not in parts:
+            if head in hints and takes_part(hints[head]):
+                raise ConfigError(
+                    f"{key}.{name} says an argument of a part that isn't named: say {key}.{head}=NAME too"
+                )
+            plain[name] = value
+        elif dot:
+            parts[head] = Component(parts[head].name, {**parts[head].arguments, tail: value})
+    return Component(part.name, {**plain, **parts})
 
 
 def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
@@ -158,7 +198,7 @@ def _plain_defaults(kind: str, factory: Callable[..., Any]) -> dict[str, Any]:
 
 def components(config: Config) -> Iterator[tuple[str, Component]]:
     """The components of a config by key; the data first, since checking them needs no JAX."""
-    return ((kind, getattr(config, kind)) for kind in MODULES if kind not in ("metrics", "measure"))
+    return ((kind, getattr(config, kind)) for kind in MODULES if kind not in ("metrics", "measure", "part"))
 
 
 def _fit(kind: str, part: Component, factory: Callable[..., Any]) -> Component:
@@ -175,24 +215,24 @@ def _fit(kind: str, part: Component, factory: Callable[..., Any]) -> Component:
     return Component(part.name, {name: again(name, value) for name, value in part.arguments.items()})
 
 
+def _resolved(key: str, kind: str, part: Component) -> Component:
+    """The component at a key, checked, with its factory's defaults; and its parts likewise."""
+    factory = find(kind, part.name)
+    part = _fit(kind, _with_parts(key, part, hints_of(factory)), factory)
+    check_arguments(kind, part, factory, key)
+    given = {**_plain_defaults(kind, factory), **part.arguments}
+    said = {n: given[n] for n in parameters(kind, factory) if n in given} | dict(part.arguments)
+    parts = {n: _resolved(f"{key}.{n}", "part", v) for n, v in said.items() if isinstance(v, Component)}
+    return Component(part.name, {**said, **parts})
+
+
 def resolve(config: Config) -> Config:
     """The config with every component checked against its factory's signature, and the factories' defaults filled in.
 
     Raises:
       ConfigError: for an unknown name or argument, a wrong type, a missing argument, or one that a config can't say.
     """
-    full: dict[str, Any] = {}
-    for kind, part in components(config):
-        factory = find(kind, part.name)
-        part = _fit(kind, part, factory)
-        check_arguments(kind, part, factory)
-        defaults = _plain_defaults(kind, factory)
-        said = {
-            n: {**defaults, **part.arguments}[n]
-            for n in parameters(kind, factory)
-            if n in {**defaults, **part.arguments}
-        }
-        full[kind] = Component(part.name, {**said, **part.arguments})
+    full: dict[str, Any] = {kind: _resolved(kind, kind, part) for kind, part in components(config)}
     for name in config.metrics:
         find("metrics", name)
     for name in config.measure:
@@ -208,10 +248,19 @@ def explain(config: Config) -> list[tuple[str, Any, str, str]]:
         k: ("name" if hint is Component else describe(hint), about["help"]) for k, (hint, about) in keys(Config).items()
     }
     for kind, part in components(config):
-        factory = find(kind, part.name)
-        hints, texts = hints_of(factory), _argument_texts(factory)
-        help |= {f"{kind}.{n}": (describe(hints.get(n, Any)), texts.get(n, "")) for n in parameters(kind, factory)}
+        help |= _help(kind, kind, part)
     return [(key, value, *help.get(key, ("", ""))) for key, value in flatten(config).items()]
+
+
+def _help(key: str, kind: str, part: Component) -> dict[str, tuple[str, str]]:
+    """(type, meaning) of a component's arguments and of its parts', by key."""
+    factory = find(kind, part.name)
+    hints, texts = hints_of(factory), _argument_texts(factory)
+    help = {f"{key}.{n}": (describe(hints.get(n, Any)), texts.get(n, "")) for n in parameters(kind, factory)}
+    for name, value in part.arguments.items():
+        if isinstance(value, Component):
+            help |= {f"{key}.{name}": ("name", texts.get(name, ""))} | _help(f"{key}.{name}", "part", value)
+    return help
 
 
 def _argument_texts(factory: Callable[..., Any]) -> dict[str, str]:

@@ -199,27 +199,60 @@ def _optimizer(
     config: Config, axis_name: str | None
 ) -> tuple[optax.GradientTransformation, dict[str, Callable[[Any], Any]]]:
     """The optimizer, every learning rate of which is the peak of the config's schedule."""
-    factory, arguments = find("optimizer", config.optimizer.name), dict(config.optimizer.arguments)
-    hints, schedules = hints_of(factory), {}
-    is_flat = config.schedule.name == "constant" and not config.schedule.arguments.get("warmup")
-    for name in parameters("optimizer", factory):
-        peak = arguments.get(name)
-        if is_rate(name) and isinstance(peak, int | float) and _takes_schedule(hints.get(name, Any)):
-            schedules[name] = _schedule(config, peak)
-            # A constant stays a number: some rules take no schedule, and a number needs no count in the state.
-            arguments[name] = peak if is_flat else schedules[name]
-    if not is_flat and not schedules:
+    schedules: dict[str, Callable[[Any], Any]] = {}
+    tx = _transformation(config, "optimizer", config.optimizer, axis_name, schedules)
+    if not _is_flat(config) and not schedules:
         raise ConfigError(
             f"schedule={config.schedule.name} has no learning rate to shape in optimizer={config.optimizer.name}: "
             "set optimizer.learning_rate if that takes a schedule, or say schedule=constant"
         )
-    axes = {"axis_name": axis_name} if axis_name and "axis_name" in filled("optimizer", factory) else {}
-    tx = _call("optimizer", Component(config.optimizer.name, arguments), **axes)
-    if not (hasattr(tx, "init") and hasattr(tx, "update")):
-        raise ConfigError(
-            f"optimizer={config.optimizer.name} must return an optax.GradientTransformation, got {type(tx).__name__}"
-        )
     return tx, schedules
+
+
+def _is_flat(config: Config) -> bool:
+    return config.schedule.name == "constant" and not config.schedule.arguments.get("warmup")
+
+
+def _transformation(
+    config: Config,
+    key: str,
+    part: Component,
+    axis_name: str | None,
+    schedules: dict[str, Callable[[Any], Any]],
+    rate: Any = None,
+) -> optax.GradientTransformation:
+    """The optimizer, or a part of it that has the rate of what it is a part of, if it doesn't say its own.
+
+    The schedules that are said join those that are there.
+    """
+    kind = "optimizer" if key == "optimizer" else "part"
+    factory, arguments = find(kind, part.name), dict(part.arguments)
+    hints, names = hints_of(factory), parameters(kind, factory)
+    if rate is not None and "learning_rate" in names:
+        arguments.setdefault("learning_rate", rate)
+    for name, inner in arguments.items():
+        if isinstance(inner, Component):
+            rate = arguments.get("learning_rate")
+            arguments[name] = _transformation(config, f"{key}.{name}", inner, axis_name, schedules, rate)
+    for name in names:
+        peak = arguments.get(name)
+        if is_rate(name) and isinstance(peak, int | float) and _takes_schedule(hints.get(name, Any)):
+            schedule = _schedule(config, peak)
+            # A constant stays a number: some rules take no schedule, and a number needs no count in the state.
+            arguments[name] = peak if _is_flat(config) else schedule
+            if name in part.arguments:
+                schedules[f"{key}.{name}".removeprefix("optimizer.")] = schedule
+    is_told = axis_name and "axis_name" in filled(kind, factory) and not arguments.get("orthogonalizer")
+    axes = {"axis_name": axis_name} if is_told else {}
+    try:
+        tx = factory(**axes, **arguments)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a user's factory raises
+        raise ConfigError(f"{key}={part.name}: {error}") from error
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        raise ConfigError(f"{key}={part.name} must return an optax.GradientTransformation, got {type(tx).__name__}")
+    return tx
 
 
 def _schedule(config: Config, peak: float) -> Callable[[Any], Any]:

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optlab._checks import is_count
-from optlab._state_reading import OPAQUE, Leaf, Rule, owner, read_leaves, rules_of
-from optlab.transforms._orthogonalize import plan_of
-from optlab.transforms._plan import PLATFORMS, Plan, Platform, Settings
+from optlab._rules import OPAQUE, Leaf, Leaves, Rule, owner, read_leaves, rules_of
+from optlab.transforms.matrices import Plan
+from optlab.transforms.matrices._map import Report, reported
+from optlab.transforms.matrices._plan import PLATFORMS, Platform
 
 __all__ = ["COLUMNS", "Explanation", "Row", "explain"]
 
@@ -30,9 +32,9 @@ class Row:
         guess: what names and shapes alone tell, or None. A role that differs was read from the program, or is an
             override.
         rule: the key of the rule that moves it; "(opaque)" where it isn't one of by_role's.
-        matrices: (count, fan_in, fan_out) as it is orthogonalized, or None.
+        matrices: (count, fan_in, fan_out) as a function of matrices sees it, or None.
         state_bytes: of the optimizer's state for it.
-        flops: of its orthogonalization, a step, on a CPU.
+        flops: of the functions of its matrices, a step, on a CPU.
     """
 
     path: str
@@ -63,11 +65,11 @@ class Explanation:
 
     Attributes:
         rows: the parameters by rule, the one with most work first, and within a rule in the tree's order.
-        plans: of the orthogonalizations, each with its rule.
+        plans: of the functions of matrices, each with the rule that moves their parameters.
         state_bytes: of the whole state; some of it belongs to no parameter.
         state_bytes_per_device: the same on one device; less where the state's types show that it is sharded.
-        sizes: of the mesh's axes over which orthogonalizations are divided.
-        is_whole: False if there is an orthogonalization that isn't counted, as nothing shows what it is given.
+        sizes: of the mesh's axes over which functions of matrices are divided.
+        untraced: why an update can't be traced from shapes, so that its functions of matrices aren't counted, or None.
     """
 
     rows: tuple[Row, ...]
@@ -75,11 +77,11 @@ class Explanation:
     state_bytes: int
     state_bytes_per_device: int
     sizes: Mapping[str, int]
-    is_whole: bool
+    untraced: str | None = None
 
     @property
     def flops(self) -> int:
-        """Of all orthogonalizations, a step, on a CPU; the plans know it of other platforms."""
+        """Of all functions of matrices, a step, on a CPU; the plans know it of other platforms."""
         return sum(plan.flops for _, plan in self.plans)
 
     @property
@@ -91,11 +93,12 @@ class Explanation:
         return sum(plan.flops_per_device(self.sizes, platform) for _, plan in self.plans)
 
     def _work(self) -> str:
-        """What the device with most to do orthogonalizes; other platforms than a CPU only where they differ from it."""
+        """Of the device with most to do; other platforms than a CPU only where they differ from it."""
         work = {platform: self._flops_per_device(platform) for platform in PLATFORMS}
         others = [f"{_in_gflop(flops)} on a {p.upper()}" for p, flops in work.items() if flops != work["cpu"]]
         on = f" on a CPU, {', '.join(others)}" if others else ""
-        return f", {_in_gflop(work['cpu'])} GFLOP a step to orthogonalize{on}" if self.plans else ""
+        gflop = _in_gflop(work["cpu"]) or "no"
+        return f", {gflop} GFLOP a step for functions of matrices{on}" if self.plans else ""
 
     def summary(self) -> str:
         """The totals by rule, what was said against the names, and the plans."""
@@ -107,11 +110,13 @@ class Explanation:
         ]
         if any(OPAQUE in row.rule for row in self.rows):
             parts.append(f"What {OPAQUE} rules do can't be seen; the roles there are what names and shapes tell.")
-        if not self.is_whole:
-            parts.append("There is an orthogonalization that isn't counted: nothing shows what it is given.")
+        if self.untraced:
+            parts.append(
+                f"Functions of matrices aren't counted: an update can't be traced from shapes ({self.untraced})."
+            )
         if said := [f"{row.path} ({row.guess or 'nothing'})" for row in self.rows if row.is_said]:
             parts.append(f"* Names and shapes alone would say something else: {', '.join(said)}.")
-        parts += [f"The rule {rule!r} orthogonalizes by this plan:\n{plan}" for rule, plan in self.plans]
+        parts += [f"The matrices of the rule {rule!r} are done by this plan:\n{plan}" for rule, plan in self.plans]
         return "\n\n".join(parts)
 
     def __str__(self) -> str:
@@ -143,18 +148,19 @@ def explain(
 ) -> Explanation:
     """What each parameter is, which rule of the optimizer moves it, how much state it needs, and how much work.
 
-    Read from the state that `tx.init` would make; nothing is computed. The rules are those of `optlab.by_role`,
-    wherever it stands in the optimizer, and of `optax.partition`, as far as its state shows them. What other transforms
-    do can't be seen: their rule is "(opaque)".
+    The state is that of `tx.init`, and the work what `optlab.transforms.matrices.on_matrices` is asked for while
+    `tx.update` is traced: that of `orthogonalize`, SOAP, Shampoo and of blocks of your own. Nothing is computed. The
+    rules are those of `optlab.by_role`, wherever it stands in the optimizer, and of `optax.partition`, as far as its
+    state shows them. What other transforms do can't be seen: their rule is "(opaque)".
 
     Args:
         tx: the optimizer.
         params: the parameters, or anything of the same structure that has shapes and dtypes.
-        devices: over how many devices the orthogonalizations are divided, or a mesh's sizes by axis, as `mesh.shape`.
+        devices: over how many devices functions of matrices are divided, or a mesh's sizes by axis, as `mesh.shape`.
 
     Raises:
         TypeError: for what is no transformation.
-        ValueError: as `tx.init` does; where a rule orthogonalizes what is no matrix; for less than one device.
+        ValueError: as `tx.init` and `tx.update` do; for less than one device.
     """
     if not hasattr(tx, "init"):
         name = getattr(tx, "__name__", repr(tx))
@@ -163,45 +169,52 @@ def explain(
     if not all(map(is_count, sizes.values())):
         raise ValueError(f"devices must be whole numbers of at least 1, or sizes by axis, mesh.shape, got {devices!r}")
     state, leaves = jax.eval_shape(tx.init, params), read_leaves(params)
-    rules = rules_of(state, leaves)
-    plans = [(rule, _plan(rule, settings)) for rule in rules for settings in rule.settings if rule.is_known]
-    held, work = _state_bytes(state, leaves), _work(plans)
-    rows = [_row(leaf, [rule for rule in rules if leaf in rule.members], held, work) for leaf in leaves.values()]
-    by_rule = Counter[str]()
+    rules, (reports, untraced) = rules_of(state, leaves), _reports(tx, params, state)
+    held, work = _state_bytes(state, leaves), _work(reports, leaves)
+    matrices = {leaves[keys]: size for report in reports for keys, size in report.leaves if keys in leaves}
+    rows = [_row(leaf, rules, matrices.get(leaf), held[leaf], work[leaf]) for leaf in leaves.values()]
+    by_rule, rule_of = Counter[str](), dict(zip(leaves, (row.rule for row in rows), strict=True))
     for row in rows:
         by_rule[row.rule] += row.flops
+    movers = lambda report: " and ".join(dict.fromkeys(rule_of.get(keys, OPAQUE) for keys, _ in report.leaves))
     return Explanation(
         rows=tuple(sorted(rows, key=lambda row: (-by_rule[row.rule], row.rule))),
-        plans=tuple((rule.name, plan) for rule, plan in plans),
+        plans=tuple((movers(report), report.plan) for report in reports if report.leaves),
         state_bytes=held.total(),
         state_bytes_per_device=sum(_size(x, on_one_device=True) for x in jax.tree.leaves(state)),
         sizes=sizes,
-        is_whole=all(rule.is_known or not rule.settings for rule in rules),
+        untraced=untraced,
     )
 
 
-def _plan(rule: Rule, settings: Settings) -> Plan:
-    for leaf, (_, axes) in rule.members.items():
-        if not axes.is_matrix:
-            raise ValueError(
-                f"the rule {rule.name!r} orthogonalizes {leaf.path!r} of shape {leaf.value.shape}, which isn't a "
-                "matrix: give it another role, or say its axes by layout.override"
-            )
-    return plan_of([leaf.value for leaf in rule.members], [axes for _, axes in rule.members.values()], settings)
+def _reports(tx: optax.GradientTransformation, params: Any, state: Any) -> tuple[list[Report], str | None]:
+    """The calls of `on_matrices` in an update, and why it can't be traced, if it can't."""
+
+    def update(grads: Any, state: Any, params: Any) -> Any:
+        value_fn = lambda params: sum(jnp.sum(x.astype(jnp.float32)) for x in jax.tree.leaves(params))
+        given = {"value": value_fn(params), "grad": grads, "value_fn": value_fn}
+        return optax.with_extra_args_support(tx).update(grads, state, params, **given)
+
+    with reported() as reports:
+        try:
+            jax.eval_shape(update, params, state, params)
+        except TypeError as error:  # an extra argument that isn't known here
+            return [], " ".join(str(error).split())
+    # What stands in a loop or in both branches of a cond may be traced more than once.
+    return list({(report.f, report.leaves): report for report in reports}.values()), None
 
 
-def _work(plans: Sequence[tuple[Rule, Plan]]) -> Counter[Leaf]:
-    """FLOPs a step."""
-    work = Counter[Leaf]()
-    for rule, plan in plans:
-        leaves = list(rule.members)
-        for group in plan.groups:
+def _work(reports: Sequence[Report], leaves: Leaves) -> Counter[Leaf | None]:
+    """FLOPs a step, on a CPU."""
+    work = Counter[Leaf | None]()
+    for report in reports:
+        for group, works in zip(report.plan.groups, report.plan.works, strict=True):
             for member, count in zip(group.members, group.counts, strict=True):
-                work[leaves[member]] += count * group.flops
+                work[leaves.get(report.leaves[member][0])] += count * works.cpu.flops
     return work
 
 
-def _state_bytes(state: Any, leaves: dict[Any, Leaf]) -> Counter[Leaf | None]:
+def _state_bytes(state: Any, leaves: Leaves) -> Counter[Leaf | None]:
     """Bytes; None's are no parameter's."""
     held = Counter[Leaf | None]()
     for keys, x in jax.tree_util.tree_leaves_with_path(state):
@@ -215,15 +228,11 @@ def _size(x: jax.ShapeDtypeStruct, *, on_one_device: bool = False) -> int:
     return math.prod(shape) * x.dtype.itemsize
 
 
-def _row(leaf: Leaf, rules: Sequence[Rule], held: Counter[Leaf | None], work: Counter[Leaf]) -> Row:
-    said, matrices = [rule.members[leaf][0] for rule in rules], None
-    if work[leaf]:
-        axes = next(rule.members[leaf][1] for rule in rules if rule.settings and rule.is_known)
-        fans = axes.fans(leaf.value.shape)
-        matrices = (leaf.value.size // math.prod(fans), *fans)
-    role = next((role for role in said if role != leaf.guess), leaf.guess)
-    name = " + ".join(rule.name for rule in rules) or OPAQUE
-    return Row(leaf.path, leaf.value.shape, role, leaf.guess, name, matrices, held[leaf], work[leaf])
+def _row(leaf: Leaf, rules: Sequence[Rule], matrices: tuple[int, int, int] | None, state_bytes: int, flops: int) -> Row:
+    mine = [rule for rule in rules if leaf in rule.roles]
+    role = next((rule.roles[leaf] for rule in mine if rule.roles[leaf] != leaf.guess), leaf.guess)
+    name = " + ".join(rule.name for rule in mine) or OPAQUE
+    return Row(leaf.path, leaf.value.shape, role, leaf.guess, name, matrices, state_bytes, flops)
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> str:

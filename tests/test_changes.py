@@ -38,7 +38,6 @@ def test_a_key_that_does_not_say_what_its_change_means_can_not_be_made():
         ("optimizer.beta=0.9", "fixed"),
         ("schedule.warmup=6", "fixed"),
         ("optimizer.learning_rate=0.1", "noted"),
-        ("optimizer.adam_learning_rate=0.1", "noted"),
         ("evaluate_every=5", "noted"),
         ("stop.patience=5", "noted"),
         ("log.every=5", "changeable"),
@@ -47,6 +46,12 @@ def test_a_key_that_does_not_say_what_its_change_means_can_not_be_made():
 )
 def test_a_change_is_of_its_keys_kind(assignment, kind):
     assert kinds(assignment) == {assignment.partition("=")[0]: kind}
+
+
+def test_a_part_of_the_optimizer_is_fixed_but_for_its_rate():
+    found = kinds("optimizer.rest=adamw", "optimizer.rest.learning_rate=0.1", "optimizer.rest.b2=0.99")
+    assert {key: kind for key, kind in found.items() if kind != "fixed"} == {"optimizer.rest.learning_rate": "noted"}
+    assert {"optimizer.rest", "optimizer.rest.b2"} < found.keys()
 
 
 def test_where_a_run_is_computed_may_change():

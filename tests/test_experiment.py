@@ -167,11 +167,86 @@ def test_optimizers_come_from_optlab_optax_and_users(name):
 
 
 def test_the_schedule_shapes_every_learning_rate():
-    built = build(config(optimizer=component("muon", learning_rate=0.02, adam_learning_rate=0.001)))
+    rest = component("adamw", learning_rate=0.001)
+    built = build(config(optimizer=component("muon", learning_rate=0.02, rest=rest)))
     assert {name: float(f(5)) for name, f in built.schedules.items()} == pytest.approx(
-        {"learning_rate": 0.02, "adam_learning_rate": 0.001}
+        {"learning_rate": 0.02, "rest.learning_rate": 0.001}
     )
     assert float(built.schedules["learning_rate"](20)) == pytest.approx(0, abs=1e-8)
+
+
+PARTS = ["optimizer.rest=adamw", "optimizer.rest.b2=0.5", "optimizer.orthogonalizer=orthogonalize"]
+PARTS += ["optimizer.orthogonalizer.method=polar_express"]
+
+
+def test_an_optimizers_parts_are_components_too(tmp_path):
+    """On the command line, in Python, in config.json, and overridden from there."""
+    muon = config(optimizer=component("muon", learning_rate=0.02))
+    nested = component(
+        "muon",
+        learning_rate=0.02,
+        rest=component("adamw", b2=0.5),
+        orthogonalizer=component("orthogonalize", method="polar_express"),
+    )
+    resolved = resolve(override(muon, PARTS))
+    assert flatten(resolved) == flatten(resolve(config(optimizer=nested)))
+    said = flatten(resolved)
+    assert (said["optimizer.rest"], said["optimizer.rest.b2"], said["optimizer.rest.b1"]) == ("adamw", 0.5, 0.9)
+    assert "optimizer.rest.learning_rate" not in said
+    (tmp_path / "config.json").write_text(json.dumps({"config": to_json(resolved)}))
+    again = load(tmp_path / "config.json")
+    assert flatten(resolve(again)) == said
+    changed = flatten(resolve(override(again, ["optimizer.rest=adamw", "optimizer.rest.b1=0.8", "steps=7"])))
+    assert changed == {**said, "optimizer.rest.b1": 0.8, "steps": 7}
+    assert flatten(resolve(override(again, ["optimizer.rest=lion"])))["optimizer.rest.b2"] == 0.99
+    keys = {key: (kind, text) for key, _, kind, text in explain(resolved)}
+    assert keys["optimizer.rest.b2"] == ("a number", "decay of the average of squared gradients (β₂), in [0, 1).")
+    assert keys["optimizer.rest"][0] == "name"
+
+
+def test_what_moves_the_rest_has_the_optimizers_rate_unless_it_says_its_own():
+    params = {"dense": {"kernel": jax.numpy.ones((3, 4)), "bias": jax.numpy.ones(4)}}
+    for assignments, expected in ((PARTS, 0.02), ([*PARTS, "optimizer.rest.learning_rate=0.5"], 0.5)):
+        start = config(optimizer=component("muon", learning_rate=0.02), schedule=component("constant"))
+        tx = build(override(start, [*assignments, "optimizer.rest.weight_decay=0"])).tx
+        update, _ = tx.update(params, tx.init(params), params)
+        np.testing.assert_allclose(update["dense"]["bias"], -expected, rtol=1e-5)
+
+
+def test_under_pmap_the_part_is_told_the_axis():
+    for assignments in ([], PARTS):
+        start = config(optimizer=component("muon", learning_rate=0.02), strategy="pmap", batch_size=64)
+        tx = build(override(start, assignments)).tx
+        params = {"dense": {"kernel": jax.numpy.ones((3, 4))}}
+        with pytest.raises(ValueError, match="axis_name='data' is no mapped axis here"):
+            tx.update(params, tx.init(params), params)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (
+            ["optimizer.rest.b2=0.9"],
+            r"rest.b2 says an argument of a part that isn't named: say optimizer.rest=NAME too",
+        ),
+        (["optimizer.rest=adamww"], r"unknown part 'adamww'; did you mean 'adamw'\?"),
+        (
+            ["optimizer.rest=adamw", "optimizer.rest.b3=1"],
+            r"unknown key 'optimizer.rest.b3' .* did you mean 'optimizer.r",
+        ),
+        (["optimizer.rest=adamw", "optimizer.rest.b2=x"], "optimizer.rest.b2 must be a number, got 'x'"),
+        (["optimizer.rest=adamw", "optimizer.rest.b2=2"], r"optimizer.rest=adamw: b2 must lie in \[0, 1\), got 2"),
+        (["optimizer.rest=3"], "optimizer.rest must be GradientTransformation or none, got 3"),
+        (["optimizer.beta.b2=0.9"], "unknown key 'optimizer.beta.b2'"),
+        (
+            ["optimizer.orthogonalizer=orthogonalize", "optimizer.orthogonalizer.axis_name=x"],
+            "follows from the strategy",
+        ),
+    ],
+)
+def test_a_mistake_in_a_part_is_named(assignments, message):
+    with pytest.raises(ConfigError, match=message):
+        build(override(config(optimizer=component("muon", learning_rate=0.02)), assignments))
 
 
 def test_a_constant_schedule_keeps_the_number_but_not_when_it_warms_up():

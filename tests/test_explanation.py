@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 import optlab
 from optlab.explanation import COLUMNS, explain
 from optlab.roles import MatrixAxes, read_names
-from optlab.transforms._orthogonalize import plan_of
+from optlab.transforms.matrices import on_matrices
 
 
 def shapes(tree, dtype="float32"):
@@ -82,11 +82,8 @@ def test_the_work_is_the_plans():
     assert {name, other} == {"matrix", "conv"}
     if name == "conv":
         plan, of_conv = of_conv, plan
-    settings = optlab.orthogonalize().init({}).settings
-    mine = [PARAMS["blocks"]["attention"]["out"]["kernel"], PARAMS["blocks"]["up"]["kernel"]]
-    want = plan_of(mine, [MatrixAxes((0,), (1, 2), (3,)), MatrixAxes((0,), (1,), (2,))], settings)
-    squares, wide = want.groups
-    rows = by_path(found)
+    (squares, wide), rows = (works.cpu for works in plan.works), by_path(found)
+    assert plan.groups[0].shape == (12, 12)
     assert rows["blocks/attention/query/kernel"].flops == rows["blocks/attention/out/kernel"].flops == 5 * squares.flops
     assert rows["blocks/up/kernel"].flops == 5 * wide.flops
     assert found.flops == sum(row.flops for row in found.rows) == plan.flops + of_conv.flops
@@ -124,7 +121,7 @@ def test_by_role_is_found_wherever_it_stands(wrap):
     rules = {row.path: row.rule.removeprefix("all/") for row in found.rows}
     assert rules == {path: key for path, (_, key, _) in RULES.items()}
     assert found.state_bytes == bytes_of(tx)
-    assert found.is_whole
+    assert found.untraced is None
     plain = by_path(explain(optlab.muon(1e-3), PARAMS))
     extra = 4 if isinstance(tx, optax.MultiSteps) else 0  # the sum of the gradients
     for row in found.rows:
@@ -150,9 +147,9 @@ def test_what_cant_be_seen_is_opaque(tx):
     assert {row.path: row.role for row in found.rows} == {path: role for path, (role, _, _) in RULES.items()}
     assert found.state_bytes == bytes_of(tx)
     assert not found.plans
-    assert found.is_whole
+    assert found.untraced is None
     assert "can't be seen" in str(found)
-    assert "orthogonal" not in str(found)
+    assert "matrices of the rule" not in str(found)
 
 
 @pytest.mark.parametrize(("tx", "each"), [(optax.adamw(1e-3), 8), (optax.lbfgs(memory_size=7), 4 * (2 * 7 + 3))])
@@ -273,7 +270,7 @@ MATRICES = shapes({"a": (4, 6), "b": (6, 8)})
 def test_orthogonalize_without_by_role():
     found = explain(hidden(), MATRICES)
     assert {(row.rule, row.matrices) for row in found.rows} == {("(opaque)", (1, 4, 6)), ("(opaque)", (1, 6, 8))}
-    assert found.is_whole
+    assert found.untraced is None
     assert found.flops == sum(row.flops for row in found.rows) > 0
     labels = {"a": "moved", "b": "still"}
     found = explain(optax.partition({"moved": hidden(), "still": optax.set_to_zero()}, labels), MATRICES)
@@ -284,23 +281,55 @@ def test_orthogonalize_without_by_role():
 
 
 @pytest.mark.parametrize(
-    ("tx", "params"),
+    "tx",
     [
-        (optax.masked(hidden(), {"a": True, "b": False}), MATRICES),  # which are masked, nothing shows
-        (hidden(), PARAMS),  # refuses its vectors in every update
-        (optax.chain(optlab.orthogonalize(), optlab.by_role({"default": optax.sgd(0.1)})), MATRICES),
-        (optax.partition({"m": optlab.orthogonalize(), "n": optax.sgd(0.1)}, {"a": "m", "b": "n"}), MATRICES),
-        (  # beside a rule's own rules
-            optlab.by_role({"matrix": optax.chain(hidden(), optlab.by_role({"default": optax.sgd(0.1)}))}),
-            MATRICES,
-        ),
+        optax.masked(hidden(), {"a": True, "b": False}),
+        optax.chain(optlab.orthogonalize(), optlab.by_role({"default": optax.sgd(0.1)})),
+        optax.partition({"m": optlab.orthogonalize(), "n": optax.sgd(0.1)}, {"a": "m", "b": "n"}),
+        optlab.by_role({"matrix": optax.chain(hidden(), optlab.by_role({"default": optax.sgd(0.1)}))}),
     ],
+    ids=["masked", "beside by_role", "partition", "around by_role"],
 )
-def test_what_isnt_counted_is_said(tx, params):
-    found = explain(tx, params)
-    assert not found.is_whole
-    assert found.flops == 0
-    assert "an orthogonalization that isn't counted" in str(found)
+def test_whatever_an_update_does_with_matrices_is_counted(tx):
+    alone = explain(hidden(), MATRICES)
+    found, expected = by_path(explain(tx, MATRICES)), by_path(alone)
+    assert found["a"].flops == expected["a"].flops > 0
+    assert found["b"].flops in (0, expected["b"].flops)
+
+
+def test_a_block_of_ones_own_is_counted():
+    """By the products of its function, once however often it is traced."""
+    gram = lambda X: (X @ X.mT) @ X
+    mine = optax.stateless(lambda updates, params: on_matrices(gram, updates))
+    for tx in (mine, optax.MultiSteps(mine, 2), optax.apply_if_finite(mine, 3)):
+        found = explain(tx, {"w": jax.ShapeDtypeStruct((4, 6), "float32")})
+        (_, plan), (row,) = found.plans[0], found.rows
+        assert row.flops == plan.flops == 4 * 4 * 4 * 6
+        assert (row.matrices, plan.works[0].cpu.form) == ((1, 4, 6), "<lambda>")
+
+
+def test_a_scan_counts_every_turn_and_a_cond_the_dearest_branch():
+    def f(X):
+        X = jax.lax.scan(lambda X, _: (X @ X, None), X, None, 3)[0]
+        return jax.lax.cond(X[0, 0, 0] > 0, lambda X: X @ X @ X, lambda X: jnp.linalg.eigh(X)[1], X)
+
+    params = {"w": jax.ShapeDtypeStruct((5, 5), "float32")}
+    found = explain(optax.stateless(lambda updates, params: on_matrices(f, updates)), params)
+    assert found.flops == 3 * 2 * 5**3 + 9 * 5**3
+
+
+def test_an_axis_that_only_the_step_has_needs_not_be_there():
+    tx = optlab.orthogonalize(axis_name="data")
+    assert explain(tx, MATRICES).flops == explain(optlab.orthogonalize(), MATRICES).flops
+
+
+def test_what_cant_be_traced_is_said():
+    def update(updates, state, params=None, *, obj_fn, **extra_args):
+        return updates, state
+
+    found = explain(optax.GradientTransformationExtraArgs(optax.init_empty_state, update), PARAMS)
+    assert "obj_fn" in found.untraced
+    assert "aren't counted: an update can't be traced from shapes" in str(found)
 
 
 def test_every_byte_is_somebodys():
@@ -364,7 +393,7 @@ def test_it_can_be_printed():
     total = next(line for line in lines if line.startswith("all"))
     assert total.split()[1:3] == ["8", f"{sum(math.prod(x.shape) for x in jax.tree.leaves(PARAMS)):,}"]
     assert "Each of 8 devices: " in text
-    assert "The rule 'matrix' orthogonalizes by this plan:\nmatrices  shape" in text
+    assert "The matrices of the rule 'matrix' are done by this plan:\nmatrices  shape" in text
     assert "*" not in text
     assert "One device: " in str(explain(optlab.muon(1e-3), PARAMS))
 
@@ -383,7 +412,7 @@ def test_a_factory_is_no_transformation():
 def test_what_update_would_refuse_is_refused():
     said = functools.partial(read_names, overrides={"blocks/up/bias": "matrix"})
     with pytest.raises(
-        ValueError, match=r"the rule 'matrix' orthogonalizes 'blocks/up/bias' of shape \(5, 48\), which"
+        ValueError, match=r"orthogonalize moves matrices, and 'blocks/up/bias' of shape \(5, 48\) isn't one"
     ):
         explain(optlab.by_role({"matrix": hidden(), "default": optax.sgd(0.1)}, said), PARAMS)
     with pytest.raises(ValueError, match="can't tell by_role what 'mixer'"):

@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
-from optlab.transforms._newton_schulz import flops, keller_jordan
-from optlab.transforms._plan import Matrices, Settings, make_plan
+import optlab
+from optlab.transforms.matrices._newton_schulz import flops
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 PLANTED = """
@@ -236,10 +237,9 @@ def test_the_counts_are_the_programs(gpu):
     shapes = cases(bench)["GPT-2 small"]
     of_ours = lambda form, chunks: sum(flops((min(s), max(s)), chunks, form) for s in shapes)
     assert floors.newton_schulz_flops(shapes) == of_ours("standard", (5,))
-    leaves = [Matrices(1, *shape, "float32") for shape in shapes]
+    leaves = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
     for name, chunks in GRAM.items():
-        dtype, precision = FORMS[name][0].get("dtype"), FORMS[name][0].get("precision")
-        plan = make_plan(leaves, Settings("newton_schulz", keller_jordan(5), 1e-7, dtype, precision))
+        ((_, plan),) = optlab.explain(optlab.orthogonalize(**FORMS[name][0]), leaves).plans
         assert floors.gram_flops(shapes, chunks) == plan.flops_per_device({}, "gpu"), name
 
 

@@ -296,7 +296,7 @@ def test_it_is_one_chain_of_visible_blocks(optimizer):
     source = inspect.getsource(optimizer)
     body = source[source.index('"""', source.index('"""') + 3) + 3 :].strip().splitlines()
     assert "optax.chain(" in source
-    assert len(body) <= (13 if "_and_adamw" in source else 10)
+    assert len(body) <= (13 if "_and_rest" in source else 10)
     assert isinstance(optimizer(0.1).init(mixed()), tuple)
 
 
@@ -337,7 +337,11 @@ def test_a_traced_learning_rate_makes_a_population(optimizer):
     rates = jnp.array([0.1, 0.01])
     many = jax.jit(jax.vmap(step))(rates)
     for i, rate in enumerate((0.1, 0.01)):
-        jax.tree.map(lambda x, y, i=i: np.testing.assert_allclose(x[i], y, rtol=1e-4, atol=1e-7), many, step(rate))
+        jax.tree.map(
+            lambda x, y, i=i: np.testing.assert_allclose(x[i], y, rtol=1e-4, atol=1e-5 * jnp.abs(y).max()),
+            many,
+            step(rate),
+        )
 
 
 @every_optimizer

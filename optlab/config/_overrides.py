@@ -7,7 +7,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from optlab.config._schema import Component, Config, from_tree, nearest_key
+from optlab.config._schema import Component, Config, from_tree, is_component, nearest_key
 from optlab.config._values import ConfigError, accepts, describe, parse
 
 
@@ -46,7 +46,7 @@ def _set(kind: Any, tree: dict[str, Any], path: list[str], text: str, key: str) 
     if hint is Component and not rest:
         tree[name] = tree[name] if text == tree[name]["name"] else {"name": text, "arguments": {}}
     elif hint is Component:
-        tree[name]["arguments"][".".join(rest)] = parse(text)
+        _set_argument(tree[name]["arguments"], rest, text)
     elif dataclasses.is_dataclass(hint) and rest:
         _set(hint, tree[name], rest, text, key)
     elif dataclasses.is_dataclass(hint):
@@ -58,3 +58,14 @@ def _set(kind: Any, tree: dict[str, Any], path: list[str], text: str, key: str) 
         tree[name] = parse(text, hint)
         if not accepts(tree[name], hint):
             raise ConfigError(f"{key} must be {describe(hint)}, got {text!r}")
+
+
+def _set_argument(arguments: dict[str, Any], path: list[str], text: str) -> None:
+    """An argument of a component, or of one among its arguments. One whose name stays keeps what was said of it."""
+    part: Any = arguments.get(path[0])
+    if not is_component(part):
+        arguments[".".join(path)] = parse(text)
+    elif len(path) > 1:
+        _set_argument(part["arguments"], path[1:], text)
+    elif text != part["name"]:
+        arguments[path[0]] = parse(text)

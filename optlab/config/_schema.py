@@ -27,7 +27,8 @@ def component(name: str, /, **arguments: Any) -> Component:
     Args:
       name: a factory of optlab (`adamw`), of optax or optax.contrib (`optax.adamw`, `lbfgs`), or your own
         (`module:function`).
-      **arguments: what the factory is called with; checked against its signature when the config is checked.
+      **arguments: what the factory is called with; checked against its signature when the config is checked. What an
+        optimizer is made of can be a component too, as in `component("muon", rest=component("lion"))`.
     """
     return Component(name, arguments)
 
@@ -321,12 +322,18 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     for f in dataclasses.fields(config):
         value, key = getattr(config, f.name), prefix + f.name
         if isinstance(value, Component):
-            flat[key] = value.name
-            flat.update({f"{key}.{k}": v for k, v in value.arguments.items()})
+            flat |= _flat_component(key, value)
         elif dataclasses.is_dataclass(value):
             flat.update(flatten(value, f"{key}."))
         else:
             flat[key] = value
+    return flat
+
+
+def _flat_component(key: str, part: Component) -> dict[str, Any]:
+    flat: dict[str, Any] = {key: part.name}
+    for name, value in part.arguments.items():
+        flat |= _flat_component(f"{key}.{name}", value) if isinstance(value, Component) else {f"{key}.{name}": value}
     return flat
 
 
@@ -344,6 +351,8 @@ def from_tree(kind: Any, tree: Mapping[str, Any], prefix: str = "") -> Any:
         hint = hints[name]
         if dataclasses.is_dataclass(hint) and isinstance(value, dict):
             value = from_tree(hint, value, f"{prefix}{name}.")
+        elif kind is Component and name == "arguments":
+            value = {n: from_tree(Component, v, f"{prefix}{n}.") if is_component(v) else v for n, v in value.items()}
         arguments[name] = tuple(value) if typing.get_origin(hint) is tuple and isinstance(value, list) else value
     missing = [
         f.name
@@ -353,6 +362,11 @@ def from_tree(kind: Any, tree: Mapping[str, Any], prefix: str = "") -> Any:
     if missing:
         raise ConfigError(f"{prefix}{missing[0]} is missing")
     return kind(**arguments)
+
+
+def is_component(value: Any) -> bool:
+    """Whether a dict is what `dataclasses.asdict` makes of a component among another's arguments."""
+    return isinstance(value, dict) and value.keys() == {"name", "arguments"}
 
 
 def nearest_key(prefix: str, path: list[str], names: Iterable[str]) -> str:

@@ -25,7 +25,10 @@ muon           λ = 0.1; scale="rms",              λ = 0.1; √max(1, out/in); 
                0.2·√max(in, out); AdamW within    matrices only
 normuon        nesterov=True, as its code         has none                    without Nesterov's momentum
 adamuon        nesterov=True, as its code         has none                    without; the same β for both moments
-muonh          nesterov=True; AdamW's λ = 0       has none                    the rest by Adam
+muonh          nesterov=True; the rest's λ = 0    has none                    the rest by Adam
+soap           λ = 0.01, as its code; the first   has none                    m, v and the bases in every layer; by
+               step finds the bases               (pytorch_optimizer: same)   roles here, AdamW moves the rest
+shampoo        averages, Adam's size (grafting)   has none                    sums (2018), grafting (2309.06497)
 =============  =================================  ==========================  =========================================
 
 In 16 bits the numbers are not optax's: the blocks compute in float32, and keep second moments in it.
@@ -44,7 +47,7 @@ from optlab.optimizers._coordinates import (
     signum,
     softsign_sgd,
 )
-from optlab.optimizers._matrices import adamuon, muon, muonh, normuon
+from optlab.optimizers._matrices import adamuon, muon, muonh, normuon, shampoo, soap
 
 __all__ = [
     "adagrad",
@@ -59,7 +62,9 @@ __all__ = [
     "normuon",
     "rmsprop",
     "sgd",
+    "shampoo",
     "signsgd",
     "signum",
+    "soap",
     "softsign_sgd",
 ]

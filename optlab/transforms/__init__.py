@@ -9,11 +9,12 @@ from optlab.transforms._decay_after import decay_after_step
 from optlab.transforms._moments import scale_by_adagrad, scale_by_adam, scale_by_rms
 from optlab.transforms._momentum import momentum
 from optlab.transforms._normalize import normalize
-from optlab.transforms._norms import keep_weight_norm, scale_by_neuron_rms, scale_to_rms, scale_to_weight_norm
-from optlab.transforms._orthogonalize import orthogonalize
 from optlab.transforms._probe import probe
 from optlab.transforms._scaling import scale_by_matrix_shape
 from optlab.transforms._sign import scale_by_sign, scale_by_softsign
+from optlab.transforms.matrices._eigenbasis import scale_by_shampoo, scale_by_soap
+from optlab.transforms.matrices._norms import keep_weight_norm, scale_by_neuron_rms, scale_to_rms, scale_to_weight_norm
+from optlab.transforms.matrices._orthogonalize import orthogonalize
 
 __all__ = [
     "cautious",
@@ -29,7 +30,9 @@ __all__ = [
     "scale_by_matrix_shape",
     "scale_by_neuron_rms",
     "scale_by_rms",
+    "scale_by_shampoo",
     "scale_by_sign",
+    "scale_by_soap",
     "scale_by_softsign",
     "scale_to_rms",
     "scale_to_weight_norm",

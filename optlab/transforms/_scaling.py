@@ -7,8 +7,8 @@ import jax
 import optax
 
 from optlab._checks import check_choice
-from optlab.transforms._matrices import matrix_leaves
 from optlab.transforms._numerics import cast_like, widen
+from optlab.transforms.matrices._leaves import matrix_leaves
 
 
 def scale_by_matrix_shape(scale: Literal["rms", "spectral"] = "rms") -> optax.GradientTransformationExtraArgs:

@@ -273,7 +273,7 @@ def test_show_lists_every_key_with_its_meaning(here, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["show", "small.py", "optimizer=muon", "optimizer.learning_rate=0.01"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"optimizer\.adam_learning_rate +none +a number or a function or none +noted +\w+", out)
+    assert re.search(r"optimizer\.rest +none +GradientTransformation or none +fixed +what moves everything else", out)
     assert re.search(r"steps +40 +an integer +fixed +updates of the parameters", out)
     assert re.search(r"model\.widths +\[16\] +a list of integers +fixed +\w+", out)
 

@@ -36,7 +36,7 @@ def test_every_parameter_its_rule_and_the_plan_without_compiling(here, capsys, m
     assert out.index("hidden_1/kernel") < out.index("head/bias")  # by rule
     assert re.search(r"all +6 +1,482 +\d+\.\d kB +\S+ +3 vector, 2 matrix, 1 head", out)
     assert "Each of 2 devices: " in out
-    assert re.search(r"The rule 'matrix' orthogonalizes by this plan:\nmatrices +shape +on +form", out)
+    assert re.search(r"The matrices of the rule 'matrix' are done by this plan:\nmatrices +shape +on +form", out)
     assert [p.name for p in here.iterdir() if p.suffix != ".pyc" and p.name != "__pycache__"] == ["small.py"]
 
 

@@ -10,8 +10,8 @@ import pytest
 
 import optlab
 from optlab import optimizers
-from optlab.transforms._newton_schulz import newton_schulz, polar
 from optlab.transforms._numerics import roots
+from optlab.transforms.matrices._newton_schulz import Recipe, Recipes, newton_schulz, polar
 
 BLOCKS = {
     "cautious": lambda: optlab.cautious(optlab.scale_by_adam()),
@@ -102,6 +102,7 @@ def test_equal_singular_values_have_a_derivative():
 
 
 def test_at_zero_newton_schulz_has_the_slope_of_eps():
-    f = lambda X: newton_schulz(X, ((1.5, -0.5, 0.0),), (1,), "standard", 1e-3, "float32", "highest")
+    recipes = Recipes(*3 * (Recipe("standard", (1,), "float32", "highest"),))
+    f = lambda X: newton_schulz(X, ((1.5, -0.5, 0.0),), recipes, 1e-3)
     E = jnp.eye(3)[None]
     np.testing.assert_allclose(jax.jvp(f, (0 * E,), (E,))[1], 1.5 * E / 1e-3, rtol=1e-5)

@@ -10,7 +10,8 @@ import pytest
 
 import optlab
 from optlab import optimizers
-from optlab.transforms import _cautious, _norms
+from optlab.transforms import _cautious
+from optlab.transforms.matrices import _norms
 
 NARROW = ["bfloat16", "float16"]
 BLOCKS = {

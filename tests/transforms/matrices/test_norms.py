@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optlab.roles import MatrixAxes, by_role, read_names
-from optlab.transforms import _norms as norms
+from optlab.transforms.matrices import _norms as norms
 
-from .runs import in_float64
+from ..runs import in_float64
 
 LEAVES = {  # a shape, its axes, and the axes of the state of a neuron and of a matrix
     "dense": ((4, 6), MatrixAxes((), (0,), (1,)), (1, 6), (1, 1)),

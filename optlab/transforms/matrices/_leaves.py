@@ -28,13 +28,12 @@ def matrix_leaves(
     return [(x, r.axes) for x, r in zip(jax.tree.leaves(tree), layout.readings.values(), strict=True)]
 
 
-def check_real(who: str, updates: Any) -> None:
-    """Refuses complex leaves, whose transposed would have to be conjugated."""
+def check_real(who: str, updates: Any, way_out: str = "") -> None:
+    """Refuses complex leaves, whose transposed would have to be conjugated; the way out is the block's own."""
     for path, x in jax.tree_util.tree_leaves_with_path(updates):
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
             raise ValueError(
-                f"{who} needs real matrices, and {_name(path)!r} is {x.dtype}: take method='svd', which can do it, or "
-                "let another rule move it"
+                f"{who} needs real matrices, and {_name(path)!r} is {x.dtype}: {way_out}let another rule move it"
             )
 
 

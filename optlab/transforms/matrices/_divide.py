@@ -1,4 +1,4 @@
-"""A stack of matrices divided over devices: each does its share, and the results travel back to where they belong.
+"""Stacks of matrices divided over devices: each does its share, and the results travel back to where they belong.
 
 The stack, not the matrix, is spread over the mesh, so that every device works on whole matrices and the numbers are
 those of one device.
@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 Mesh: TypeAlias = jax.sharding.Mesh | jax.sharding.AbstractMesh
-OnStack: TypeAlias = Callable[[jax.Array], jax.Array]
+OnStacks: TypeAlias = Callable[[Any, Any], Any]  # f(stacks, shared), all stacks of one length
 ANY = P.UNCONSTRAINED  # the compiler's choice: what the neighbours have
 
 
@@ -42,12 +42,13 @@ def visible_mesh(arrays: Sequence[jax.Array], mesh: Mesh | None) -> Mesh | None:
     return known[0] if known else None
 
 
-def on_auto_axes(f: Callable[..., Any], mesh: Mesh | None, arrays: list[jax.Array]) -> Callable[..., Any]:
-    """f (arrays to arrays of the same shapes) for arrays on Explicit axes: within, the compiler places them."""
+def on_auto_axes(f: Callable[..., Any], mesh: Mesh | None, like: Any) -> Callable[..., Any]:
+    """f, which gives a tree of arrays in the shapes of `like`, on Explicit axes: within, the compiler places them."""
     explicit = mesh.explicit_axes if mesh is not None else ()
     if not explicit:
         return f
-    return jax.sharding.auto_axes(f, axes=explicit, out_sharding=[jax.typeof(x).sharding for x in arrays])
+    places = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
+    return jax.sharding.auto_axes(f, axes=explicit, out_sharding=places)
 
 
 def by_mesh(arrays: Sequence[jax.Array], mesh: Mesh | None) -> list[tuple[list[int], Mesh | None]]:
@@ -76,12 +77,13 @@ def _auto(mesh: Mesh | None) -> Mesh | None:
     return mesh
 
 
-def on_explicit(arrays: list[jax.Array], mesh: Mesh | None) -> list[jax.Array]:
-    """The arrays; on an Explicit mesh those whose types don't show it yet are put there, whole."""
+def on_explicit(arrays: Any, mesh: Mesh | None) -> Any:
+    """A tree of arrays; on an Explicit mesh those whose types don't show it yet are put there, whole."""
     if mesh is None or not mesh.explicit_axes:
         return arrays
     shows = lambda x: bool(jax.typeof(x).sharding.mesh.explicit_axes)
-    return [x if shows(x) else jax.sharding.reshard(x, P()) for x in arrays]
+    whole = NamedSharding(mesh, P()) if jax.sharding.get_abstract_mesh().empty else P()
+    return jax.tree.map(lambda x: x if shows(x) else jax.sharding.reshard(x, whole), arrays)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -94,28 +96,31 @@ def reshaped(x: jax.Array, shape: tuple[int, ...], sharding: jax.sharding.NamedS
     return jax.sharding.auto_axes(lambda x: x.reshape(shape), axes=mesh.explicit_axes, out_sharding=sharding)(x)
 
 
-def divide(f: OnStack, X: jax.Array, mesh: Mesh | None, axis_name: Sequence[str] = ()) -> jax.Array:
-    """f(X), f mapping a stack (N, m, n) matrix by matrix, each device doing its share.
+def divide(f: OnStacks, stacks: Any, mesh: Mesh | None, axis_name: Sequence[str] = (), shared: Any = ()) -> Any:
+    """f(stacks, shared), f mapping stacks of one length matrix by matrix, each device doing its share.
 
     Args:
-        f: what is done to a stack of any length.
-        X: the stack.
-        mesh: the mesh over which it is divided, or None.
-        axis_name: axes of pmap or shard_map along which the devices are known to hold the same stack. Axes of shard_map
-            that show this in their types are found without.
+        f: what is done to stacks of any length. It gives a tree like `stacks`, each array in the shape of its own.
+        stacks: a tree of arrays (N, …).
+        mesh: the mesh over which they are divided, or None.
+        axis_name: axes of pmap or shard_map along which the devices are known to hold the same stacks. Axes of
+            shard_map that show this in their types are found without.
+        shared: a tree of arrays that f needs whole.
     """
-    mapped = jax.sharding.get_abstract_mesh()
-    manual = {a: mapped.shape[a] for a in mapped.manual_axes if a in axis_name or _shows_equal(X, a)}
+    mapped, arrays = jax.sharding.get_abstract_mesh(), jax.tree.leaves((stacks, shared))
+    manual = {a: mapped.shape[a] for a in mapped.manual_axes if a in axis_name or _shows_equal(arrays, a)}
     manual |= {a: _size_of(a) for a in axis_name if a not in manual}
     free = {} if mesh is None else {a: mesh.shape[a] for a in mesh.axis_names if a not in mapped.manual_axes}
-    axes = axes_to_divide(len(X), {**manual, **free})
-    count, size = math.prod({**manual, **free}[a] for a in axes), len(X)
-    X = jnp.pad(X, ((0, -size % count), (0, 0), (0, 0))) if size % count else X
+    size = len(arrays[0])
+    axes = axes_to_divide(size, {**manual, **free})
+    count = math.prod({**manual, **free}[a] for a in axes)
+    pad = lambda x: jnp.pad(x, ((0, -size % count), *((0, 0),) * (x.ndim - 1))) if size % count else x
     if mesh is not None and free:
         f = _over_mesh(f, mesh, tuple(a for a in axes if a in free))
     if any(a in manual for a in axes):
         f = _over_mapped(f, tuple(a for a in axes if a in manual))
-    return f(X)[:size]
+    done = f(jax.tree.map(pad, stacks), shared)
+    return jax.tree.map(lambda x: x[:size], done) if size % count else done
 
 
 def _size_of(axis: str) -> int:
@@ -128,45 +133,51 @@ def _size_of(axis: str) -> int:
         ) from None
 
 
-def _shows_equal(X: jax.Array, axis: str) -> bool:
-    """Whether the types tell that all devices along a mapped axis hold the same X. Without tracking nothing varies."""
+def _shows_equal(arrays: Sequence[jax.Array], axis: str) -> bool:
+    """Whether the types tell that all devices along a mapped axis hold the same. Without tracking nothing varies."""
     varies = lambda x: axis in jax.typeof(x).manual_axis_type.varying
-    return varies(lax.axis_index(axis)) and not varies(X)
+    return varies(lax.axis_index(axis)) and not any(map(varies, arrays))
 
 
-def _over_mapped(f: OnStack, axes: tuple[str, ...]) -> OnStack:
+def _over_mapped(f: OnStacks, axes: tuple[str, ...]) -> OnStacks:
     """Inside pmap or shard_map: take my share, and gather everyone's."""
 
-    def divided(X: jax.Array) -> jax.Array:
-        size = len(X) // lax.axis_size(axes)
-        mine = lax.dynamic_slice_in_dim(X, lax.axis_index(axes) * size, size)
-        return lax.all_gather(f(mine), axes, tiled=True, to="invarying")
+    def mine(x: jax.Array) -> jax.Array:
+        size = len(x) // lax.axis_size(axes)
+        return lax.dynamic_slice_in_dim(x, lax.axis_index(axes) * size, size)
 
-    return divided
+    everyones = lambda x: lax.all_gather(x, axes, tiled=True, to="invarying")
+    return lambda stacks, shared: jax.tree.map(everyones, f(jax.tree.map(mine, stacks), shared))
 
 
-def _over_mesh(f: OnStack, mesh: Mesh, axes: tuple[str, ...]) -> OnStack:
-    """Under jit: the stack's axis goes over the mesh, a mesh axis at a time (fewest bytes), and back likewise."""
+def _over_mesh(f: OnStacks, mesh: Mesh, axes: tuple[str, ...]) -> OnStacks:
+    """Under jit: the stacks' axis goes over the mesh, a mesh axis at a time (fewest bytes), and back likewise."""
     hops = [axes[::-1][:k] for k in range(len(axes) + 1)]
 
-    def divided(X: jax.Array) -> jax.Array:
+    def divided(stacks: Any, shared: Any) -> Any:
         ambient = jax.sharding.get_abstract_mesh()  # knows which axes are Auto by now
         on = mesh if ambient.empty else ambient
-        put = lambda Y, hop, rest=ANY: lax.with_sharding_constraint(Y, NamedSharding(on, P(hop or None, rest, rest)))
+
+        def put(tree: Any, hop: tuple[str, ...], rest: Any = ANY) -> Any:
+            spec = lambda x: NamedSharding(on, P(hop or None, *(rest,) * (x.ndim - 1)))
+            return jax.tree.map(lambda x: lax.with_sharding_constraint(x, spec(x)), tree)
+
         if not axes:  # too few to divide: whole matrices on every device
-            return placed_like(f(put(X, (), None)), X)
-        Y = X
+            return jax.tree.map(placed_like, f(put(stacks, (), None), shared), stacks)
+        done = stacks
         for hop in hops:
-            Y = put(Y, hop)
+            done = put(done, hop)
         local = P(hops[-1])
-        Y = jax.shard_map(f, mesh=on, in_specs=local, out_specs=local, axis_names=set(axes), check_vma=False)(Y)
+        done = jax.shard_map(f, mesh=on, in_specs=(local, P()), out_specs=local, axis_names=set(axes), check_vma=False)(
+            done, shared
+        )
         for hop in reversed(hops):
-            Y = put(Y, hop)
-        return placed_like(Y, X)
+            done = put(done, hop)
+        return jax.tree.map(placed_like, done, stacks)
 
     return divided
 
 
-def placed_like(Y: jax.Array, X: jax.Array) -> jax.Array:
-    """Y. A choice between the two costs nothing, and tells the partitioner that Y is to be placed like X."""
-    return jnp.where(True, Y, X)
+def placed_like(y: jax.Array, x: jax.Array) -> jax.Array:
+    """y. A choice between the two costs nothing, and tells the partitioner that y is to be placed like x."""
+    return jnp.where(True, y, x.astype(y.dtype))

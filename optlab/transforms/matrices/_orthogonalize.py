@@ -1,6 +1,5 @@
 """Muon's block: each matrix by (about) the nearest orthogonal one."""
 
-import functools
 import numbers
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -10,31 +9,41 @@ import jax.numpy as jnp
 import optax
 
 from optlab._checks import check_choice, check_not_negative, is_count, known
-from optlab._notes import note
-from optlab.roles import MatrixAxes
-from optlab.transforms._divide import Mesh, by_mesh, divide, on_auto_axes, on_explicit, placed_like
-from optlab.transforms._matrices import check_real, matrix_leaves
-from optlab.transforms._newton_schulz import (
+from optlab.transforms._numerics import wide_dtype
+from optlab.transforms.matrices._divide import Mesh
+from optlab.transforms.matrices._leaves import check_real
+from optlab.transforms.matrices._map import on_matrices
+from optlab.transforms.matrices._newton_schulz import (
+    GRAM_STEPS,
     LARGEST,
     LEAST_IN_16_BITS,
+    Coefficients,
+    Recipe,
+    Recipes,
     extremes,
+    flops,
     keller_jordan,
     newton_schulz,
     polar,
     polar_express,
+    restarts,
 )
-from optlab.transforms._numerics import wide_dtype
-from optlab.transforms._plan import Group, Matrices, Plan, Settings, make_plan
+from optlab.transforms.matrices._plan import Work, Works
 
 
-class OrthogonalizeState(NamedTuple):
-    """note: the settings, to be read by `state.settings`; there is nothing in it that changes."""
+class Settings(NamedTuple):
+    """What `orthogonalize` was asked for; its arguments say what each means.
 
-    note: jax.tree_util.Partial
+    coefficients: of the quintics, one triple a step; empty for an SVD.
+    dtype: the name of the working dtype, or None.
+    precision: of the products, or None. Where both are None, the platform decides.
+    """
 
-    @property
-    def settings(self) -> Settings:
-        return self.note()
+    method: str
+    coefficients: Coefficients
+    eps: float
+    dtype: str | None
+    precision: str | None
 
 
 def orthogonalize(
@@ -69,8 +78,8 @@ def orthogonalize(
     types show, or the ambient one (`jax.set_mesh`), or `mesh`; under pmap and shard_map along the axes named in
     `axis_name`. Where none of them shows a mesh, every device does everything.
 
-    How a leaf is a matrix, `optlab.roles.layout_of` says: by_role's layout, or the extra argument `layout` of update,
-    or that of `with layout:` around, or what its name and shape show. What is no matrix is an error that names it.
+    Under `by_role` a leaf may have any rank; alone, the extra argument `matrix_axes` of update says how a leaf of rank
+    other than 2 is a matrix, and without it such a leaf is an error that names it.
 
     Source: Jordan et al. 2024, Muon (kellerjordan.github.io/posts/muon); Amsel et al. 2025, Polar Express
     (arXiv 2505.16932).
@@ -122,76 +131,70 @@ def orthogonalize(
                     "dtype='float32' with precision='highest'"
                 )
             precision = precision or "highest"  # so that no platform chooses 16 bits
-    settings = Settings(method, coefficients, known("eps", eps), dtype, precision)
-    axis_names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    eps = known("eps", eps)
+    settings = Settings(method, coefficients, eps, dtype, precision)
 
-    def init_fn(params: optax.Params) -> OrthogonalizeState:
-        del params
-        return OrthogonalizeState(note(settings))
+    def f(X: jax.Array) -> jax.Array:
+        if method == "svd":
+            return polar(X.astype(wide_dtype(X))).astype(X.dtype)
+        return newton_schulz(X, coefficients, _recipes(X.shape[1:], str(X.dtype), settings), eps)
+
+    def describe(shape: tuple[int, int], dtype: str) -> Works:
+        return Works(*(_work(shape, recipe) for recipe in _recipes(shape, dtype, settings)))
 
     def update_fn(
         updates: optax.Updates,
-        state: OrthogonalizeState,
+        state: optax.EmptyState,
         params: optax.Params | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, OrthogonalizeState]:
+    ) -> tuple[optax.Updates, optax.EmptyState]:
         del params
         if method != "svd":
-            check_real("orthogonalize by Newton–Schulz", updates)
-        leaves = matrix_leaves("orthogonalize", updates, extra_args)
-        arrays, axes = [x for x, _ in leaves], tuple(a for _, a in leaves)
-        done = list(arrays)
-        for members, on in by_mesh(arrays, mesh) if arrays else []:
-            some = [arrays[i] for i in members], tuple(axes[i] for i in members)
-            for i, x in zip(members, _orthogonal(*some, settings, on, axis_names), strict=True):
-                done[i] = x
-        return jax.tree.unflatten(jax.tree.structure(updates), done), state
+            check_real("orthogonalize by Newton–Schulz", updates, "take method='svd', which can do it, or ")
+        where: dict[str, Any] = {"layout": extra_args.get("layout"), "mesh": mesh, "axis_name": axis_name}
+        return on_matrices(f, updates, who="orthogonalize", describe=describe, **where), state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
 
 
-def plan_of(leaves: Sequence[jax.ShapeDtypeStruct | jax.Array], axes: Sequence[MatrixAxes], settings: Settings) -> Plan:
-    """The plan for leaves of these shapes and dtypes, each seen as matrices along its axes."""
-    matrices = []
-    for x, a in zip(leaves, axes, strict=True):
-        fan_in, fan_out = a.fans(x.shape)
-        matrices.append(Matrices(x.size // max(1, fan_in * fan_out), fan_in, fan_out, str(x.dtype)))
-    return make_plan(matrices, settings)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))  # for those who call update outside a jit
-def _orthogonal(
-    leaves: list[jax.Array],
-    axes: tuple[MatrixAxes, ...],
-    settings: Settings,
-    mesh: Mesh | None,
-    axis_names: tuple[str, ...],
-) -> list[jax.Array]:
-    """All leaves, by the plan, each placed as it was."""
-    plan, leaves = plan_of(leaves, axes, settings), on_explicit(leaves, mesh)
-
-    def f(leaves: list[jax.Array]) -> list[jax.Array]:
-        done = list(leaves)
-        for group in plan.groups:
-            on_side = [_is_tall(leaves[i], axes[i]) for i in group.members]
-            stacks = [axes[i].to_matrices(leaves[i]) for i in group.members]
-            stacks = [X.mT if flip else X for X, flip in zip(stacks, on_side, strict=True)]
-            work = functools.partial(_of_stack, group=group, settings=settings)
-            stack = divide(work, jnp.concatenate(stacks), mesh, axis_names)
-            for i, flip, Y in zip(group.members, on_side, jnp.split(stack, group.starts[1:]), strict=True):
-                done[i] = axes[i].from_matrices(Y.mT if flip else Y, leaves[i].shape)
-        return [placed_like(y, x) for y, x in zip(done, leaves, strict=True)] if mesh is not None else done
-
-    return on_auto_axes(f, mesh, leaves)(leaves)
-
-
-def _is_tall(x: jax.Array, axes: MatrixAxes) -> bool:
-    fan_in, fan_out = axes.fans(x.shape)
-    return fan_in > fan_out
-
-
-def _of_stack(X: jax.Array, group: Group, settings: Settings) -> jax.Array:
-    """A stack (N, m, n) of the group's matrices, some or all of them; in its dtype."""
+def _recipes(shape: tuple[int, int], dtype: str, settings: Settings) -> Recipes:
+    """The platforms differ only where neither dtype nor precision was asked for, and the leaves aren't float64."""
+    wide, steps = str(jnp.promote_types(dtype, jnp.float32)), len(settings.coefficients)
     if settings.method == "svd":
-        return polar(X.astype(wide_dtype(X))).astype(X.dtype)
-    return newton_schulz(X, settings.coefficients, group.recipes, settings.eps)
+        return Recipes(*3 * (Recipe("svd", (steps,), wide, "highest"),))
+    if settings.dtype is None and settings.precision is None and wide == "float32":
+        cpu, half = _cheapest(shape, steps, "float32", "highest"), Recipe("standard", (steps,), "bfloat16", "default")
+        # A TPU multiplies in bfloat16 alone; a GPU as fast in float16, which has the bits that the Gram form needs.
+        gram = _cheapest(shape, steps, "float16", "default")
+        return Recipes(cpu, gram if gram.form == "gram" else half, half)
+    working = settings.dtype or wide
+    precision = settings.precision or ("default" if is_half(working) else "highest")
+    return Recipes(*3 * (_cheapest(shape, steps, working, precision),))
+
+
+def _cheapest(shape: tuple[int, int], steps: int, dtype: str, precision: str) -> Recipe:
+    """In the Gram form where that is less work and the products are exact enough; TF32's aren't on every platform."""
+    standard = Recipe("standard", (steps,), dtype, precision)
+    if dtype not in GRAM_STEPS or (precision != "highest" and dtype != "float16"):
+        return standard
+    gram = Recipe("gram", restarts(steps, GRAM_STEPS[dtype]), dtype, precision)
+    return gram if flops(shape, gram.chunks, "gram") < flops(shape, standard.chunks, "standard") else standard
+
+
+def is_half(dtype: str) -> bool:
+    """Whether a floating-point dtype has 16 bits."""
+    return dtype in ("bfloat16", "float16")
+
+
+def _work(shape: tuple[int, int], recipe: Recipe) -> Work:
+    steps = "+".join(map(str, recipe.chunks)) if recipe.form != "svd" else "-"
+    return Work(recipe.form, steps, _computed_in(recipe), flops(shape, recipe.chunks, recipe.form))
+
+
+def _computed_in(recipe: Recipe) -> str:
+    """The dtype, and the precision where it makes of float32 something else."""
+    return (
+        recipe.dtype
+        if recipe.precision == "highest" or is_half(recipe.dtype)
+        else f"{recipe.dtype}, {recipe.precision}"
+    )

@@ -14,9 +14,9 @@ import optax
 from optlab._checks import check_decay, check_not_negative, check_positive
 from optlab._trees import matched
 from optlab.roles import MatrixAxes
-from optlab.transforms._divide import reshaped
-from optlab.transforms._matrices import matrix_leaves
 from optlab.transforms._numerics import abs_square, cast_like, check_dtypes, check_wide, roots, widen
+from optlab.transforms.matrices._divide import reshaped
+from optlab.transforms.matrices._leaves import matrix_leaves
 
 
 class ScaleByNeuronRmsState(NamedTuple):

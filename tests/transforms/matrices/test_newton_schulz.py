@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import optlab
-from optlab.transforms import _newton_schulz as ns
+from optlab.transforms.matrices import _newton_schulz as ns
 
 SETS = {
     **{f"keller_jordan {t}": ns.keller_jordan(t) for t in range(1, 11)},
