@@ -130,7 +130,7 @@ def optimizers() -> dict[str, Any]:
     return {
         "optlab, AdamW": optlab.adamw(3e-4, weight_decay=0.1),
         "optlab, Muon": optlab.muon(3e-4),
-        "optlab, Muon in bfloat16": optlab.muon(3e-4, dtype="bfloat16"),
+        "optlab, Muon in bfloat16": optlab.muon(3e-4, orthogonalizer=optlab.orthogonalize(dtype="bfloat16")),
     }
 
 

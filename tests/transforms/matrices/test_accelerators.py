@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optlab
-from optlab.transforms import _newton_schulz as ns
+from optlab.transforms.matrices import _newton_schulz as ns
 
 RECIPES = {
     "standard, bfloat16": (ns.Recipe("standard", (5,), "bfloat16", "default"), (16, 16)),
