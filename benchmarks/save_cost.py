@@ -75,11 +75,11 @@ def blocking(mib: int, tries: int) -> dict[str, np.ndarray]:
     return {name: np.asarray(times[1:]) for name, times in found.items()}
 
 
-def slow_down(workload: Workload, rounds: int) -> tuple[float, dict[str, np.ndarray]]:
-    """MiB of the state, and seconds of every run of 100 steps by arm: (while training, to the end)."""
+def slow_down(workload: Workload, rounds: int, every: int = EVERY) -> tuple[float, dict[str, np.ndarray]]:
+    """MiB of the state, and seconds of every run of so many steps by arm: (while training, to the end)."""
     tx, batches = optax.adam(1e-3), Batches(workload.data.train, workload.batch_size)
     step = jax.jit(make_step(workload.loss, tx), donate_argnums=0)
-    state = init_state(*workload.init(jax.random.key(0)), tx, key=jax.random.key(1))
+    state = init_state(*jax.jit(workload.init)(jax.random.key(0)), tx, key=jax.random.key(1))
     mib = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state))) / 2**20
     batch = jax.device_put(batches.batch(0))
     times: dict[str, list[tuple[float, float]]] = {arm: [] for arm in ARMS}
@@ -88,7 +88,7 @@ def slow_down(workload: Workload, rounds: int) -> tuple[float, dict[str, np.ndar
         for run in range(3 * (rounds + 1) + 1):
             arm, response = ARMS[run % 3], None
             began = time.perf_counter()
-            for i in range(EVERY):
+            for i in range(every):
                 state, metrics = step(state, batch)
                 if i % 10 == 0:
                     jax.block_until_ready(metrics)

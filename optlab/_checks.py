@@ -54,6 +54,21 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
+def known(name: str, value: Any) -> float:
+    """The value as Python's number, of what belongs to a state's structure or to a compiled program.
+
+    Raises:
+        ValueError: as `_known`, and for what has no value yet.
+    """
+    found = _known(name, value)
+    if found is None:
+        raise ValueError(
+            f"{name} must be known when the transform is made, got a traced value: to optax.inject_hyperparams give "
+            f"static_args=({name!r},)"
+        )
+    return found
+
+
 def _known(name: str, value: Any, alternative: str = "") -> float | None:
     """The value as Python's number; None where only a traced or abstract scalar stands for it.
 
@@ -62,17 +77,25 @@ def _known(name: str, value: Any, alternative: str = "") -> float | None:
     """
     if is_number(value):
         return float(value)
-    dtype = getattr(value, "dtype", None)
-    is_real = dtype is not None and any(jax.numpy.issubdtype(dtype, kind) for kind in (np.integer, np.floating))
-    if not is_real or getattr(value, "shape", None) != ():
-        raise ValueError(f"{name} must be a number{alternative}, got {value!r}")
-    if isinstance(value, np.ndarray):
+    if not _is_real(getattr(value, "dtype", None)) or getattr(value, "shape", None) != ():
+        is_array = isinstance(value, jax.Array) and jax.numpy.iscomplexobj(value)
+        hint = ": to optax.inject_hyperparams give hyperparam_dtype=jnp.float32" if is_array else ""
+        raise ValueError(f"{name} must be a number{alternative}, got {value!r}{hint}")
+    if isinstance(value, (np.ndarray, np.generic)):  # generic: a scalar of bfloat16, which is none of NumPy's floats
         return float(value)
     # An array that other processes hold a part of can't be read here, and nothing traced can be read at all.
     is_readable = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
     if not is_readable or not value.is_fully_addressable:
         return None
     return float(jax.device_get(value))
+
+
+def _is_real(dtype: Any) -> bool:
+    """Whether it is a dtype of whole or floating-point numbers; another library's is unknown to NumPy."""
+    try:
+        return dtype is not None and any(jax.numpy.issubdtype(dtype, kind) for kind in (np.integer, np.floating))
+    except TypeError:
+        return False
 
 
 def _and_finite(known: float) -> str:

@@ -12,7 +12,7 @@ import optax
 from optlab._checks import is_count
 from optlab._state_reading import OPAQUE, Leaf, Rule, owner, read_leaves, rules_of
 from optlab.transforms._orthogonalize import plan_of
-from optlab.transforms._plan import Plan, Settings
+from optlab.transforms._plan import PLATFORMS, Plan, Platform, Settings
 
 __all__ = ["COLUMNS", "Explanation", "Row", "explain"]
 
@@ -32,7 +32,7 @@ class Row:
         rule: the key of the rule that moves it; "(opaque)" where it isn't one of by_role's.
         matrices: (count, fan_in, fan_out) as it is orthogonalized, or None.
         state_bytes: of the optimizer's state for it.
-        flops: of its orthogonalization, a step.
+        flops: of its orthogonalization, a step, on a CPU.
     """
 
     path: str
@@ -79,22 +79,31 @@ class Explanation:
 
     @property
     def flops(self) -> int:
-        """Of all orthogonalizations, a step."""
+        """Of all orthogonalizations, a step, on a CPU; the plans know it of other platforms."""
         return sum(plan.flops for _, plan in self.plans)
 
     @property
     def flops_per_device(self) -> int:
         """The same for the device with most to do."""
-        return sum(plan.flops_per_device(self.sizes) for _, plan in self.plans)
+        return self._flops_per_device("cpu")
+
+    def _flops_per_device(self, platform: Platform) -> int:
+        return sum(plan.flops_per_device(self.sizes, platform) for _, plan in self.plans)
+
+    def _work(self) -> str:
+        """What the device with most to do orthogonalizes; other platforms than a CPU only where they differ from it."""
+        work = {platform: self._flops_per_device(platform) for platform in PLATFORMS}
+        others = [f"{_in_gflop(flops)} on a {p.upper()}" for p, flops in work.items() if flops != work["cpu"]]
+        on = f" on a CPU, {', '.join(others)}" if others else ""
+        return f", {_in_gflop(work['cpu'])} GFLOP a step to orthogonalize{on}" if self.plans else ""
 
     def summary(self) -> str:
         """The totals by rule, what was said against the names, and the plans."""
         devices = math.prod(self.sizes.values())
         each = "One device" if devices == 1 else f"Each of {devices} devices"
-        work = f", {_in_gflop(self.flops_per_device)} GFLOP a step to orthogonalize" if self.plans else ""
         parts = [
             _aligned(self._totals()),
-            f"{each}: {_in_bytes(self.state_bytes_per_device) or 'no bytes'} of state{work}.",
+            f"{each}: {_in_bytes(self.state_bytes_per_device) or 'no bytes'} of state{self._work()}.",
         ]
         if any(OPAQUE in row.rule for row in self.rows):
             parts.append(f"What {OPAQUE} rules do can't be seen; the roles there are what names and shapes tell.")

@@ -75,6 +75,7 @@ def warmup_cosine(peak: float, steps: int, *, warmup: int | None = None, end: fl
         warmup: steps of the warm-up; None is a tenth of the run.
         end: the last learning rate as a fraction of the peak.
     """
+    check_positive("steps", steps)
     warmup = steps // 10 if warmup is None else warmup
     _check_warmup(warmup, steps)
     _check_fraction("end", end)
@@ -93,6 +94,7 @@ def one_cycle(peak: float, steps: int, *, warmup: int | None = None, base: float
         warmup: steps of the warm-up; None is three tenths of the run.
         base: the first learning rate as a fraction of the peak.
     """
+    check_positive("steps", steps)
     warmup = 3 * steps // 10 if warmup is None else warmup
     _check_warmup(warmup, steps)
     _check_fraction("base", base)
@@ -140,10 +142,13 @@ def warmup_stable_decay(
         decay: steps of the decay; None is a fifth of the run.
         end: the last learning rate as a fraction of the peak.
     """
+    check_not_negative("peak", peak)
+    check_positive("steps", steps)
     warmup = steps // 10 if warmup is None else warmup
     decay = max(steps // 5, 1) if decay is None else decay
     _check_warmup(warmup, steps)
-    if not 0 <= decay <= steps - warmup:
+    check_not_negative("decay", decay)
+    if not decay <= steps - warmup:
         raise ValueError(f"decay must fit into the steps after the warm-up ({steps - warmup}), got {decay}")
     _check_fraction("end", end)
     down = optax.linear_schedule(peak, peak * end, decay, transition_begin=steps - warmup - decay)

@@ -11,7 +11,9 @@ import pytest
 
 import optlab
 from optlab import schedules
+from optlab.training import cross_entropy, make_step
 
+BRIEF = lambda x: np.asarray(x, jnp.bfloat16)[()]  # a NumPy scalar that is none of NumPy's own floats
 KINDS = [float, np.float32, np.float64, np.array, jnp.asarray]
 SETTINGS = {
     "adamw learning_rate": (lambda x: optlab.adamw(x), "learning_rate", (-1e-3, math.inf, math.nan)),
@@ -74,3 +76,96 @@ def test_an_injected_rate_that_goes_uphill_is_refused():
     state.hyperparams["learning_rate"] = jnp.float32(-0.1)
     with pytest.raises(ValueError, match=r"learning_rate must not be negative, got -0\.1"):
         tx.update(g, state, g)
+
+
+@pytest.mark.parametrize("make", [optlab.sgd, optlab.muon, schedules.constant, optlab.decay_weights])
+def test_a_numpy_scalar_in_bfloat16_is_a_number(make):
+    for value in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="must not be negative"):
+            make(BRIEF(value))
+    make(BRIEF(0.25))
+
+
+def test_a_number_of_another_library_is_refused_by_name():
+    class Foreign:
+        """As torch's: its dtype is unknown to NumPy."""
+
+        dtype, shape = object(), ()
+
+    with pytest.raises(ValueError, match="learning_rate must be a number or a schedule, got "):
+        optlab.sgd(Foreign())
+
+
+@pytest.mark.parametrize("kind", [np.array, jnp.asarray, np.float32, jnp.float32])
+@pytest.mark.parametrize("method", ["newton_schulz", "svd"])
+def test_orthogonalize_takes_its_eps_in_every_type(method, kind):
+    x = {"w": jnp.eye(3, 4)}
+    got = [tx.update(x, tx.init(x))[0] for tx in (optlab.orthogonalize(method, eps=e) for e in (kind(1e-7), 1e-7))]
+    np.testing.assert_allclose(got[0]["w"], got[1]["w"], rtol=1e-6)
+
+
+def test_orthogonalize_refuses_an_eps_that_is_traced():
+    with pytest.raises(ValueError, match="eps must be known when the transform is made, got a traced value"):
+        jax.jit(lambda eps: optlab.orthogonalize(eps=eps).init(jnp.eye(2)))(1e-7)
+
+
+def test_a_probe_measures_every_whole_number_of_updates():
+    for every in (jnp.int32(0), jnp.float32(2), jnp.ones(1, int), jnp.asarray(True)):
+        with pytest.raises(ValueError, match=r"every must be (a whole number of at least 1|positive)"):
+            optlab.probe("u", every=every)
+    optlab.probe("u", every=jnp.int32(2))
+
+
+STEPPED = {
+    "cosine": lambda steps: schedules.cosine(0.1, steps),
+    "linear_to_zero": lambda steps: schedules.linear_to_zero(0.1, steps),
+    "one_cycle": lambda steps: schedules.one_cycle(0.1, steps),
+    "warmup_cosine": lambda steps: schedules.warmup_cosine(0.1, steps),
+    "warmup_stable_decay": lambda steps: schedules.warmup_stable_decay(0.1, steps),
+}
+
+
+@pytest.mark.parametrize("make", STEPPED.values(), ids=STEPPED)
+def test_a_schedule_names_the_steps_that_are_no_number(make):
+    for steps in ("100", None, [100], 100j):
+        with pytest.raises(ValueError, match="steps must be a number, got "):
+            make(steps)
+
+
+def test_warmup_stable_decay_names_what_is_no_number():
+    make = schedules.warmup_stable_decay
+    for value in ("0.1", None, [0.1], -0.1):
+        with pytest.raises(ValueError, match="peak must "):
+            make(value, 100)
+    for value in ("10", True, 10j, np.ones(1), jnp.ones(1), -1, math.nan):
+        with pytest.raises(ValueError, match="decay must "):
+            make(0.1, 100, decay=value)
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.array, jnp.asarray, BRIEF])
+def test_training_checks_numbers_of_every_type(kind):
+    for value in (1.5, -0.5, math.nan):
+        with pytest.raises(ValueError, match="ema must lie in"):
+            make_step(None, optlab.sgd(0.1), ema=kind(value))
+        with pytest.raises(ValueError, match="label_smoothing must lie in"):
+            cross_entropy(jnp.zeros((1, 2)), {"labels": np.zeros(1, int)}, label_smoothing=kind(value))
+
+
+def test_training_refuses_what_is_no_number():
+    for value in ("0.9", True, 0.5j, np.ones(2)):
+        with pytest.raises(ValueError, match="ema must be a number"):
+            make_step(None, optlab.sgd(0.1), ema=value)
+    for value in ("2", True, 1.5, np.float32(1.5), 0):
+        with pytest.raises(ValueError, match="accumulate must be "):
+            make_step(None, optlab.sgd(0.1), accumulate=value)
+
+
+@pytest.mark.parametrize("make", [optlab.sgd, optlab.adamw, optlab.lion])
+def test_numbers_injected_beside_complex_parameters_have_a_real_dtype(make):
+    """`inject_hyperparams` gives numbers the dtype of the first parameter."""
+    x = {"w": jnp.ones(3, "complex64")}
+    with pytest.raises(ValueError, match=r"give hyperparam_dtype=jnp\.float32"):
+        optax.inject_hyperparams(make)(0.1).init(x)
+    tx, bare = optax.inject_hyperparams(make, hyperparam_dtype=jnp.float32)(0.1), make(0.1)
+    got, expected = (t.update(x, t.init(x), x)[0]["w"] for t in (tx, bare))
+    np.testing.assert_allclose(got, expected, rtol=1e-5)

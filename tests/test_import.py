@@ -57,6 +57,18 @@ def test_a_missing_extra_names_the_line_that_installs_it(how, package):
     assert f"optlab.training needs {package}: pip install 'optlab-jax[train]'" in error_of(code)
 
 
+def test_tensorboard_is_asked_for_where_it_is_used_alone():
+    code = (
+        "import sys; sys.modules['tensorboardX'] = None\n"
+        "from optlab.training import TensorBoard\n"
+        "print('imported', file=sys.stderr)\n"
+        "TensorBoard('runs/mine')"
+    )
+    error = error_of(code)
+    assert error.startswith("imported\n")
+    assert "log.tensorboard needs tensorboardX: pip install 'optlab-jax[train]'" in error
+
+
 def test_the_command_line_says_it_without_a_traceback():
     code = (
         "import sys; sys.modules['rich'] = None\n"

@@ -10,6 +10,7 @@ import numpy as np
 from optlab.data._arrays import ArraySplit
 from optlab.data._damaged import take_whole
 from optlab.data._images import ImageSplit
+from optlab.data._rows import named_arrays
 from optlab.data._text import EvaluationWindows, TrainingWindows
 from optlab.data._types import Batch
 from optlab.data.batches import Batches, as_batches
@@ -52,8 +53,8 @@ def _in_memory(split: Any) -> Batch:
 def _hash(examples: Batch) -> str:
     """Names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
-    for name in sorted(examples):
-        array = np.ascontiguousarray(examples[name])
+    for name, x in sorted(named_arrays(examples), key=lambda found: found[0]):
+        array = np.ascontiguousarray(x)
         digest.update(f"{name} {array.dtype} {array.shape} ".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()[:16]

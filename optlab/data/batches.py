@@ -12,7 +12,7 @@ import numpy as np
 
 from optlab.data._damaged import take_whole
 from optlab.data._random import DRAW, SHUFFLE, permutation, random_bits
-from optlab.data._rows import check_order, check_rows
+from optlab.data._rows import check_order, check_rows, map_arrays, named_arrays
 from optlab.data._types import Batch, DataError, Split
 
 Draw: TypeAlias = Literal["shuffled", "replacement", "ordered", "stream"]
@@ -107,12 +107,12 @@ class Batches:
         for epoch in range(epochs[0], epochs[-1] + 1):
             part, left_out = take_whole(self.split, indices[epochs == epoch], epoch, self.seed)
             if epoch < epochs[-1]:  # the split may fill the same arrays again
-                part = {name: np.array(x) for name, x in part.items()}
+                part = map_arrays(np.array, part)
             parts.append(part)
             damaged += left_out.items()
         if damaged:
             self.damaged[step] = damaged
-        return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+        return parts[0] if len(parts) == 1 else map_arrays(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,9 @@ class Share:
         if isinstance(self.batches, Batches):
             return self.batches.batch(step, self.rows(self.batch_size)), self.batch_size
         batch = self.batches.batch(step)
-        examples = len(next(iter(batch.values())))
+        examples = len(next(x for _, x in named_arrays(batch)))
         check_rows(batch, examples, f"batch({step})")
-        return {name: x[self.rows(examples)] for name, x in batch.items()}, examples
+        return map_arrays(lambda x: x[self.rows(examples)], batch), examples
 
 
 def evaluation_batches(
@@ -163,19 +163,35 @@ def evaluation_batches(
         yield batch
 
 
-def check_splits(**splits: Any) -> None:
+def check_splits(train: Any = None, validation: Any = None, test: Any = None, *, seed: int = 0) -> None:
     """Refuses splits whose rows come in another order than asked for, as far as two rows of each can tell.
+
+    They are taken as they are in the run: those to learn from in an epoch, shuffled; the others without one. A
+    held-out split may be one that is read in ascending order alone, as files are: what it raises for any other isn't
+    looked at, since the run asks for none.
+
+    Args:
+        train: The examples to learn from, a split or anything else.
+        validation: Held-out ones.
+        test: Held-out ones.
+        seed: That of the run.
 
     Raises:
         DataError: It names the split.
     """
-    for name, split in splits.items():
+    for name, split, how in (("train", train, (0, seed)), ("validation", validation, ()), ("test", test, ())):
         is_split = callable(getattr(split, "take", None)) and not callable(getattr(split, "batch", None))
         if not is_split or len(split) < 2:
             continue
         ends = np.array([0, len(split) - 1])
-        copied = lambda indices, split=split: {n: np.array(x) for n, x in take_whole(split, indices)[0].items()}
-        check_order(name, copied(ends), copied(ends), copied(ends[::-1]))
+        once, again = (map_arrays(np.array, take_whole(split, ends, *how)[0]) for _ in range(2))
+        try:
+            reversed_ = take_whole(split, ends[::-1].copy(), *how)[0]
+        except Exception:
+            if name == "train":
+                raise
+            continue
+        check_order(name, once, again, reversed_)
 
 
 def prefetch(

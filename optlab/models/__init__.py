@@ -10,7 +10,7 @@ from optlab._extras import need
 
 need("optlab.models", "flax")
 
-from optlab.models.layers import MultiHeadAttention, attention_weights
+from optlab.models.attention import MultiHeadAttention, attention_weights
 from optlab.models.mlp import MLP, mlp
 from optlab.models.resnet import (
     ResNet,

@@ -1,7 +1,6 @@
-"""What the models are made of: norms and activations by name, attention, rotary positions, and checks of settings.
+"""What the models are made of: norms and activations by name, rotary positions, and checks of settings.
 
-Letters in shapes: B batch, T tokens (S, where keys are counted apart from queries), D width, H heads,
-K width of a head, F hidden width of the feed-forward layer.
+Letters in shapes: B batch, T tokens, D width, H heads, K width of a head, F hidden width of the feed-forward layer.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import math
 import operator
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -145,107 +143,6 @@ def rotate(x_BxTxHxK: jax.Array) -> jax.Array:
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     first, second = jnp.split(at_least_float32(x_BxTxHxK), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BxTxHxK.dtype)
-
-
-def attention_weights(query_BxTxHxK: jax.Array, key_BxSxHxK: jax.Array, *, causal: bool = False) -> jax.Array:
-    """The weights softmax(QKᵀ/√K) of scaled dot-product attention (arXiv 1706.03762, eq. 1), for a picture of them.
-
-    The models call `jax.nn.dot_product_attention`, which gives the weights times V, and build this matrix in float64
-    alone.
-
-    Args:
-      query_BxTxHxK: queries.
-      key_BxSxHxK: keys.
-      causal: whether token t sees the tokens up to t only.
-
-    Returns:
-      weights_BxHxTxS in at least float32; the weights of each query, its row, sum to 1.
-    """
-    T, S, K = query_BxTxHxK.shape[1], key_BxSxHxK.shape[1], query_BxTxHxK.shape[3]
-    wide = jnp.promote_types(query_BxTxHxK.dtype, jnp.float32)
-    scores_BxHxTxS = jnp.einsum("BTHK,BSHK->BHTS", query_BxTxHxK, key_BxSxHxK, preferred_element_type=wide)
-    scores_BxHxTxS = scores_BxHxTxS / math.sqrt(K)
-    if causal:
-        seen = jnp.tril(jnp.ones((1, 1, T, S), bool))
-        scores_BxHxTxS = jnp.where(seen, scores_BxHxTxS, -jnp.inf)
-    return jax.nn.softmax(scores_BxHxTxS, axis=-1)
-
-
-def _attend(query_BxTxHxK: jax.Array, key_BxSxHxK: jax.Array, value_BxSxHxK: jax.Array, *, causal: bool) -> jax.Array:
-    """The weights times V: JAX's own, but in float64, where JAX's softmax is in float32 all the same."""
-    if query_BxTxHxK.dtype == jnp.float64:
-        weights_BxHxTxS = attention_weights(query_BxTxHxK, key_BxSxHxK, causal=causal)
-        return jnp.einsum("BHTS,BSHK->BTHK", weights_BxHxTxS, value_BxSxHxK)
-    return jax.nn.dot_product_attention(query_BxTxHxK, key_BxSxHxK, value_BxSxHxK, is_causal=causal)
-
-
-class MultiHeadAttention(nn.Module):
-    """Multi-head self-attention with an output projection (arXiv 1706.03762, section 3.2.2): x_BxTxD -> x_BxTxD.
-
-    Query, key and value stay three matrices (D, D), so that a rule for matrices, such as Muon, sees each as what it is.
-    `model.apply(variables, inputs, mutable=["intermediates"])` gives the weights too, as `attention_weights` (a tuple
-    of one array BxHxTxT); without that they are never computed.
-
-    Attributes:
-      width: D, of the input and of the output.
-      heads: H; each is D / H wide.
-      causal: whether token t sees the tokens up to t only.
-      rotary: whether queries and keys are rotated by their position.
-      qk_norm: whether each head's queries and keys pass an RMSNorm (arXiv 2302.05442, section 2, there a LayerNorm).
-      bias: whether the four projections have biases.
-      out_std: standard deviation that the output projection starts with.
-      dtype: of the computation.
-      param_dtype: of the parameters.
-
-    Raises:
-      ValueError: if the heads don't divide the width, or, with rotary positions, an odd width is left to each.
-    """
-
-    width: int
-    _: dataclasses.KW_ONLY
-    heads: int
-    causal: bool = False
-    rotary: bool = False
-    qk_norm: bool = False
-    bias: bool = True
-    out_std: float = INIT_STD
-    dtype: FloatName = "float32"
-    param_dtype: FloatName = "float32"
-
-    def __post_init__(self) -> None:
-        check_heads(self.width, self.heads, self.rotary)
-        check_dtypes(self.dtype, self.param_dtype)
-        super().__post_init__()
-
-    @nn.compact
-    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
-        query_BxTxHxK, key_BxTxHxK = self._prepared("query", x_BxTxD), self._prepared("key", x_BxTxD)
-        value_BxTxHxK = self._heads("value", x_BxTxD)
-        if self.is_mutable_collection("intermediates"):
-            weights_BxHxTxT = attention_weights(query_BxTxHxK, key_BxTxHxK, causal=self.causal)
-            self.sow("intermediates", "attention_weights", weights_BxHxTxT)
-        mixed_BxTxHxK = _attend(query_BxTxHxK, key_BxTxHxK, value_BxTxHxK, causal=self.causal)
-        return self._dense("out", self.out_std)(mixed_BxTxHxK.reshape(x_BxTxD.shape))
-
-    def _dense(self, name: str, std: float = INIT_STD) -> nn.Dense:
-        return dense(
-            self.width,
-            use_bias=self.bias,
-            kernel_init=nn.initializers.normal(std),
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name=name,
-        )
-
-    def _heads(self, name: str, x_BxTxD: jax.Array) -> jax.Array:
-        B, T, D = x_BxTxD.shape
-        return self._dense(name)(x_BxTxD).reshape(B, T, self.heads, D // self.heads)
-
-    def _prepared(self, name: str, x_BxTxD: jax.Array) -> jax.Array:
-        x_BxTxHxK = self._heads(name, x_BxTxD)
-        if self.qk_norm:
-            x_BxTxHxK = make_norm("rms", name=f"norm_{name}", dtype=self.dtype, param_dtype=self.param_dtype)(x_BxTxHxK)
-        return rotate(x_BxTxHxK) if self.rotary else x_BxTxHxK
 
 
 class FeedForward(nn.Module):

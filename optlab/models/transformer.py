@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from optlab.models.attention import AttentionName, MultiHeadAttention
 from optlab.models.layers import (
     INIT_STD,
     FeedForward,
     FeedForwardName,
     FloatName,
     Layer,
-    MultiHeadAttention,
     check_count,
     check_dropout,
     check_dtypes,
@@ -86,6 +86,7 @@ class Transformer(nn.Module):
     qk_norm: bool = False
     bias: bool = True
     dropout: float = 0.0
+    attention: AttentionName = "auto"
     remat: bool = False
     scan: bool = False
     dtype: FloatName = "float32"
@@ -99,6 +100,7 @@ class Transformer(nn.Module):
         check_name("activation", self.activation, FeedForwardName)
         check_name("norm", self.norm, TokenNormName)
         check_dropout(self.dropout)
+        check_name("attention", self.attention, AttentionName)
         check_dtypes(self.dtype, self.param_dtype)
         super().__post_init__()
 
@@ -113,6 +115,7 @@ class Transformer(nn.Module):
             causal=self.causal,
             rotary=self.rotary,
             qk_norm=self.qk_norm,
+            implementation=self.attention,
             **writer,
         )
         feed_forward = functools.partial(
@@ -264,6 +267,7 @@ def transformer(
     bias: bool = True,
     tied: bool = True,
     dropout: float = 0.0,
+    attention: AttentionName = "auto",
     remat: bool = False,
     scan: bool = False,
     dtype: FloatName = "float32",
@@ -287,6 +291,8 @@ def transformer(
       bias: whether linear layers and LayerNorms have biases.
       tied: whether the embedding is also the head, as in GPT-2.
       dropout: share of the embedding and of what each layer adds that training leaves out; not of attention weights.
+      attention: whose: xla, cudnn (on an NVIDIA GPU, in bfloat16; its gradient has no further derivatives) or auto:
+        cudnn where it can be had.
       remat: whether a block's activations are computed again in the backward pass: less memory, more time.
       scan: whether the layers are one loop over stacked parameters, which compiles faster.
       dtype: of the computation: float32, bfloat16 or float64; logits are at least float32.
@@ -308,6 +314,7 @@ def transformer(
         qk_norm=qk_norm,
         bias=bias,
         dropout=dropout,
+        attention=attention,
         remat=remat,
         scan=scan,
         dtype=dtype,
@@ -321,6 +328,7 @@ def gpt2_small(
     *,
     length: int = 1024,
     dropout: float = 0.0,
+    attention: AttentionName = "auto",
     remat: bool = False,
     scan: bool = False,
     dtype: FloatName = "float32",
@@ -332,6 +340,8 @@ def gpt2_small(
       vocabulary: different tokens.
       length: most tokens of a sequence.
       dropout: share of the embedding and of what each layer adds that training leaves out; GPT-2 had 0.1.
+      attention: whose: xla, cudnn (on an NVIDIA GPU, in bfloat16; its gradient has no further derivatives) or auto:
+        cudnn where it can be had.
       remat: whether a block's activations are computed again in the backward pass: less memory, more time.
       scan: whether the layers are one loop over stacked parameters, which compiles faster.
       dtype: of the computation: float32, bfloat16 or float64; logits are at least float32.
@@ -347,6 +357,7 @@ def gpt2_small(
         depth=12,
         heads=12,
         dropout=dropout,
+        attention=attention,
         remat=remat,
         scan=scan,
         dtype=dtype,
@@ -368,6 +379,7 @@ def vision_transformer(
     qk_norm: bool = False,
     bias: bool = True,
     dropout: float = 0.0,
+    attention: AttentionName = "auto",
     remat: bool = False,
     scan: bool = False,
     dtype: FloatName = "float32",
@@ -388,6 +400,8 @@ def vision_transformer(
       qk_norm: whether queries and keys are normalized in each head, which keeps the attention's logits small.
       bias: whether linear layers and LayerNorms have biases; the patch embedding and the head always have one.
       dropout: share of the embedding and of what each layer adds that training leaves out; not of attention weights.
+      attention: whose: xla, cudnn (on an NVIDIA GPU, in bfloat16; its gradient has no further derivatives) or auto:
+        cudnn where it can be had.
       remat: whether a block's activations are computed again in the backward pass: less memory, more time.
       scan: whether the layers are one loop over stacked parameters, which compiles faster.
       dtype: of the computation: float32, bfloat16 or float64; logits are at least float32.
@@ -408,6 +422,7 @@ def vision_transformer(
         qk_norm=qk_norm,
         bias=bias,
         dropout=dropout,
+        attention=attention,
         remat=remat,
         scan=scan,
         dtype=dtype,

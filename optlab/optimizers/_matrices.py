@@ -45,7 +45,8 @@ def muon(
     O orthogonalizes. With scale="rms", c = 0.2·√max(fan_in, fan_out) gives its updates the size of Adam's, so that one
     learning rate, AdamW's, does for both rules; with "spectral", c = √max(1, fan_out / fan_in), rates near 0.02 are
     usual, and AdamW's has to be set apart. Not the same as `optax.contrib.muon`, which gives embeddings to Muon and
-    attention and convolutions to Adam.
+    attention and convolutions to Adam, and on a GPU computes in the parameters' dtype (float32's products in TF32),
+    where this computes in 16 bits with a float32 norm, as Jordan et al. do.
 
     Source: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); weight decay, "rms" and AdamW's β₁ = 0.9, β₂ = 0.95:
     Liu et al. 2025 (arXiv 2502.16982) and their code.
@@ -57,7 +58,8 @@ def muon(
         scale: the factor of the shape, "rms" or "spectral".
         method: how matrices are orthogonalized, as in `optlab.orthogonalize`.
         steps: how many steps of the method; None is 5.
-        dtype: that the method's products are computed in; None is at least float32.
+        dtype: that the method's products are computed in; None is float32 on a CPU and 16 bits on a GPU or TPU, as
+            `optlab.orthogonalize` says.
         mesh: over which the method's work is divided, where the gradients' types don't show it.
         axis_name: axes of pmap or shard_map along which all devices hold the same gradients.
         weight_decay: the decay (λ) under both rules, a number or a schedule, times the learning rate.
@@ -120,7 +122,8 @@ def normuon(
         beta2: decay of the neurons' average of squares (β₂), in [0, 1).
         method: how matrices are orthogonalized, as in `optlab.orthogonalize`.
         steps: how many steps of the method; None is 5.
-        dtype: that the method's products are computed in; None is at least float32.
+        dtype: that the method's products are computed in; None is float32 on a CPU and 16 bits on a GPU or TPU, as
+            `optlab.orthogonalize` says.
         mesh: over which the method's work is divided, where the gradients' types don't show it.
         axis_name: axes of pmap or shard_map along which all devices hold the same gradients.
         weight_decay: the decay (λ) under both rules, a number or a schedule, times the learning rate.
@@ -183,7 +186,8 @@ def adamuon(
         beta2: decay of the average of squared updates (β₂), in [0, 1).
         method: how matrices are orthogonalized, as in `optlab.orthogonalize`.
         steps: how many steps of the method; None is 5.
-        dtype: that the method's products are computed in; None is at least float32.
+        dtype: that the method's products are computed in; None is float32 on a CPU and 16 bits on a GPU or TPU, as
+            `optlab.orthogonalize` says.
         mesh: over which the method's work is divided, where the gradients' types don't show it.
         axis_name: axes of pmap or shard_map along which all devices hold the same gradients.
         weight_decay: the decay (λ) under both rules, a number or a schedule, times the learning rate.
@@ -246,7 +250,8 @@ def muonh(
         nesterov: whether the momentum looks one step ahead.
         method: how matrices are orthogonalized, as in `optlab.orthogonalize`.
         steps: how many steps of the method; None is 5.
-        dtype: that the method's products are computed in; None is at least float32.
+        dtype: that the method's products are computed in; None is float32 on a CPU and 16 bits on a GPU or TPU, as
+            `optlab.orthogonalize` says.
         mesh: over which the method's work is divided, where the gradients' types don't show it.
         axis_name: axes of pmap or shard_map along which all devices hold the same gradients.
         weight_decay: AdamW's decay (λ), a number or a schedule, times its learning rate; None is none. The matrices

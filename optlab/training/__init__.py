@@ -3,7 +3,7 @@
 # ruff: noqa: E402
 from optlab._extras import need
 
-need("optlab.training", "flax", "orbax", "rich", "matplotlib", "tensorboardX")
+need("optlab.training", "flax", "orbax", "rich", "matplotlib")
 
 from optlab.training.checkpoint import CheckpointError, Checkpoints, DamagedError, load_params
 from optlab.training.curves import plot_curves

@@ -104,7 +104,9 @@ def _jitted(measure: Callable[[jax.Array], jax.Array], sharding: NamedSharding |
 
 
 def _words(x: jax.Array) -> jax.Array:
-    """The bits as uint32; what is wider has an axis more."""
+    """The bits as uint32; what is wider has an axis more, and so has a random key."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
     if x.dtype == jnp.bool_:
         return x.astype(jnp.uint32)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):

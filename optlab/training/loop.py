@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,10 +128,12 @@ def train(
       stop: when the run ends before its last step. Once a step's gradient norm is at most stop.gradient_norm it makes
         no update, and the run ends with the parameters that were tested; its record has the step's number all the same.
       checkpoints: where the state is saved; if there are any, the run continues from the latest. Ctrl-C and SIGTERM
-        then end the run after the step, saved. Of `tx`, the model and the loss no more is compared than the state's
-        structure, shapes and dtypes: keep them as they are (`optlab train` compares the whole config).
+        then end the run after the step, saved. What `tx`, the model and the loss compute is compared with what the
+        checkpoint's run computed, constants (a learning rate, a schedule's steps) included; what they do in host
+        callbacks isn't seen. A run that is over gives its records.
       allow_change: what may be otherwise than in the latest checkpoint's run, by the config's keys: "data", "seed",
-        "batch_size", "accumulate", "ema", "target" (all of it, or "target.metric", …).
+        "batch_size", "accumulate", "ema", "target" (all of it, or "target.metric", …); and "optimizer", "model",
+        "loss" and "initial", which are what was given here.
       observers: what is told of every record, such as `MetricsFile(path)` or `Progress()`; of several processes the
         first one's.
       schedules: functions of the step that are logged beside the metrics, such as {"learning_rate": schedule}.
@@ -171,11 +174,11 @@ def train(
     check_memory(parallel, parallel.shapes(jax.eval_shape(first, key, init_key, initial)))
     state = parallel.place_state(first, key, init_key, initial)
     data = workload.data
-    check_splits(train=data.train, validation=data.validation, test=data.test)
-    judge = Judge(workload.target, stop)
-    batches = as_batches(workload.data.train, workload.batch_size, seed, workload.draw)
+    batches = as_batches(data.train, workload.batch_size, seed, workload.draw)
     if isinstance(batches, Batches):
         batches.check_steps(steps)
+    check_splits(data.train, data.validation, data.test, seed=seed)
+    judge = Judge(workload.target, stop)
     examples = (lambda t: batches.indices(t - 1)[0].tolist()) if isinstance(batches, Batches) else None
     skips = Skips(guard, skip_limit, skip_log, examples)
     damaged = DamagedExamples(workload, skip_limit, skip_log)
@@ -221,8 +224,8 @@ def train(
         if checkpoints is not None:
             stack.enter_context(checkpoints.writing())  # again: its end, a save's too, comes before the observers'
         trace = stack.enter_context(contextlib.closing(Trace(profile if is_first() else None, start, steps)))
-        place = lambda share: parallel.place_batch(*share)
-        stream = stack.enter_context(contextlib.closing(prefetch(shares, start, steps, place=place)))
+        placed = _Placed(shares, parallel.place_batch, records.reading)
+        stream = stack.enter_context(contextlib.closing(prefetch(placed, start, steps)))
         for t, batch in zip(range(start + 1, steps + 1), stream, strict=True):
             trace.at(t)
             if isinstance(batches, Batches) and t - 1 in batches.damaged:
@@ -253,6 +256,19 @@ def train(
                 break
     found = records.all or earlier
     return History(found, state, records.outcome, judge.best, judge.reached, skips.steps, saved, start)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A run's batches, each on the devices before anybody else may take one."""
+
+    shares: Share
+    place: Callable[..., Any]
+    reading: threading.Lock
+
+    def batch(self, step: int) -> Any:
+        with self.reading:
+            return self.place(*self.shares.batch(step))
 
 
 def _already(checkpoints: Checkpoints, log: StepLog, judge: Judge, start: int, steps: int) -> list[Record]:

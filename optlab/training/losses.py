@@ -6,6 +6,7 @@ scalar, which then counts as the mean over the batch.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -13,12 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optlab._checks import check_decay
 from optlab.data import Batch, DataError
 from optlab.training.reductions import wide
 
 
 def cross_entropy(outputs: jax.Array, batch: Batch, *, label_smoothing: float = 0.0) -> jax.Array:
     """−log softmax(outputs)[label], in nats; NaN where the label is no class of the outputs.
+
+    For its gradient the logits alone are kept, as they are; the probabilities are computed again.
 
     Args:
       outputs: logits (..., classes).
@@ -34,15 +38,37 @@ def cross_entropy(outputs: jax.Array, batch: Batch, *, label_smoothing: float = 
       DataError: for a label that is no class, where it can be read (outside of jit); in training the guard finds the
         NaN, and `train` names the label.
     """
-    if isinstance(label_smoothing, int | float) and not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+    check_decay("label_smoothing", label_smoothing)  # has a decay's range
     logits = wide(outputs)
     labels, is_outside = _classes("cross_entropy", outputs, batch)
-    nll = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    nll = _negative_log_likelihood(logits, labels)
     if not isinstance(label_smoothing, float) or label_smoothing != 0.0:
-        uniform = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
-        nll = (1 - label_smoothing) * nll + label_smoothing * uniform
+        nll += label_smoothing * (_of_label(logits, labels) - jnp.mean(logits, axis=-1))
     return jnp.where(is_outside, jnp.nan, nll)
+
+
+@jax.custom_jvp
+def _negative_log_likelihood(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+@_negative_log_likelihood.defjvp
+def _derivative(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (logits, labels), (along, _) = primals, tangents
+    nll = _negative_log_likelihood(logits, labels)
+    return nll, _along(logits, jax.nn.logsumexp(logits, axis=-1, keepdims=True), labels, along)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)  # else the backward pass would be given the probabilities
+def _along(logits: jax.Array, log_normalizers: jax.Array, labels: jax.Array, along: jax.Array) -> jax.Array:
+    """The derivative (softmax(logits) − onehot(label)) · along."""
+    return jnp.sum(jnp.exp(logits - log_normalizers) * along, axis=-1) - _of_label(along, labels)
+
+
+def _of_label(x: jax.Array, labels: jax.Array) -> jax.Array:
+    """x[label] by a mask, whose gradient is one too: that of an index would be scattered into an array of zeros."""
+    is_label = jax.lax.broadcasted_iota(labels.dtype, x.shape, x.ndim - 1) == labels[..., None]
+    return jnp.sum(jnp.where(is_label, x, 0), axis=-1)
 
 
 def squared_error(outputs: jax.Array, batch: Batch) -> jax.Array:
@@ -62,7 +88,8 @@ def squared_error(outputs: jax.Array, batch: Batch) -> jax.Array:
     of_example = lambda x: (x.shape[:1], tuple(n for n in x.shape[1:] if n != 1))
     if not outputs.ndim or of_example(outputs) != of_example(labels):
         raise ValueError(f"squared_error needs labels of the outputs' shape {outputs.shape}, got {labels.shape}")
-    squares = jnp.square(wide(outputs) - wide(jnp.reshape(labels, outputs.shape)))
+    errors = wide(outputs) - wide(jnp.reshape(labels, outputs.shape))
+    squares = jnp.square(errors.real) + jnp.square(errors.imag) if jnp.iscomplexobj(errors) else jnp.square(errors)
     return squares if squares.ndim == 1 else jnp.sum(squares, axis=-1)
 
 

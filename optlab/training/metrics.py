@@ -165,6 +165,7 @@ class TensorBoard:
     """Event files beside metrics.jsonl. A continued run purges what was logged after the step it continues from."""
 
     def __init__(self, folder: str | Path):
+        need("log.tensorboard", "tensorboardX")
         self.folder = Path(folder)
 
     def begin(self, start: int, steps: int) -> None:

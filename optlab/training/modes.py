@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -65,8 +67,8 @@ def at(modes: Modes, train: bool) -> dict[str, bool]:
 
 
 @contextlib.contextmanager
-def watched(is_chosen: bool) -> Iterator[None]:
-    """Refuses layers of a Linen model in training that act as in evaluation, where the model has no mode to choose.
+def watched(train: bool, is_chosen: bool) -> Iterator[None]:
+    """Refuses layers of a Linen model that act as in the other mode, where the model has none to choose.
 
     Raises:
       TypeError: it names the module.
@@ -76,15 +78,54 @@ def watched(is_chosen: bool) -> Iterator[None]:
         return
 
     def look(call: Callable[..., Any], arguments: Any, keywords: Any, context: Any) -> Any:
-        if context.method_name == "__call__" and (found := _evaluating(context.module, arguments, keywords)):
-            raise TypeError(
-                f"in training {'/'.join(context.module.path) or type(context.module).__name__} has {found}, and the "
-                f"model's own call has no argument that would choose the mode: {_ADVICE}"
-            )
+        if context.method_name == "__call__":
+            where = "/".join(context.module.path) or type(context.module).__name__
+            _refuse(context.module, where, train, arguments, keywords)
         return call(*arguments, **keywords)
 
     with nn.intercept_methods(look):
         yield
+
+
+@contextlib.contextmanager
+def watched_nnx(model: nnx.Module, train: bool, is_chosen: bool) -> Iterator[None]:
+    """The same for the layers inside an NNX model, by the arguments of their calls: attributes are set.
+
+    NNX has no way to look at calls, so that the layers' classes are changed for as long as they are traced, in this
+    thread alone; other threads wait, or pass through.
+
+    Raises:
+      TypeError: it names the layer's class.
+    """
+    layers = [] if is_chosen else [module for _, module in nnx.iter_modules(model) if module is not model]
+    kinds: list[Any] = list(dict.fromkeys(filter(None, map(_giver_of_call, map(type, layers)))))
+    with _CHANGING, contextlib.ExitStack() as stack:
+        for kind in kinds:
+            stack.callback(setattr, kind, "__call__", vars(kind)["__call__"])
+            kind.__call__ = _looking(vars(kind)["__call__"], train, threading.get_ident())
+        yield
+
+
+_CHANGING = threading.RLock()
+
+
+def _giver_of_call(kind: type) -> type | None:
+    """The class that a module's call comes from, if an argument of it chooses a mode."""
+    owner = next((base for base in kind.__mro__ if "__call__" in vars(base)), None)
+    try:
+        return owner if owner is not None and of_call(vars(owner)["__call__"]) else None
+    except (TypeError, ValueError):  # not of the kind that can be set, or nothing that has a signature
+        return None
+
+
+def _looking(call: Any, train: bool, thread: int) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def looking(module: Any, *arguments: Any, **keywords: Any) -> Any:
+        if threading.get_ident() == thread:
+            _refuse(module, type(module).__name__, train, arguments, keywords, call)
+        return call.__get__(module, type(module))(*arguments, **keywords)
+
+    return looking
 
 
 _ADVICE = "say def __call__(self, x, *, train), and pass it on to what needs it"
@@ -94,23 +135,30 @@ def _plain(name: str) -> str:
     return name.replace("_", "").lower()
 
 
-def _evaluating(module: nn.Module, arguments: Any, keywords: Any) -> str | None:
-    """What makes a layer act as in evaluation, if it does and that makes a difference."""
+def _refuse(module: Any, where: str, train: bool, arguments: Any, keywords: Any, call: Any = None) -> None:
+    """Refuses a layer that acts as in the other mode, if that makes a difference.
+
+    In evaluation that is what draws noise; running statistics can't be updated there.
+    """
     if 0 in (getattr(module, "rate", None), getattr(module, "dropout_rate", None)):
-        return None
+        return
+    call = call or type(module).__call__
     try:
-        modes = of_call(type(module).__call__)
-        bound = inspect.signature(type(module).__call__).bind(module, *arguments, **keywords)
+        modes = of_call(call)
+        bound = inspect.signature(call).bind(module, *arguments, **keywords)
     except TypeError:
-        return None
+        return
     bound.apply_defaults()
     given = {name: bound.arguments[name] for name in modes}
     for name, is_true in {**of_fields(module), **modes}.items():
         value = given.get(name, getattr(module, name, None))
         value = getattr(module, name, None) if value is None else value
-        if isinstance(value, bool) and value is not is_true:
-            return f"{name}={value}"
-    return None
+        is_other = isinstance(value, bool) and value is not (is_true if train else not is_true)
+        if is_other and (train or name == "deterministic"):
+            raise TypeError(
+                f"in {'training' if train else 'evaluation'} {where} has {name}={value}, and the model's own call has "
+                f"no argument that would choose the mode: {_ADVICE}"
+            )
 
 
 def set_all(model: nnx.Module, train: bool) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import math
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,6 +118,8 @@ class Records:
         self.latest: Record = {}
         self.is_unsaved = False
         self.shapes: Any = None
+        self.reading = threading.Lock()  # held by whoever takes a training batch: it may be a buffer of the loader's
+        self._sound: set[str] = set()  # what was NaN with labels that are classes
 
     def check_names(self, state: TrainState) -> None:
         """Refuses a target whose metric is never measured, and values of another shape than the batch's.
@@ -224,8 +227,10 @@ class Records:
         """Turns the metrics of the oldest steps into records; one that is at fault may end the run."""
         for t, metrics in [self.pending.popleft() for _ in range(count)]:
             values = _means(metrics.sums())
-            if any(map(math.isnan, values.values())):
-                self._check_labels(f"step {t}", self.batches.batch(t - 1))
+            if bad := self._unexplained(values):
+                with self.reading:
+                    self._check_labels(f"step {t}", self.batches.batch(t - 1))
+                self._sound |= bad - ({"train/loss"} if self.skips.guard is not None else set())
             self.latest = self.skips({"step": t, **values})
             is_rare = has_spectrum(values) or any(name.startswith(PREFIX) for name in values)
             is_due = t % self.log_every == 0 or is_rare  # what is measured seldom isn't lost
@@ -264,11 +269,16 @@ class Records:
                 add(pending.popleft())
         for metrics in pending:
             add(metrics)
-        values = _means(sums)
-        if any(map(math.isnan, values.values())):
+        values = {f"{split}/{name}": value for name, value in _means(sums).items()}
+        if bad := self._unexplained(values):
             for i, batch in enumerate(evaluation_batches(data, size)):
                 self._check_labels(f"{split} examples from {i * size} on", batch)
-        return {f"{split}/{name}": value for name, value in values.items()}
+            self._sound |= bad
+        return values
+
+    def _unexplained(self, values: Mapping[str, float]) -> set[str]:
+        """What is NaN, but for what was NaN before with sound labels: a look at them costs a trace of the model."""
+        return {name for name, value in values.items() if math.isnan(value)} - self._sound
 
     def _check_labels(self, where: str, batch: Any) -> None:
         """Looks for the cause of a NaN in a batch's labels, which a program on the device can't refuse.

@@ -157,7 +157,7 @@ def _linen(model: nn.Module, example: Callable[[], Any]) -> tuple[Init, Apply]:
         variables = {"params": params, **model_state}
         mutable = list(model_state) if train else False
         settings: dict[str, Any] = {"rngs": {"dropout": key}, "mutable": mutable, **modes.at(by_call, train)}
-        with modes.watched(is_chosen=not train or bool(by_call or by_field)):
+        with modes.watched(train, is_chosen=bool(by_call or by_field)):
             outputs = in_mode(train).apply(variables, inputs, **settings)
         return outputs if train else (outputs, model_state)
 
@@ -185,14 +185,15 @@ def _nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Init, Apply]:
     def init(key: jax.Array) -> tuple[Params, ModelState]:
         return split(make(nnx.Rngs(key)))
 
-    graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-    by_call = modes.of_call(type(nnx.eval_shape(lambda: make(nnx.Rngs(0)))).__call__)
+    shape = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    graph, by_call, by_field = nnx.graphdef(shape), modes.of_call(type(shape).__call__), modes.of_fields(shape)
 
     def apply(params: Params, model_state: ModelState, inputs: Any, key: jax.Array, train: bool) -> Any:
         keys, others = nnx.split_state(model_state, nnx.RngKey, ...)
         model = nnx.merge(graph, params, _folded(keys, key), others, copy=True)
         modes.set_all(model, train)
-        outputs = model(inputs, **modes.at(by_call, train))
+        with modes.watched_nnx(model, train, is_chosen=bool(by_call or by_field)):
+            outputs = model(inputs, **modes.at(by_call, train))
         if not train:
             return outputs, model_state
         _, others = nnx.split_state(split(model)[1], nnx.RngKey, ...)

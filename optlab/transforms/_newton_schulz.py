@@ -8,20 +8,23 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from optlab.transforms._numerics import roots
+from optlab.transforms._numerics import roots, wide_dtype
 
 Coefficients = tuple[tuple[float, float, float], ...]
 
 LARGEST = 1.25  # no singular value may end above it
 SAFETY = 1.01  # room for rounding between the steps of Polar Express
+LEAST_IN_16_BITS = 1e-4  # lower bound of Polar Express: for lower ones the rounding of 16 bits grows without limit
 CACHE = 2**17  # numbers in a piece of a stack on a CPU: from matrices of 64×64 to 768×768 the fastest, or nearly
 BLOCKS_FROM = 512  # rows from which on half the square products done in blocks pay on a CPU
+PART = 2**25  # numbers in a part of a stack on an accelerator: 0.1 GB in float32, a millisecond's work for an H100
 CUSHION = 0.02407327424182761  # of Polar Express: a quintic isn't asked to look after what is smaller than this
 
 
@@ -90,26 +93,85 @@ def flops(shape: tuple[int, int], chunks: Sequence[int], form: str) -> int:
     return sum(4 * m * m * n + 2 * m**3 * (k + 3 * (k - 1)) for k in chunks)
 
 
-def restarts(steps: int) -> tuple[int, ...]:
-    """How many steps the Gram form goes before it starts afresh: three at most, else float32 isn't enough."""
-    count = -(-steps // 3)
+# Most steps of the Gram form between restarts, by the dtype that it is computed in. A step makes an error in A = XXᵀ up
+# to twelve times larger: with more steps, or in bfloat16, singular values would end above LARGEST.
+GRAM_STEPS = {"float64": 3, "float32": 3, "float16": 2}
+
+
+def restarts(steps: int, most: int) -> tuple[int, ...]:
+    """The Gram form's steps between restarts: `most` at most, the longer runs last."""
+    count = -(-steps // most)
     return tuple(steps // count + (i >= count - steps % count) for i in range(count))
 
 
-def newton_schulz(
-    X: jax.Array, coefficients: Coefficients, chunks: Sequence[int], form: str, eps: float, dtype: str, precision: str
-) -> jax.Array:
-    """A stack (N, m, n), m ≤ n, through the quintics, computed in `dtype`, given back in X's own."""
-    step, rest = _gram if form == "gram" else _standard, iter(coefficients)
-    pieces = [[next(rest) for _ in range(k)] for k in chunks]
+class Recipe(NamedTuple):
+    """How the quintics are computed on a platform.
 
-    def f(X: jax.Array, blocks: int = 1) -> jax.Array:
-        Y = _normalize(X, eps).astype(dtype)
-        for piece in pieces:
-            Y = step(Y, piece, _Symmetric(blocks, precision))
-        return Y.astype(X.dtype)
+    form: "standard" or "gram"; "svd" computes none.
+    chunks: steps between the Gram form's restarts; its sum is the number of steps.
+    dtype: of the products.
+    precision: of the products, as in `jax.default_matmul_precision`.
+    """
 
-    return f(X) if X.size <= CACHE else lax.platform_dependent(X, cpu=functools.partial(_in_pieces, f), default=f)
+    form: str
+    chunks: tuple[int, ...]
+    dtype: str
+    precision: str
+
+
+class Recipes(NamedTuple):
+    """One for each platform. A GPU's is that of all platforms but the other two."""
+
+    cpu: Recipe
+    gpu: Recipe
+    tpu: Recipe
+
+
+def newton_schulz(X: jax.Array, coefficients: Coefficients, recipes: Recipes, eps: float) -> jax.Array:
+    """A stack (N, m, n), m ≤ n, through the quintics by the platform's recipe, normalized in at least float32."""
+
+    def by(recipe: Recipe) -> Callable[..., jax.Array]:
+        step, rest = _gram if recipe.form == "gram" else _standard, iter(coefficients)
+        pieces = [[next(rest) for _ in range(k)] for k in recipe.chunks]
+
+        def f(X: jax.Array, blocks: int = 1) -> jax.Array:
+            Y = _normalize(X.astype(wide_dtype(X)), eps).astype(recipe.dtype)
+            for piece in pieces:
+                Y = step(Y, piece, _Symmetric(blocks, recipe.precision))
+            return Y.astype(X.dtype)
+
+        return f
+
+    cpu, gpu, tpu = map(by, recipes)
+    if X.size <= CACHE and len(set(recipes)) == 1:
+        return cpu(X)
+    if X.size > CACHE:
+        cpu = functools.partial(_in_pieces, cpu)
+    if X.size > PART:
+        gpu, tpu = functools.partial(_in_place, gpu), functools.partial(_in_place, tpu)
+    return _by_platform(X, {"cpu": cpu, "default": gpu} | ({"tpu": tpu} if recipes.tpu != recipes.gpu else {}))
+
+
+def _by_platform(X: jax.Array, branches: dict[str, Callable[[jax.Array], jax.Array]]) -> jax.Array:
+    """Where the program is lowered, only the branch of its platform gets into it."""
+    return lax.platform_dependent(X, **branches)
+
+
+def _in_place(f: Callable[[jax.Array], jax.Array], X: jax.Array) -> jax.Array:
+    """f part by part of the stack, each written where it was read: what f needs in between is for one part at a time.
+
+    Parts are of one size, so that they are one program; the last may begin within the one before it.
+    """
+    size = -(-len(X) // -(-X.size // PART))
+    count = -(-len(X) // size)
+
+    def body(i: jax.Array, X: jax.Array) -> jax.Array:
+        start = jnp.minimum(i * size, len(X) - size)
+        part = lax.dynamic_slice_in_dim(X, start, size)
+        is_done = (start + jnp.arange(size) < i * size)[:, None, None]
+        return lax.dynamic_update_slice_in_dim(X, jnp.where(is_done, part, f(part)), start, 0)
+
+    return lax.fori_loop(0, count, body, X)
 
 
 def _in_pieces(f: Callable[..., jax.Array], X: jax.Array) -> jax.Array:

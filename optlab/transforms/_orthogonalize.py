@@ -9,12 +9,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab._checks import check_choice, check_not_negative, is_count
+from optlab._checks import check_choice, check_not_negative, is_count, known
 from optlab._notes import note
 from optlab.roles import MatrixAxes
 from optlab.transforms._divide import Mesh, by_mesh, divide, on_auto_axes, on_explicit, placed_like
 from optlab.transforms._matrices import check_real, matrix_leaves
-from optlab.transforms._newton_schulz import LARGEST, extremes, keller_jordan, newton_schulz, polar, polar_express
+from optlab.transforms._newton_schulz import (
+    LARGEST,
+    LEAST_IN_16_BITS,
+    extremes,
+    keller_jordan,
+    newton_schulz,
+    polar,
+    polar_express,
+)
 from optlab.transforms._numerics import wide_dtype
 from optlab.transforms._plan import Group, Matrices, Plan, Settings, make_plan
 
@@ -36,7 +44,7 @@ def orthogonalize(
     lower_bound: float = 1e-3,
     eps: float = 1e-7,
     dtype: Any | None = None,
-    precision: Literal["default", "high", "highest"] = "highest",
+    precision: Literal["default", "high", "highest"] | None = None,
     mesh: Mesh | None = None,
     axis_name: str | Sequence[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
@@ -46,8 +54,17 @@ def orthogonalize(
     and 1.2 (those below a thousandth of the largest stay smaller). Polar Express has other coefficients for every step,
     best for singular values of at least `lower_bound`. No singular value ends above 1.25, and none changes its sign.
 
+    Unless `dtype` or `precision` is given, the platform that the program is compiled for decides what the products are
+    computed in: float32 on a CPU; on a GPU and a TPU bfloat16, as in the published Muons, or on a GPU float16 where the
+    Gram form saves work, which needs its bits. The norm is float32's everywhere, and what is below a hundredth of it
+    is rounding in 16 bits. Matrices in float64 are computed in float64. `optax.contrib.muon` computes in the updates'
+    own dtype at JAX's default precision, so that float32 is TF32 on recent NVIDIA GPUs: dtype="float32" with
+    precision="default" does so here, and dtype="float32" alone gives a CPU's numbers on every platform, ten times
+    slower.
+
     Matrices of one shape, transposed or not, are stacked and done together, in the Gram form where that is less work
-    and exact enough: the *plan*, which depends on shapes, dtypes and settings alone (`optlab.explain` shows it). Over
+    and exact enough: the *plan*, which depends on shapes, dtypes and settings alone (`optlab.explain` shows it, with
+    what is done on which platform). Over
     a mesh the matrices of a stack are divided among the devices, with the same result: over the mesh that the leaves'
     types show, or the ambient one (`jax.set_mesh`), or `mesh`; under pmap and shard_map along the axes named in
     `axis_name`. Where none of them shows a mesh, every device does everything.
@@ -62,19 +79,23 @@ def orthogonalize(
         method: "newton_schulz" (Keller Jordan's coefficients), "polar_express", or "svd" for the exact UVᵀ, which is
             slow on accelerators.
         steps: how many quintic steps; 5 as in the sources.
-        lower_bound: the least singular value, as a share of the Frobenius norm, that Polar Express looks after.
+        lower_bound: the least singular value, as a share of the Frobenius norm, that Polar Express looks after. For one
+            below 1e-4 products are computed in float32 on every platform.
         eps: added to the Frobenius norm that is divided by: a matrix with a norm far below it becomes 0.
-        dtype: that the products are computed in: float32, bfloat16 or float16; None is at least float32.
+        dtype: that the products are computed in: float32, bfloat16 or float16, on every platform; None as above, or
+            at least float32 where `precision` is given.
         precision: of the products in Newton–Schulz, as in `jax.default_matmul_precision`: "default" is TF32 on recent
-            NVIDIA GPUs and bfloat16 on TPUs, "highest" float32 everywhere.
+            NVIDIA GPUs and bfloat16 on TPUs, "highest" float32 everywhere. None is "highest" for products in float32.
         mesh: over which the work is divided, where the leaves' types don't show it.
         axis_name: mapped axes of pmap or shard_map along which all devices hold the same gradients (after their mean).
 
     Raises:
-        ValueError: if the coefficients for so few steps leave a singular value above 1.25.
+        ValueError: if the coefficients for so few steps leave a singular value above 1.25, or if products in 16 bits
+            were asked for with a `lower_bound` below 1e-4.
     """
     check_choice("method", method, ("newton_schulz", "polar_express", "svd"))
-    check_choice("precision", precision, ("default", "high", "highest"))
+    if precision is not None:
+        check_choice("precision", precision, ("default", "high", "highest"))
     check_not_negative("eps", eps)
     if not is_count(steps):
         raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
@@ -93,7 +114,15 @@ def orthogonalize(
                 f"polar_express with steps={steps} and lower_bound={lower_bound:g} lets singular values end at "
                 f"{largest:.2f}, above {LARGEST}: take more steps or a higher lower_bound"
             )
-    settings = Settings(method, coefficients, eps, dtype, precision)
+        if lower_bound < LEAST_IN_16_BITS:
+            if dtype in ("bfloat16", "float16") or precision == "default":
+                raise ValueError(
+                    f"polar_express with lower_bound={lower_bound:g} isn't stable in 16 bits, in which a TPU computes "
+                    f"with precision='default': take a lower_bound of at least {LEAST_IN_16_BITS:g}, or "
+                    "dtype='float32' with precision='highest'"
+                )
+            precision = precision or "highest"  # so that no platform chooses 16 bits
+    settings = Settings(method, coefficients, known("eps", eps), dtype, precision)
     axis_names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
 
     def init_fn(params: optax.Params) -> OrthogonalizeState:
@@ -165,11 +194,6 @@ def _is_tall(x: jax.Array, axes: MatrixAxes) -> bool:
 
 def _of_stack(X: jax.Array, group: Group, settings: Settings) -> jax.Array:
     """A stack (N, m, n) of the group's matrices, some or all of them; in its dtype."""
-    Y = X.astype(wide_dtype(X))
-    if group.form == "svd":
-        Y = polar(Y)
-    else:
-        Y = newton_schulz(
-            Y, settings.coefficients, group.chunks, group.form, settings.eps, group.working_dtype, settings.precision
-        )
-    return Y.astype(X.dtype)
+    if settings.method == "svd":
+        return polar(X.astype(wide_dtype(X))).astype(X.dtype)
+    return newton_schulz(X, settings.coefficients, group.recipes, settings.eps)

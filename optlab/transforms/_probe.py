@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optlab._checks import is_count
+from optlab._checks import check_positive, is_count
 from optlab._notes import note
 from optlab._probes import METRICS, NORMS, SPECTRUM, ProbeState
 from optlab._trees import is_absent
@@ -52,8 +52,11 @@ def probe(name: str, *, every: int | None = 100) -> optax.GradientTransformation
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"name must be a string that isn't empty, got {name!r}")
-    if not (every is None or is_count(every) or isinstance(every, jax.Array)):
+    is_scalar = isinstance(every, jax.Array) and every.shape == () and jnp.issubdtype(every.dtype, jnp.integer)
+    if not (every is None or is_count(every) or is_scalar):
         raise ValueError(f"every must be a whole number of at least 1, or None, got {every!r}")
+    if every is not None:
+        check_positive("every", every)
 
     def init_fn(params: optax.Params) -> ProbeState:
         dtype = jnp.finfo(jnp.result_type(jnp.float32, *jax.tree.leaves(params))).dtype

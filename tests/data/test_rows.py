@@ -1,11 +1,14 @@
 """What a split or a loader gives is what was asked for: as many rows, in that order, unmasked, of numbers that fit."""
 
 import os
+from collections import namedtuple
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
-from optlab.data import Batches, DataError, Share, arrays, check_splits, evaluation_batches, text
+from optlab.data import Batches, DataError, Share, arrays, check_splits, evaluation_batches, fingerprint, text
 
 X = np.arange(40, dtype=np.float32).reshape(20, 2)
 
@@ -44,7 +47,61 @@ def test_an_order_of_the_splits_own_is_refused(name):
     with pytest.raises(DataError, match=f"take.. of the {name} split gives its rows in an order of its own"):
         check_splits(**{name: type("Sorted", (Split,), {"take": lambda self, i, *_: {"inputs": X[np.sort(i)]}})()})
     random = np.random.default_rng(0)
-    check_splits(a=Split(), b=None, c=Split(lambda i: X[i] + random.normal()), d=Split(lambda i: X[i] * 0))
+    check_splits(Split(), Split(lambda i: X[i] + random.normal()), Split(lambda i: X[i] * 0))
+
+
+def test_splits_are_asked_for_no_more_than_the_run_asks_for():
+    """In epochs to learn from; to be judged on, as files are read, in ascending order alone."""
+
+    def learned_from(self, indices, epoch, seed):
+        return {"inputs": X[indices] + np.random.default_rng((seed, epoch)).normal(), "labels": X[indices, 0]}
+
+    def ascending(i):
+        if (np.diff(i) <= 0).any():
+            raise TypeError("Indexing elements must be in increasing order")
+        return X[i]
+
+    def as_torch(i):
+        assert all(n >= 0 for n in i.strides)  # torch takes no others
+        return X[i]
+
+    train = type("Augmented", (Split,), {"take": learned_from})()
+    check_splits(train, Split(ascending), Split(as_torch))
+    check_splits(Split(as_torch))
+    with pytest.raises(TypeError, match="increasing"):
+        check_splits(Split(ascending))
+
+
+NESTED = [
+    lambda i: (X[i], X[i, :1]),
+    lambda i: (X[i], X[i]),
+    lambda i: {"a": X[i], "b": {"c": X[i, :1]}},
+    lambda i: [X[i], {"a": X[i]}],
+    lambda i: Pair(X[i], X[i, :1]),
+]
+Pair = namedtuple("Pair", "a b")
+
+
+@pytest.mark.parametrize("way", NESTED)
+def test_inputs_of_several_arrays(way):
+    split, plain = Split(way), Split()
+    for step in (0, 2):  # within an epoch, and over its end
+        rows = Batches(plain, 8).batch(step)["inputs"]
+        found, expected = Batches(split, 8).batch(step)["inputs"], way((rows[:, 0] / 2).astype(int))
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        assert all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(expected)))
+    check_splits(split, split)
+    assert [len(jax.tree.leaves(b["inputs"])[0]) for b in evaluation_batches(split, 8)] == [8, 8, 4]
+    assert fingerprint(split) == fingerprint(Split(way)) != fingerprint(plain)
+    loader = SimpleNamespace(batch=lambda step: {"inputs": way(np.arange(20)), "labels": X[:, 0]})
+    batch, examples = Share(loader, lambda n: slice(n // 2), 20).batch(0)
+    assert examples == 20
+    assert [len(x) for x in jax.tree.leaves(batch)] == [10] * len(jax.tree.leaves(batch))
+
+
+def test_several_inputs_of_unequal_length_are_refused():
+    with pytest.raises(DataError, match=r"gave 'inputs/1' of shape \(7, 2\) where 8 examples were asked"):
+        Batches(Split(lambda i: (X[i], X[i[1:]])), 8).batch(0)
 
 
 def test_a_batch_over_two_epochs_of_a_buffer_that_is_filled_again():
@@ -63,6 +120,8 @@ def test_masked_arrays_are_refused_where_they_mask():
         with pytest.raises(DataError, match=r"(inputs|labels) is a masked array with (9|4) masked values"):
             arrays(inputs, labels)
     assert arrays(np.ma.masked_greater(X, 99), X[:, 0]).train.inputs.max() == 39
+    with pytest.raises(DataError, match=r"inputs is a masked array with 1 masked values"):
+        arrays([np.ma.masked_greater(x, 38) for x in X], X[:, 0])
     with pytest.raises(DataError, match="'inputs' is a masked array"):
         Batches(Split(lambda i: np.ma.masked_greater(X[i], 10)), 8).batch(0)
     with pytest.raises(DataError, match="validation labels is a masked array"):

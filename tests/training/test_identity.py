@@ -239,7 +239,9 @@ def test_a_run_that_goes_on_elsewhere_is_the_same_run(copy, settings):
 
 
 @pytest.mark.parametrize(
-    "tx", [optax.lbfgs(), optax.contrib.schedule_free_sgd(0.1), optlab.muon(0.01), optax.polyak_sgd()], ids=str
+    "tx",
+    [optax.lbfgs(), optax.contrib.schedule_free_sgd(0.1), optlab.muon(0.01), optax.polyak_sgd()],
+    ids=["lbfgs", "schedule_free", "muon", "polyak"],
 )
 def test_rules_of_every_house_have_a_digest(tx):
     source = arrays(X, X.sum(axis=1))

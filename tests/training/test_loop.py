@@ -6,12 +6,14 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from optlab.config import Stop, Target
 from optlab.data import Batches, arrays
@@ -31,6 +33,7 @@ from optlab.training import (
     train,
 )
 from optlab.training.judge import Judge
+from optlab.training.losses import squared_error
 
 RNG = np.random.default_rng(1)
 X = RNG.normal(size=(100, 4)).astype(np.float32)
@@ -311,6 +314,34 @@ def test_patience_does_not_count_what_was_not_measured():
         train(work, optax.sgd(0.1), steps=60, evaluate_every=3, stop=Stop(patience=2))
     judge = Judge(Target(metric="train/loss"), Stop(patience=1))
     assert [judge({"step": i, **r}) for i, r in enumerate([{"train/loss": 1.0}, {"skipped": 1.0}])] == [None, None]
+
+
+def test_a_metric_that_is_nan_now_and_then_costs_one_look_and_no_batch():
+    """The look for labels that are no classes takes a batch again, which a loader may fill into its one buffer."""
+
+    class Loader:
+        takers, calls, together = 0, 0, False
+
+        def batch(self, step):
+            self.calls, self.takers = self.calls + 1, self.takers + 1
+            time.sleep(0.02)
+            self.together |= self.takers > 1
+            self.takers -= 1
+            return {"inputs": X[:20], "labels": Y[:20]}
+
+    loader, traced = Loader(), []
+
+    def never(outputs, batch):
+        traced.append(batch)
+        return 0.0 / jnp.zeros(len(batch["inputs"]))
+
+    data = SimpleNamespace(train=loader, validation=arrays(X, Y).train, test=None)
+    work = Workload.from_model(nn.Dense(1), data, loss=squared_error, metrics={"never": never}, batch_size=20)
+    history = train(work, optax.sgd(0.01), steps=12, evaluate_every=2, log_every=1)
+    assert np.isnan(history["train/never"][1]).all()
+    assert not loader.together
+    assert loader.calls <= 12 + 5  # the first batch's shapes, and the look
+    assert len(traced) <= 12  # step, evaluation, their shapes; and a look at one batch and at one split
 
 
 def test_an_error_in_the_data_is_raised_and_observers_are_told():

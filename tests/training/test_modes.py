@@ -151,6 +151,53 @@ def test_a_layer_that_acts_as_in_evaluation_is_refused_where_nothing_chooses(nam
         outputs(model, True)
 
 
+class Layer(nnx.Module):
+    def __init__(self, rngs):
+        self.norm, self.dropout = nnx.BatchNorm(4, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x, train=False):
+        return self.dropout(self.norm(x, use_running_average=not train), deterministic=not train)
+
+
+class Layers(nnx.Module):
+    """An NNX module that calls what is inside it in some way, and has no mode to choose."""
+
+    def __init__(self, rngs, call):
+        self.layers, self.call = nnx.List([Layer(rngs)]), call
+
+    def __call__(self, x):
+        return self.call(self.layers[0], x)
+
+
+NNX_REFUSED = {
+    "default": (lambda layer, x: layer(x), True, "Layer has train=False"),
+    "dropout": (lambda layer, x: layer.dropout(x, deterministic=True), True, "Dropout has deterministic=True"),
+    "norm": (lambda layer, x: layer.norm(x, use_running_average=True), True, "BatchNorm has use_running_average=True"),
+    "noise": (lambda layer, x: layer.dropout(x, deterministic=False), False, "Dropout has deterministic=False"),
+}
+
+
+@pytest.mark.parametrize("name", list(NNX_REFUSED))
+def test_a_layer_of_an_nnx_module_in_the_other_mode_is_refused_where_nothing_chooses(name):
+    call, train, message = NNX_REFUSED[name]
+    calls = [vars(kind)["__call__"] for kind in (Layer, nnx.Dropout, nnx.BatchNorm)]
+    with pytest.raises(TypeError, match=f"{message}, and the model's own call has no argument that would choose"):
+        outputs(functools.partial(Layers, call=call), train)
+    assert calls == [vars(kind)["__call__"] for kind in (Layer, nnx.Dropout, nnx.BatchNorm)]
+
+
+def test_layers_of_an_nnx_module_that_follow_its_attributes_are_as_they_were():
+    make = functools.partial(Layers, call=lambda layer, x: layer.dropout(layer.norm(x)) + 1)
+    assert outputs(make, True)[1]
+    assert outputs(make, False)[0] > 1
+
+
+@pytest.mark.parametrize("model", [nn.Sequential([nn.Dense(4), nn.Dropout(0.5, deterministic=False)])])
+def test_noise_in_evaluation_is_refused_where_nothing_chooses(model):
+    with pytest.raises(TypeError, match="in evaluation layers_1 has deterministic=False"):
+        outputs(model, False)
+
+
 @pytest.mark.parametrize(
     ("signature", "message"),
     [

@@ -125,6 +125,19 @@ def test_every_strategy_trains_what_one_device_trains(strategy, mesh, model, opt
     require_close(one, many, 1e-9)
 
 
+@pytest.mark.parametrize("strategy", ["single", "jit", "zero1", "fsdp"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_writes_its_new_state_where_the_old_one_was(strategy, optimizer):
+    """Counted in the compiled program: what results share with arguments is all of a device's state."""
+    state, step, data = parts("gpt", optimizer, ema=0.9)
+    place_state, place_batch, step = parallelize(step, strategy)
+    state, batch = place_state(state), place_batch(data.batch(0))
+    memory = step.compile(state, batch).memory_analysis()
+    on_a_device = lambda x: x.dtype.itemsize * np.prod(x.sharding.shard_shape(x.shape), dtype=int)
+    expected = sum(on_a_device(x) for x in jax.tree.leaves(dataclasses.replace(state, key=None)))
+    assert expected <= memory.alias_size_in_bytes <= expected + 64  # the key, and padding
+
+
 @pytest.mark.parametrize("strategy", ["pmap", "jit", "zero1", "fsdp"])
 def test_bfloat16_remat_and_a_scan_over_layers_work_under_every_strategy(strategy):
     types = {"dtype": "bfloat16", "remat": True, "scan": True}
@@ -311,6 +324,8 @@ DRAWS = {
     "rejection": lambda key, n: jax.random.gamma(key, 0.5, (n, 4)),
     "classes": lambda key, n: jax.nn.one_hot(jax.random.categorical(key, jnp.zeros((n, 4))), 4),
     "one for all": lambda key, n: jax.random.normal(key, (1, 4)),
+    "raw key": lambda key, n: jax.random.normal(jax.random.key_data(key), (n, 4)),
+    "a key of a number": lambda key, n: jax.random.normal(jax.random.key(jax.random.bits(key)), (n, 4)),
     "none": lambda key, n: 0.0,
 }
 

@@ -212,7 +212,7 @@ def test_a_state_shares_no_buffer_with_what_it_was_made_of():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
+        ({"accumulate": 0}, "accumulate must be a whole number of at least 1, got 0"),
         ({"ema": 1.0}, r"ema must lie in \[0, 1\), got 1.0"),
         ({"guard": "skipp"}, "guard must be 'stop', 'skip' or None, got 'skipp'"),
         ({"spike": 0.0}, "spike must be above 0, got 0.0"),
@@ -290,3 +290,17 @@ def test_sums_that_are_no_numbers_are_refused():
         ValueError, match=r"'loss' must be \(sum, weight\) over the batch, .* the shapes \(3,\) and \(3,\)"
     ):
         make_step(own, optax.sgd(1.0))(state, {"inputs": np.ones(3)})
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_complex_parameters_are_refused_by_name(accumulate):
+    """Their gradient by JAX is the conjugate of steepest ascent: a step along it makes the loss larger."""
+
+    def distance(params, model_state, batch, key, train):
+        values = jnp.abs(batch["inputs"] @ params["w"] - batch["labels"]) ** 2
+        return jnp.mean(values), (model_state, {"loss": (jnp.sum(values), values.size)})
+
+    params, tx = {"b": jnp.zeros(1), "w": jnp.zeros(2, "complex64")}, optax.sgd(0.1)
+    state = init_state(params, {}, tx, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="the parameters must be real, and 'w' is complex64"):
+        make_step(distance, tx, accumulate=accumulate)(state, {"inputs": np.ones((4, 2)), "labels": np.ones(4) * 1j})

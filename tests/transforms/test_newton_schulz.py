@@ -47,6 +47,11 @@ def matrices(m, n, seed=0):
     return np.stack([(U * s) @ V.T for s in spectra(m).values()]), U, V
 
 
+def everywhere(X, coefficients, eps, *recipe):
+    """One recipe on every platform."""
+    return ns.newton_schulz(X, coefficients, ns.Recipes(*3 * (ns.Recipe(*recipe),)), eps)
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_no_singular_value_is_reversed_and_none_ends_above_the_limit(name):
     """On a grid of its own, finer than any wave of the composition."""
@@ -129,8 +134,8 @@ def test_the_gram_form_is_the_standard_form(steps, coefficients):
     """In float64 to rounding; in float32 nearly, on every spectrum."""
     pieces = ns.keller_jordan(steps) if coefficients == "keller_jordan" else ns.polar_express(steps, 1e-2)
     X, _, _ = matrices(24, 96)
-    forms = {"standard": (steps,), "gram": ns.restarts(steps)}
-    run = lambda X, form: ns.newton_schulz(X, pieces, forms[form], form, 0.0, str(X.dtype), "highest")
+    chunks = {"standard": (steps,), "gram": ns.restarts(steps, 3)}
+    run = lambda X, form: everywhere(X, pieces, 0.0, form, chunks[form], str(X.dtype), "highest")
     with jax.enable_x64(True):
         exact = np.asarray(run(jnp.asarray(X), "standard"))
         np.testing.assert_allclose(run(jnp.asarray(X), "gram"), exact, atol=1e-9)
@@ -140,7 +145,7 @@ def test_the_gram_form_is_the_standard_form(steps, coefficients):
 def test_large_matrices_are_done_one_by_one_alike():
     """On a CPU a stack of large matrices is a loop; the result is the batched one's."""
     X = np.random.default_rng(0).standard_normal((5, 256, 512)).astype(np.float32)
-    run = lambda X: ns.newton_schulz(X, ns.keller_jordan(5), (5,), "standard", 1e-7, "float32", "highest")
+    run = lambda X: everywhere(X, ns.keller_jordan(5), 1e-7, "standard", (5,), "float32", "highest")
     np.testing.assert_allclose(run(jnp.asarray(X)), np.stack([run(jnp.asarray(x[None]))[0] for x in X]), atol=1e-5)
 
 
@@ -149,7 +154,7 @@ def test_large_matrices_are_done_one_by_one_alike():
 def test_symmetric_products_in_blocks_are_the_whole_ones(form, rows, monkeypatch):
     """On a CPU, of large matrices; here of small ones, an odd number of rows among them, in float64."""
     X, coefficients, chunks = matrices(rows, 60)[0], ns.keller_jordan(5), {"standard": (5,), "gram": (2, 3)}[form]
-    run = lambda: ns.newton_schulz(jnp.asarray(X), coefficients, chunks, form, 0.0, "float64", "highest")
+    run = lambda: everywhere(jnp.asarray(X), coefficients, 0.0, form, chunks, "float64", "highest")
     with jax.enable_x64(True):
         whole = np.asarray(run())
         monkeypatch.setattr(ns, "CACHE", rows * 60)
@@ -163,9 +168,20 @@ def test_symmetric_products_in_blocks_are_the_whole_ones(form, rows, monkeypatch
     np.testing.assert_allclose(in_blocks, (U * y[:, None]) @ Vt, atol=1e-9)
 
 
-@pytest.mark.parametrize(("steps", "chunks"), [(1, (1,)), (3, (3,)), (4, (2, 2)), (5, (2, 3)), (7, (2, 2, 3))])
-def test_restarts_are_at_most_three_steps_apart(steps, chunks):
-    assert ns.restarts(steps) == chunks
+@pytest.mark.parametrize(
+    ("steps", "most", "chunks"),
+    [
+        (1, 3, (1,)),
+        (3, 3, (3,)),
+        (4, 3, (2, 2)),
+        (5, 3, (2, 3)),
+        (7, 3, (2, 2, 3)),
+        (5, 2, (1, 2, 2)),
+        (8, 2, (2,) * 4),
+    ],
+)
+def test_restarts_are_so_many_steps_apart(steps, most, chunks):
+    assert ns.restarts(steps, most) == chunks
 
 
 def test_costs_are_those_of_the_forms():

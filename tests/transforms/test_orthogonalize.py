@@ -105,8 +105,8 @@ def test_leaves_of_one_shape_are_one_batch():
     """576 matrices must compile like a few: products are counted in the program."""
     tree = {f"layer_{i}": {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 4))} for i in range(24)}
     tx = optlab.orthogonalize()
-    program = jax.make_jaxpr(lambda g: tx.update(g, tx.init(g))[0])(tree)
-    assert str(program).count("dot_general[") <= 18
+    program = jax.jit(lambda g: tx.update(g, tx.init(g))[0]).lower(tree)
+    assert program.as_text().count("dot_general") <= 18
     mixed = {"a": matrix(3, 5, 1), "b": [matrix(5, 3, 2), matrix(4, 4, 3)], "c": matrix(3, 5, 4)}
     jax.tree.map(np.testing.assert_allclose, orthogonal(mixed), jax.tree.map(orthogonal, mixed))
 
@@ -150,6 +150,9 @@ def test_what_is_no_matrix_is_named(block, axes):
         ({"lower_bound": None}, r"lower_bound must lie in \[1e-6, 1\), got None"),
         ({"dtype": "int8"}, "dtype must be one of 'float32', 'bfloat16', 'float16', got 'int8'"),
         ({"method": "svd", "dtype": "bfloat16"}, "method='svd' needs float32, got dtype='bfloat16'"),
+        ({"method": "polar_express", "steps": 9, "lower_bound": 1e-5, "dtype": "bfloat16"}, "isn't stable in 16 bits"),
+        ({"method": "polar_express", "steps": 9, "lower_bound": 1e-5, "dtype": "float16"}, "isn't stable in 16 bits"),
+        ({"method": "polar_express", "steps": 10, "lower_bound": 1e-5, "precision": "default"}, "at least 0.0001, or"),
         ({"precision": "tf32"}, "precision must be one of 'default', 'high', 'highest', got 'tf32'"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import optlab
 from optlab.roles import matrix_axes
 from optlab.transforms._divide import axes_to_divide, share
+from optlab.transforms._newton_schulz import Recipe
 from optlab.transforms._orthogonalize import plan_of
 
 
@@ -32,21 +33,56 @@ def test_a_matrix_and_its_transpose_are_one_group():
         ((8, 12), {}, "standard"),
         ((8, 16), {}, "gram"),
         ((8, 16), {"dtype": "bfloat16"}, "standard"),
-        ((8, 16), {"dtype": jnp.float16}, "standard"),
+        ((8, 12), {"dtype": jnp.float16}, "standard"),
+        ((8, 16), {"dtype": jnp.float16}, "gram"),
         ((8, 16), {"precision": "default"}, "standard"),
+        ((8, 16), {"dtype": "float32", "precision": "high"}, "standard"),
         ((8, 16), {"method": "polar_express"}, "gram"),
         ((8, 16), {"method": "svd"}, "svd"),
     ],
 )
 def test_the_form_is_the_cheaper_one_that_is_exact_enough(shape, arguments, form):
     (group,) = plan([shape], **arguments).groups
-    assert group.form == form
+    assert group.recipes.cpu.form == form
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_working_dtype_is_at_least_float32_unless_asked_for(dtype):
-    assert plan([(8, 8)], dtype).groups[0].working_dtype == "float32"
-    assert plan([(8, 8)], dtype, dtype="bfloat16").groups[0].working_dtype == "bfloat16"
+    assert plan([(8, 8)], dtype).groups[0].recipes.cpu.dtype == "float32"
+    assert plan([(8, 8)], dtype, precision="high").groups[0].recipes.cpu.dtype == "float32"
+    assert plan([(8, 8)], dtype, dtype="bfloat16").groups[0].recipes.cpu.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("method", ["newton_schulz", "polar_express"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_accelerators_compute_in_16_bits_and_a_cpu_in_float32(method, dtype):
+    square, wide = plan([(8, 8), (8, 32)], dtype, method=method).groups
+    standard = Recipe("standard", (5,), "bfloat16", "default")
+    assert square.recipes == (Recipe("standard", (5,), "float32", "highest"), standard, standard)
+    gram = Recipe("gram", (1, 2, 2), "float16", "default")
+    assert wide.recipes == (Recipe("gram", (2, 3), "float32", "highest"), gram, standard)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "arguments", "working", "precision"),
+    [
+        ("float32", {"dtype": "float32"}, "float32", "highest"),
+        ("float32", {"dtype": "float32", "precision": "default"}, "float32", "default"),
+        ("bfloat16", {"precision": "highest"}, "float32", "highest"),
+        ("float32", {"precision": "default"}, "float32", "default"),
+        ("float32", {"dtype": "bfloat16"}, "bfloat16", "default"),
+        ("float32", {"dtype": "float16"}, "float16", "default"),
+        ("float64", {}, "float64", "highest"),
+        ("float64", {"dtype": "bfloat16"}, "bfloat16", "default"),
+        ("float32", {"method": "polar_express", "steps": 10, "lower_bound": 1e-5}, "float32", "highest"),
+        ("float32", {"method": "svd"}, "float32", "highest"),
+        ("complex64", {"method": "svd"}, "complex64", "highest"),
+    ],
+)
+def test_what_is_asked_for_is_the_same_on_every_platform_and_so_is_float64(dtype, arguments, working, precision):
+    for group in plan([(8, 8), (8, 32)], dtype, **arguments).groups:
+        assert len(set(group.recipes)) == 1
+        assert group.recipes.gpu[2:] == (working, precision)
 
 
 def test_leaves_of_two_dtypes_are_two_groups():
@@ -57,10 +93,18 @@ def test_leaves_of_two_dtypes_are_two_groups():
 def test_it_can_be_printed_and_counts_the_work():
     printed = plan([(768, 768)] * 48 + [(768, 3072)] * 24)
     assert str(printed).splitlines() == [
-        "matrices  shape     form      steps  computed in  GFLOP",
-        "48        768×768   standard  5      float32      652",
-        "24        768×3072  gram      2+3    float32      652",
+        "matrices  shape     on        form      steps  computed in  GFLOP",
+        "48        768×768   CPU       standard  5      float32      652",
+        "48        768×768   GPU, TPU  standard  5      bfloat16     652",
+        "24        768×3072  CPU       gram      2+3    float32      652",
+        "24        768×3072  GPU       gram      1+2+2  float16      761",
+        "24        768×3072  TPU       standard  5      bfloat16     978",
     ]
+    asked = plan([(768, 768)], dtype="float32", precision="default")
+    assert str(asked).splitlines()[1:] == ["1         768×768  any  standard  5      float32, default  13.6"]
+    assert (
+        printed.flops_per_device({}, "gpu") == sum(g.count * g.flops_on("gpu") for g in printed.groups) > printed.flops
+    )
     assert printed.flops_per_device({"x": 8}) * 8 == printed.flops
     assert printed.flops_per_device({"x": 5}) * 5 > printed.flops
     assert printed.flops_per_device({}) == printed.flops

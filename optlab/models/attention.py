@@ -1,0 +1,180 @@
+"""Attention, by XLA or by cuDNN.
+
+Letters in shapes: B batch, T tokens (S, where keys are counted apart from queries), D width, H heads,
+K width of a head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from optlab.models.layers import INIT_STD, FloatName, check_dtypes, check_heads, check_name, make_norm, rotate
+from optlab.models.linear import dense
+
+AttentionName = Literal["auto", "xla", "cudnn"]
+
+
+def attention_weights(query_BxTxHxK: jax.Array, key_BxSxHxK: jax.Array, *, causal: bool = False) -> jax.Array:
+    """The weights softmax(QKᵀ/√K) of scaled dot-product attention (arXiv 1706.03762, eq. 1), for a picture of them.
+
+    The models call `jax.nn.dot_product_attention`, which gives the weights times V, and build this matrix in float64
+    alone.
+
+    Args:
+      query_BxTxHxK: queries.
+      key_BxSxHxK: keys.
+      causal: whether token t sees the tokens up to t only.
+
+    Returns:
+      weights_BxHxTxS in at least float32; the weights of each query, its row, sum to 1.
+    """
+    T, S, K = query_BxTxHxK.shape[1], key_BxSxHxK.shape[1], query_BxTxHxK.shape[3]
+    wide = jnp.promote_types(query_BxTxHxK.dtype, jnp.float32)
+    scores_BxHxTxS = jnp.einsum("BTHK,BSHK->BHTS", query_BxTxHxK, key_BxSxHxK, preferred_element_type=wide)
+    scores_BxHxTxS = scores_BxHxTxS / math.sqrt(K)
+    if causal:
+        seen = jnp.tril(jnp.ones((1, 1, T, S), bool))
+        scores_BxHxTxS = jnp.where(seen, scores_BxHxTxS, -jnp.inf)
+    return jax.nn.softmax(scores_BxHxTxS, axis=-1)
+
+
+def attend(
+    query_BxTxHxK: jax.Array,
+    key_BxSxHxK: jax.Array,
+    value_BxSxHxK: jax.Array,
+    *,
+    causal: bool,
+    implementation: AttentionName,
+) -> jax.Array:
+    """The weights times V: JAX's own, but in float64, where JAX's softmax is in float32 all the same."""
+    chosen = _chosen(implementation, query_BxTxHxK)
+    if query_BxTxHxK.dtype == jnp.float64:
+        weights_BxHxTxS = attention_weights(query_BxTxHxK, key_BxSxHxK, causal=causal)
+        return jnp.einsum("BHTS,BSHK->BTHK", weights_BxHxTxS, value_BxSxHxK)
+    heads = query_BxTxHxK, key_BxSxHxK, value_BxSxHxK
+    return jax.nn.dot_product_attention(*heads, is_causal=causal, implementation=chosen)
+
+
+def _chosen(implementation: AttentionName, query_BxTxHxK: jax.Array) -> Literal["xla", "cudnn"]:
+    """Chosen while tracing: `lax.platform_dependent` would keep what either one's gradient needs, T² numbers a head."""
+    if implementation == "xla":
+        return "xla"
+    device = _device()
+    missing = _missing(device, query_BxTxHxK)
+    if not missing:
+        return "cudnn"
+    if implementation == "cudnn":
+        raise ValueError(f"attention='cudnn' needs {missing}: take 'auto', which then takes XLA's, or 'xla'")
+    if _is_cuda(device):
+        warnings.warn(f"XLA's attention is taken, as cuDNN's needs {missing}; 'xla' asks for it", stacklevel=2)
+    return "xla"
+
+
+def _missing(device: Any, query_BxTxHxK: jax.Array) -> str:
+    """What cuDNN's attention needs and doesn't have here; "" if nothing."""
+    K = query_BxTxHxK.shape[-1]
+    if not _is_cuda(device) or float(device.compute_capability) < 8:
+        return f"an NVIDIA GPU of compute capability 8.0 or more, and the device is {device.device_kind!r}"
+    if query_BxTxHxK.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"dtype='bfloat16', and is given {query_BxTxHxK.dtype}"
+    if K % 8 or K > 128:
+        return f"heads whose width is a multiple of 8, 128 at most, and width / heads is {K}"
+    if jax.typeof(query_BxTxHxK).sharding.mesh.explicit_axes:
+        return "a mesh whose axes are Auto, and these are Explicit"
+    return ""
+
+
+def _device() -> Any:
+    """One of those that programs are compiled for, unless their arguments say otherwise."""
+    config: Any = jax.config
+    default = config.jax_default_device
+    if default is None or isinstance(default, str):
+        return jax.local_devices(backend=default)[0]
+    return default
+
+
+def _is_cuda(device: Any) -> bool:
+    """AMD's GPUs have names, as gfx942, where NVIDIA's have a version."""
+    return device.platform == "gpu" and device.compute_capability.replace(".", "").isdigit()
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head self-attention with an output projection (arXiv 1706.03762, section 3.2.2): x_BxTxD -> x_BxTxD.
+
+    Query, key and value stay three matrices (D, D), so that a rule for matrices, such as Muon, sees each as what it is.
+    `model.apply(variables, inputs, mutable=["intermediates"])` gives the weights too, as `attention_weights` (a tuple
+    of one array BxHxTxT); without that they are never computed.
+
+    Attributes:
+      width: D, of the input and of the output.
+      heads: H; each is D / H wide.
+      causal: whether token t sees the tokens up to t only.
+      rotary: whether queries and keys are rotated by their position.
+      qk_norm: whether each head's queries and keys pass an RMSNorm (arXiv 2302.05442, section 2, there a LayerNorm).
+      bias: whether the four projections have biases.
+      out_std: standard deviation that the output projection starts with.
+      implementation: of the weights times V: "xla", "cudnn" (an NVIDIA GPU's fused one, in bfloat16 alone), or "auto":
+        cuDNN's where it can be had.
+      dtype: of the computation.
+      param_dtype: of the parameters.
+
+    Raises:
+      ValueError: if the heads don't divide the width, or, with rotary positions, an odd width is left to each; when
+        called, for "cudnn" where it can't be had.
+    """
+
+    width: int
+    _: dataclasses.KW_ONLY
+    heads: int
+    causal: bool = False
+    rotary: bool = False
+    qk_norm: bool = False
+    bias: bool = True
+    out_std: float = INIT_STD
+    implementation: AttentionName = "auto"
+    dtype: FloatName = "float32"
+    param_dtype: FloatName = "float32"
+
+    def __post_init__(self) -> None:
+        check_heads(self.width, self.heads, self.rotary)
+        check_name("implementation", self.implementation, AttentionName)
+        check_dtypes(self.dtype, self.param_dtype)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        query_BxTxHxK, key_BxTxHxK = self._prepared("query", x_BxTxD), self._prepared("key", x_BxTxD)
+        value_BxTxHxK = self._heads("value", x_BxTxD)
+        if self.is_mutable_collection("intermediates"):
+            weights_BxHxTxT = attention_weights(query_BxTxHxK, key_BxTxHxK, causal=self.causal)
+            self.sow("intermediates", "attention_weights", weights_BxHxTxT)
+        heads = query_BxTxHxK, key_BxTxHxK, value_BxTxHxK
+        mixed_BxTxHxK = attend(*heads, causal=self.causal, implementation=self.implementation)
+        return self._dense("out", self.out_std)(mixed_BxTxHxK.reshape(x_BxTxD.shape))
+
+    def _dense(self, name: str, std: float = INIT_STD) -> nn.Dense:
+        return dense(
+            self.width,
+            use_bias=self.bias,
+            kernel_init=nn.initializers.normal(std),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name=name,
+        )
+
+    def _heads(self, name: str, x_BxTxD: jax.Array) -> jax.Array:
+        B, T, D = x_BxTxD.shape
+        return self._dense(name)(x_BxTxD).reshape(B, T, self.heads, D // self.heads)
+
+    def _prepared(self, name: str, x_BxTxD: jax.Array) -> jax.Array:
+        x_BxTxHxK = self._heads(name, x_BxTxD)
+        if self.qk_norm:
+            x_BxTxHxK = make_norm("rms", name=f"norm_{name}", dtype=self.dtype, param_dtype=self.param_dtype)(x_BxTxHxK)
+        return rotate(x_BxTxHxK) if self.rotary else x_BxTxHxK
