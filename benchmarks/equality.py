@@ -88,7 +88,7 @@ MODELS: dict[str, tuple[Callable[..., Any], Any, tuple[str, ...]]] = {
 OPTIMIZERS: dict[str, Callable[[str | None], optax.GradientTransformation]] = {
     "sgd": lambda axis: optlab.sgd(0.01, momentum=0.9),
     "adamw": lambda axis: optlab.adamw(1e-3),
-    "muon": lambda axis: optlab.muon(1e-3, axis_name=axis or ()),
+    "muon": lambda axis: optlab.muon(1e-3, orthogonalizer=optlab.orthogonalize(axis_name=axis or ())),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -67,7 +67,7 @@ def main() -> None:
 
     rows = []
     for name, measure, bound in (
-        ("sharpness every 50 steps, 6 products of 32 examples", measures.sharpness(EVERY), 0.10),
+        ("sharpness every 50 steps, 5 products of 32 examples", measures.sharpness(EVERY), 0.10),
         ("sharpness every 50 steps, 4 products of all 128", measures.sharpness(EVERY, examples=None, matvecs=4), None),
         ("noise scale every 50 steps", measures.noise_scale(EVERY), 0.05),
     ):

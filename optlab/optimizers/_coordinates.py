@@ -167,20 +167,11 @@ def adam(
             bias_correction=False.
         nu_dtype: the dtype that v is stored in; None is at least float32.
     """
-    return optax.chain(
-        transforms.scale_by_adam(
-            b1,
-            b2,
-            eps,
-            eps_root,
-            mu_dtype,
-            nesterov=nesterov,
-            bias_correction=bias_correction,
-            start=start,
-            nu_dtype=nu_dtype,
-        ),
-        scale_by_learning_rate(learning_rate),
-    )
+    moments = transforms.scale_by_adam(
+        b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, bias_correction=bias_correction, start=start,
+        nu_dtype=nu_dtype,
+    )  # fmt: skip
+    return optax.chain(moments, scale_by_learning_rate(learning_rate))
 
 
 def nadam(
@@ -268,17 +259,12 @@ def adamw(
         decay: "beside_step" as above, or "after_step" (1 − ηλ)(θ − ηm̂ / (√v̂ + ε)): the two part by η²λm̂ / (√v̂ + ε).
     """
     check_choice("decay", decay, ("beside_step", "after_step"))
+    moments = transforms.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, nu_dtype=nu_dtype)
+    rate = scale_by_learning_rate(learning_rate)
     if decay == "after_step":
-        return optax.chain(
-            transforms.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, nu_dtype=nu_dtype),
-            scale_by_learning_rate(learning_rate),
-            transforms.decay_after_step(_product(learning_rate, weight_decay), mask=mask, roles=decay_roles),
-        )
-    return optax.chain(
-        transforms.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, nu_dtype=nu_dtype),
-        transforms.decay_weights(weight_decay, mask=mask, roles=decay_roles),
-        scale_by_learning_rate(learning_rate),
-    )
+        after = transforms.decay_after_step(_product(learning_rate, weight_decay), mask=mask, roles=decay_roles)
+        return optax.chain(moments, rate, after)
+    return optax.chain(moments, transforms.decay_weights(weight_decay, mask=mask, roles=decay_roles), rate)
 
 
 def lion(
