@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from optlab import optimizers
-from optlab.transforms import momentum
+from optlab.transforms import momentum, orthogonalize
 
 torch = pytest.importorskip("torch")
 
@@ -89,7 +89,10 @@ def test_nadam():
         ({"scale": "spectral"}, {"adjust_lr_fn": "original"}),
         ({"scale": "rms"}, {"adjust_lr_fn": "match_rms_adamw"}),
         ({"scale": "spectral", "nesterov": False, "beta": 0.8}, {"nesterov": False, "momentum": 0.8}),
-        ({"scale": "spectral", "steps": 3, "weight_decay": 0.3}, {"ns_steps": 3, "weight_decay": 0.3}),
+        (
+            {"scale": "spectral", "orthogonalizer": orthogonalize(steps=3), "weight_decay": 0.3},
+            {"ns_steps": 3, "weight_decay": 0.3},
+        ),
     ],
 )
 def test_muon(here, there, monkeypatch):
@@ -105,6 +108,6 @@ def test_muon(here, there, monkeypatch):
 
 def test_muon_in_bfloat16():
     """A step, not a path: what is rounded to 2⁻⁸ grows as small singular values do, and differently in each."""
-    tx = optimizers.muon(RATE, scale="spectral", dtype="bfloat16", weight_decay=0.1)
+    tx = optimizers.muon(RATE, scale="spectral", orthogonalizer=orthogonalize(dtype="bfloat16"), weight_decay=0.1)
     here, there = ours(tx)[0] - START, theirs(torch.optim.Muon)[0] - START
     assert np.linalg.norm(here - there) < 0.1 * np.linalg.norm(there)

@@ -103,22 +103,22 @@ OPTIMIZERS = {  # at the rate 1, without decay
     "adam": (lambda: optlab.adam(1.0), adam),
     "adam_l2": (lambda: optlab.adam_l2(1.0, weight_decay=0.1), lambda g: adam(g + 0.1 * WEIGHTS)),
     "adamuon": (
-        lambda: optlab.adamuon(1.0, method="svd", weight_decay=0.0),
+        lambda: optlab.adamuon(1.0, orthogonalizer=optlab.orthogonalize("svd"), weight_decay=0.0),
         lambda g: each(rms, (o := orthogonal(sign(nesterov(g)))) / (np.sqrt(average(square(o), 0.95)) + 1e-8)),
     ),
     "adamw": (lambda: optlab.adamw(1.0, weight_decay=0.1), lambda g: adam(g) + 0.1 * WEIGHTS),
     "lion": (lambda: optlab.lion(1.0, weight_decay=0.1), lambda g: lion(g) + 0.1 * WEIGHTS),
     "muon": (
-        lambda: optlab.muon(1.0, method="svd", weight_decay=0.0),
+        lambda: optlab.muon(1.0, orthogonalizer=optlab.orthogonalize("svd"), weight_decay=0.0),
         lambda g: 0.2 * np.sqrt(6) * orthogonal(nesterov(g)),
     ),
     "muonh": (
-        lambda: optlab.muonh(0.1, method="svd"),
+        lambda: optlab.muonh(0.1, orthogonalizer=optlab.orthogonalize("svd")),
         lambda g: each(lambda o: -kept(-0.1 * norm(WEIGHTS) * o / norm(o)), orthogonal(nesterov(g))),
     ),
     "nadam": (lambda: optlab.nadam(1.0), None),
     "normuon": (
-        lambda: optlab.normuon(1.0, method="svd", weight_decay=0.0),
+        lambda: optlab.normuon(1.0, orthogonalizer=optlab.orthogonalize("svd"), weight_decay=0.0),
         lambda g: each(rms, neurons(orthogonal(nesterov(g, 0.95, 0.05)))),
     ),
     "rmsprop": (lambda: optlab.rmsprop(1.0), lambda g: g / np.sqrt(average(square(g), 0.9) + 1e-8)),
@@ -175,7 +175,7 @@ def test_newton_schulz_refuses_them_by_name(name):
         (lambda d: optlab.sgd(0.1, momentum=0.9, accumulator_dtype=d), "accumulator_dtype"),
         (lambda d: optlab.scale_by_adam(mu_dtype=d), "mu_dtype"),
         (lambda d: optlab.lion(0.1, mu_dtype=d), "mu_dtype"),
-        (lambda d: optlab.muon(0.1, method="svd", mu_dtype=d), "accumulator_dtype"),
+        (lambda d: optlab.muon(0.1, orthogonalizer=optlab.orthogonalize("svd"), mu_dtype=d), "accumulator_dtype"),
     ],
 )
 def test_a_real_momentum_of_complex_numbers_is_refused(make, name):

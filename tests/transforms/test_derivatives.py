@@ -37,7 +37,10 @@ BLOCKS = {
     "scale_to_weight_norm": optlab.scale_to_weight_norm,
 }
 OPTIMIZERS = {name: functools.partial(getattr(optimizers, name), 0.01) for name in optimizers.__all__}
-MORE = {"muon svd": lambda: optlab.muon(0.01, method="svd"), "rmsprop": lambda: optlab.rmsprop(0.1, eps_in_sqrt=False)}
+MORE = {
+    "muon svd": lambda: optlab.muon(0.01, orthogonalizer=optlab.orthogonalize("svd")),
+    "rmsprop": lambda: optlab.rmsprop(0.1, eps_in_sqrt=False),
+}
 everything = pytest.mark.parametrize(
     "make", [*BLOCKS.values(), *OPTIMIZERS.values(), *MORE.values()], ids=[*BLOCKS, *OPTIMIZERS, *MORE]
 )
