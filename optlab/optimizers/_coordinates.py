@@ -288,6 +288,15 @@ def lion(
         mask: which parameters decay, as in optax: a tree of booleans, or a function that gives one.
         decay_roles: names of the roles that decay, as ["matrix", "conv"]; None is all.
     """
+    return optax.chain(
+        _scale_by_lion(b1, b2, mu_dtype),
+        transforms.decay_weights(weight_decay, mask=mask, roles=decay_roles),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def _scale_by_lion(b1: float, b2: float, mu_dtype: Any | None) -> optax.GradientTransformationExtraArgs:
+    """optax's, computed in at least float32."""
     check_wide(b1=b1, b2=b2)
     check_dtypes(mu_dtype=mu_dtype)
     check_decay("b1", b1)
@@ -298,11 +307,7 @@ def lion(
         check_holds(params, "mu_dtype", mu_dtype)
         return direction.init(params)
 
-    return optax.chain(
-        direction._replace(init=init_fn),
-        transforms.decay_weights(weight_decay, mask=mask, roles=decay_roles),
-        scale_by_learning_rate(learning_rate),
-    )
+    return direction._replace(init=init_fn)
 
 
 def scale_by_learning_rate(learning_rate: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
