@@ -179,8 +179,8 @@ def test_optax_reads_and_sets_a_hyperparameter(make):
 
 
 def test_settings_that_are_noted_are_found_by_nobody():
-    state = optax.inject_hyperparams(optlab.muon)(0.1, eps=1e-8).init({"kernel": jnp.ones((4, 6))})
-    assert float(optax.tree_utils.tree_get(state, "eps")) == pytest.approx(1e-8)
+    state = optax.inject_hyperparams(optlab.muon)(0.1, weight_decay=0.2).init({"kernel": jnp.ones((4, 6))})
+    assert float(optax.tree_utils.tree_get(state, "weight_decay")) == pytest.approx(0.2)
     assert optax.tree_utils.tree_get(state, "steps") is None
     assert optax.tree_utils.tree_get(state, "rows") is None
 
