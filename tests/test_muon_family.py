@@ -242,6 +242,15 @@ def test_the_orthogonalizer_may_be_another(optimizer):
 
 
 @every_kin
+def test_method_is_short_for_an_orthogonalizer(optimizer):
+    theta, g = mixed(), mixed(1)
+    short, long = ({"method": "svd"}, {"orthogonalizer": optlab.orthogonalize("svd")})
+    jax.tree.map(np.testing.assert_array_equal, *(first(optimizer(RATE, **how), g, theta) for how in (short, long)))
+    with pytest.raises(ValueError, match="method='svd' is for the orthogonalizer that is made here"):
+        optimizer(RATE, **short, **long)
+
+
+@every_kin
 def test_axis_name_reaches_the_orthogonalizer(optimizer):
     """Four devices with the same gradients, by name, take a matrix each; the updates are those of one device."""
     shapes = {f"block_{i}": {"kernel": (4, 6)} for i in range(4)}

@@ -5,13 +5,15 @@ rest, are transformations that you make.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import optax
 
 from optlab import transforms
 from optlab.optimizers._coordinates import ScalarOrSchedule, adamw, scale_by_learning_rate
 from optlab.roles import LayoutLike, by_role
+
+Method: TypeAlias = Literal["newton_schulz", "polar_express", "svd"]
 
 
 def muon(
@@ -22,8 +24,10 @@ def muon(
     scale: Literal["rms", "spectral"] = "rms",
     weight_decay: ScalarOrSchedule = 0.1,
     decay_roles: Sequence[str] | None = None,
+    eps: float = 1e-8,
     mu_dtype: Any | None = None,
     orthogonalizer: optax.GradientTransformation | None = None,
+    method: Method | None = None,
     rest: optax.GradientTransformation | None = None,
     layout: LayoutLike | None = None,
     axis_name: str | Sequence[str] = (),
@@ -46,9 +50,11 @@ def muon(
         scale: the factor of the shape, "rms" or "spectral".
         weight_decay: the decay (λ) under both rules, a number or a schedule, times the learning rate.
         decay_roles: names of the roles that decay, as ["matrix", "conv"]; None is all.
+        eps: added to AdamW's root (ε), if AdamW moves the rest.
         mu_dtype: the dtype that both rules' momenta are stored in; None takes the parameters'.
         orthogonalizer: what stands for O, such as `optlab.orthogonalize("polar_express", steps=6)`; None is
             `optlab.orthogonalize()`.
+        method: shorthand for `orthogonalizer=optlab.orthogonalize(method)`.
         rest: what moves everything else, with its own learning rate and decay; None is AdamW with β₂ = 0.95 and the
             learning rate, decay and mu_dtype from above.
         layout: what each parameter is, and how it is a matrix: a `Layout`, or a function of the parameters that gives
@@ -58,13 +64,13 @@ def muon(
     """
     hidden = optax.chain(
         transforms.momentum(beta, nesterov=nesterov, accumulator_dtype=mu_dtype),
-        _orthogonalizer(orthogonalizer, axis_name),
+        _orthogonalizer(orthogonalizer, method, axis_name),
         transforms.scale_by_matrix_shape(scale),
         transforms.decay_weights(weight_decay, roles=decay_roles),
         scale_by_learning_rate(learning_rate),
     )
     decay: dict[str, Any] = {"weight_decay": weight_decay, "decay_roles": decay_roles}
-    return _and_rest(hidden, rest or adamw(learning_rate, b2=0.95, mu_dtype=mu_dtype, **decay), layout)
+    return _and_rest(hidden, rest or adamw(learning_rate, b2=0.95, eps=eps, mu_dtype=mu_dtype, **decay), layout)
 
 
 def normuon(
@@ -75,9 +81,11 @@ def normuon(
     beta2: float = 0.95,
     weight_decay: ScalarOrSchedule = 0.1,
     decay_roles: Sequence[str] | None = None,
+    eps: float = 1e-8,
     mu_dtype: Any | None = None,
     nu_dtype: Any | None = None,
     orthogonalizer: optax.GradientTransformation | None = None,
+    method: Method | None = None,
     rest: optax.GradientTransformation | None = None,
     layout: LayoutLike | None = None,
     axis_name: str | Sequence[str] = (),
@@ -97,23 +105,25 @@ def normuon(
         beta2: decay of the neurons' average of squares (β₂), in [0, 1).
         weight_decay: the decay (λ) under both rules, a number or a schedule, times the learning rate.
         decay_roles: names of the roles that decay, as ["matrix", "conv"]; None is all.
+        eps: added to the roots of both rules (ε).
         mu_dtype: the dtype that both rules' momenta are stored in; None takes the parameters'.
         nu_dtype: the dtype that both rules' second moments are stored in; None is at least float32.
         orthogonalizer: what orthogonalizes, as in `muon`.
+        method: shorthand for `orthogonalizer=optlab.orthogonalize(method)`.
         rest: what moves everything else, as in `muon`.
         layout: what each parameter is, and how it is a matrix, as in `muon`.
         axis_name: for the orthogonalizer that is made here, as in `muon`.
     """
     hidden = optax.chain(
         transforms.momentum(beta, nesterov=nesterov, style="ema", accumulator_dtype=mu_dtype),
-        _orthogonalizer(orthogonalizer, axis_name),
-        transforms.scale_by_neuron_rms(beta2, nu_dtype=nu_dtype),
+        _orthogonalizer(orthogonalizer, method, axis_name),
+        transforms.scale_by_neuron_rms(beta2, eps, nu_dtype=nu_dtype),
         transforms.scale_to_rms(),
         transforms.decay_weights(weight_decay, roles=decay_roles),
         scale_by_learning_rate(learning_rate),
     )
     decay: dict[str, Any] = {"weight_decay": weight_decay, "decay_roles": decay_roles}
-    rest = rest or adamw(learning_rate, b2=0.95, mu_dtype=mu_dtype, nu_dtype=nu_dtype, **decay)
+    rest = rest or adamw(learning_rate, b2=0.95, eps=eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype, **decay)
     return _and_rest(hidden, rest, layout)
 
 
@@ -125,9 +135,11 @@ def adamuon(
     beta2: float = 0.95,
     weight_decay: ScalarOrSchedule = 0.1,
     decay_roles: Sequence[str] | None = None,
+    eps: float = 1e-8,
     mu_dtype: Any | None = None,
     nu_dtype: Any | None = None,
     orthogonalizer: optax.GradientTransformation | None = None,
+    method: Method | None = None,
     rest: optax.GradientTransformation | None = None,
     layout: LayoutLike | None = None,
     axis_name: str | Sequence[str] = (),
@@ -146,9 +158,11 @@ def adamuon(
         beta2: decay of the average of squared updates (β₂), in [0, 1).
         weight_decay: the decay (λ) under both rules, a number or a schedule, times the learning rate.
         decay_roles: names of the roles that decay, as ["matrix", "conv"]; None is all.
+        eps: added to the roots of both rules (ε).
         mu_dtype: the dtype that both rules' momenta are stored in; None takes the parameters'.
         nu_dtype: the dtype that both rules' second moments are stored in; None is at least float32.
         orthogonalizer: what orthogonalizes, as in `muon`.
+        method: shorthand for `orthogonalizer=optlab.orthogonalize(method)`.
         rest: what moves everything else, as in `muon`.
         layout: what each parameter is, and how it is a matrix, as in `muon`.
         axis_name: for the orthogonalizer that is made here, as in `muon`.
@@ -156,14 +170,14 @@ def adamuon(
     hidden = optax.chain(
         transforms.momentum(beta, nesterov=nesterov, accumulator_dtype=mu_dtype),
         transforms.scale_by_sign(),
-        _orthogonalizer(orthogonalizer, axis_name),
-        transforms.scale_by_rms(beta2, eps_in_sqrt=False, nu_dtype=nu_dtype),
+        _orthogonalizer(orthogonalizer, method, axis_name),
+        transforms.scale_by_rms(beta2, eps, eps_in_sqrt=False, nu_dtype=nu_dtype),
         transforms.scale_to_rms(),
         transforms.decay_weights(weight_decay, roles=decay_roles),
         scale_by_learning_rate(learning_rate),
     )
     decay: dict[str, Any] = {"weight_decay": weight_decay, "decay_roles": decay_roles}
-    rest = rest or adamw(learning_rate, b2=0.95, mu_dtype=mu_dtype, nu_dtype=nu_dtype, **decay)
+    rest = rest or adamw(learning_rate, b2=0.95, eps=eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype, **decay)
     return _and_rest(hidden, rest, layout)
 
 
@@ -172,8 +186,10 @@ def muonh(
     *,
     beta: float = 0.95,
     nesterov: bool = True,
+    eps: float = 1e-8,
     mu_dtype: Any | None = None,
     orthogonalizer: optax.GradientTransformation | None = None,
+    method: Method | None = None,
     rest: optax.GradientTransformation | None = None,
     layout: LayoutLike | None = None,
     axis_name: str | Sequence[str] = (),
@@ -190,8 +206,10 @@ def muonh(
         learning_rate: the matrices' angle a step (η), a number or a schedule.
         beta: how much of the momentum stays (β), in [0, 1).
         nesterov: whether the momentum looks one step ahead.
+        eps: added to AdamW's root (ε), if AdamW moves the rest.
         mu_dtype: the dtype that both rules' momenta are stored in; None takes the parameters'.
         orthogonalizer: what orthogonalizes, as in `muon`.
+        method: shorthand for `orthogonalizer=optlab.orthogonalize(method)`.
         rest: what moves everything else, as in `muon`; None is AdamW with β₂ = 0.95, no decay, and the same number for
             its learning rate.
         layout: what each parameter is, and how it is a matrix, as in `muon`.
@@ -199,12 +217,14 @@ def muonh(
     """
     hidden = optax.chain(
         transforms.momentum(beta, nesterov=nesterov, accumulator_dtype=mu_dtype),
-        _orthogonalizer(orthogonalizer, axis_name),
+        _orthogonalizer(orthogonalizer, method, axis_name),
         transforms.scale_to_weight_norm(),
         scale_by_learning_rate(learning_rate),
         transforms.keep_weight_norm(),
     )
-    return _and_rest(hidden, rest or adamw(learning_rate, b2=0.95, mu_dtype=mu_dtype, weight_decay=0.0), layout)
+    return _and_rest(
+        hidden, rest or adamw(learning_rate, b2=0.95, eps=eps, mu_dtype=mu_dtype, weight_decay=0.0), layout
+    )
 
 
 def soap(
@@ -317,14 +337,16 @@ def shampoo(
 
 
 def _orthogonalizer(
-    given: optax.GradientTransformation | None, axis_name: str | Sequence[str]
+    given: optax.GradientTransformation | None, method: Method | None, axis_name: str | Sequence[str]
 ) -> optax.GradientTransformation:
+    if given is not None and method is not None:
+        raise ValueError(f"method={method!r} is for the orthogonalizer that is made here: give yours alone, or method")
     if given is not None and axis_name:
         raise ValueError(
             f"axis_name={axis_name!r} is for the orthogonalizer that is made here: give it to yours, as in "
             f"orthogonalizer=optlab.orthogonalize(axis_name={axis_name!r})"
         )
-    return transforms.orthogonalize(axis_name=axis_name) if given is None else given
+    return transforms.orthogonalize(method or "newton_schulz", axis_name=axis_name) if given is None else given
 
 
 def _and_rest(
