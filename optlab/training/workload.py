@@ -245,7 +245,8 @@ def _sum(name: str, values: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Arr
         )
     if "weight" not in batch:
         return jnp.sum(values), jnp.asarray(values.size, values.dtype)
-    weight = wide(jnp.asarray(batch["weight"]))
+    weight = jnp.asarray(batch["weight"])
+    weight = weight.astype(jnp.promote_types(values.dtype, weight.dtype))  # a sum in float32 hangs on its order
     if weight.shape != values.shape:
         raise ValueError(f"weight must have the loss's shape {values.shape}, one for every value, got {weight.shape}")
     return jnp.sum(jnp.where(weight > 0, values, 0) * weight), jnp.sum(weight)
