@@ -80,8 +80,10 @@ BLOCKS = {
         lambda: optlab.decay_weights(0.1, cautious=True),
         lambda g: g + 0.1 * WEIGHTS * ((g * WEIGHTS.conj()).real >= 0),
     ),
+    "decay_after_step": (lambda: optlab.decay_after_step(0.1), lambda g: g - 0.1 * (WEIGHTS + g)),
     "keep_weight_norm": (optlab.keep_weight_norm, lambda g: each(kept, g)),
     "momentum": (lambda: optlab.momentum(0.9), lambda g: sums(g)),
+    "normalize": (optlab.normalize, lambda g: each(lambda u: u / norm(u), g)),
     "orthogonalize": (lambda: optlab.orthogonalize("svd"), orthogonal),
     "probe": (lambda: optlab.probe("u"), lambda g: g),
     "scale_by_adagrad": (
@@ -158,8 +160,14 @@ def test_an_optimizer_moves_complex_matrices(make, oracle):
 
 
 def test_no_block_and_no_optimizer_is_forgotten():
-    assert {name.split()[0] for name in BLOCKS} == set(transforms.__all__)
-    assert set(OPTIMIZERS) == set(optimizers.__all__)
+    assert {name.split()[0] for name in BLOCKS} | {"scale_by_soap", "scale_by_shampoo"} == set(transforms.__all__)
+    assert {*OPTIMIZERS, "soap", "shampoo"} == set(optimizers.__all__)
+
+
+@pytest.mark.parametrize("name", ["soap", "shampoo"])
+def test_eigenbases_refuse_them_by_name(name):
+    with pytest.raises(ValueError, match=f"scale_by_{name} needs real matrices, and 'dense/kernel' is complex64"):
+        updates(getattr(optlab, name)(0.1), "complex64")
 
 
 @pytest.mark.parametrize("name", ["muon", "normuon", "adamuon", "muonh"])
