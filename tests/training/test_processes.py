@@ -171,8 +171,8 @@ class Deadly:
         return len(self.split)
 
     def take(self, indices, *rest):
-        self.taken += 1
-        if AM_LAST and self.taken == 20 and not self.mark.exists():
+        self.taken += len(indices) > 2  # not those for shapes and checks
+        if AM_LAST and self.taken == 18 and not self.mark.exists():
             self.mark.touch()
             os.kill(os.getpid(), self.number)
         if self.number == signal.SIGTERM and self.mark.exists():

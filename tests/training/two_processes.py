@@ -23,7 +23,7 @@ DAMAGED = 7
 
 
 class Counted:
-    """A split that counts the examples read to train on, not single ones for shapes; one of them can't be read."""
+    """A split that counts the examples read to train on, not those for shapes and checks; one of them can't be read."""
 
     def __init__(self, split):
         self.split, self.read = split, 0
@@ -34,7 +34,7 @@ class Counted:
     def take(self, indices, *rest):
         if DAMAGED in indices:
             raise DamagedRecordError([DAMAGED], "torn")
-        self.read += len(indices) if rest and len(indices) > 1 else 0
+        self.read += len(indices) if rest and len(indices) > 2 else 0
         return {**self.split.take(indices, *rest), "weight": np.ones(len(indices))}
 
 
