@@ -69,7 +69,7 @@ def scale_by_soap(
     The eigenvectors' signs make no difference to the update, and where L or R is singular, as R of a wide matrix is at
     first, the coordinate axes complete the basis. But eigenvectors of nearly equal eigenvalues hang on the last bit, so
     that another kind of device takes another path after some steps. Everything is computed in at least float32, and
-    divided over devices as in `orthogonalize`.
+    divided over devices as in `orthogonalize`. To a derivative of the update the bases are constants.
 
     Source: Vyas et al. 2024, SOAP (arXiv 2409.11321), Algorithm 3; from their code that the first step moves nothing,
     and that the eigenvectors are kept in the order of their eigenvalues.
@@ -94,7 +94,8 @@ def scale_by_soap(
         U, M, V = (jnp.where(t == 0, 0, x) for x in (_between(Q_L, u, _t(Q_R)), m, v))
         L, R = _averages(L, R, G, b2)
         case = jnp.where(t == 0, 1, jnp.where(t % every == 0, 2, 0))
-        V, Q_L, Q_R = lax.switch(case, (_same_basis, _first_basis, _next_basis), V, L, R, Q_L, Q_R)
+        constant = lax.stop_gradient((L, R, Q_L, Q_R))
+        V, Q_L, Q_R = lax.switch(case, (_same_basis, _first_basis, _next_basis), V, *constant)
         return U, M, V, L, R, Q_L, Q_R
 
     who, dtypes = "scale_by_soap", {"mu_dtype": mu_dtype, "nu_dtype": nu_dtype, "factor_dtype": factor_dtype}
@@ -193,8 +194,9 @@ def scale_by_shampoo(
         m, v = M / (1 - b1 ** (t + 1)), V / (1 - b2 ** (t + 1))
         L, R = _averages(L, R, G, b2)
         anew = lambda L, R, *_: _roots(L, R, ridge)
-        left, right = lax.cond(t % every == 0, anew, lambda _, __, *kept: kept, L, R, left, right)
-        U, norm = _between(left, m, right), lambda X: jnp.linalg.norm(X, axis=(-2, -1), keepdims=True)
+        constant = lax.stop_gradient((L, R, left, right))
+        left, right = lax.cond(t % every == 0, anew, lambda _, __, *kept: kept, *constant)
+        U, norm = _between(left, m, right), lambda X: roots(jnp.sum(X * X, axis=(-2, -1), keepdims=True))
         size = norm(U)
         U = U * (norm(m / (roots(v) + eps)) / jnp.where(size > 0, size, 1))
         return U, M, V, L, R, left, right
