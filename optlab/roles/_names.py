@@ -48,10 +48,10 @@ def read_names(
 
 
 @functools.lru_cache(maxsize=64)
-def _told(leaves: Leaves) -> list[tuple[Parameter, str | None, MatrixAxes]]:
+def _told(leaves: Leaves) -> tuple[tuple[Parameter, str | None, MatrixAxes], ...]:
     """What names and shapes alone show of every parameter: every block asks for it at init and at each trace."""
     parameters = read(leaves)
-    return [(p, role, _telling.axes(p)) for p, role in zip(parameters, _telling.roles(parameters), strict=True)]
+    return tuple((p, role, _telling.axes(p)) for p, role in zip(parameters, _telling.roles(parameters), strict=True))
 
 
 def roles(params: Any, overrides: Mapping[str, Override] | None = None) -> Any:
