@@ -322,6 +322,8 @@ def test_no_head(name):
         {"ConvLocal_0": {"kernel": (8, 8, 144, 4)}},  # a window for every place
         {"pos_conv": {"weight_v": (W, 4, 16)}},  # PyTorch's weight norm: no values
         {"attn": {n: {"kernel": (W, H, K)} for n in ("query", "key", "value", "gate")} | {"w_out": (W, W)}},
+        {"mlp": {"wi": {"kernel": (W, 2, F)}, "wo": {"kernel": (F, W)}, "gate": {"kernel": (W, W)}}},  # 2 of what
+        {"mlp": {"wi": {"kernel": (W, 3, F)}, "wo": {"kernel": (F, W)}}},
     ],
 )
 def test_what_cant_be_told_is_an_error(tree):
@@ -717,3 +719,99 @@ def test_a_head_is_what_nothing_else_takes_in_outside_of_repeated_modules():
     net = {"conv": {"kernel": (3, 3, 3, W)}, "block_0": block, "block_1": block, "Dense_0": {"kernel": (W, 7)}}
     found = told(shapes(net))
     assert {path for path, what in found.items() if what == "head"} == {"Dense_0/kernel"}
+
+
+def kernels(**shapes_):
+    return {name: {"kernel": shape} for name, shape in shapes_.items()}
+
+
+@pytest.mark.parametrize(
+    ("tree", "want"),
+    [
+        # A chain of numbered layers is a model, however short.
+        (kernels(Dense_0=(17, F), Dense_1=(F, W), Dense_2=(W, 4)), ["Dense_2"]),
+        ({"layers": [{"kernel": s} for s in ((17, F), (F, W), (W, 4))]}, ["layers/2"]),
+        (kernels(Dense_0=(V, F), Dense_1=(F, W), Dense_2=(W, F), Dense_3=(F, V)), ["Dense_3"]),  # an autoencoder
+        (kernels(**{f"Dense_{i}": (W, W) for i in range(10)}, Dense_10=(W, 4)), ["Dense_10"]),
+        (kernels(Dense_0=(W, F), Dense_1=(F, V)), []),  # a part of a model, maybe
+        (kernels(Dense_0=(W, F), Dense_1=(F, W), Dense_2=(W, W)), []),
+        (kernels(Dense_0=(17, F), Dense_1=(F, W), Dense_2=(F, 4)), []),  # no chain
+        ({"embed": {"embedding": (V, W)}} | kernels(Dense_0=(W, F), Dense_1=(F, A), Dense_2=(A, W)), []),  # tied
+        # A decoder gives what the encoder takes in.
+        ({"encoder": kernels(a=(V, F), b=(F, W)), "decoder": kernels(a=(W, F), b=(F, V))}, ["decoder/b"]),
+        ({"encoder": kernels(a=(V, F), b=(F, W)), "decoder": kernels(a=(W, A), b=(A, V))}, ["decoder/b"]),
+        ({"embed": {"embedding": (V, W)}, "encoder": kernels(a=(W, F)), "decoder": kernels(a=(F, W))}, []),
+        ({"stem": {"kernel": (3, W)}, "encoder": kernels(a=(W, F)), "decoder": kernels(a=(F, W))}, []),
+        # A vocabulary as large as the model is wide.
+        (
+            {"lm": {"embed": {"embeddings": (W, W)}, "linear": {"w": (W, W)}}, "net": {"up": {"w": (W, W)}}},
+            ["lm/linear"],
+        ),
+        ({"lm": {"embed": {"embeddings": (W, W)}} | kernels(a=(W, W), b=(W, W)), "net": kernels(up=(W, F))}, []),
+    ],
+)
+def test_heads_that_the_order_of_layers_shows(tree, want):
+    assert [path.rsplit("/", 1)[0] for path in heads(tree)] == want
+
+
+SHARD = {f"layer_{i}": kernels(up=(W, F), down=(F, W)) for i in range(2)}
+
+
+@pytest.mark.parametrize(
+    ("tree", "want"),
+    [
+        ({"embed_shard": kernels(linear=(V, W)), "proj_shard": kernels(linear=(W, V))}, ["embed_shard/linear"]),
+        ({"patch_embed": kernels(linear=(V, W)), "pred": kernels(linear=(W, V))}, []),  # of pixels
+        ({"embed_shard": kernels(linear=(V, W)), "proj_shard": kernels(linear=(F, V))}, []),
+        ({"time_embed": kernels(a=(W, F), b=(F, W))}, []),
+        ({"wte": (V, W), "embed_mlp": kernels(linear=(A, W)), "up": {"kernel": (W, A)}}, []),  # another table
+    ],
+)
+def test_a_linear_layer_embeds_the_vocabulary_that_the_head_gives(tree, want):
+    found = told(shapes(tree | SHARD))
+    assert [path for path, what in found.items() if what == "embedding" and path != "wte"] == [
+        f"{path}/kernel" for path in want
+    ]
+    assert not want or found["proj_shard/linear/kernel"] == "head"
+
+
+def layers_with_bias(*shapes_):
+    return {"layers": [{"c_res": s, "bias": bias} for s, bias in shapes_]}
+
+
+@pytest.mark.parametrize(
+    ("tree", "axes"),
+    [
+        (layers_with_bias(((8, 2), (8,)), ((8, 8), (8,)), ((1, 8), (1,))), TURNED),
+        (layers_with_bias(((2, 8), (8,)), ((8, 8), (8,)), ((8, 1), (1,))), DENSE),
+        (layers_with_bias(((8, 8), (8,)), ((8, 8), (8,))), DENSE),  # nothing shows it
+        (layers_with_bias(((8, 2), (8,)), ((8, 3), (3,))), DENSE),  # no order fits both
+        ({"a": {"lora": (8, 2), "kernel": (3, 8), "bias": (8,)}}, DENSE),  # the kernel's bias
+    ],
+)
+def test_a_bias_shows_which_way_bare_matrices_stand(tree, axes):
+    assert ending(told(shapes(tree)), "c_res", "lora", "kernel") == {axes}
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_gates_in_one_kernel_are_apart_where_the_other_leads_back(axis):
+    stacked = lambda *s: s if axis is None else (*s[:axis], L, *s[axis:])
+    mlp = {"wi": {"kernel": stacked(W, 2, F)}, "wo": {"kernel": stacked(F, W)}, "norm": {"scale": stacked(W)}}
+    axes = matrix_axes(shapes({"layers": {"mlp": mlp} | {"norm": {"scale": stacked(W)}}}))["layers"]["mlp"]
+    found = axes["wi"]["kernel"]
+    assert found.fans(stacked(W, 2, F)) == (W, F)
+    assert [stacked(W, 2, F)[a] for a in found.stack] == ([2] if axis is None else [L, 2])
+
+
+def test_names_are_read_once():
+    """Every block asks for the layout of the same tree, at init and at each trace."""
+    tree = shapes({"layers": [{"kernel": (W, F), "bias": (F,)} for _ in range(3)]})
+    first = read_names(tree)
+    before = optlab.roles._names._told.cache_info()
+    second = read_names(jax.tree.map(lambda x: jnp.zeros(x.shape), tree))
+    after = optlab.roles._names._told.cache_info()
+    assert (after.hits, after.misses) == (before.hits + 1, before.misses)
+    assert second == first
+    assert read_names({"layers": tree["layers"][:2]}) != first  # other paths
+    assert read_names(tree, {"layers/0/kernel": "head"})["layers/0/kernel"].role == "head"
+    assert read_names(tree) == first

@@ -1,5 +1,6 @@
 """The fallback where no program is at hand: roles and matrix axes from names and shapes."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,8 +9,8 @@ import jax
 from optlab.roles import _telling
 from optlab.roles._axes import MatrixAxes
 from optlab.roles._layout import Layout, Override, Reading
-from optlab.roles._parameters import read
-from optlab.roles._paths import matches
+from optlab.roles._parameters import Leaves, Parameter, read
+from optlab.roles._paths import matches, paths_of
 
 
 def read_names(
@@ -32,16 +33,25 @@ def read_names(
     """
     if head_width is not None and not per_head:
         raise ValueError(f"head_width is for per_head=True, got head_width={head_width} alone")
-    parameters = read(params)
-    given = matches(overrides or {}, [p.path for p in parameters])
-    find = (lambda p: _telling.by_head(p, head_width)) if per_head else _telling.axes
+    leaves = tuple((path, names, tuple(getattr(x, "shape", ()))) for path, (names, x) in paths_of(params).items())
+    given = matches(overrides or {}, [path for path, _, _ in leaves])
     readings = {}
-    for p, role in zip(parameters, _telling.roles(parameters), strict=True):
+    for p, role, axes in _told(leaves):
         over = given.get(p.path)
-        axes = MatrixAxes() if isinstance(over, MatrixAxes | tuple) else find(p)  # which by_head might refuse to find
+        if isinstance(over, MatrixAxes | tuple):
+            axes = MatrixAxes()  # which by_head might refuse to find
+        elif per_head:
+            axes = _telling.by_head(p, head_width)
         reading = Reading(tuple(p.shape), role, axes, found=role)
         readings[p.path] = reading if over is None else reading.overridden(over)
     return Layout(readings, jax.tree.structure(params), "names")
+
+
+@functools.lru_cache(maxsize=64)
+def _told(leaves: Leaves) -> tuple[tuple[Parameter, str | None, MatrixAxes], ...]:
+    """What names and shapes alone show of every parameter: every block asks for it at init and at each trace."""
+    parameters = read(leaves)
+    return tuple((p, role, _telling.axes(p)) for p, role in zip(parameters, _telling.roles(parameters), strict=True))
 
 
 def roles(params: Any, overrides: Mapping[str, Override] | None = None) -> Any:

@@ -12,9 +12,9 @@ import math
 import re
 from collections import defaultdict
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
-from optlab.roles._paths import paths_of
+Leaves: TypeAlias = tuple[tuple[str, tuple[str, ...], tuple[int, ...]], ...]  # (path, names, shape) of each
 
 KERNELS = {"kernel", "weight", "w"}  # a layer's own array: the layer's name stands before it
 TABLES = {*KERNELS, "embedding", "embeddings"}  # which have rank 2 at least in a single layer
@@ -62,6 +62,8 @@ class Parameter:
     beside_queries: bool = False  # in the scope of an attention's queries, keys and values, or one of them
     linear: tuple[int, ...] = ()  # the shape of a single layer's "linear" beside Gemma's gating_einsum
     is_gated: bool = False  # such a "linear"
+    holds_gates: bool = False  # (width, 2, hidden width) before a kernel (hidden width, width)
+    is_turned: bool = False  # (out, in), as a bias beside it shows that belongs to no kernel
     norms: frozenset[int] = frozenset()  # the lengths of those of a single layer beside it
     may_be_stacked_queries: bool = False  # or keys or values, of one layer or of many: nothing shows which
 
@@ -241,12 +243,10 @@ class Parameter:
         return self._is_under_experts and not (self.is_conv or self.into_heads or self.out_of_heads)
 
 
-def read(params: Any) -> list[Parameter]:
+def read(leaves: Leaves) -> list[Parameter]:
     """The parameters in the tree's order, with their biases, attentions and stacks found."""
     plain = lambda names: names[:-1] if names[-1:] == ("0",) and names[-2:-1] in (("w",), ("kernel",)) else names
-    parameters = [
-        Parameter(path, plain(names), tuple(getattr(x, "shape", ()))) for path, (names, x) in paths_of(params).items()
-    ]
+    parameters = [Parameter(path, plain(names), shape) for path, names, shape in leaves]
     beside = lambda p: (p.names[:-1], p.own[len(p.kind) :])  # the bias of w1 is b1
     kernels = {beside(p): p.shape for p in parameters if p.kind in KERNELS}
     names = {p.names for p in parameters}
@@ -270,6 +270,8 @@ def read(params: Any) -> list[Parameter]:
         if p.layer_name == "linear" and (beside_linear := gating.get(p.layer[:-1])):
             beside_linear.linear = p.one_shape
             p.is_gated = True
+    _find_gates(parameters)
+    _find_turned(parameters)
     _find_widths(parameters)
     norms: dict[Any, set[int]] = defaultdict(set)
     for p in parameters:
@@ -287,6 +289,36 @@ def _is_bias_of(bias: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
         return bool(kernel)
     fits = bias == kernel[-len(bias) :] or any(n == m for n, m in zip(bias[:2], kernel, strict=False))
     return len(bias) < len(kernel) and (fits or sum(n != 1 for n in bias) < 2)
+
+
+def _find_gates(parameters: list[Parameter]) -> None:
+    """Which kernels hold a gate and what it gates, (width, 2, hidden width), as MaxText's wi: the module's only other
+    one leads back."""
+    modules: dict[Any, list[Parameter]] = defaultdict(list)
+    for p in parameters:
+        if p.own in KERNELS and not p.is_vector:
+            modules[p.layer[:-1]].append(p)
+    for members in modules.values():
+        for p, other in itertools.permutations(members, 2) if len(members) == 2 else ():
+            shape, back = p.one_shape, other.one_shape
+            is_attentions = p.beside_queries or p.into_heads or other.into_heads or p.is_conv
+            p.holds_gates = len(shape) == 3 and shape[1] == 2 and back == shape[:1:-1] + shape[:1] and not is_attentions
+
+
+def _find_turned(parameters: list[Parameter]) -> None:
+    """Which bare matrices are (out, in): in every layer of a kind they begin with the bias's length, and in one they
+    don't also end with it."""
+    with_kernel = {p.names[:-1] for p in parameters if p.kind in KERNELS}
+    biases = {p.names[:-1]: p.one_shape for p in parameters if p.own == "bias" and p.names[:-1] not in with_kernel}
+    alike: dict[str, list[Parameter]] = defaultdict(list)
+    for p in parameters:
+        if len(p.one_shape) == 2 and p.names[:-1] in biases:
+            alike[re.sub("[0-9]+", "", p.path)].append(p)
+    for members in alike.values():
+        sides = [(p.one_shape[:1], p.one_shape[1:], biases[p.names[:-1]]) for p in members]
+        is_turned = all(a == bias for a, _, bias in sides) and any(b != bias for _, b, bias in sides)
+        for p in members:
+            p.is_turned = is_turned
 
 
 def _find_widths(parameters: list[Parameter]) -> None:

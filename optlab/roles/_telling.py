@@ -1,11 +1,12 @@
 """The role and the matrix axes of a parameter, as far as its name, its shape and its neighbours show them."""
 
 import functools
+import itertools
 import re
 from collections import Counter
 
 from optlab.roles._axes import MatrixAxes
-from optlab.roles._parameters import CELLS, INTO_HEADS, KERNELS, POSITIONS, Parameter, has, words
+from optlab.roles._parameters import CELLS, INTO_HEADS, KERNELS, POSITIONS, TABLES, Parameter, has, words
 
 
 def axes(p: Parameter) -> MatrixAxes:
@@ -21,6 +22,8 @@ def axes(p: Parameter) -> MatrixAxes:
     elif fused in p.one_shape[:2] and len(rest) > 2:
         part = rest[p.one_shape.index(fused)]
         stack, rest = (*p.stack, part), tuple(a for a in rest if a != part)
+    elif p.holds_gates:
+        stack, rest = (*p.stack, rest[1]), (rest[0], rest[2])
     else:
         stack = p.stack
     if p.kind in KERNELS and _is_bias_by_group(p):
@@ -73,7 +76,10 @@ def _einsum(p: Parameter, stack: tuple[int, ...], rest: tuple[int, ...]) -> Matr
 
 def _outputs(p: Parameter, shape: list[int]) -> tuple[int, bool]:
     """How many axes of this shape are the output, and whether they come first: as the bias shows, or the name tells."""
-    rank, first = len(shape), p.kind == "weight" or p.kind in ("weight_ih", "weight_hh") or p.own[:2] in ("B_", "C_")
+    rank, first = (
+        len(shape),
+        p.kind == "weight" or p.is_turned or p.kind in ("weight_ih", "weight_hh") or p.own[:2] in ("B_", "C_"),
+    )
     bias = list(p.one_bias[len(p.one_shape) - rank :]) if p.is_expert else list(p.one_bias)
     if bias and len(bias) < rank and bias in (shape[: len(bias)], shape[-len(bias) :]):
         alike = shape[: len(bias)] == shape[-len(bias) :]
@@ -135,17 +141,17 @@ def role(p: Parameter) -> str | None:
     if rank == 2 or p.is_expert:
         return "matrix"
     found = axes(p)
-    shown = p.into_heads or p.out_of_heads or has(p.layer_name, {"einsum"}) or _is_bias_by_group(p)
+    shown = p.into_heads or p.out_of_heads or p.holds_gates or has(p.layer_name, {"einsum"}) or _is_bias_by_group(p)
     return "matrix" if len(found.output) > 1 or (found.is_matrix and shown) else None
 
 
 def roles(parameters: list[Parameter]) -> list[str | None]:
     """The role of every parameter; None where nothing shows it."""
-    named = _named_heads(parameters)
-    heads = named | _unnamed_heads(parameters, named)
+    named, tables = _named_heads(parameters), _one_hot_tables(parameters)
+    heads = named | _unnamed_heads(parameters, named) | set(tables.values())
     if not heads:
-        heads = _unread(parameters)
-    return ["head" if p in heads else role(p) for p in parameters]
+        heads = _decoders(parameters) or _unread(parameters)
+    return ["head" if p in heads else "embedding" if p in tables else role(p) for p in parameters]
 
 
 def _named_heads(parameters: list[Parameter]) -> set[Parameter]:
@@ -194,29 +200,60 @@ def _head_of(
     embedding: Parameter, fans: dict[Parameter, tuple[int, int]], norms: set[tuple[int, ...]]
 ) -> Parameter | None:
     """The only kernel outside the blocks that is as wide as the embedding's vocabulary. Where another takes that width
-    in, or a norm has it, it is a hidden width, and no head's."""
-    vocabulary = embedding.one_shape[0]
+    in, or a norm has it, it is a hidden width, and no head's. A vocabulary as large as the model is wide shows less:
+    there it may also be the only kernel in the embedding's module."""
+    vocabulary, width = embedding.one_shape
     outside = [p for p in fans if not p.is_embedding and not _in_a_block(p, embedding)]
     takes_in = [p for p in outside if fans[p][0] == vocabulary]
-    heads = [
-        p
-        for p in outside
-        if p.kind in KERNELS
-        and fans[p][1] == vocabulary
-        and takes_in in ([], [p])
-        and (takes_in or (vocabulary,) not in norms)
-    ]
+    as_wide = [p for p in outside if p.kind in KERNELS and fans[p][1] == vocabulary]
+    heads = [p for p in as_wide if takes_in in ([], [p]) and (takes_in or (vocabulary,) not in norms)]
+    if not heads and vocabulary == width:
+        module = embedding.names[: -2 if embedding.own in TABLES else -1]
+        beside = [p for p in outside if p.layer[:-1] == module]
+        heads = beside if beside and beside[0] in as_wide else []
     return heads[0] if len(heads) == 1 else None
+
+
+def _one_hot_tables(parameters: list[Parameter]) -> dict[Parameter, Parameter]:
+    """The linear layers that embed one-hot tokens, and each one's head: its turned shape shows the vocabulary, if there
+    is no other table. A patch embedding takes pixels in, of which an autoencoder gives as many."""
+    if any(p.is_embedding and not has(" ".join(p.names[-2:]), POSITIONS) for p in parameters):
+        return {}
+    names = lambda p: " ".join(p.layer).lower()
+    is_table = lambda p: "embed" in names(p) and "patch" not in names(p) and p.one_shape[0] > p.one_shape[1]
+    is_head = lambda q, p: "embed" not in names(q) and q.one_shape == p.one_shape[::-1]
+    return {p: q for p, q in _of_one_width(parameters) if is_table(p) and is_head(q, p)}
+
+
+def _decoders(parameters: list[Parameter]) -> set[Parameter]:
+    """The kernels of a decoder that give what the encoder takes in."""
+    inside = lambda p, module: any(has(name, {module}) for name in p.layer[:-1])
+    return {q for p, q in _of_one_width(parameters) if inside(p, "encoder") and inside(q, "decoder")}
+
+
+def _of_one_width(parameters: list[Parameter]) -> list[tuple[Parameter, Parameter]]:
+    """Kernels outside of repeated modules, of which one alone takes in what the other alone gives."""
+    single, fans = _single_kernels(parameters)
+    takes, gives = Counter(i for i, _ in fans.values()), Counter(o for _, o in fans.values())
+    gives.update(_hidden_widths(parameters))
+    giver = {fans[q][1]: q for q in single if gives[fans[q][1]] == 1}
+    alone = [p for p in single if takes[fans[p][0]] == 1 and fans[p][0] in giver]
+    return [(p, giver[fans[p][0]]) for p in alone if giver[fans[p][0]] is not p]
+
+
+def _hidden_widths(parameters: list[Parameter]) -> set[int]:
+    """The lengths of tables and norms."""
+    return {n for p in parameters if p.is_embedding or p.of_norm for n in p.one_shape}
 
 
 def _unread(parameters: list[Parameter]) -> set[Parameter]:
     """The kernels outside of repeated modules whose output's width nothing else has: what reads it but the loss?"""
-    stems = Counter(map(_stem, {p.layer[:i] for p in parameters for i in range(1, len(p.layer))}))
-    is_repeated = lambda p: bool(p.stack) or any(stems[_stem(p.layer[:i])] > 1 for i in range(1, len(p.layer)))
-    matrices = {p: axes(p).fans(p.shape) for p in parameters if role(p) in ("matrix", "conv") and axes(p).is_matrix}
+    single, matrices = _single_kernels(parameters)
+    last = _end_of_chain(matrices) if set(single) == set(matrices) else None
+    if last and matrices[last][1] not in _hidden_widths(parameters):
+        return {last}
     if len(matrices) < 4:  # a part of a model, maybe
         return set()
-    single = [p for p in matrices if p.kind in KERNELS and len(p.shape) == 2 and not (p.into_heads or is_repeated(p))]
     read = Counter(fan_in for fan_in, _ in matrices.values())
     read.update(n for p in parameters if p.is_embedding for n in p.one_shape)
     read.update(n for p in parameters if p.of_norm for n in set(p.one_shape))
@@ -228,6 +265,27 @@ def _unread(parameters: list[Parameter]) -> set[Parameter]:
         any(read[n // k] for k in (1, 2, 3, 4, 6) if n % k == 0) or any(n % c == 0 for c in channels if c > 4)
     )
     return {p for p in single if made[matrices[p][0]] and not is_read(matrices[p][1]) and "emb" not in p.layer_name}
+
+
+def _single_kernels(parameters: list[Parameter]) -> tuple[list[Parameter], dict[Parameter, tuple[int, int]]]:
+    """The kernels of single layers outside of repeated modules, and the fans of all that are matrices."""
+    stems = Counter(map(_stem, {p.layer[:i] for p in parameters for i in range(1, len(p.layer))}))
+    is_repeated = lambda p: bool(p.stack) or any(stems[_stem(p.layer[:i])] > 1 for i in range(1, len(p.layer)))
+    fans = {p: axes(p).fans(p.shape) for p in parameters if role(p) in ("matrix", "conv") and axes(p).is_matrix}
+    single = [p for p in fans if p.kind in KERNELS and len(p.shape) == 2 and not (p.into_heads or is_repeated(p))]
+    return single, fans
+
+
+def _end_of_chain(matrices: dict[Parameter, tuple[int, int]]) -> Parameter | None:
+    """The last of three or more numbered layers, each of which takes in what the one before gives, if no other takes in
+    what it gives; but the first may, as in an autoencoder. Two may be a part of a model."""
+    if len(matrices) < 3 or len({_stem(p.layer) for p in matrices}) > 1:
+        return None
+    number = lambda p: int("0" + re.sub(".*?([0-9]*)$", r"\1", p.layer_name))
+    chain = sorted(matrices, key=number)
+    is_chain = all(matrices[p][1] == matrices[q][0] for p, q in itertools.pairwise(chain))
+    given = matrices[chain[-1]][1]
+    return chain[-1] if is_chain and all(matrices[p][0] != given for p in chain[1:]) else None
 
 
 def _stem(scope: tuple[str, ...]) -> tuple[str, ...]:
