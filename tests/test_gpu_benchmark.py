@@ -173,16 +173,19 @@ def test_what_doesnt_compile_in_time_costs_its_own_row(gpu, tmp_path):
 
 
 def test_a_step_that_takes_seconds_is_a_turn(gpu, monkeypatch):
+    """By a clock that the steps alone move."""
     from on_gpu import bench
 
-    monkeypatch.setattr(bench, "LONG", 0.01)
-    steps = []
-    for seconds, expected in ((0.02, 3), (0.0, 1002)):
+    clock, steps = [0.0], []
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    for seconds, expected in ((2 * bench.LONG, 3), (bench.SECONDS / 5000, 1002)):
         steps.clear()
-        timer = bench._Timer(
-            lambda seconds=seconds: (lambda: steps.append(time.sleep(seconds)), lambda: None), bench.SECONDS
-        )
-        timer()
+
+        def advance(seconds=seconds):
+            clock[0] += seconds
+            steps.append(seconds)
+
+        bench._Timer(lambda advance=advance: (advance, lambda: None), bench.SECONDS)()
         assert len(steps) == expected
 
 
