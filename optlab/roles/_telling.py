@@ -96,12 +96,6 @@ def _outputs(p: Parameter, shape: list[int]) -> tuple[int, bool]:
     return (rank - 1 if p.into_heads and (not grouped or shape[0] in p.widths) else 0), False
 
 
-def stacked_convs(p: Parameter) -> MatrixAxes:
-    """The axes of what may be a stack of convolutions, if it is one."""
-    inner = tuple(range(1, len(p.shape)))
-    return MatrixAxes((0,), inner[1:], inner[:1]) if p.kind == "weight" else MatrixAxes((0,), inner[:-1], inner[-1:])
-
-
 def by_head(p: Parameter, head_width: int | None) -> MatrixAxes:
     """As `axes`, but each head's projection is a matrix of its own.
 
