@@ -270,11 +270,13 @@ def soap(
         axis_name: axes of pmap or shard_map along which all devices hold the same gradients.
     """
     adam: dict[str, Any] = {"b1": b1, "b2": b2, "eps": eps, "mu_dtype": mu_dtype, "nu_dtype": nu_dtype}
-    given: dict[str, Any] = {
-        k: v for k, v in {"every": every, "max_precond_dim": max_precond_dim}.items() if v is not None
-    }
     hidden = optax.chain(
-        transforms.scale_by_soap(**adam, **given, factor_dtype=factor_dtype, axis_name=axis_name),
+        transforms.scale_by_soap(
+            **adam,
+            **_given(every=every, max_precond_dim=max_precond_dim),
+            factor_dtype=factor_dtype,
+            axis_name=axis_name,
+        ),
         transforms.decay_weights(weight_decay, roles=decay_roles),
         scale_by_learning_rate(learning_rate),
     )
@@ -324,16 +326,23 @@ def shampoo(
         axis_name: axes of pmap or shard_map along which all devices hold the same gradients.
     """
     adam: dict[str, Any] = {"b1": b1, "b2": b2, "eps": eps, "mu_dtype": mu_dtype, "nu_dtype": nu_dtype}
-    given: dict[str, Any] = {
-        k: v for k, v in {"every": every, "max_precond_dim": max_precond_dim}.items() if v is not None
-    }
     hidden = optax.chain(
-        transforms.scale_by_shampoo(**adam, **given, factor_dtype=factor_dtype, axis_name=axis_name),
+        transforms.scale_by_shampoo(
+            **adam,
+            **_given(every=every, max_precond_dim=max_precond_dim),
+            factor_dtype=factor_dtype,
+            axis_name=axis_name,
+        ),
         transforms.decay_weights(weight_decay, roles=decay_roles),
         scale_by_learning_rate(learning_rate),
     )
     decay: dict[str, Any] = {"weight_decay": weight_decay, "decay_roles": decay_roles}
     return _and_rest(hidden, rest or adamw(learning_rate, **adam, **decay), layout)
+
+
+def _given(**counts: int | None) -> dict[str, Any]:
+    """Those that aren't None: a default that is a number `optax.inject_hyperparams` would make an array of."""
+    return {name: count for name, count in counts.items() if count is not None}
 
 
 def _orthogonalizer(
