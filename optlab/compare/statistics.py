@@ -1,0 +1,297 @@
+"""What a few repetitions let one say: intervals, tests, orderings. NumPy and SciPy alone; nothing here is random.
+
+A sample is one number a repetition, such as the test accuracy of each study's winner. Five repetitions are few:
+Student's t holds its 95 % there, a percentile bootstrap covers 84 %.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import optimize, special, stats
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its interval of confidence; NaN bounds where the data give none.
+
+    Attributes:
+      value: the estimate.
+      low: the interval's lower end.
+      high: the interval's upper end.
+      p: of the test that the value is what no difference would give, NaN without one.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+
+
+def mean(sample: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """The mean with Student's interval, x̄ ± t(n − 1)·s/√n; of one value there is no interval."""
+    x = _sample("sample", sample)
+    return _student(float(x.mean()), float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else math.nan, len(x) - 1,
+                    confidence)  # fmt: skip
+
+
+def paired(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """mean(a − b) where a[i] and b[i] belong together, with Student's interval and the two-sided p of no difference.
+
+    Raises:
+      ValueError: for samples of different lengths.
+    """
+    x, y = _sample("a", a), _sample("b", b)
+    if len(x) != len(y):
+        raise ValueError(f"paired samples must be equally long, got {len(x)} and {len(y)}")
+    return mean(x - y, confidence)
+
+
+def welch(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """mean(a) − mean(b) of independent samples, their variances not taken to be equal. Welch 1947.
+
+    Samples of one value have no interval.
+    """
+    x, y = _sample("a", a), _sample("b", b)
+    difference = float(x.mean() - y.mean())
+    if min(len(x), len(y)) < 2:
+        return Estimate(difference)
+    parts = [s.var(ddof=1) / len(s) for s in (x, y)]
+    total = sum(parts)
+    freedom = total**2 / sum(v**2 / (len(s) - 1) for v, s in zip(parts, (x, y), strict=True)) if total else 1.0
+    return _student(difference, math.sqrt(total), freedom, confidence)
+
+
+def _student(value: float, error: float, freedom: float, confidence: float) -> Estimate:
+    """value ± t·error, and the p of zero; without spread the interval is a point."""
+    if not freedom > 0:
+        return Estimate(value)
+    reach = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+    if error == 0:
+        return Estimate(value, value, value, 1.0 if value == 0 else 0.0)
+    return Estimate(value, value - reach, value + reach, float(2 * stats.t.sf(abs(value) / error, freedom)))
+
+
+def holm(p: ArrayLike) -> np.ndarray:
+    """The p-values of several comparisons, adjusted so that together they err as seldom as one. Holm 1979.
+
+    Args:
+      p: of each comparison; NaN is one that couldn't be tested, and counts as one all the same.
+    """
+    values = np.asarray(p, float)
+    order = np.argsort(np.where(np.isnan(values), 1, values), kind="stable")
+    steps = (len(values) - np.arange(len(values))) * values[order]
+    adjusted = np.empty(len(values))
+    adjusted[order] = np.minimum(np.fmax.accumulate(steps), 1) if len(values) else steps
+    return np.where(np.isnan(values), np.nan, adjusted)
+
+
+def probability_above(a: ArrayLike, b: ArrayLike) -> Estimate:
+    """P(A > B) + ½P(A = B) with the interval of Brunner and Munzel 2000, cut to [0, 1]; ±inf are allowed.
+
+    Where every value of one is above every value of the other the data show no spread, and there is no interval.
+    """
+    x, y = (np.asarray(s, float) for s in (a, b))
+    n, m = len(x), len(y)
+    both = stats.rankdata(np.concatenate([x, y]))
+    value = float((both[:n].mean() - (n + 1) / 2) / m)
+    if min(n, m) < 2:
+        return Estimate(value)
+    # The placements of each value among the other sample: their variances make up that of the estimate.
+    places = [both[:n] - stats.rankdata(x), both[n:] - stats.rankdata(y)]
+    parts = [places[0].var(ddof=1) / (n * m**2), places[1].var(ddof=1) / (m * n**2)]
+    if not sum(parts):
+        return Estimate(value)
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1))
+    found = _student(value - 0.5, math.sqrt(sum(parts)), freedom, CONFIDENCE)
+    return Estimate(value, max(found.low + 0.5, 0.0), min(found.high + 0.5, 1.0), found.p)
+
+
+# Times to a target. A run that doesn't reach it is censored: its time is its length, and `reached` is false.
+
+
+def survival(times: ArrayLike, reached: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """The share of runs that haven't reached the target after each time at which one did. Kaplan and Meier 1958.
+
+    Returns:
+      (times, shares), both ascending in time.
+    """
+    t, is_reached = np.asarray(times, float), np.asarray(reached, bool)
+    at = np.unique(t[is_reached])
+    left = np.array([1 - np.sum(is_reached & (t == s)) / np.sum(t >= s) for s in at])
+    return at, np.cumprod(left)
+
+
+def median_time(times: ArrayLike, reached: ArrayLike) -> float:
+    """The first time by which half of the runs have reached the target; inf if fewer ever do."""
+    at, shares = survival(times, reached)
+    below = np.flatnonzero(shares <= 0.5 + 1e-12)
+    return float(at[below[0]]) if len(below) else math.inf
+
+
+def restricted_mean(times: ArrayLike, reached: ArrayLike, horizon: float) -> float:
+    """The mean time until the target or the horizon, whichever comes first: the area under `survival` up to there."""
+    at, shares = survival(times, reached)
+    steps = np.concatenate([[0.0], at[at < horizon], [horizon]])
+    return float(np.sum(np.diff(steps) * np.concatenate([[1.0], shares[at < horizon]])))
+
+
+def time_ratio(
+    a: ArrayLike, reached_a: ArrayLike, b: ArrayLike, reached_b: ArrayLike, confidence: float = CONFIDENCE
+) -> Estimate:
+    """How many times b's time to the target a needs; samples censored at one common length.
+
+    Where all runs reach the target it is the ratio of geometric means, by Welch's interval of the logarithms. Else it
+    is the ratio of medians (0 or inf where one isn't reached), and the interval holds the factors r for which a rank
+    test (Mann and Whitney, exact) can't tell a from r·b. A censored run is only known to be later than its length, so
+    that the interval may be open (inf) or, with fewer than 4 runs a side, not there.
+    """
+    times, reached = [np.asarray(t, float) for t in (a, b)], [np.asarray(r, bool) for r in (reached_a, reached_b)]
+    if reached[0].all() and reached[1].all():
+        logs = welch(np.log(times[0]), np.log(times[1]), confidence)
+        return Estimate(math.exp(logs.value), math.exp(logs.low), math.exp(logs.high), logs.p)
+    medians = [median_time(t, r) for t, r in zip(times, reached, strict=True)]
+    value = medians[0] / medians[1] if np.isfinite(medians).any() else math.nan
+    latest = [np.where(r, t, np.inf) for t, r in zip(times, reached, strict=True)]
+    with np.errstate(invalid="ignore"):
+        least, most = times[0][:, None] / latest[1], latest[0][:, None] / times[1]
+    low, high = _rank_interval(least, most, confidence)
+    return Estimate(value, low, high)
+
+
+def _rank_interval(least: np.ndarray, most: np.ndarray, confidence: float) -> tuple[float, float]:
+    """The order statistics of all pairs' ratios between which the exact rank test of level 1 − confidence is silent.
+
+    Args:
+      least: what each pair's ratio is at least, (n, m).
+      most: and at most.
+      confidence: the interval's.
+    """
+    counts = _rank_counts(*least.shape)
+    rejected = int(np.sum(np.cumsum(counts) / counts.sum() <= (1 - confidence) / 2))  # numbers of pairs, from 0 on
+    if not rejected:
+        return math.nan, math.nan
+    return float(np.sort(least, axis=None)[rejected - 1]), float(np.sort(most, axis=None)[-rejected])
+
+
+def _rank_counts(n: int, m: int) -> np.ndarray:
+    """How many orders of n and m values have each number of pairs the one way round: the Gaussian binomial."""
+    counts = np.zeros(n * m + 1)
+    counts[0] = 1
+    for i in range(1, n + 1):
+        for at in range(n * m, m + i - 1, -1):  # times 1 − q^(m + i)
+            counts[at] -= counts[at - m - i]
+        for at in range(i, n * m + 1):  # divided by 1 − q^i
+            counts[at] += counts[at - i]
+    return counts
+
+
+# What a budget of trials buys, and how much depends on the choice.
+
+
+def best_of(scores: ArrayLike) -> np.ndarray:
+    """The expected best of k trials for k = 1 … n: the mean over all choices of k of the n. Higher scores are better.
+
+    Without replacement, so that it is unbiased (Tang et al. 2020). A trial that diverged scores −inf, and so do the
+    means that it is part of.
+
+    Returns:
+      an array of shape (n,).
+    """
+    x = np.sort(np.asarray(scores, float))
+    n, k = len(x), np.arange(1, len(x) + 1)[:, None]
+    weights = special.comb(np.arange(n), k - 1) / special.comb(n, k)  # the i-th smallest is the best of so many choices
+    return np.sum(np.where(weights > 0, weights * np.where(weights > 0, x, 0), 0), axis=1)
+
+
+def order_flip(a: ArrayLike, b: ArrayLike) -> int | None:
+    """The number of trials from which on two best-of-k curves have the order of their ends; None if they always do."""
+    signs = np.sign(np.asarray(a, float) - np.asarray(b, float))
+    other = np.flatnonzero(signs == -signs[-1]) if signs[-1] else np.array([], int)
+    return int(other[-1]) + 2 if len(other) else None
+
+
+def sensitivity(values: ArrayLike, losses: ArrayLike, tolerance: float) -> float:
+    """Decades of a hyperparameter in which the loss is at most (1 + tolerance) times the best one.
+
+    Between the trials the loss is taken to be linear in log₁₀ of the hyperparameter.
+
+    Args:
+      values: of the hyperparameter, positive.
+      losses: of those trials, positive; inf for one that diverged.
+      tolerance: such as 0.1.
+    """
+    order = np.argsort(np.asarray(values, float))
+    x, y = np.log10(np.asarray(values, float)[order]), np.asarray(losses, float)[order]
+    bound = (1 + tolerance) * y.min()
+    decades = 0.0
+    for (x0, x1), (y0, y1) in zip(itertools.pairwise(x), itertools.pairwise(y), strict=True):
+        if max(y0, y1) <= bound:
+            decades += x1 - x0
+        elif min(y0, y1) <= bound and np.isfinite(y0 + y1):
+            decades += (x1 - x0) * (bound - min(y0, y1)) / abs(y1 - y0)
+    return float(decades)
+
+
+def performance_profiles(costs: Mapping[str, Sequence[float]], factors: ArrayLike) -> dict[str, np.ndarray]:
+    """The share of workloads that each contender solves within a factor of the best one's cost. Dolan and Moré 2002.
+
+    Args:
+      costs: by contender, such as steps to the target, one a workload; inf where it never got there.
+      factors: from 1 on.
+
+    Returns:
+      by contender an array of the factors' shape.
+    """
+    table = np.array([np.asarray(c, float) for c in costs.values()])
+    best = table.min(axis=0)
+    with np.errstate(invalid="ignore"):
+        ratios = np.where(np.isfinite(table), table / best, np.inf)
+    return {name: np.mean(row[None] <= np.asarray(factors, float)[:, None], axis=1)
+            for name, row in zip(costs, ratios, strict=True)}  # fmt: skip
+
+
+# What a study can find.
+
+
+def power(difference: float, repetitions: int, *, is_paired: bool = False, level: float = 1 - CONFIDENCE) -> float:
+    """The chance that a two-sided t-test finds a difference, in standard deviations (of a − b, if paired)."""
+    freedom = repetitions - 1 if is_paired else 2 * (repetitions - 1)
+    if freedom < 1:
+        return 0.0
+    shift = difference * math.sqrt(repetitions if is_paired else repetitions / 2)
+    bound = stats.t.ppf(1 - level / 2, freedom)
+    return float(stats.nct.sf(bound, freedom, shift) + stats.nct.cdf(-bound, freedom, shift))
+
+
+def detectable(repetitions: int, *, comparisons: int = 1, is_paired: bool = False, chance: float = 0.8) -> float:
+    """The difference that is found with that chance, in standard deviations as in `power`; inf for one repetition.
+
+    Args:
+      repetitions: studies a contender.
+      comparisons: that are corrected for; the level of each is 0.05 / comparisons, as Holm's first one.
+      is_paired: whether the contenders are compared study by study.
+      chance: of finding it.
+    """
+    if repetitions < 2:
+        return math.inf
+    level = (1 - CONFIDENCE) / comparisons
+    found = lambda d: power(d, repetitions, is_paired=is_paired, level=level) - chance
+    high = 1.0
+    while found(high) < 0:
+        high *= 2
+    return float(optimize.brentq(found, 0, high))
+
+
+def _sample(name: str, values: ArrayLike) -> np.ndarray:
+    x = np.asarray(values, float)
+    if x.ndim != 1 or not len(x) or not np.isfinite(x).all():
+        raise ValueError(f"{name} must be finite numbers, one a repetition, got {values!r}")
+    return x
