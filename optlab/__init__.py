@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from optlab import training as training
     from optlab import transforms as transforms
     from optlab._probes import read_probes as read_probes
+    from optlab.compare import compare as compare
     from optlab.explanation import explain as explain
     from optlab.minimization import minimize as minimize
     from optlab.optimizers import adagrad as adagrad
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _SUBMODULES = (
+    "compare",  # a package that can be called
     "config",
     "data",
     "models",

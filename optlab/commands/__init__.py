@@ -74,6 +74,25 @@ def _parser() -> argparse.ArgumentParser:
     launch.add_argument("--restarts", metavar="N", type=int, default=3, help="how often at most (default: 3)")
     launch.add_argument("words", metavar="-- train CONFIG …", nargs=argparse.REMAINDER, help="the command")
 
+    compare = commands.add_parser(
+        "compare",
+        help="compare optimizers fairly: each tuned anew several times under one budget",
+        description="Tunes every contender of a config anew in each study, trains the winners afresh, and says how "
+        "they differ, and how surely. The same command again goes on where it stood; with more studies, trials or "
+        "contenders it trains what is new.",
+    )
+    compare.add_argument("config", metavar="CONFIG", help="a Python file whose get_config() returns a Comparison")
+    compare.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", default=[], help="such as studies=3, trials=16, steps=500"
+    )
+    compare.add_argument("--plan", action="store_true", help="say what would be trained and found; train nothing")
+    compare.add_argument("--folder", metavar="DIR", help="the study's folder (default: studies/<config>-<overrides>)")
+    compare.add_argument(
+        "--executor",
+        choices=("population", "runs"),
+        help="many trials in one program, or one run after another (default: whichever suits the model)",
+    )
+
     show = commands.add_parser(
         "show",
         help="list every key of a config: its value, its type, what it means",

@@ -6,6 +6,7 @@ Student's t holds its 95 % there, a percentile bootstrap covers 84 %.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -271,6 +272,7 @@ def power(difference: float, repetitions: int, *, is_paired: bool = False, level
     return float(stats.nct.sf(bound, freedom, shift) + stats.nct.cdf(-bound, freedom, shift))
 
 
+@functools.cache
 def detectable(repetitions: int, *, comparisons: int = 1, is_paired: bool = False, chance: float = 0.8) -> float:
     """The difference that is found with that chance, in standard deviations as in `power`; inf for one repetition.
 

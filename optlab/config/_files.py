@@ -15,8 +15,12 @@ from optlab.config._schema import Config, flatten, from_tree
 from optlab.config._values import ConfigError, nearest
 
 
-def load(path: str | Path) -> Config:
+def load(path: str | Path, kind: type = Config) -> Any:
     """The config that a Python file's `get_config()` returns, or the one in a run folder's `config.json`.
+
+    Args:
+      path: the file's.
+      kind: what the file has to hold: a run's `Config`, or what another command takes.
 
     Raises:
       ConfigError: if there is no such file, or it doesn't hold a config.
@@ -25,7 +29,7 @@ def load(path: str | Path) -> Config:
     if not path.is_file():
         nearby = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         raise ConfigError(f"no config file {str(path)!r}" + (f"; {nearest(str(path), nearby)}" if nearby else ""))
-    if path.suffix == ".json":
+    if path.suffix == ".json" and kind is Config:
         return _from_json(path)
     if path.suffix != ".py":
         raise ConfigError(f"a config is a .py file with get_config(), or a run's config.json, got {str(path)!r}")
@@ -40,8 +44,9 @@ def load(path: str | Path) -> Config:
         raise
     except Exception as error:
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
-    if not isinstance(config, Config):
-        raise ConfigError(f"{path}: get_config() must return an optlab.config.Config, got {type(config).__name__}")
+    if not isinstance(config, kind):
+        wanted, found = (f"{k.__module__.rpartition('.')[0]}.{k.__name__}" for k in (kind, type(config)))
+        raise ConfigError(f"{path}: get_config() must return an {wanted}, got {found.removeprefix('.')}")
     return config
 
 

@@ -1,0 +1,117 @@
+"""`optlab compare CONFIG`: a study in its folder, and the verdict."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optlab._extras import need
+from optlab.commands._config import places
+from optlab.compare.settings import Comparison, overridden
+from optlab.components import filled, find, parameters
+from optlab.config import Component, Config, ConfigError, load, nearest, slug
+from optlab.experiment import build
+
+if TYPE_CHECKING:
+    import optax
+
+    from optlab.compare.study import Study
+
+STUDIES = ("trials", "studies", "seeds", "finals")  # more of these go on in the same folder
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Says the plan, or runs the study to its end and prints the verdict."""
+    need("optlab compare", "scipy", extra="compare")
+    path = Path(arguments.config)
+    sys.path += places(path)
+    comparison = overridden(load(path, Comparison), arguments.overrides)
+    study = _study(comparison, arguments.executor)
+    if arguments.plan:
+        from optlab.compare.plan import make_plan
+
+        print(make_plan(study))
+        return 0
+    from optlab.compare._face import conclude
+
+    fixed = [a for a in arguments.overrides if a.partition("=")[0] not in STUDIES]
+    folder = Path(arguments.folder or Path("studies") / slug(path, fixed))
+    verdict = conclude(study, folder)
+    print(f"{verdict}\n  folder      {folder}  (verdict.md, verdict.json, study.json, trials.jsonl)")
+    return 0
+
+
+def _study(comparison: Comparison, executor: Any) -> Study:
+    from optlab.compare.study import make_study
+
+    config, everyone = comparison.baseline, comparison.everyone
+    factories = {name: _factory(name, part) for name, part in everyone.items()}
+    return make_study(
+        factories,
+        _workload(config, factories[config.optimizer.name], comparison.spaces.get(config.optimizer.name)),
+        steps=config.steps,
+        trials=comparison.trials,
+        studies=comparison.studies,
+        seeds=comparison.seeds,
+        finals=comparison.finals,
+        spaces=comparison.spaces,
+        schedule=_schedule(config),
+        before=_clipping(config),
+        design=comparison.design,
+        paired=comparison.paired,
+        seed=config.seed,
+        evaluate_every=config.evaluate_every,
+        executor=executor,
+    )
+
+
+def _factory(name: str, part: Component) -> Callable[..., Any]:
+    """A contender's factory with what the config says of it fixed."""
+    factory = find("optimizer", part.name)
+    known = parameters("optimizer", factory)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    for argument, value in part.arguments.items():
+        if argument not in known and not takes_any:
+            raise ConfigError(f"contender {name!r} has {argument}, which {part.name} doesn't take; "
+                              f"{nearest(argument, known)}")  # fmt: skip
+        if isinstance(value, Component):
+            raise ConfigError(
+                f"contender {name!r} has a component as its {argument}: make it in a function of yours, and name that "
+                "as module:function"
+            )
+    return functools.partial(factory, **part.arguments) if part.arguments else factory
+
+
+def _workload(config: Config, factory: Callable[..., Any], space: Any) -> Any:
+    """The baseline's, built and checked as that of a run in the middle of its space."""
+    from optlab.compare.contenders import contend
+
+    name = config.optimizer.name
+    middle = contend(name, factory, space=space, schedule=None, steps=config.steps).middle
+    said = {k: v for k, v in middle.items() if not k.startswith("schedule.")}
+    return build(replace(config, optimizer=Component(name, {**config.optimizer.arguments, **said}))).workload
+
+
+def _schedule(config: Config) -> Callable[..., Any] | None:
+    """The config's schedule as a function (peak, steps, …); None where it is constant."""
+    part = config.schedule
+    if part.name == "constant" and not part.arguments.get("warmup"):
+        return None
+    factory = find("schedule", part.name)
+    names = filled("schedule", factory)
+    if names.get("steps", "steps") != "steps" or "optimizer.learning_rate" not in names.values():
+        raise ConfigError(f"schedule={part.name} has no peak and steps: take one of optlab.schedules")
+    return functools.partial(factory, **part.arguments)
+
+
+def _clipping(config: Config) -> optax.GradientTransformation | None:
+    import optax
+
+    found = [] if config.clip_value is None else [optax.clip(config.clip_value)]
+    found += [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    return optax.chain(*found) if found else None

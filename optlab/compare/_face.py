@@ -1,0 +1,110 @@
+"""`optlab.compare(…)`: from contenders and a workload to a verdict, in one call."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optax
+
+from optlab import schedules
+from optlab.compare.points import Design, Space
+from optlab.compare.study import Executor, Study, make_study, run_study
+from optlab.compare.trials import Result
+from optlab.compare.verdict import Verdict, judge
+from optlab.training import Workload
+
+
+def compare(
+    contenders: Mapping[str, Any] | Sequence[str],
+    workload: Workload,
+    *,
+    steps: int,
+    trials: int | None = None,
+    studies: int = 5,
+    seeds: int = 1,
+    finals: int = 1,
+    spaces: Mapping[str, Space] | None = None,
+    schedule: Callable[..., Any] | None = schedules.warmup_cosine,
+    before: optax.GradientTransformation | None = None,
+    baseline: str | None = None,
+    design: Design = "sobol",
+    paired: bool = False,
+    seed: int = 0,
+    evaluate_every: int | None = None,
+    executor: Executor | None = None,
+    folder: str | Path | None = None,
+    quiet: bool = False,
+) -> Verdict:
+    """Compares optimizers, each tuned anew in every study under the same budget.
+
+    In a study each contender draws points of its own, trains each, takes the best on the validation split, and trains
+    that winner afresh for the test split. The studies are the repetitions that intervals and tests are made of.
+
+    Args:
+      contenders: by name a factory, keyword arguments -> an optax transformation, or the name of one ("muon",
+        "optax.adamw", "module:function"); or a list of such names. `functools.partial(optlab.sgd, momentum=0.9)` fixes
+        an argument.
+      workload: what is trained. Its target's metric, on the validation split, chooses the winners; its target's value,
+        if it has one, is what steps are counted to.
+      steps: updates of a run.
+      trials: points of each contender in each study, a power of two; None is 8, or a grid's own number.
+      studies: how often every contender is tuned anew.
+      seeds: trainings of each point.
+      finals: fresh trainings of each winner.
+      spaces: by contender what is searched: {"mine": {"learning_rate": log_uniform(1e-4, 1e-1), "schedule.end":
+        uniform(0, 0.1)}}; without one a default of the learning rate.
+      schedule: (peak, steps, …) -> a function of the step, for every learning rate alike; None is a constant rate.
+      before: what every contender's gradients go through first, such as optax.clip_by_global_norm(1.0).
+      baseline: the contender that the others are compared with; None is the first.
+      design: "sobol", or "grid": every combination of the spaces' choices.
+      paired: whether all contenders share initializations and data orders, and are compared study by study.
+      seed: of everything that is drawn.
+      evaluate_every: steps between two evaluations; None is a twentieth of the run.
+      executor: "population", many trials in one program, or "runs", one after another; None takes populations, and
+        runs where those can't be or are slower. The plan says which.
+      folder: where trials and verdict are kept: the same call goes on where it stood, one with more studies, trials or
+        contenders trains only what is new.
+      quiet: whether nothing is said on the way.
+
+    Returns:
+      the verdict: `print` shows it in words, `.frame()` gives every trial as a row.
+
+    Raises:
+      ConfigError: for whatever can't work, before anything is trained.
+    """
+    study = make_study(
+        contenders, workload, steps=steps, trials=trials, studies=studies, seeds=seeds, finals=finals, spaces=spaces,
+        schedule=schedule, before=before, baseline=baseline, design=design, paired=paired, seed=seed,
+        evaluate_every=evaluate_every, executor=executor,
+    )  # fmt: skip
+    return conclude(study, folder, quiet=quiet)
+
+
+def conclude(study: Study, folder: str | Path | None = None, *, quiet: bool = False) -> Verdict:
+    """Runs a study to its end, and judges it; with a folder, the verdict is written there."""
+    verdict = judge(study, run_study(study, folder, tell=None if quiet else _Progress(study)))
+    if folder is not None:
+        verdict.write(folder)
+    return verdict
+
+
+class _Progress:
+    """A line on stderr for each part of the trials that is finished, with the time left."""
+
+    def __init__(self, study: Study):
+        self.total = sum(study.studies * (n * study.seeds + study.finals) for n in study.trials.values())
+        self.began, self.done, self.said = time.monotonic(), 0, -10.0
+
+    def __call__(self, name: str, results: Sequence[Result]) -> None:
+        self.done += len(results)
+        passed = time.monotonic() - self.began
+        if passed - self.said < 2 and self.done < self.total:
+            return
+        self.said = passed
+        left = passed / self.done * (self.total - self.done)
+        best = f"{name}, " if self.done < self.total else ""
+        print(f"optlab: {best}{self.done} of {self.total} runs, {passed:.0f} s, {left:.0f} s left", file=sys.stderr)

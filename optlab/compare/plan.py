@@ -1,0 +1,100 @@
+"""The plan of a study: what will be trained, what it costs, which differences it can find."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+
+from optlab.compare import statistics
+from optlab.compare.contenders import Contender
+from optlab.compare.study import Study
+
+TIMED = 5  # steps that are timed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study comes to.
+
+    Attributes:
+      study: which one.
+      trials: by contender how many trainings there are, the winners' fresh ones included.
+      seconds: by contender about how long they take.
+      detectable: the difference that is found four times of five, in standard deviations of the winners' scores.
+    """
+
+    study: Study
+    trials: dict[str, int]
+    seconds: dict[str, float]
+    detectable: float
+
+    def __str__(self) -> str:
+        s, total = self.study, sum(self.trials.values())
+        lines = [
+            f"{len(self.trials)} contenders on {s.workload.name}, {s.studies} studies, {s.steps} steps a run: "
+            f"{total:,} runs, {total * s.steps:,} steps, about {_duration(sum(self.seconds.values()))}"
+        ]
+        for name, count in self.trials.items():
+            executor, why = s.executors[name]
+            space = ", ".join(f"{k} {found}" for k, found in s.contenders[name].space.items()) or "nothing to tune"
+            lines.append(
+                f"  {name}: {s.studies} × {s.trials[name]} trials and {s.studies * s.finals} winners afresh, "
+                f"{count} runs, about {_duration(self.seconds[name])}; {space}; "
+                + ("one program for many trials" if executor == "population" else "one run after another")
+                + (f" ({why})" if why else "")
+            )
+        if s.studies == 1:
+            return "\n".join(
+                [*lines, "With one study there is no interval: no difference can be found. Say studies=5."]
+            )
+        how = "study by study" if s.is_paired else "by Welch's test"
+        others = len(s.contenders) - 1
+        corrected = f", corrected for {others} comparisons" if others > 1 else ""
+        lines.append(
+            f"Compared {how} in {s.measure}{corrected}, a difference of {self.detectable:.1f} standard deviations of "
+            "the tuned winners is found four times of five; smaller ones are missed more often."
+        )
+        if s.design == "grid":
+            lines.append("All studies have the same grid: they differ in their seeds alone, not in luck of tuning.")
+        return "\n".join(lines)
+
+
+def make_plan(study: Study) -> Plan:
+    """The plan of a study. Compiles each contender's program and times a few steps of it; trains nothing."""
+    trials = {n: study.studies * (study.trials[n] * study.seeds + study.finals) for n in study.contenders}
+    return Plan(
+        study,
+        trials,
+        {n: _seconds(study, n, count) for n, count in trials.items()},
+        statistics.detectable(study.studies, comparisons=len(study.contenders) - 1, is_paired=study.is_paired),
+    )
+
+
+def _seconds(study: Study, name: str, count: int) -> float:
+    """Compilation, and the steps at the pace of a few. A population compiles once, every run for itself."""
+    timed = min(TIMED, study.steps)
+    is_population = study.executors[name][0] == "population"
+    short: Contender = dataclasses.replace(study.contenders[name], steps=timed)
+    try:
+        short.make(short.middle)
+    except ValueError:  # a schedule with a warm-up that is longer
+        short = dataclasses.replace(short, schedule=None)
+    tiny = dataclasses.replace(study, contenders={name: short}, evaluate_every=timed)
+    train, part = tiny.executor(name), tiny.searches(name, 0)[:1]
+    took = []
+    for _ in range(2):
+        began = time.monotonic()
+        list(train(part))
+        took.append(time.monotonic() - began)
+    if not is_population:
+        # Both compile: what is left of the second after its compilation isn't known, so that a step counts too much.
+        return count * took[1] * max(1.0, study.steps / timed / 20)
+    parts = -(-count // train.width)  # type: ignore[union-attr]
+    return max(took[0] - took[1], 0) + took[1] * parts * study.steps / timed
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,239 @@
+"""Many trials in one compiled program: the hyperparameters are traced, the states stacked. Nothing is written here."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optlab.compare.contenders import Contender
+from optlab.compare.trials import Result, Trial
+from optlab.data import Batches, as_batches, evaluation_batches
+from optlab.data._arrays import ArraySplit
+from optlab.data._rows import map_arrays
+from optlab.roles import layout_around
+from optlab.training import GuardError, TrainState, Workload, evaluation_params, init_state, make_evaluation, make_step
+from optlab.training.guard import Skips
+from optlab.training.parallel import _QUICK, memory_of
+
+WIDTH = 64  # trials in one program: with more, the first results come late
+WIDTH_CPU = 4  # or as many as there are finals: a CPU gains nothing from more, and all parts share one program
+STATES = 6  # of a trial's state, as much memory is taken for it, its gradients and activations
+WHOLE = 2048  # examples of a split that are evaluated as one batch
+_OF_STEP = ("loss", "gradient_norm", "fault")
+
+
+class Population:
+    """Trains the trials of one contender, as many at a time as fit; a short part is filled up with copies.
+
+    Each sees the batches of an ordinary run with its seed. One that diverges goes on as NaN in its place of the stack,
+    where no other trial sees it.
+
+    Args:
+      workload: what is trained.
+      contender: whose trials.
+      evaluate_every: steps between two evaluations.
+      expected: trials that are likely to come at once.
+    """
+
+    def __init__(self, workload: Workload, contender: Contender, evaluate_every: int, expected: int):
+        self.workload, self.contender, self.evaluate_every = workload, contender, evaluate_every
+        self.width = max(WIDTH_CPU, min(expected, WIDTH)) if jax.default_backend() == "cpu" else WIDTH
+        self.programs: dict[str, _Program] = {}
+
+    def __call__(self, trials: Sequence[Trial]) -> Iterator[list[Result]]:
+        groups: dict[str, list[Trial]] = {}
+        for trial in trials:
+            groups.setdefault(repr(sorted(_static(self.contender, trial.values).items())), []).append(trial)
+        for key, group in groups.items():
+            with layout_around(functools.partial(self.workload.layout, None)):
+                if key not in self.programs:
+                    static = _static(self.contender, group[0].values)
+                    self.programs[key] = _Program(self.workload, self.contender, static)
+                program = self.programs[key]
+                width = max(1, min(self.width, program.fitting()))
+                for start in range(0, len(group), width):
+                    part = group[start : start + width]
+                    filled = part + part[-1:] * (width - len(part))
+                    yield program.train(filled, self.evaluate_every)[: len(part)]
+
+
+def reason_against(workload: Workload, contender: Contender) -> str | None:
+    """Why these trials can't be, or shouldn't be, one program; None if they can. Traces, and computes nothing."""
+    try:
+        with layout_around(functools.partial(workload.layout, None)):
+            program = _Program(workload, contender, _static(contender, contender.middle))
+            pair = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), tree)
+            traced, _, batch = program.shapes()
+            seeds = jax.ShapeDtypeStruct((2,), jnp.uint32)
+            stacked = jax.vmap(program.step, in_axes=(0, 0, None), axis_size=2)
+            jaxpr = jax.make_jaxpr(stacked)(pair(traced), jax.eval_shape(program.started, pair(traced), seeds), batch)
+    except Exception as error:  # whatever a factory does with a value that has none yet
+        return f"it can't be traced: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    if jax.default_backend() == "cpu" and "conv_general_dilated" in str(jaxpr):
+        return "stacked convolutions are slow on a CPU"
+    return None
+
+
+def _static(contender: Contender, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that a program is compiled for; all others are traced."""
+    found = {}
+    for name, value in values.items():
+        tried = getattr(contender.space[name], "values", (value,))
+        if not all(isinstance(v, float) for v in tried):
+            found[name] = value
+    return found
+
+
+@dataclass
+class _Program:
+    """The programs of one contender with some of its arguments fixed."""
+
+    workload: Workload
+    contender: Contender
+    static: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        data = self.workload.data
+        is_plain = type(data.train) is ArraySplit  # drawn by index alone: then the data stay on the device
+        self.rows = data.train.take(np.arange(len(data.train))) if is_plain else None
+        self.rows_there = None if self.rows is None else jax.tree.map(jnp.asarray, self.rows)
+        self.started = jax.jit(jax.vmap(self.first), compiler_options=_QUICK)
+        self.stepped = jax.jit(jax.vmap(self.steps, in_axes=(0, 0, 0, None)), donate_argnums=1)
+        self.evaluated = jax.jit(jax.vmap(self.evaluation, in_axes=(0, None)))
+        self.held_out: dict[str, list[Any]] = {}
+
+    def optimizer(self, traced: Mapping[str, Any]) -> Any:
+        return self.contender.make({**self.static, **traced})
+
+    def first(self, traced: Mapping[str, jax.Array], seed: jax.Array) -> TrainState:
+        """The state that `train` starts from with this seed."""
+        key, init_key = jax.random.split(jax.random.key(seed))
+        params, model_state = self.workload.init(init_key)
+        return init_state(params, model_state, self.optimizer(traced), key=key)
+
+    def step(self, traced: Mapping[str, jax.Array], state: TrainState, batch: Any) -> tuple[TrainState, jax.Array]:
+        """A state's next one and what was measured, (sum, weight) of each of `_OF_STEP`."""
+        state, metrics = make_step(self.workload.loss, self.optimizer(traced), guard="stop")(state, batch)
+        return state, jnp.stack([jnp.stack([x.astype(jnp.float32) for x in metrics[name]]) for name in _OF_STEP])
+
+    def steps(self, traced: Any, state: TrainState, feed: Any, rows: Any) -> tuple[TrainState, jax.Array]:
+        """A chunk of steps; `feed` holds a batch for each, or the rows that it consists of."""
+
+        def body(state: TrainState, item: Any) -> Any:
+            batch = item if rows is None else jax.tree.map(lambda x: x[item], rows)
+            return self.step(traced, state, batch)
+
+        return jax.lax.scan(body, state, feed)
+
+    def evaluation(self, state: TrainState, batch: Any) -> dict[str, jax.Array]:
+        metrics = make_evaluation(self.workload.loss)(evaluation_params(state), state.model_state, batch, state.key)
+        return {name: jnp.stack(pair) for name, pair in metrics.items()}
+
+    def shapes(self) -> tuple[Any, Any, Any]:
+        """Of the arguments of `step`."""
+        traced = {k: jax.ShapeDtypeStruct((), jnp.float32) for k in self.contender.middle if k not in self.static}
+        state = jax.eval_shape(self.first, traced, jax.ShapeDtypeStruct((), jnp.uint32))
+        return traced, state, as_batches(self.workload.data.train, self.workload.batch_size).batch(0)
+
+    def fitting(self) -> int:
+        """How many states a quarter of the device's memory has room for."""
+        _, state, batch = self.shapes()
+        size = lambda tree: sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+        state = (state.params, state.model_state, [x for x in jax.tree.leaves(state.opt_state)])
+        limit = memory_of(jax.local_devices()[0]) or 2**33
+        return max(1, int(limit / 4 / (STATES * size(state) + 8 * size(batch))))
+
+    def train(self, trials: Sequence[Trial], evaluate_every: int) -> list[Result]:
+        """The trials' results, all of them at the end."""
+        began = time.monotonic()
+        traced = {
+            name: jnp.asarray([t.values[name] for t in trials], jnp.float32)
+            for name in trials[0].values
+            if name not in self.static
+        }
+        state = self.started(traced, jnp.asarray([t.seed for t in trials], jnp.uint32))
+        feeds = [self._batches(t.seed) for t in trials]
+        found = [_Curve(t) for t in trials]
+        steps = self.contender.steps
+        for start in range(0, steps, evaluate_every):
+            stop = min(start + evaluate_every, steps)
+            feed = self._feed(feeds, start, stop)
+            state, measured = self.stepped(traced, state, feed, self.rows_there)
+            held_out = self._evaluate("validation", state)
+            for i, curve in enumerate(found):
+                curve.add(start, np.asarray(measured[i], np.float64), {k: float(v[i]) for k, v in held_out.items()})
+        test = self._evaluate("test", state) if any(t.is_final for t in trials) else {}
+        share = (time.monotonic() - began) / len(trials)
+        return [c.result({k: float(v[i]) for k, v in test.items()}, share) for i, c in enumerate(found)]
+
+    def _batches(self, seed: int) -> Any:
+        return as_batches(self.workload.data.train, self.workload.batch_size, seed, self.workload.draw)
+
+    def _feed(self, feeds: Sequence[Any], start: int, stop: int) -> Any:
+        """For every trial and step the batch, or its rows' indices where the data stay on the device."""
+        if self.rows is not None and all(isinstance(b, Batches) for b in feeds):
+            return np.stack([[b.indices(t)[0].astype(np.int32) for t in range(start, stop)] for b in feeds])
+        each = [map_arrays(lambda *x: np.stack(x), *(b.batch(t) for t in range(start, stop))) for b in feeds]
+        return map_arrays(lambda *x: np.stack(x), *each)
+
+    def _evaluate(self, split: str, state: TrainState) -> dict[str, np.ndarray]:
+        """By metric the mean over a whole split, one for every trial; summed in float64, as `train` does."""
+        data = getattr(self.workload.data, split)
+        if data is None:
+            return {}
+        if split not in self.held_out:
+            batches = evaluation_batches(data, len(data) if len(data) <= WHOLE else self.workload.batch_size)
+            self.held_out[split] = [map_arrays(jnp.array, batch) for batch in batches]
+        sums: dict[str, Any] = {}
+        for batch in self.held_out[split]:
+            for name, pair in self.evaluated(state, batch).items():
+                sums[name] = sums.get(name, 0) + np.asarray(pair, np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {f"{split}/{name}": pair[:, 0] / pair[:, 1] for name, pair in sums.items()}
+
+
+class _Curve:
+    """One trial's evaluations, until it diverges."""
+
+    def __init__(self, trial: Trial):
+        self.trial = trial
+        self.curve: dict[str, list[float]] = {"step": []}
+        self.diverged: str | None = None
+
+    def add(self, start: int, measured: np.ndarray, held_out: Mapping[str, float]) -> None:
+        """Takes the steps after `start`, (steps, of `_OF_STEP`, 2), and the evaluation behind them."""
+        if self.diverged is not None:
+            return
+        values = {f"train/{n}": measured[:, i, 0] / measured[:, i, 1] for i, n in enumerate(_OF_STEP)}
+        if len(bad := np.flatnonzero(values["train/fault"])):
+            self.diverged = _why(start + int(bad[0]) + 1, {k: float(v[bad[0]]) for k, v in values.items()})
+            return
+        entry = {"step": start + len(measured), "train/loss": float(values["train/loss"][-1]), **held_out}
+        for name, value in entry.items():
+            self.curve.setdefault(name, []).append(value)
+
+    def result(self, test: Mapping[str, float], seconds: float) -> Result:
+        shown = test if self.trial.is_final and self.diverged is None else {}
+        return Result(self.trial, self.curve, shown, self.diverged, seconds, "population")
+
+
+def _why(step: int, values: Mapping[str, float]) -> str:
+    """What `train` would have said of this step."""
+    try:
+        Skips("stop", 1)({"step": step, **values})
+    except GuardError as error:
+        return cause(error)
+    raise AssertionError(f"no fault at step {step}")
+
+
+def cause(error: Exception) -> str:
+    """The first half of a guard's message: which step, and why."""
+    return str(error).partition(";")[0]

@@ -1,0 +1,74 @@
+"""Trials as ordinary runs, one after another."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from optlab.compare.contenders import Contender
+from optlab.compare.population import cause
+from optlab.compare.trials import Result, Trial
+from optlab.runs import Record
+from optlab.training import GuardError, Workload, train
+
+
+class _Kept:
+    """An observer that keeps the records, which an error would take away."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def begin(self, start: int, steps: int) -> None:
+        pass
+
+    def record(self, record: Record) -> None:
+        self.records.append(record)
+
+    def end(self, outcome: str) -> None:
+        pass
+
+
+class Runs:
+    """Trains each trial by `optlab.training.train`, one after another. Only final ones see the test split.
+
+    Args:
+      workload: what is trained.
+      contender: whose trials.
+      evaluate_every: steps between two evaluations.
+      expected: trials that are likely to come at once; makes no difference here.
+    """
+
+    def __init__(self, workload: Workload, contender: Contender, evaluate_every: int, expected: int):
+        self.workload, self.contender, self.evaluate_every = workload, contender, evaluate_every
+
+    def __call__(self, trials: Sequence[Trial]) -> Iterator[list[Result]]:
+        for trial in trials:
+            yield [_trained(self.workload, self.contender, trial, self.evaluate_every)]
+
+
+def _trained(workload: Workload, contender: Contender, trial: Trial, evaluate_every: int) -> Result:
+    data: Any = workload.data
+    if not trial.is_final:
+        data = SimpleNamespace(train=data.train, validation=data.validation, test=None)
+    kept, began, diverged = _Kept(), time.monotonic(), None
+    try:
+        train(
+            dataclasses.replace(workload, data=data),
+            contender.make(trial.values),
+            steps=contender.steps,
+            seed=trial.seed,
+            evaluate_every=evaluate_every,
+            log_every=evaluate_every,
+            observers=[kept],
+        )
+    except GuardError as error:
+        diverged = cause(error)
+    seconds = time.monotonic() - began
+    evaluated = [r for r in kept.records if r["step"] % evaluate_every == 0 or r["step"] == contender.steps]
+    names = [n for n in (evaluated[0] if evaluated else {"step": 0}) if n in ("step", "train/loss") or n[:4] == "vali"]
+    curve = {n: [r[n] for r in evaluated] for n in names}
+    test = {n: v for n, v in kept.records[-1].items() if n.startswith("test/")} if diverged is None else {}
+    return Result(trial, curve, test, diverged, seconds, "runs")

@@ -1,0 +1,283 @@
+"""The study: every contender is tuned anew several times under one budget, and its winners are trained afresh.
+
+The repetition is the whole tuning. Seeds of one winner say how noisy its runs are, not how lucky its tuning was: AdamW
+against itself, tuned once each, comes out as different in 23 to 94 % of cases.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import jax
+import numpy as np
+import optax
+
+from optlab.compare.contenders import Contender, contend
+from optlab.compare.points import Design, Space, check_design, draw, seed_of
+from optlab.compare.population import Population, reason_against
+from optlab.compare.runs import Runs
+from optlab.compare.trials import Ledger, Result, Trial
+from optlab.config import ConfigError, nearest
+from optlab.data import fingerprint
+from optlab.roles import layout_around
+from optlab.runs._lock import WriterLock
+from optlab.training import Workload, init_state, make_step
+from optlab.training.program import program, programs
+
+Executor: TypeAlias = Literal["population", "runs"]
+EXECUTORS: dict[str, type[Population] | type[Runs]] = {"population": Population, "runs": Runs}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared, and how often. Make one with `make_study`, which checks it.
+
+    Attributes:
+      workload: what is trained.
+      contenders: by name; the first is the baseline.
+      trials: points of each contender in each study.
+      studies: how often every contender is tuned anew.
+      seeds: trainings of each point; the best mean wins.
+      finals: fresh trainings of each winner.
+      seed: of all the others.
+      design: how the points are drawn.
+      is_paired: whether all contenders' runs have the same initializations and data orders.
+      evaluate_every: steps between two evaluations.
+      executors: by contender its executor, and why that isn't a population ("" if it is, or wasn't to be).
+    """
+
+    workload: Workload
+    contenders: Mapping[str, Contender]
+    trials: Mapping[str, int]
+    studies: int
+    seeds: int
+    finals: int
+    seed: int
+    design: Design
+    is_paired: bool
+    evaluate_every: int
+    executors: Mapping[str, tuple[str, str]]
+    _drawn: dict[tuple[str, int], list[dict[str, Any]]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def baseline(self) -> str:
+        return next(iter(self.contenders))
+
+    @property
+    def steps(self) -> int:
+        return self.contenders[self.baseline].steps
+
+    @property
+    def measure(self) -> str:
+        """What the contenders are compared by: the target's metric, on the test split if there is one."""
+        name = self.workload.target.metric.partition("/")[2]
+        return f"{'validation' if self.workload.data.test is None else 'test'}/{name}"
+
+    def executor(self, contender: str) -> Population | Runs:
+        """What trains the trials of one contender."""
+        make = EXECUTORS[self.executors[contender][0]]
+        return make(self.workload, self.contenders[contender], self.evaluate_every, self.studies * self.finals)
+
+    def points(self, contender: str, study: int) -> list[dict[str, Any]]:
+        """The points of one contender's tuning: its own in every study, so that luck in drawing them counts as luck."""
+        if (contender, study) not in self._drawn:
+            seed, space = seed_of(self.seed, "points", contender, study), self.contenders[contender].space
+            drawn = draw(space, self.trials[contender], design=self.design, seed=seed)
+            self._drawn[contender, study] = drawn
+        return self._drawn[contender, study]
+
+    def searches(self, contender: str, study: int) -> list[Trial]:
+        """The trials of one contender's tuning."""
+        return [
+            self._trial(contender, study, point, repeat, False, values)
+            for point, values in enumerate(self.points(contender, study))
+            for repeat in range(self.seeds)
+        ]
+
+    def finals_of(self, contender: str, study: int, results: Mapping[str, Result]) -> list[Trial]:
+        """The fresh trainings of the winner, once its tuning is finished."""
+        point = self.winner(contender, study, results)
+        values = self.points(contender, study)[point]
+        return [self._trial(contender, study, point, repeat, True, values) for repeat in range(self.finals)]
+
+    def winner(self, contender: str, study: int, results: Mapping[str, Result]) -> int:
+        """The point with the best mean of the target's metric at the end; one that diverged comes after all others."""
+        target, found = self.workload.target, {}
+        for trial in self.searches(contender, study):
+            found.setdefault(trial.point, []).append(results[trial.id].last(target.metric))
+
+        def rank(point: int) -> tuple[int, float]:
+            whole = [v for v in found[point] if math.isfinite(v)]
+            mean = float(np.mean(whole)) if whole else -math.inf
+            return len(whole), -mean if target.mode == "min" else mean
+
+        return max(found, key=rank)
+
+    def _trial(
+        self, contender: str, study: int, point: int, repeat: int, is_final: bool, values: Mapping[str, Any]
+    ) -> Trial:
+        what = ("final",) if is_final else ("search", point)
+        seed = seed_of(self.seed, *what, study, repeat, *(() if self.is_paired else (contender,)))
+        return Trial(contender, study, point, repeat, is_final, values, seed)
+
+    def about(self) -> dict[str, Any]:
+        """What the study is, as JSON data: a folder's trials are those of one study."""
+        data, target = self.workload.data, self.workload.target
+        held_out = {name: getattr(data, name) for name in ("validation", "test")}
+        return {
+            "workload": self.workload.name,
+            "jax": jax.__version__,
+            "data": fingerprint(data.train),
+            **{name: None if split is None else fingerprint(split) for name, split in held_out.items()},
+            "batch_size": self.workload.batch_size,
+            "draw": self.workload.draw,
+            "target": {"metric": target.metric, "mode": target.mode},
+            "steps": self.steps,
+            "evaluate_every": self.evaluate_every,
+            "seed": self.seed,
+            "design": self.design,
+            "paired": self.is_paired,
+            "programs": _programs(self.workload),
+            "contenders": {name: _described(self.workload, c) for name, c in self.contenders.items()},
+        }
+
+
+def make_study(
+    contenders: Mapping[str, Any] | Sequence[str],
+    workload: Workload,
+    *,
+    steps: int,
+    trials: int | None = None,
+    studies: int = 5,
+    seeds: int = 1,
+    finals: int = 1,
+    spaces: Mapping[str, Space] | None = None,
+    schedule: Callable[..., Any] | None = None,
+    before: optax.GradientTransformation | None = None,
+    baseline: str | None = None,
+    design: Design = "sobol",
+    paired: bool = False,
+    seed: int = 0,
+    evaluate_every: int | None = None,
+    executor: Executor | None = None,
+) -> Study:
+    """A checked study; nothing is trained. The arguments are those of `optlab.compare`.
+
+    Raises:
+      ConfigError: for whatever can't work, by name.
+    """
+    contenders = contenders if isinstance(contenders, Mapping) else dict(zip(contenders, contenders, strict=True))
+    for name, value in dict(steps=steps, studies=studies, seeds=seeds, finals=finals).items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+    if design not in ("sobol", "grid"):
+        raise ConfigError(f"design must be 'sobol' or 'grid', got {design!r}")
+    if executor is not None and executor not in EXECUTORS:
+        raise ConfigError(f"executor must be one of {', '.join(EXECUTORS)}, got {executor!r}")
+    if len(contenders) < 2:
+        raise ConfigError(f"a comparison needs at least two contenders, got {', '.join(contenders) or 'none'}")
+    if baseline is not None and baseline not in contenders:
+        raise ConfigError(f"baseline={baseline!r} is no contender; {nearest(baseline, contenders)}")
+    if unknown := [name for name in spaces or {} if name not in contenders]:
+        raise ConfigError(f"spaces has {unknown[0]!r}, which is no contender; {nearest(unknown[0], contenders)}")
+    evaluate_every = max(1, steps // 20) if evaluate_every is None else evaluate_every
+    if not 1 <= evaluate_every <= steps:
+        raise ConfigError(f"evaluate_every must lie in [1, {steps}], got {evaluate_every}")
+    _check_workload(workload)
+    made = {
+        name: contend(name, what, space=(spaces or {}).get(name), schedule=schedule, steps=steps, before=before)
+        for name, what in contenders.items()
+    }
+    first = baseline or next(iter(made))
+    made = {first: made[first], **made}
+    counts = {name: check_design(name, c.space, trials, design) for name, c in made.items()}
+    return Study(
+        workload, made, counts, studies, seeds, finals, seed, design, paired, evaluate_every,
+        {name: _executor(workload, c, executor) for name, c in made.items()},
+    )  # fmt: skip
+
+
+def _check_workload(workload: Workload) -> None:
+    if not isinstance(workload, Workload):
+        raise ConfigError(f"workload must be an optlab.training.Workload, got {type(workload).__name__}")
+    metric, validation = workload.target.metric, workload.data.validation
+    if validation is None or not len(validation) or not metric.startswith("validation/"):
+        raise ConfigError(
+            f"a comparison chooses by the validation split: target.metric is {metric}, and the data have "
+            f"{0 if validation is None else len(validation)} validation examples"
+        )
+
+
+def _executor(workload: Workload, contender: Contender, asked: Executor | None) -> tuple[str, str]:
+    if asked == "runs":
+        return asked, ""
+    reason = reason_against(workload, contender)
+    if asked is not None and reason is not None and reason.startswith("it can't"):
+        raise ConfigError(
+            f"contender {contender.name!r} can't be trained as a population: {reason}; say executor='runs'"
+        )
+    return ("population", "") if reason is None or asked == "population" else ("runs", reason)
+
+
+def run_study(
+    study: Study, folder: str | Path | None = None, *, tell: Callable[[str, Sequence[Result]], None] | None = None
+) -> dict[str, Result]:
+    """Trains what isn't finished yet, and gives the results of all trials of the study by their ids.
+
+    Args:
+      study: from `make_study`.
+      folder: where each finished trial is a line: the same call goes on where it stood, and one with more studies,
+        trials, seeds, finals or contenders trains no more than what is new.
+      tell: called with the contender's name and the trials that were just finished.
+
+    Raises:
+      ConfigError: if the folder holds another study.
+    """
+    lock = None if folder is None else WriterLock(Path(folder).expanduser())
+    if lock is not None:
+        lock.acquire()
+    try:
+        ledger = Ledger(folder, study.about() if folder is not None else {})
+        executors = {name: study.executor(name) for name in study.contenders}
+        for phase in (study.searches, lambda c, s: study.finals_of(c, s, ledger.results)):
+            for name, train in executors.items():
+                trials = [t for s in range(study.studies) for t in phase(name, s) if t.id not in ledger.results]
+                for results in train(trials):
+                    ledger.add(results)
+                    if tell is not None:
+                        tell(name, results)
+    finally:
+        if lock is not None:
+            lock.release()
+    return {t: ledger.results[t] for t in _ids(study, ledger.results)}
+
+
+def _ids(study: Study, results: Mapping[str, Result]) -> Iterator[str]:
+    for name in study.contenders:
+        for s in range(study.studies):
+            yield from (t.id for t in study.searches(name, s))
+            yield from (t.id for t in study.finals_of(name, s, results))
+
+
+def _programs(workload: Workload) -> dict[str, str]:
+    """The digests of how the model begins and of what is minimized."""
+    state = _first(workload, optax.identity())
+    found = programs(workload, optax.identity(), state)
+    return {name: found[name]["digest"] for name in ("model", "loss") if name in found}
+
+
+def _described(workload: Workload, contender: Contender) -> dict[str, Any]:
+    """A contender's space, and the digest of a training step in the middle of it."""
+    tx = contender.make(contender.middle)
+    with layout_around(functools.partial(workload.layout, None)):
+        digest = program(make_step(workload.loss, tx), _first(workload, tx), workload.example())["digest"]
+    return {"space": {name: str(found) for name, found in contender.space.items()}, "step": digest}
+
+
+def _first(workload: Workload, tx: optax.GradientTransformation) -> Any:
+    return jax.eval_shape(lambda key: init_state(*workload.init(key), tx, key=key), jax.random.key(0))

@@ -1,0 +1,184 @@
+"""The study: who trains what with which seed, who wins, and that nothing is trained twice."""
+
+import dataclasses
+import math
+
+import pytest
+
+from optlab.compare import study as module
+from optlab.compare.study import make_study, run_study
+from optlab.compare.trials import Result
+from optlab.config import ConfigError, Target
+
+from .cheap import RATES, Pretended, pretended, tiny
+
+WORKLOAD = tiny()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_trained(monkeypatch):
+    monkeypatch.setattr(module, "EXECUTORS", {"population": Pretended, "runs": Pretended})
+    monkeypatch.setattr(Pretended, "trained", [])
+    monkeypatch.setattr(Pretended, "stop_after", math.inf)
+
+
+def studied(contenders=("adamw", "sgd"), **settings):
+    settings = {"trials": 4, "studies": 2, "executor": "runs", **settings}
+    return make_study(list(contenders), WORKLOAD, steps=settings.pop("steps", 10), **settings)
+
+
+def asked(study, folder):
+    """What a call trains."""
+    Pretended.trained.clear()
+    run_study(study, folder)
+    return list(Pretended.trained)
+
+
+def test_every_tuning_has_points_and_seeds_of_its_own():
+    study = studied(["adam", "adamw"], spaces={"adam": RATES, "adamw": RATES})
+    found = [study.points(c, s) for c in study.contenders for s in range(2)]
+    rates = [p["learning_rate"] for points in found for p in points]
+    assert len(set(rates)) == len(rates) == 16
+    seeds = [t.seed for c in study.contenders for s in range(2) for t in study.searches(c, s)]
+    assert len(set(seeds)) == 16
+
+
+def test_paired_contenders_share_seeds_and_no_points():
+    study = studied(["adam", "adamw"], paired=True)
+    a, b = (study.searches(c, 0) for c in ("adam", "adamw"))
+    assert [t.seed for t in a] == [t.seed for t in b]
+    assert len({t.seed for t in a}) == 4
+    assert all(x.values != y.values for x, y in zip(a, b, strict=True))
+
+
+def test_ids_and_seeds_do_not_depend_on_who_else_is_there():
+    few, many = studied(["adamw", "sgd"]), studied(["adamw", "lion", "sgd"], studies=3)
+    assert few.searches("sgd", 1) == many.searches("sgd", 1)
+
+
+def test_the_best_point_wins_and_diverged_ones_come_last():
+    study = studied()
+    results = {t.id: pretended(t) for t in study.searches("adamw", 0)}
+    losses = [r.last("validation/loss") for r in results.values()]
+    best = losses.index(min(losses))
+    assert study.winner("adamw", 0, results) == best
+    won = list(results)[best]
+    results[won] = dataclasses.replace(results[won], diverged="step 3")
+    assert study.winner("adamw", 0, results) == losses.index(sorted(losses)[1])
+
+
+def test_a_higher_metric_wins_where_higher_is_better():
+    target = Target(metric="validation/accuracy", mode="max")
+    study = dataclasses.replace(studied(), workload=dataclasses.replace(WORKLOAD, target=target))
+    values = [0.2, 0.9, 0.5, 0.1]
+    trials = study.searches("adamw", 0)
+    results = {t.id: Result(t, {"step": [1], "validation/accuracy": [v]}) for t, v in zip(trials, values, strict=True)}
+    assert study.winner("adamw", 0, results) == 1
+
+
+def test_several_seeds_of_a_point_are_averaged():
+    study = studied(seeds=2)
+    trials = study.searches("adamw", 0)
+    losses = {0: (0.0, 1.0), 1: (0.4, 0.4), 2: (0.5, 0.5), 3: (0.6, 0.6)}
+    results = {t.id: Result(t, {"step": [1], "validation/loss": [losses[t.point][t.repeat]]}) for t in trials}
+    assert study.winner("adamw", 0, results) == 1
+
+
+def test_a_finished_study_trains_nothing(tmp_path):
+    assert len(asked(studied(), tmp_path)) == 2 * 2 * (4 + 1)
+    assert asked(studied(), tmp_path) == []
+
+
+def test_a_study_is_extended_without_repeating_anything(tmp_path):
+    first = asked(studied(), tmp_path)
+    more = asked(studied(studies=3), tmp_path)
+    assert len(more) == 2 * 5
+    assert all("/2/" in t for t in more)
+    others = asked(studied(["adamw", "sgd", "lion"], studies=3), tmp_path)
+    assert all(t.startswith("lion/") for t in others)
+    assert len(others) == 3 * 5
+    eight = asked(studied(trials=8), tmp_path)
+    assert not set(eight) & set(first)
+    assert sum("/search/" in t for t in eight) == 2 * 2 * 4
+    assert sum("/final/" in t for t in eight) <= 2 * 2  # a winner that stays is not trained again
+
+
+def test_a_killed_driver_goes_on_where_it_stood(tmp_path):
+    whole = run_study(studied(), tmp_path / "whole")
+    for stop in (1, 7, 17):
+        Pretended.trained.clear()
+        Pretended.stop_after = stop
+        with pytest.raises(KeyboardInterrupt):
+            run_study(studied(), tmp_path / str(stop))
+        Pretended.stop_after = math.inf
+        again = run_study(studied(), tmp_path / str(stop))
+        assert again == whole
+        assert sorted(Pretended.trained) == sorted(whole)  # each once
+
+
+def test_a_study_of_another_length_is_refused(tmp_path):
+    run_study(studied(), tmp_path)
+    with pytest.raises(ConfigError, match=r"another study: steps \(10 there, 20 here\)"):
+        run_study(studied(steps=20), tmp_path)
+
+
+def test_a_factory_that_computes_something_else_is_refused(tmp_path):
+    import optax
+
+    from optlab.compare import log_uniform
+
+    def again(decay):
+        factory = lambda learning_rate: optax.adamw(learning_rate, weight_decay=decay)
+        space = {"learning_rate": log_uniform(1e-3, 1e-1)}
+        return make_study({"mine": factory, "sgd": "sgd"}, WORKLOAD, steps=10, trials=2, spaces={"mine": space},
+                          executor="runs")  # fmt: skip
+
+    run_study(again(0.1), tmp_path)
+    with pytest.raises(ConfigError, match=r"another study: mine.step"):
+        run_study(again(0.2), tmp_path)
+
+
+def test_two_drivers_do_not_write_to_one_folder(tmp_path):
+    from optlab.runs import CheckpointError
+    from optlab.runs._lock import WriterLock
+
+    lock = WriterLock(tmp_path)
+    lock.acquire()
+    with pytest.raises(CheckpointError, match="is being written by process"):
+        run_study(studied(), tmp_path)
+    lock.release()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"studies": 0}, "studies must be a whole number of at least 1, got 0"),
+        ({"steps": 2.5}, "steps must be a whole number of at least 1, got 2.5"),
+        ({"trials": 6}, "trials must be a power of two"),
+        ({"trials": 1}, "trials must be at least 2 for the 1 hyperparameters of adamw"),
+        ({"baseline": "adamv"}, "baseline='adamv' is no contender; did you mean 'adamw'"),
+        ({"spaces": {"adma": RATES}}, "spaces has 'adma', which is no contender"),
+        ({"design": "random"}, "design must be 'sobol' or 'grid', got 'random'"),
+        ({"design": "grid", "trials": None}, "design=grid needs choices"),
+        ({"executor": "dask"}, "executor must be one of population, runs, got 'dask'"),
+        ({"evaluate_every": 11}, r"evaluate_every must lie in \[1, 10\], got 11"),
+        ({"contenders": ["adamw"]}, "needs at least two contenders, got adamw"),
+    ],
+)
+def test_bad_input_is_refused_by_name(settings, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        studied(**settings)
+    assert "\n" not in str(error.value)
+
+
+def test_a_comparison_needs_a_validation_split():
+    without = dataclasses.replace(WORKLOAD, data=dataclasses.replace(WORKLOAD.data, validation=None))
+    with pytest.raises(ConfigError, match="chooses by the validation split"):
+        make_study(["adam", "sgd"], without, steps=10)
+    on_train = dataclasses.replace(WORKLOAD, target=Target(metric="train/loss"))
+    with pytest.raises(ConfigError, match=r"target\.metric is train/loss"):
+        make_study(["adam", "sgd"], on_train, steps=10)
+
+
+def test_the_baseline_stands_first():
+    assert list(studied(["sgd", "adam"], baseline="adam").contenders) == ["adam", "sgd"]
