@@ -105,7 +105,8 @@ class _Program:
         is_plain = type(data.train) is ArraySplit  # drawn by index alone: then the data stay on the device
         self.rows = data.train.take(np.arange(len(data.train))) if is_plain else None
         self.rows_there = None if self.rows is None else jax.tree.map(jnp.asarray, self.rows)
-        self.started = jax.jit(jax.vmap(self.first), compiler_options=_QUICK)
+        options = _QUICK if jax.default_backend() == "cpu" else None
+        self.started = jax.jit(jax.vmap(self.first), compiler_options=options)
         self.stepped = jax.jit(jax.vmap(self.steps, in_axes=(0, 0, 0, None)), donate_argnums=1)
         self.evaluated = jax.jit(jax.vmap(self.evaluation, in_axes=(0, None)))
         self.held_out: dict[str, list[Any]] = {}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from optlab.compare.points import Space
+from optlab.compare.points import Design, Space
 from optlab.config import Component, Config, ConfigError, flatten, nearest, override
 
 # Of a run's keys those that a comparison takes over; any other must be as a run has it by default.
@@ -41,7 +41,7 @@ class Comparison:
     studies: int = 5
     seeds: int = 1
     finals: int = 1
-    design: str = "sobol"
+    design: Design = "sobol"
     paired: bool = False
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ def overridden(comparison: Comparison, assignments: Sequence[str]) -> Comparison
     from optlab.config._values import accepts, describe, parse
 
     hints: dict[str, Any] = {
-        "trials": int | None, "studies": int, "seeds": int, "finals": int, "design": str, "paired": bool,
+        "trials": int | None, "studies": int, "seeds": int, "finals": int, "design": Design, "paired": bool,
     }  # fmt: skip
     own: dict[str, Any] = {}
     others = []

@@ -214,7 +214,8 @@ def best_of(scores: ArrayLike) -> np.ndarray:
 
 def order_flip(a: ArrayLike, b: ArrayLike) -> int | None:
     """The number of trials from which on two best-of-k curves have the order of their ends; None if they always do."""
-    signs = np.sign(np.asarray(a, float) - np.asarray(b, float))
+    x, y = np.asarray(a, float), np.asarray(b, float)
+    signs = (x > y).astype(int) - (x < y)
     other = np.flatnonzero(signs == -signs[-1]) if signs[-1] else np.array([], int)
     return int(other[-1]) + 2 if len(other) else None
 

@@ -107,7 +107,8 @@ class Study:
 
     def winner(self, contender: str, study: int, results: Mapping[str, Result]) -> int:
         """The point with the best mean of the target's metric at the end; one that diverged comes after all others."""
-        target, found = self.workload.target, {}
+        target = self.workload.target
+        found: dict[int, list[float]] = {}
         for trial in self.searches(contender, study):
             found.setdefault(trial.point, []).append(results[trial.id].last(target.metric))
 

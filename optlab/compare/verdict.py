@@ -299,7 +299,7 @@ def _difference(a: Sequence[float], b: Sequence[float], is_paired: bool) -> Esti
     """Over the studies whose winners finished."""
     if is_paired:
         both = [(x, y) for x, y in zip(a, b, strict=True) if math.isfinite(x - y)]
-        return statistics.paired(*zip(*both, strict=True)) if both else Estimate(math.nan)
+        return statistics.paired([x for x, _ in both], [y for _, y in both]) if both else Estimate(math.nan)
     x, y = ([v for v in s if math.isfinite(v)] for s in (a, b))
     return statistics.welch(x, y) if x and y else Estimate(math.nan)
 
@@ -320,7 +320,8 @@ def _ratio(study: Study, results: Mapping[str, Result], name: str) -> Estimate |
 
 
 def _edges(study: Study, name: str, best: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    space, count = study.contenders[name].space, {}
+    space = study.contenders[name].space
+    count: dict[tuple[str, str], int] = {}
     for s, values in enumerate(best):
         for edge in at_edge(space, study.points(name, s), values).items():
             count[edge] = count.get(edge, 0) + 1
@@ -348,7 +349,7 @@ def _best_of(study: Study, searched: Sequence[Sequence[Result]]) -> list[float]:
         points: dict[int, list[float]] = {}
         for r in group:
             points.setdefault(r.trial.point, []).append(r.last(target.metric))
-        means = [sign * np.mean(v) for v in points.values()]
+        means = [sign * float(np.mean(v)) for v in points.values()]
         curves.append(sign * statistics.best_of([x if math.isfinite(x) else -math.inf for x in means]))
     return [float(x) for x in np.mean(curves, axis=0)]
 

@@ -1,0 +1,90 @@
+"""`optlab compare`: from a config to a verdict, and bad input in one line."""
+
+import json
+
+import pytest
+
+from optlab.commands import main
+
+CONFIG = """
+from optlab.compare import Comparison, log_uniform
+from optlab.config import Config, Target, component
+
+def get_config():
+    return Comparison(
+        baseline=Config(
+            data=component("digits"),
+            model=component("mlp", widths=[4]),
+            optimizer=component("sgd"),
+            schedule=component("cosine"),
+            steps=4,
+            batch_size=16,
+            clip_norm=1.0,
+        ),
+        contenders={"lion": component("lion", b1=0.8)},
+        spaces={"lion": {"learning_rate": log_uniform(1e-4, 1e-2)}},
+        trials=2,
+        studies=2,
+    )
+"""
+
+
+def test_a_study_leaves_a_verdict_and_is_extended(here, capsys):
+    assert main(["compare", "small.py"]) == 0
+    out = capsys.readouterr().out
+    assert "2 contenders on MLP, 2 studies of 2 trials each, 4 steps; test/loss of the winners" in out
+    folder = here / "studies" / "small"
+    lines = (folder / "trials.jsonl").read_text().splitlines()
+    assert len(lines) == 2 * 2 * 3
+    assert json.loads((folder / "study.json").read_text())["steps"] == 4
+    assert main(["compare", "small.py", "studies=3"]) == 0
+    assert (folder / "trials.jsonl").read_text().splitlines()[:12] == lines
+    assert "3 studies of 2 trials" in (folder / "verdict.md").read_text()
+
+
+def test_a_plan_says_what_it_costs_and_trains_nothing(here, capsys):
+    assert main(["compare", "small.py", "--plan", "studies=5", "steps=100"]) == 0
+    out = capsys.readouterr().out
+    assert "5 studies, 100 steps a run: 30 runs, 3,000 steps, about " in out
+    assert "lion: 5 × 2 trials and 5 winners afresh, 15 runs" in out
+    assert "learning_rate log_uniform(0.0001, 0.01); one program for many trials" in out
+    assert "a difference of 2.0 standard deviations" in out
+    assert not (here / "studies").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words", "message"),
+    [
+        ("trials=2", "trials=6", [], "trials must be a power of two"),
+        (
+            '"lion": {"learning',
+            '"loin": {"learning',
+            [],
+            "spaces has 'loin', which is no contender; did you mean 'lion'",
+        ),
+        ("1e-4, 1e-2", "1e-2, 1e-4", [], "log_uniform must have the lower bound first, got 0.01 and 0.0001"),
+        ("b1=0.8", "beta=0.8", [], "contender 'lion' has beta, which lion doesn't take"),
+        ("clip_norm=1.0", "ema=0.9", [], "a comparison doesn't use ema, got 0.9"),
+        ('"lion": component', '"sgd": component', [], "sgd is the baseline already"),
+        ("b1=0.8", "mu_dtype=component('x')", [], "has a component as its mu_dtype"),
+        ("cosine", "optax.cosine_decay_schedule", [], "has no peak and steps: take one of optlab.schedules"),
+        ("", "", ["studis=3"], "unknown key 'studis'; did you mean 'studies'"),
+        ("", "", ["studies=many"], "studies must be an integer, got 'many'"),
+        ("", "", ["spaces.lion=1"], "spaces.lion can be said in the config's file alone"),
+    ],
+)
+def test_bad_input_is_one_line_and_two(here, capsys, old, new, words, message):
+    (here / "bad.py").write_text(CONFIG.replace(old, new, 1) if old else CONFIG)
+    assert main(["compare", "bad.py", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (here / "studies").exists()
+
+
+def test_a_runs_config_is_no_comparison(here, capsys):
+    from pathlib import Path
+
+    digits = Path(__file__).parents[2] / "configs" / "digits.py"
+    assert main(["compare", str(digits)]) == 2
+    assert "get_config() must return an optlab.compare.Comparison, got optlab.config.Config" in capsys.readouterr().err

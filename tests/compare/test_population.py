@@ -1,0 +1,149 @@
+"""Populations: the numbers of ordinary runs, whatever happens to the neighbours."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import optlab
+from optlab.compare import choice, log_uniform
+from optlab.compare.contenders import contend
+from optlab.compare.population import Population, reason_against
+from optlab.compare.runs import Runs
+from optlab.compare.trials import Trial
+from optlab.training import Workload
+
+from .cheap import tiny
+
+STEPS = 12
+
+
+def both(workload, contender, trials):
+    """The results of a population and of runs, by id."""
+    return (
+        {r.trial.id: r for part in make(workload, contender, 6, len(trials))(trials) for r in part}
+        for make in (Population, Runs)
+    )
+
+
+def trials_of(points, is_final=False):
+    return [Trial("mine", 0, i, 0, is_final, values, seed=10 + i) for i, values in enumerate(points)]
+
+
+def assert_alike(a, b, tolerance=1e-5):
+    assert a.keys() == b.keys()
+    for id in a:
+        assert (a[id].diverged is None) == (b[id].diverged is None)
+        assert a[id].curve.keys() == b[id].curve.keys()
+        for name in a[id].curve:
+            np.testing.assert_allclose(a[id].curve[name], b[id].curve[name], rtol=tolerance, atol=tolerance)
+        assert a[id].test.keys() == b[id].test.keys()
+        for name in a[id].test:
+            np.testing.assert_allclose(a[id].test[name], b[id].test[name], rtol=tolerance, atol=tolerance)
+
+
+def test_a_population_and_runs_of_the_digits_mlp_are_alike():
+    workload = Workload.digits()
+    contender = contend("mine", optlab.adamw, space=None, schedule=optlab.schedules.warmup_cosine, steps=STEPS)
+    trials = [Trial("mine", 0, 0, 0, False, {"learning_rate": 1e-3}, 3), Trial("mine", 0, 1, 0, True,
+              {"learning_rate": 3e-3}, 4)]  # fmt: skip
+    population, runs = both(workload, contender, trials)
+    assert_alike(population, runs)
+    assert population[trials[0].id].curve["step"] == [6, 12]
+    assert population[trials[0].id].test == {}  # a search never sees the test split
+    assert population[trials[1].id].test.keys() == {"test/loss", "test/accuracy"}
+
+
+def test_a_trial_that_diverges_disturbs_nobody_and_says_what_a_run_says():
+    workload, space = tiny(), {"learning_rate": log_uniform(1e-3, 1e38)}
+    contender = contend("mine", optlab.sgd, space=space, schedule=None, steps=STEPS)
+    trials = trials_of([{"learning_rate": 0.1}, {"learning_rate": 1e38}, {"learning_rate": 0.2}])
+    population, runs = both(workload, contender, trials)
+    assert_alike(population, runs)
+    lost = population[trials[1].id]
+    assert lost.diverged == runs[trials[1].id].diverged
+    assert lost.diverged.startswith("step ")
+    assert lost.curve["step"] == []
+    alone = Population(workload, contender, 6, 1)
+    quiet = {r.trial.id: r for part in alone([trials[0], trials[2]]) for r in part}
+    assert all(quiet[k].curve == population[k].curve for k in quiet)
+
+
+def test_what_is_not_a_number_is_compiled_for():
+    space = {"learning_rate": choice(0.1, 0.2), "nesterov": choice(True, False), "momentum": choice(0.9)}
+    contender = contend("mine", optlab.sgd, space=space, schedule=None, steps=6)
+    trials = trials_of(
+        [{"learning_rate": r, "nesterov": n, "momentum": 0.9} for r in (0.1, 0.2) for n in (True, False)]
+    )
+    population = Population(tiny(), contender, 6, 4)
+    found = [r for part in population(trials) for r in part]
+    assert len(population.programs) == 2
+    assert len({r.curve["validation/loss"][-1] for r in found}) == 4
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moved:
+    """A split whose examples are moved at random in training, as augmentation does."""
+
+    split: object
+
+    def __len__(self):
+        return len(self.split)
+
+    def take(self, indices, epoch=None, seed=0):
+        batch = self.split.take(indices)
+        if epoch is None:
+            return batch
+        moves = [np.random.default_rng((seed, epoch, int(i))).normal(size=2) for i in indices]
+        return {**batch, "inputs": batch["inputs"] + np.asarray(moves, np.float32)}
+
+
+def test_augmented_data_are_those_of_a_run():
+    plain = tiny()
+    workload = dataclasses.replace(plain, data=dataclasses.replace(plain.data, train=Moved(plain.data.train)))
+    contender = contend("mine", optlab.sgd, space=None, schedule=None, steps=6)
+    trials = trials_of([{"learning_rate": 0.1}])
+    moved, runs = both(workload, contender, trials)
+    assert_alike(moved, runs)
+    still = [r for part in Population(plain, contender, 6, 1)(trials) for r in part]
+    assert still[0].curve != moved[trials[0].id].curve
+
+
+def test_more_trials_than_fit_at_once_come_in_parts(monkeypatch):
+    from optlab.compare import population as module
+
+    monkeypatch.setattr(module, "WIDTH_CPU", 2)
+    contender = contend("mine", optlab.sgd, space=None, schedule=None, steps=6)
+    trials = trials_of([{"learning_rate": r} for r in (0.1, 0.2, 0.3)])
+    parts = list(Population(tiny(), contender, 6, 2)(trials))
+    assert [[r.trial.id for r in part] for part in parts] == [[t.id for t in trials[:2]], [trials[2].id]]
+
+
+def test_a_factory_that_looks_at_its_values_is_trained_in_runs():
+    def picky(learning_rate):
+        return optax.sgd(learning_rate if learning_rate > 0 else 1.0)
+
+    space = {"learning_rate": log_uniform(1e-3, 1e-1)}
+    contender = contend("mine", picky, space=space, schedule=None, steps=6)
+    assert reason_against(tiny(), contender).startswith("it can't be traced: TracerBoolConversionError")
+    assert reason_against(tiny(), dataclasses.replace(contender, factory=optlab.sgd)) is None
+
+
+def test_convolutions_are_trained_in_runs_on_a_cpu(monkeypatch):
+    from optlab.data import arrays
+    from optlab.models import resnet20
+
+    images = np.zeros((8, 8, 8, 3), np.float32)
+    data = arrays(images, np.arange(8) % 2, validation=0.25, test=0)
+    workload = Workload.from_model(resnet20(outputs=2), data, batch_size=2)
+    contender = contend("mine", optlab.sgd, space=None, schedule=None, steps=6)
+    assert reason_against(workload, contender) == "stacked convolutions are slow on a CPU"
+
+
+@pytest.mark.parametrize("name", ["lion", "muon"])
+def test_all_kinds_of_ours_can_be_a_population(name):
+    contender = contend(name, name, space=None, schedule=optlab.schedules.warmup_cosine, steps=20)
+    assert reason_against(tiny(), contender) is None
+    assert jax.default_backend() == "cpu"

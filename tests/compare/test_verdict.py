@@ -1,0 +1,171 @@
+"""The verdict: the words follow from the numbers, and the numbers from the results."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from optlab.compare.study import make_study
+from optlab.compare.trials import Result
+from optlab.compare.verdict import judge
+from optlab.config import Target
+
+from .cheap import RATES, pretended, tiny
+
+WORKLOAD = tiny(Target(metric="validation/loss", value=0.5))
+
+
+def studied(contenders=("adamw", "sgd"), workload=WORKLOAD, **settings):
+    settings = {"trials": 4, "studies": 5, "executor": "runs", **settings}
+    spaces = dict.fromkeys(contenders, RATES)
+    return make_study(list(contenders), workload, steps=10, spaces=spaces, **settings)
+
+
+def played(study, shifts=None, change=lambda result: result):
+    """Results of the pretended basin, by contender shifted."""
+    found = {}
+    play = lambda t: found.setdefault(t.id, change(pretended(t, (shifts or {}).get(t.contender, 0.0))))
+    for name in study.contenders:
+        for s in range(study.studies):
+            for trial in study.searches(name, s):
+                play(trial)
+            for trial in study.finals_of(name, s, found):
+                play(trial)
+    return found
+
+
+def verdict_of(study, **kwargs):
+    return judge(study, played(study, **kwargs))
+
+
+def test_a_large_difference_is_said_with_its_interval():
+    found = verdict_of(studied(), shifts={"sgd": 1.0})
+    c = found.comparisons["sgd"]
+    assert c.is_different
+    assert c.difference.low < c.difference.value < c.difference.high
+    assert c.above.value == 0.0
+    assert "sgd is worse than adamw: " in str(found)
+    assert "[+" in str(found)
+
+
+def test_what_cannot_be_told_apart_is_said_with_what_would_be_missed():
+    found = verdict_of(studied())
+    assert not found.comparisons["sgd"].is_different
+    assert "sgd and adamw can't be told apart with 5 studies" in str(found)
+    assert "2.0 SD" in str(found)
+
+
+def test_lower_is_better_for_a_loss_and_worse_for_an_accuracy():
+    assert "sgd is better than adamw" in str(verdict_of(studied(), shifts={"sgd": -1.0}))
+    as_accuracy = dataclasses.replace(WORKLOAD, target=Target(metric="validation/accuracy", mode="max"))
+
+    def renamed(result):
+        name = lambda curve: {k.replace("loss", "accuracy"): v for k, v in curve.items()}
+        return dataclasses.replace(result, curve=name(result.curve), test=name(result.test))
+
+    study = studied(workload=as_accuracy)
+    assert "sgd is worse than adamw" in str(judge(study, played(study, {"sgd": -5.0}, renamed)))
+
+
+def test_several_contenders_are_corrected_for():
+    found = verdict_of(studied(["adamw", "sgd", "adam", "lion"]), shifts={"sgd": 1.0})
+    assert "after Holm's correction for 3" in str(found)
+    assert found.detectable > 2.02
+
+
+def test_one_study_says_that_it_says_nothing():
+    found = verdict_of(studied(studies=1), shifts={"sgd": 1.0})
+    assert "one study has no interval" in str(found)
+    assert math.isnan(found.comparisons["sgd"].p)
+    assert found.detectable == math.inf
+
+
+def test_steps_to_the_target_are_a_ratio():
+    def slower(result):
+        if result.trial.contender != "sgd":
+            return dataclasses.replace(result, curve={**result.curve, "validation/loss": [0.3, 0.1]})
+        return dataclasses.replace(result, curve={**result.curve, "validation/loss": [0.9, 0.2]})
+
+    found = judge(studied(), played(studied(), change=slower))
+    assert found.comparisons["sgd"].ratio.value == pytest.approx(2.0)
+    assert "sgd" in str(found)
+    assert "it reaches validation/loss 0.5 in 2 [2, 2] of adamw's steps" in str(found)
+    assert found.standings["adamw"].reached == (5, 5)
+    assert found.standings["adamw"].restricted == 5.0
+
+
+def test_a_target_that_is_never_reached_is_said_so():
+    high = lambda r: dataclasses.replace(r, curve={**r.curve, "validation/loss": [0.9, 0.8]})
+    never = lambda r: high(r) if r.trial.contender == "sgd" else r
+    found = judge(studied(), played(studied(), change=never))
+    assert found.standings["sgd"].steps == math.inf
+    assert found.standings["sgd"].restricted == 10
+    assert "it reaches validation/loss 0.5 in 0 of 5 runs, adamw in 5 of 5 runs" in str(found)
+
+
+def test_diverged_trials_are_counted_with_their_cause():
+    burst = lambda r: dataclasses.replace(r, diverged="step 3: the loss is nan") if r.trial.point == 0 else r
+    found = judge(studied(), played(studied(), change=burst))
+    assert found.standings["sgd"].diverged == (5, 25)
+    assert "5 of 25 trials of sgd diverged: learning_rate=" in str(found)
+    assert "step 3: the loss is nan" in str(found)
+
+
+def test_winners_that_diverge_afresh_are_said_to_flatter_the_mean():
+    burst = lambda r: dataclasses.replace(r, diverged="step 3") if r.trial.is_final and r.trial.study < 2 else r
+    found = judge(studied(), played(studied(), change=burst))
+    assert "2 of 5 winners of sgd diverged when they were trained afresh" in str(found)
+    assert [math.isnan(x) for x in found.standings["sgd"].scores] == [True, True, False, False, False]
+
+
+def test_a_best_value_at_the_edge_is_flagged():
+    edge = lambda r: dataclasses.replace(
+        r, curve={**r.curve, "validation/loss": [1.0, 1 / r.trial.values["learning_rate"]]}
+    )
+    found = judge(studied(), played(studied(), change=edge))
+    assert found.standings["sgd"].edges == {"learning_rate": "high"}
+    assert "The best values of sgd lie at the edge of its space: learning_rate (upper end). Widen it." in str(found)
+
+
+def test_a_general_optimizer_that_loses_to_its_special_case_is_told():
+    found = verdict_of(studied(["adamw", "adam", "sgd"]), shifts={"adamw": 1.0})
+    assert "adamw is worse than adam, which is a special case" in str(found)
+    assert "special case" not in str(verdict_of(studied(["adamw", "adam", "sgd"]), shifts={"adam": 1.0}))
+
+
+def test_every_trial_is_a_row():
+    study = studied()
+    frame = verdict_of(study).frame()
+    assert len(frame) == 2 * 5 * (4 + 1)
+    assert {"contender", "study", "learning_rate", "validation/loss", "test/loss", "diverged"} <= set(frame)
+    assert frame[frame["is_final"]]["test/loss"].notna().all()
+    assert frame[~frame["is_final"]]["test/loss"].isna().all()
+
+
+def test_the_verdict_is_written_as_words_and_as_numbers(tmp_path):
+    found = verdict_of(studied(studies=1), shifts={"sgd": 1.0})
+    found.write(tmp_path)
+    data = json.loads((tmp_path / "verdict.json").read_text())
+    assert data["words"] == found.lines()
+    assert data["comparisons"]["sgd"]["p"] == "nan"
+    text = (tmp_path / "verdict.md").read_text()
+    assert found.lines()[0] in text
+    assert "| adamw | " in text
+
+
+def test_a_paired_study_is_compared_study_by_study():
+    found = verdict_of(studied(paired=True), shifts={"sgd": 0.02})
+    scores = [found.standings[n].scores for n in ("sgd", "adamw")]
+    assert found.comparisons["sgd"].difference.value == pytest.approx(
+        sum(a - b for a, b in zip(*scores, strict=True)) / 5
+    )
+    assert found.detectable < 1.8
+
+
+def test_without_a_test_split_fresh_trainings_are_compared_on_validation():
+    without = dataclasses.replace(WORKLOAD, data=dataclasses.replace(WORKLOAD.data, test=None))
+    study = studied(workload=without)
+    found = judge(study, played(study, change=lambda r: Result(r.trial, r.curve, seconds=0.1)))
+    assert study.measure == "validation/loss"
+    assert "validation/loss of the winners" in str(found)
