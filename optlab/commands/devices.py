@@ -9,12 +9,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from optlab._extras import need
-from optlab.commands._config import connect, read
+from optlab.commands._config import add_config, add_processes, connect, read
 from optlab.config import Config, ConfigError, MeshShape
 from optlab.experiment import Experiment, build
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+HELP = "say what JAX sees, which strategies fit, and what memory a config's step needs under each"
+DESCRIPTION = "Says what JAX sees and which strategies fit. With a config: what a step of it needs under each."
+EPILOG = "XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates eight devices on a CPU."
 
 WHAT = {
     "single": "one device, and no other",
@@ -25,6 +29,12 @@ WHAT = {
 }
 COLUMNS = ("strategy", "data×model", "examples a device", "state a device", "a step needs", "fits")
 NUMBERS = {"devices", *COLUMNS[1:5]}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    add_config(parser, nargs="?")
+    add_processes(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
