@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from optlab import __version__
 from optlab._extras import MissingExtraError
+from optlab.commands._dialect import in_words
 from optlab.config import ConfigError
 
 COMMANDS = ("train", "launch", "show", "explain", "checkpoints", "devices")  # in the order of --help
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return importlib.import_module(f"optlab.commands.{arguments.command}").run(arguments)
     except (ConfigError, MissingExtraError) as error:
-        print(f"optlab: {error}", file=sys.stderr)
+        print(f"optlab: {in_words(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("optlab: interrupted", file=sys.stderr)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from optlab._extras import MissingExtraError
 from optlab.commands._config import add_config, add_processes, connect, read, run_folder
 from optlab.commands._deterministic import make_deterministic
+from optlab.commands._dialect import in_words
 from optlab.commands._folder import ChangedConfig, make_folder, open_folder
 from optlab.config import Config, ConfigError, flatten
 from optlab.experiment import Experiment, build
@@ -101,7 +102,7 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
             )
     except (GuardError, CheckpointError, DeviceMemoryError, DataError) as error:
         if is_first() or isinstance(error, CheckpointError | DataError):  # the others are every process' alike
-            print(f"optlab: {error}", file=sys.stderr)
+            print(f"optlab: {in_words(error)}", file=sys.stderr)
         leave(1)
         return 1
     except OSError as error:
