@@ -51,6 +51,7 @@ class Split(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
 class InMemory:
     """Base class of a split whose data are the arrays in its dataclass fields, so that its fingerprint covers them all.
 

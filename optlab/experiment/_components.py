@@ -24,8 +24,8 @@ MODULES = {
     "part": ("optlab.optimizers", "optlab.transforms", "optax", "optax.contrib"),  # of an optimizer
     "model": ("optlab.models",),
 }
-_STRATEGY = {("axis_name",): "the strategy"}
-_CALL = {("outputs",): "the model", ("batch",): "the data"}
+_STRATEGY: dict[tuple[str, ...], str] = {("axis_name",): "the strategy"}
+_CALL: dict[tuple[str, ...], str] = {("outputs",): "the model", ("batch",): "the data"}
 # Arguments that the run fills in, and their origin: a config can't set them. A tuple has optlab's and optax's names for
 # one thing, of which the first that a factory has is filled. A model's come from the data too: `optlab.data.Facts`.
 FILLED: dict[str, dict[tuple[str, ...], str]] = {
