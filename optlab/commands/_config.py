@@ -60,7 +60,7 @@ def run_folder(arguments: argparse.Namespace) -> Path:
 def connect(arguments: argparse.Namespace) -> None:
     """Connects this process with the others of its run, if --processes is given."""
     if arguments.processes:
-        from optlab.training.processes import connect
+        from optlab._processes import connect
 
         try:
             connect(arguments.processes)

@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints what there is; for a config each strategy's step is compiled, and none is run."""
     need("optlab devices", "rich")
+    from optlab._processes import is_first
     from optlab.commands import _tables
-    from optlab.training.processes import is_first
 
     connect(arguments)
     console = _tables.console(quiet=not is_first())

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Trains, draws the curves and prints a summary; of several processes the first one prints."""
     if not arguments.processes:
         return _run(arguments, _experiment(arguments))  # a bad config is refused before JAX is imported
-    from optlab.training.processes import is_first, leaving, together
+    from optlab._processes import is_first, leaving, together
 
     connect(arguments)
     try:
@@ -70,9 +70,9 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
 
 
 def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
+    from optlab._processes import is_first, leave, once, together
     from optlab.data import DataError
     from optlab.training import CheckpointError, Checkpoints, DeviceMemoryError, GuardError
-    from optlab.training.processes import is_first, leave, once, together
 
     folder = run_folder(arguments)
     config = experiment.config

@@ -5,13 +5,23 @@ from optlab._extras import need
 
 need("optlab.training", "flax", "orbax", "rich", "matplotlib")
 
-from optlab.training.checkpoint import CheckpointError, Checkpoints, DamagedError, load_params
-from optlab.training.curves import plot_curves
+from optlab.runs import (
+    CheckpointError,
+    Checkpoints,
+    DamagedError,
+    MetricsFile,
+    Observer,
+    StepLog,
+    TensorBoard,
+    WeightsAndBiases,
+    load_params,
+    plot_curves,
+    read_metrics,
+)
 from optlab.training.guard import GuardError, LossSpikeError, NonFiniteError
 from optlab.training.loop import History, train
 from optlab.training.losses import accuracy, cross_entropy, squared_error
 from optlab.training.measures import Measure
-from optlab.training.metrics import MetricsFile, Observer, StepLog, TensorBoard, WeightsAndBiases, read_metrics
 from optlab.training.parallel import DeviceMemoryError, Parallel, check_memory, make_mesh, parallelize
 from optlab.training.progress import Progress
 from optlab.training.state import TrainState, evaluation_params, init_state

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optlab.config import Stop, Target
-from optlab.training.metrics import Record
-from optlab.training.storage import CheckpointError
+from optlab.runs import CheckpointError, Record
 
 CONVERGED = "gradient norm reached"  # the outcome of a run that stop.gradient_norm ended
 

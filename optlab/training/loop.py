@@ -16,19 +16,18 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from optlab._processes import is_first
 from optlab.config import ConfigError, Stop, check
 from optlab.data import Batches, Share, as_batches, check_splits, prefetch
 from optlab.roles import layout_around
-from optlab.training.checkpoint import Checkpoints
+from optlab.runs import Checkpoints, MetricsFile, Observer, Record, StepLog, read_metrics
 from optlab.training.damaged import DamagedExamples
 from optlab.training.guard import Guard, Skips
 from optlab.training.identity import Identity, changed_keys, identity, with_settings
 from optlab.training.judge import CONVERGED, Judge
 from optlab.training.measures import Measure, measuring
-from optlab.training.metrics import MetricsFile, Observer, Record, StepLog, read_metrics
 from optlab.training.parallel import DATA, Strategy, check_memory, parallelize
 from optlab.training.process import Trace, catch_signals
-from optlab.training.processes import is_first
 from optlab.training.records import Records, packed, unless_small
 from optlab.training.sharding import Rules
 from optlab.training.state import TrainState, evaluation_params, init_state

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from optlab.training.fingerprint import fingerprint
+from optlab.runs._fingerprints import fingerprint
 from optlab.training.handover import owned
 from optlab.training.sharding import Rules, check_rules, specs
 

@@ -16,17 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optlab._processes import is_first
 from optlab.config import Target
 from optlab.data import DataError, Split, StepBatches, evaluation_batches
+from optlab.runs import MetricsFile, Observer, Record, StepLog
+from optlab.runs._fingerprints import non_finite
 from optlab.training.damaged import DamagedExamples
-from optlab.training.fingerprint import non_finite
 from optlab.training.guard import Skips, not_finite
 from optlab.training.judge import CONVERGED, Judge
 from optlab.training.measures import PREFIX
-from optlab.training.metrics import MetricsFile, Observer, Record, StepLog
 from optlab.training.parallel import Parallel
 from optlab.training.probes import has_spectrum, probe_metrics
-from optlab.training.processes import is_first
 from optlab.training.state import TrainState, evaluation_params
 from optlab.training.step import make_evaluation
 from optlab.training.workload import Loss, Metrics, ShapeError, Workload

@@ -7,8 +7,8 @@ from concurrent.futures import Future
 
 import pytest
 
-from optlab.training import checkpoint
-from optlab.training.lock import WriterLock
+from optlab.runs import CheckpointError, _checkpoints
+from optlab.runs._lock import WriterLock
 from optlab.training.process import catch_signals
 
 pytestmark = [
@@ -87,14 +87,14 @@ def test_a_worker_that_outlives_the_run_does_not_hold_its_lock(tmp_path):
 def refuses(folder):
     try:
         WriterLock(folder).acquire()
-    except checkpoint.CheckpointError:
+    except CheckpointError:
         return True
 
 
 def test_a_worker_does_not_wait_for_a_save_of_the_run(monkeypatch):
     pending = Future()
-    checkpoint._UNAWAITED.add(pending)
+    _checkpoints._UNAWAITED.add(pending)
     try:
-        assert forked(checkpoint._await_saves) == 0
+        assert forked(_checkpoints._await_saves) == 0
     finally:
-        checkpoint._UNAWAITED.discard(pending)
+        _checkpoints._UNAWAITED.discard(pending)

@@ -8,8 +8,8 @@ import weakref
 from pathlib import Path
 from typing import IO
 
-from optlab._saved import LOCK
-from optlab.training.storage import CheckpointError
+from optlab.runs._errors import CheckpointError
+from optlab.runs._listing import LOCK
 
 try:
     import fcntl

@@ -20,14 +20,14 @@ from typing import Any, Literal
 import jax
 
 from optlab._checks import is_count
-from optlab._saved import is_complete, numbered, saved_steps
+from optlab._processes import CRASHED, is_first, once, together
 from optlab.config import ConfigError
-from optlab.training import storage
-from optlab.training.fingerprint import fingerprints, non_finite
-from optlab.training.lock import WriterLock
-from optlab.training.processes import CRASHED, is_first, once, together
-from optlab.training.state import TrainState
-from optlab.training.storage import CheckpointError, DamagedError, Manifest
+from optlab.runs import _storage as storage
+from optlab.runs._errors import CheckpointError, DamagedError
+from optlab.runs._fingerprints import fingerprints, non_finite
+from optlab.runs._listing import is_complete, numbered, saved_steps
+from optlab.runs._lock import WriterLock
+from optlab.runs._storage import Manifest, State
 
 # Folders that nobody but this file and Orbax makes, left by a kill: a half-written save, a half-removed checkpoint.
 _LEFT = re.compile(r"\d+\.orbax-checkpoint-tmp.*|removing-\d+-\d+")
@@ -105,7 +105,7 @@ class Checkpoints:
         finally:
             self._release()
 
-    def save(self, state: TrainState, notes: Mapping[str, Any], *, best: int | None = None) -> None:
+    def save(self, state: State, notes: Mapping[str, Any], *, best: int | None = None) -> None:
         """Starts to save a state under its step, and returns once its arrays are copied.
 
         What is then on the disk is read back and held against the state's fingerprints in the background.
@@ -244,7 +244,7 @@ class Checkpoints:
     def _failed(self, step: int, error: Exception) -> CheckpointError:
         return CheckpointError(f"saving step {step} to {self.folder} failed: {type(error).__name__}: {error}")
 
-    def restore(self, like: TrainState, step: int, *, optional: Collection[str] = ("losses",)) -> TrainState:
+    def restore(self, like: State, step: int, *, optional: Collection[str] = ("losses",)) -> State:
         """The state that was saved at a step, every bit of it.
 
         Args:
@@ -279,8 +279,8 @@ class Checkpoints:
         return restored
 
     def restore_latest(
-        self, like: TrainState, *, optional: Collection[str] = ("losses",)
-    ) -> tuple[TrainState, dict[str, Any]] | None:
+        self, like: State, *, optional: Collection[str] = ("losses",)
+    ) -> tuple[State, dict[str, Any]] | None:
         """The newest state that is as it was saved, and its notes; None where nothing was ever saved.
 
         Damaged checkpoints on the way are renamed to `quarantine-<step>-…`, and a line on stderr says so; but not while
