@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from optlab import theory as theory
     from optlab import training as training
     from optlab import transforms as transforms
+    from optlab._explanation import explain as explain
+    from optlab._minimization import minimize as minimize
     from optlab._probes import read_probes as read_probes
-    from optlab.explanation import explain as explain
-    from optlab.minimization import minimize as minimize
     from optlab.optimizers import *  # noqa: F403
     from optlab.roles import by_role as by_role
     from optlab.transforms import *  # noqa: F403
@@ -41,6 +41,7 @@ _SUBMODULES = (
     "optimizers",
     "roles",
     "runs",
+    "runs",
     "schedules",
     "testing",
     "theory",
@@ -48,7 +49,7 @@ _SUBMODULES = (
     "transforms",
 )
 _FACES = ("optimizers", "transforms")  # their public names are optlab's, too
-_NAMES = {"by_role": "roles", "explain": "explanation", "minimize": "minimization", "read_probes": "_probes"}
+_NAMES = {"by_role": "roles", "explain": "_explanation", "minimize": "_minimization", "read_probes": "_probes"}
 
 
 @functools.cache

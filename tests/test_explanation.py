@@ -1,4 +1,4 @@
-"""What `optlab.explanation.explain` reads from a state's shapes."""
+"""What `optlab._explanation.explain` reads from a state's shapes."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optlab
-from optlab.explanation import COLUMNS, explain
+from optlab._explanation import COLUMNS, explain
 from optlab.roles import MatrixAxes, read_names
 from optlab.transforms.matrices import on_matrices
 
@@ -420,6 +420,6 @@ def test_what_update_would_refuse_is_refused():
 
 
 def test_it_needs_jax_and_optax_alone():
-    code = "import sys, optlab.explanation; print(*{'flax', 'orbax', 'chex', 'rich'} & set(sys.modules))"
+    code = "import sys, optlab._explanation; print(*{'flax', 'orbax', 'chex', 'rich'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     import jax
 
-    from optlab.explanation import COLUMNS, explain
+    from optlab._explanation import COLUMNS, explain
     from optlab.roles import layout_around
 
     params, _ = jax.eval_shape(experiment.workload.init, jax.random.key(experiment.config.seed))

@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-import optlab.explanation
+import optlab._explanation
 import optlab.training  # noqa: F401  here, as Optax and Flax use jax.jit when they are imported
 from optlab.commands import main
 
