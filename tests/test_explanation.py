@@ -388,7 +388,7 @@ def test_it_can_be_printed():
     assert lines[0].split() == list(COLUMNS)
     cells = next(line for line in lines if line.startswith("blocks/up/kernel")).split()
     assert cells[:7] == ["blocks/up/kernel", "5×12×48", "matrix", "matrix", "5", "of", "12×48"]
-    assert cells[7:9] == ["11.5", "kB"]
+    assert cells[7:9] == ["11.25", "KiB"]
     assert any(line.split()[:2] == ["default", "4"] and "1 embedding, 1 head" in line for line in lines)
     total = next(line for line in lines if line.startswith("all"))
     assert total.split()[1:3] == ["8", f"{sum(math.prod(x.shape) for x in jax.tree.leaves(PARAMS)):,}"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from optlab._extras import need
+from optlab._messages import in_bytes
 from optlab.commands._config import add_config, add_processes, connect, read
 from optlab.config import Config, ConfigError, MeshShape
 from optlab.experiment import Experiment, build
@@ -85,7 +86,7 @@ def _seen() -> str:
     kinds = Counter(
         d.device_kind if d.device_kind == d.platform else f"{d.device_kind} ({d.platform})" for d in devices
     )
-    each = "of unknown memory" if memory is None else f"with {_in_bytes(memory)}{' each' * (len(devices) > 1)}"
+    each = "of unknown memory" if memory is None else f"with {in_bytes(memory)}{' each' * (len(devices) > 1)}"
     where = "one process"
     if jax.process_count() > 1:
         where = f"{jax.process_count()} processes, {jax.local_device_count()} of them in this one"
@@ -142,9 +143,9 @@ class _Need:
 
     def cells(self) -> tuple[str, ...]:
         """As text, in the order of `COLUMNS`."""
-        shape, needs = "{}×{}".format(*self.mesh), _in_bytes(self.step) if self.step else "unknown"
+        shape, needs = "{}×{}".format(*self.mesh), in_bytes(self.step) if self.step else "unknown"
         fits = "unknown" if not (self.step and self.limit) else "no" if self.is_too_much else "yes"
-        return self.strategy, shape, str(self.batch), _in_bytes(self.state), needs, fits
+        return self.strategy, shape, str(self.batch), in_bytes(self.state), needs, fits
 
 
 def _needed(experiment: Experiment) -> _Need:
@@ -195,10 +196,3 @@ def _needed_within(experiment: Experiment, axis_name: str | None) -> _Need:
         step=memory_needed(parallel, state, batch),
         limit=memory_of(jax.local_devices()[0]),
     )
-
-
-def _in_bytes(count: int) -> str:
-    for power, unit in ((3, "GiB"), (2, "MiB")):
-        if count >= 1024**power:
-            return f"{count / 1024**power:.2f} {unit}"
-    return f"{count / 1024:.1f} KiB"

@@ -4,6 +4,7 @@ Only the standard library is imported here, so that a misspelt key is refused be
 `optlab.components` and `optlab.experiment`.
 """
 
+from optlab._messages import nearest
 from optlab.config._files import load, slug, to_json
 from optlab.config._overrides import override
 from optlab.config._schema import (
@@ -20,7 +21,7 @@ from optlab.config._schema import (
     flatten,
     keys,
 )
-from optlab.config._values import ConfigError, accepts, describe, nearest
+from optlab.config._values import ConfigError, accepts, describe
 
 __all__ = [
     "Checkpoint",

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from optlab._messages import nearest
 from optlab.config._schema import Config, flatten, from_tree
-from optlab.config._values import ConfigError, nearest
+from optlab.config._values import ConfigError
 
 
 def load(path: str | Path) -> Config:

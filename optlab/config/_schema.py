@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from optlab.config._values import ConfigError, accepts, describe, nearest
+from optlab._messages import closest, nearest
+from optlab.config._values import ConfigError, accepts, describe
 
 
 @dataclass(frozen=True)
@@ -372,7 +372,7 @@ def is_component(value: Any) -> bool:
 def nearest_key(prefix: str, path: list[str], names: Iterable[str]) -> str:
     """The end of an error message: which of the names behind the prefix was probably meant."""
     names = list(names)
-    close = difflib.get_close_matches(path[0], names, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {prefix + '.'.join([close[0], *path[1:]])!r}?"
+    close = closest(path[0], names, cutoff=0.6)
+    if close is not None:
+        return f"did you mean {prefix + '.'.join([close, *path[1:]])!r}?"
     return f"there are {', '.join(prefix + name for name in names)}"

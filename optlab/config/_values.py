@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import collections.abc
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -14,18 +13,6 @@ from typing import Any, Literal
 
 class ConfigError(ValueError):
     """A config that can't be run. The message names the key, the value and the way out, in one or two lines."""
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of an error message: the name that was probably meant, or all that there are."""
-    names = sorted(names)
-    initials = [n for n in names if name.rpartition(".")[2] == "".join(w[:1] for w in n.rpartition(".")[2].split("_"))]
-    if len(initials) == 1:
-        return f"did you mean {initials[0]!r}?"
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"there are {', '.join(names)}" if names else "it takes none"
 
 
 def accepts(value: Any, hint: Any) -> bool:
