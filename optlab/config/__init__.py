@@ -1,7 +1,7 @@
-"""What a run is: frozen dataclasses, named components, and the overrides of the command line.
+"""Configs: frozen dataclasses that describe a run, its named components, and the overrides of the command line.
 
-Only the standard library is imported here, so that a misspelt key is refused before JAX starts; names become objects in
-`optlab.components` and `optlab.experiment`.
+Only the standard library is imported here, so that a misspelt key is refused before JAX starts. `optlab.experiment`
+turns names into objects.
 """
 
 from optlab._messages import nearest

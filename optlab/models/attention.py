@@ -121,13 +121,13 @@ class MultiHeadAttention(nn.Module):
         bias: whether the four projections have biases.
         out_std: standard deviation that the output projection starts with.
         implementation: computes the weights times V: "xla", "cudnn" (fused, on NVIDIA GPUs, in 16 bits), or "auto":
-          cuDNN where it is available.
+            cuDNN where it is available.
         dtype: dtype of the computation.
         param_dtype: dtype of the parameters.
 
     Raises:
         ValueError: if the heads don't divide the width, or leave each an odd width under rotary positions; when called,
-          for "cudnn" where it isn't available.
+            for "cudnn" where it isn't available.
     """
 
     width: int

@@ -292,7 +292,7 @@ def transformer(
         tied: whether the embedding is also the head, as in GPT-2.
         dropout: share of the embedding and of each layer's output that training sets to 0; not of attention weights.
         attention: implementation: xla, cudnn (on an NVIDIA GPU, in bfloat16; its gradient can't be differentiated) or
-          auto: cudnn where it is available.
+            auto: cudnn where it is available.
         remat: whether a block's activations are recomputed in the backward pass: less memory, more time.
         scan: whether the layers are one loop over stacked parameters, which compiles faster.
         dtype: dtype of the computation: float32, bfloat16 or float64; logits are at least float32.
@@ -341,7 +341,7 @@ def gpt2_small(
         length: the most tokens of a sequence.
         dropout: share of the embedding and of each layer's output that training sets to 0; GPT-2 had 0.1.
         attention: implementation: xla, cudnn (on an NVIDIA GPU, in bfloat16; its gradient can't be differentiated) or
-          auto: cudnn where it is available.
+            auto: cudnn where it is available.
         remat: whether a block's activations are recomputed in the backward pass: less memory, more time.
         scan: whether the layers are one loop over stacked parameters, which compiles faster.
         dtype: dtype of the computation: float32, bfloat16 or float64; logits are at least float32.
@@ -401,7 +401,7 @@ def vision_transformer(
         bias: whether linear layers and LayerNorms have biases; the patch embedding and the head always have one.
         dropout: share of the embedding and of each layer's output that training sets to 0; not of attention weights.
         attention: implementation: xla, cudnn (on an NVIDIA GPU, in bfloat16; its gradient can't be differentiated) or
-          auto: cudnn where it is available.
+            auto: cudnn where it is available.
         remat: whether a block's activations are recomputed in the backward pass: less memory, more time.
         scan: whether the layers are one loop over stacked parameters, which compiles faster.
         dtype: dtype of the computation: float32, bfloat16 or float64; logits are at least float32.
