@@ -95,9 +95,8 @@ def partition(case: Case) -> None:
     case.need_update()
     rules = {"moved": case.tx, "kept": optax.set_to_zero()}
     labels = _all_but_last(case, "moved", "kept")
-    tx = optax.partition(
-        rules, lambda _: labels, mask_compatible_extra_args=True
-    )  # a function, since optax calls labels that are callable
+    # Labels come from a function: optax would call labels that are callable, as an Equinox module is.
+    tx = optax.partition(rules, lambda _: labels, mask_compatible_extra_args=True)
     _require_part(case, tx, 0.0, "inside optax.partition")
 
 
