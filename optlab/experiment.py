@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from optlab.components import filled, find, hints_of, is_rate, parameters, resolve
-from optlab.config import Component, Config, ConfigError, Target
+from optlab.config import STRATEGIES, Component, Config, ConfigError, Target
 
 if TYPE_CHECKING:
     import optax
@@ -64,26 +64,20 @@ def build(config: Config) -> Experiment:
     mesh = _mesh(config)
     workload, tx, schedules = _parts(config, source, axis_name=None)
     _check_fit(config, workload, tx)  # as on one device: the same step, and no axis
-    if config.strategy == "pmap":
+    if axis_name := STRATEGIES[config.strategy].axis_name:
         _check_statistics(config, workload)
-        workload, tx, schedules = _parts(config, source, axis_name="data")
-    return Experiment(config, workload, tx, schedules, mesh, _measures(config))
-
-
-def _measures(config: Config) -> list[Any]:
-    """What is measured along training, see `optlab.training.train`."""
-    if config.measure and config.strategy == "pmap":
-        raise ConfigError(f"measure={list(config.measure)} needs strategy=jit or another, got pmap")
-    return [_call("measure", Component(name, {"every": config.measure_every})) for name in config.measure]
+        workload, tx, schedules = _parts(config, source, axis_name)
+    measures = [_call("measure", Component(name, {"every": config.measure_every})) for name in config.measure]
+    return Experiment(config, workload, tx, schedules, mesh, measures)
 
 
 def _mesh(config: Config) -> Mesh | None:
     """The devices, held against the batch."""
-    if config.strategy == "single":
+    if not STRATEGIES[config.strategy].axes:
         import jax
 
         if (count := jax.process_count()) > 1:
-            raise ConfigError(f"strategy=single is one process, here are {count}: say strategy=jit")
+            raise ConfigError(f"strategy={config.strategy} is one process, here are {count}: say strategy=jit")
         return None
     from optlab.training import make_mesh
 
@@ -161,7 +155,7 @@ def _check_fit(config: Config, workload: Workload, tx: optax.GradientTransformat
 
 
 def _check_statistics(config: Config, workload: Workload) -> None:
-    """Under pmap BatchNorm would see a device's part of the batch, unless its factory is told the axis."""
+    """Under a mapped axis BatchNorm would see a device's part of the batch, unless its factory takes the axis."""
     import jax
     from flax import nnx
 
@@ -172,8 +166,8 @@ def _check_statistics(config: Config, workload: Workload) -> None:
     is_linens = isinstance(model_state, dict) and "batch_stats" in model_state
     if is_linens or any(map(is_running, jax.tree.leaves(model_state, is_leaf=is_running))):
         raise ConfigError(
-            f"model={config.model.name} has running statistics, which under strategy=pmap need an argument axis_name "
-            "of its factory, for nn.BatchNorm(axis_name=axis_name): add it, or say strategy=jit"
+            f"model={config.model.name} has running statistics, which under strategy={config.strategy} need an "
+            "argument axis_name of its factory, for nn.BatchNorm(axis_name=axis_name): add it, or say strategy=jit"
         )
 
 

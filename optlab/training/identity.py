@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from optlab.training.fingerprint import fingerprints
 from optlab.training.processes import is_first, once, together
 from optlab.training.program import are_other, described, program, programs
 from optlab.training.state import TrainState
+from optlab.training.step import StepSettings
 from optlab.training.workload import Workload
 
 Identity = dict[str, Any]
@@ -37,8 +38,7 @@ def identity(
     *,
     initial: Any,
     seed: int,
-    accumulate: int,
-    ema: float | Callable[..., Any] | None,
+    settings: StepSettings,
     stop: Stop,
 ) -> Identity:
     """A run by the config's keys, as JSON data; of the data it is every split's fingerprint.
@@ -56,16 +56,16 @@ def identity(
         "seed": seed,
         "batch_size": workload.batch_size,
         "draw": workload.draw,
-        "accumulate": accumulate,
-        "ema": "a function" if callable(ema) else ema,
+        "accumulate": settings.accumulate,
+        "ema": "a function" if callable(settings.ema) else settings.ema,
         **flatten(workload.target, "target."),
         **flatten(stop, "stop."),
         **fingerprints({name: x for name, x in _named(first.opt_state) if name.startswith(INJECTED)}),
         **programs(workload, tx, first),
         "initial": None if initial is None else _digest(initial),
     }
-    if callable(ema):
-        found["ema.function"] = {**program(ema, first.step), "made": found["optimizer"]["made"]}
+    if callable(settings.ema):
+        found["ema.function"] = {**program(settings.ema, first.step), "made": found["optimizer"]["made"]}
     found = json.loads(json.dumps(found, default=float))  # a number of NumPy's is one, too
     with together(CheckpointError):
         if differ := _differing(once(lambda: found), found):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,28 +10,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from optlab.config import ConfigError, Stop, check
+from optlab._measure import Measure
+from optlab.config import ConfigError, Stop, StrategyName, check
 from optlab.data import Batches, Share, as_batches, check_splits, prefetch
-from optlab.roles import layout_around
+from optlab.training.assembly import assemble
 from optlab.training.checkpoint import Checkpoints
 from optlab.training.damaged import DamagedExamples
-from optlab.training.guard import Guard, Skips
+from optlab.training.guard import Skips
 from optlab.training.identity import Identity, changed_keys, identity, with_settings
 from optlab.training.judge import CONVERGED, Judge
-from optlab.training.measures import Measure, measuring
+from optlab.training.mean import check_mean
 from optlab.training.metrics import MetricsFile, Observer, Record, StepLog, read_metrics
-from optlab.training.parallel import DATA, Strategy, check_memory, parallelize
+from optlab.training.parallel import check_memory
 from optlab.training.process import Trace, catch_signals
 from optlab.training.processes import is_first
-from optlab.training.records import Records, packed, unless_small
+from optlab.training.records import Records
 from optlab.training.sharding import Rules
-from optlab.training.state import TrainState, evaluation_params, init_state
-from optlab.training.step import check_mean, make_step
+from optlab.training.state import TrainState, evaluation_params
+from optlab.training.step import StepSettings
 from optlab.training.workload import Workload
 
 
@@ -81,14 +80,10 @@ def train(
     tx: optax.GradientTransformation,
     *,
     steps: int,
-    strategy: Strategy = "single",
+    strategy: StrategyName = "single",
     mesh: Mesh | None = None,
     rules: Rules | None = None,
     seed: int = 0,
-    accumulate: int = 1,
-    ema: float | Callable[[jax.Array], Any] | None = None,
-    guard: Guard | None = "stop",
-    spike: float | None = None,
     skip_limit: int = 10,
     skip_log: StepLog | None = None,
     evaluate_every: int | None = None,
@@ -101,6 +96,7 @@ def train(
     initial: tuple[Any, Any] | None = None,
     profile: str | Path | None = None,
     measure: Sequence[Measure] = (),
+    **settings: Any,
 ) -> History:
     """Trains a workload with an optax transformation.
 
@@ -113,12 +109,6 @@ def train(
       mesh: the devices, for every strategy but "single"; see `make_mesh`.
       rules: where the mesh's axis "model" goes, by role or path, see `parallelize`.
       seed: of the initialization, the order of the data and dropout.
-      accumulate: microbatches that an update's gradient is averaged over.
-      ema: decay of the weights' moving average, which is then what is evaluated; a number or a function of the step.
-      guard: what becomes of a step whose loss, gradient, new parameters or model state aren't finite. "stop": the run
-        ends with a NonFiniteError; "skip": the old state is kept, but for the step's number, and the run goes on with
-        the next batch; None: it goes on with what came out, which is never saved.
-      spike: the guard refuses a loss, too, that is more than so many standard deviations above the running mean.
       skip_limit: how many steps may be skipped in all of a run, continued or not, and how many damaged examples left
         out (`optlab.data.DamagedRecordError`); one more ends it with the error.
       skip_log: where each skipped step has a line with the reason and the examples of its batch, and each damaged
@@ -143,6 +133,7 @@ def train(
       profile: folder for a `jax.profiler` trace of ten steps.
       measure: what else is measured of the state every so many steps, in the step's program: "measure/<name>"; see
         `optlab.theory.measures`. A step in which one measured has a record of its own.
+      **settings: the step's, those of `StepSettings`: accumulate, ema, guard, spike.
 
     Returns:
       the records, the last state, and how it ended.
@@ -160,25 +151,23 @@ def train(
     ):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if not -(2**31) <= seed < 2**32:  # of a longer one JAX takes the last 32 bits
-        raise ValueError(f"seed must lie in [-2**31, 2**32), got {seed}")
     check(stop, "stop.")
-    axis_name = DATA if strategy == "pmap" else None
+    step_settings = StepSettings.of(train, settings)
+    assembly = assemble(
+        workload,
+        tx,
+        step_settings,
+        strategy,
+        mesh=mesh,
+        rules=rules,
+        seed=seed,
+        initial=initial,
+        gradient_norm=stop.gradient_norm,
+        measure=measure,
+    )
+    parallel = assembly.parallel
     with contextlib.ExitStack() as stack:
-        stack.enter_context(layout_around(functools.partial(workload.layout, axis_name)))
-        key, init_key = jax.random.split(jax.random.key(seed))
-        step = make_step(
-            workload.loss, tx, axis_name=axis_name, accumulate=accumulate, ema=ema, guard=guard, spike=spike
-        )
-        step = measuring(step, workload.loss, measure, strategy)
-        parallel = parallelize(unless_small(packed(step), stop.gradient_norm), strategy, mesh, rules=rules)
-
-        def first(key: jax.Array, init_key: jax.Array, initial: tuple[Any, Any] | None) -> TrainState:
-            params, model_state = initial if initial is not None else workload.init(init_key)
-            return init_state(params, model_state, tx, key=key, ema=ema is not None, spike=spike is not None)
-
-        check_memory(parallel, parallel.shapes(jax.eval_shape(first, key, init_key, initial)))
-        state = parallel.place_state(first, key, init_key, initial)
+        state = assembly.place_state()
         data = workload.data
         batches = as_batches(data.train, workload.batch_size, seed, workload.draw)
         if isinstance(batches, Batches):
@@ -186,14 +175,15 @@ def train(
         check_splits(data.train, data.validation, data.test, seed=seed)
         judge = Judge(workload.target, stop)
         examples = (lambda t: batches.indices(t - 1)[0].tolist()) if isinstance(batches, Batches) else None
-        skips = Skips(guard, skip_limit, skip_log, examples)
+        skips = Skips(step_settings.guard, skip_limit, skip_log, examples)
         damaged = DamagedExamples(workload, skip_limit, skip_log)
         about: Identity = {}
         earlier: list[Record] = []
         notes: Mapping[str, Any] = {}
         if checkpoints is not None:
             stack.enter_context(checkpoints.writing())
-            about = identity(workload, tx, state, initial=initial, seed=seed, accumulate=accumulate, ema=ema, stop=stop)
+            with assembly.layout():
+                about = identity(workload, tx, state, initial=initial, seed=seed, settings=step_settings, stop=stop)
             state, notes = _continued(checkpoints, state, judge, skips, damaged, about, allow_change)
             log = next((o.log for o in observers if isinstance(o, MetricsFile)), None)
             if log is None:
@@ -237,8 +227,8 @@ def train(
                 damaged.add(t, "train", batches.damaged.pop(t - 1))
             if t == start + 1:
                 check_memory(parallel, state, batch)
-                if accumulate > 1 or axis_name is not None:
-                    check_mean(workload.loss, state, batch, accumulate)
+                if step_settings.accumulate > 1 or parallel.strategy.axis_name is not None:
+                    check_mean(workload.loss, state, batch, step_settings.accumulate)
             state, metrics = parallel.step(state, batch)
             records.push(t, metrics)
             ended = records.outcome_at(t, state)

@@ -9,11 +9,9 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from optlab.config import Target
@@ -22,71 +20,16 @@ from optlab.training.damaged import DamagedExamples
 from optlab.training.fingerprint import non_finite
 from optlab.training.guard import Skips, not_finite
 from optlab.training.judge import CONVERGED, Judge
-from optlab.training.measures import PREFIX
+from optlab.training.measures import is_rare
 from optlab.training.metrics import MetricsFile, Observer, Record, StepLog
-from optlab.training.parallel import Parallel
-from optlab.training.probes import has_spectrum, probe_metrics
+from optlab.training.packed import PackedMetrics
 from optlab.training.processes import is_first
 from optlab.training.state import TrainState, evaluation_params
 from optlab.training.step import make_evaluation
-from optlab.training.workload import Loss, Metrics, ShapeError, Workload
+from optlab.training.strategies import IN_FLIGHT, Parallel
+from optlab.training.workload import Loss, ShapeError, Workload
 
-# More simulated devices' collectives in flight than this can deadlock (jax 0.10.2); fewer would let a device wait.
-IN_FLIGHT = 16
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["pairs"], meta_fields=["names"])
-@dataclass(frozen=True)
-class PackedMetrics:
-    """Metrics in one array, because the host pays for every array that it reads.
-
-    Attributes:
-      names: of the metrics.
-      pairs: their (sum, weight), an array of shape (names, 2).
-    """
-
-    names: tuple[str, ...]
-    pairs: Any
-
-    @classmethod
-    def pack(cls, metrics: Metrics) -> PackedMetrics:
-        return cls(tuple(metrics), jnp.stack([jnp.stack(pair) for pair in metrics.values()]))
-
-    def sums(self) -> dict[str, np.ndarray]:
-        """(sum, weight) by name, on the host; waits until they are there."""
-        return dict(zip(self.names, np.asarray(self.pairs, np.float64), strict=True))
-
-
-def packed(step: Callable[..., tuple[Any, Metrics]]) -> Callable[..., tuple[Any, PackedMetrics]]:
-    """The same step, its metrics packed under the names of the record, and with them what the probes measured.
-
-    What a `Measure` found keeps its name.
-    """
-
-    def packing(state: Any, batch: Any) -> tuple[Any, PackedMetrics]:
-        new_state, metrics = step(state, batch)
-        named = {name if name.startswith(PREFIX) else f"train/{name}": pair for name, pair in metrics.items()}
-        return new_state, PackedMetrics.pack(named | probe_metrics(state.opt_state, new_state.opt_state))
-
-    return packing
-
-
-def unless_small(
-    step: Callable[..., tuple[Any, PackedMetrics]], gradient_norm: float | None
-) -> Callable[..., tuple[Any, PackedMetrics]]:
-    """The same packed step, but it makes no update, and counts none, where ‖∇L‖ ≤ ε: the state is what was tested."""
-    if gradient_norm is None:
-        return step
-
-    def testing(state: Any, batch: Any) -> tuple[Any, PackedMetrics]:
-        new_state, packed = step(state, batch)
-        value = lambda name: packed.pairs[packed.names.index(name), 0]
-        is_small = value("train/gradient_norm") <= gradient_norm
-        if "train/fault" in packed.names:
-            is_small &= value("train/fault") == 0  # a skipped step's gradient says nothing
-        return jax.tree.map(lambda old, new: jnp.where(is_small, old, new), state, new_state), packed
-
-    return testing
+UNREAD = 16  # steps whose metrics the host hasn't read yet; then it reads half of them, and no device waits
 
 
 class Records:
@@ -161,7 +104,7 @@ class Records:
     def push(self, t: int, metrics: PackedMetrics) -> None:
         """Takes a step's metrics, which the device may still be computing; when they are many, reads the older half."""
         self.pending.append((t, metrics))
-        if len(self.pending) >= (IN_FLIGHT if self.judge.stop.gradient_norm is None else 1):
+        if len(self.pending) >= (UNREAD if self.judge.stop.gradient_norm is None else 1):
             self._read((len(self.pending) + 1) // 2)  # one wait and one copy for many steps
 
     def drain(self) -> None:
@@ -232,8 +175,7 @@ class Records:
                     self._check_labels(f"step {t}", self.batches.batch(t - 1))
                 self._sound |= bad - ({"train/loss"} if self.skips.guard is not None else set())
             self.latest = self.skips({"step": t, **values})
-            is_rare = has_spectrum(values) or any(name.startswith(PREFIX) for name in values)
-            is_due = t % self.log_every == 0 or is_rare  # what is measured seldom isn't lost
+            is_due = t % self.log_every == 0 or is_rare(values)  # what is measured seldom isn't lost
             if is_due or self._is_evaluated(t):
                 self.latest |= {
                     name: float(schedule(self.skips.updates(t))) for name, schedule in self.schedules.items()

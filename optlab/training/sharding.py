@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -20,7 +20,7 @@ Rules: TypeAlias = Mapping[str, P]
 # Kernels that read what the one before them divided, by their module's name: they are divided by their inputs, so that
 # a pair of matrices needs one exchange (Shoeybi et al. 2019, arXiv 1909.08053, section 3).
 READERS = ("out", "out_proj", "proj", "down", "down_proj", "o_proj", "wo", "fc2", "c_proj")
-WITHOUT_SHARE = ("params", "model_state", "batch_stats")  # first names of what zero1 leaves whole
+MODEL_PARTS = ("params", "model_state", "batch_stats")  # of a state, Flax's too: what isn't the optimizer's
 
 
 def check_rules(rules: Rules, mesh: Mesh, model: str) -> None:
@@ -35,12 +35,22 @@ def check_rules(rules: Rules, mesh: Mesh, model: str) -> None:
             raise ValueError(f"the rule {spec} for {pattern!r}: {has}")
 
 
-def specs(state: Any, mesh: Mesh, strategy: str, data: tuple[str, ...], model: str, rules: Rules) -> Any:
+def specs(
+    state: Any, mesh: Mesh, divides: Callable[[str], bool], data: tuple[str, ...], model: str, rules: Rules
+) -> Any:
     """A tree like `state` of PartitionSpecs.
 
-    Under zero1 and fsdp a leaf is divided over the data axes along its longest axis that they divide, those without
-    one stay whole. Along the axis "model" matrices are divided by their outputs, those in `READERS` by their inputs,
-    embeddings by their vocabulary; what the optimizer keeps of a parameter's shape goes where the parameter goes.
+    Along the axis "model" matrices are divided by their outputs, those in `READERS` by their inputs, embeddings by
+    their vocabulary; what the optimizer keeps of a parameter's shape goes where the parameter goes.
+
+    Args:
+      state: arrays or their shapes.
+      mesh: the devices.
+      divides: name of a part of the state, on its first level -> whether the data axes divide it: each leaf along its
+        longest axis that they divide, where there is one.
+      data: the axes that share the batch.
+      model: the axis that divides matrices, if the mesh has it.
+      rules: where that axis goes, by role or path.
     """
     leaves = jax.tree_util.tree_leaves_with_path(state)
     on_model = _model_specs(state, mesh.shape.get(model, 1), model, rules)
@@ -49,10 +59,9 @@ def specs(state: Any, mesh: Mesh, strategy: str, data: tuple[str, ...], model: s
     for path, x in leaves:
         first = jax.tree_util.keystr(path[:1], simple=True)
         spec = on_model.get(_name(path[1:]), {}).get(x.shape, P()) if first in ("params", "ema") else P()
-        if first not in ("params", "ema", *WITHOUT_SHARE):
+        if first not in ("ema", *MODEL_PARTS):
             spec = _of_parameter(_name(path), x.shape, on_model)
-        is_divided = strategy == "fsdp" or (strategy == "zero1" and first not in WITHOUT_SHARE)
-        found.append(_spread(x, spec, data, count) if is_divided and count > 1 else spec)
+        found.append(_spread(x, spec, data, count) if count > 1 and divides(first) else spec)
     return jax.tree.unflatten(jax.tree.structure(state), found)
 
 

@@ -29,7 +29,7 @@ from optlab.training import (
     parallelize,
     train,
 )
-from optlab.training.step import check_mean
+from optlab.training.mean import check_mean
 
 MODELS = {
     "mlp": lambda **types: mlp(10, widths=(16, 24), **types),
