@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from optlab import models as models
     from optlab import optimizers as optimizers
     from optlab import roles as roles
+    from optlab import runs as runs
     from optlab import schedules as schedules
     from optlab import testing as testing
     from optlab import theory as theory
@@ -67,6 +68,7 @@ _SUBMODULES = (
     "models",
     "optimizers",
     "roles",
+    "runs",
     "schedules",
     "testing",
     "theory",

@@ -23,8 +23,8 @@ NUMBERS = {"devices", *COLUMNS[1:5]}
 def run(arguments: argparse.Namespace) -> int:
     """Prints what there is; for a config each strategy's step is compiled, and none is run."""
     need("optlab devices", "rich")
+    from optlab._processes import is_first
     from optlab.commands import _tables
-    from optlab.training.processes import is_first
 
     connect(arguments)
     console = _tables.console(quiet=not is_first())

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Builds, trains, draws the curves and says what came of it; of several processes the first one does."""
     if not arguments.processes:
         return _run(arguments, _experiment(arguments))  # a bad config is refused before JAX is imported
-    from optlab.training.processes import is_first, leaving, together
+    from optlab._processes import is_first, leaving, together
 
     connect(arguments)
     try:
@@ -50,8 +50,8 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
 
 
 def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
+    from optlab._processes import is_first, leave, once, together
     from optlab.training import CheckpointError, Checkpoints, DeviceMemoryError, GuardError
-    from optlab.training.processes import is_first, leave, once, together
 
     folder = run_folder(arguments)
     config = experiment.config

@@ -6,13 +6,23 @@ from optlab._extras import need
 need("optlab.training", "flax", "orbax", "rich", "matplotlib")
 
 from optlab._measure import Measure
+from optlab.runs import (
+    CheckpointError,
+    Checkpoints,
+    DamagedError,
+    MetricsFile,
+    Observer,
+    StepLog,
+    TensorBoard,
+    WeightsAndBiases,
+    load_params,
+    plot_curves,
+    read_metrics,
+)
 from optlab.training.assembly import Assembly, assemble
-from optlab.training.checkpoint import CheckpointError, Checkpoints, DamagedError, load_params
-from optlab.training.curves import plot_curves
 from optlab.training.guard import GuardError, LossSpikeError, NonFiniteError
 from optlab.training.loop import History, train
 from optlab.training.losses import accuracy, cross_entropy, squared_error
-from optlab.training.metrics import MetricsFile, Observer, StepLog, TensorBoard, WeightsAndBiases, read_metrics
 from optlab.training.parallel import DeviceMemoryError, check_memory, make_mesh, parallelize
 from optlab.training.progress import Progress
 from optlab.training.state import TrainState, evaluation_params, init_state

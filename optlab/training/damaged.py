@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 
+from optlab._processes import gathered, is_first
 from optlab.data import DataError
-from optlab.training.metrics import StepLog
-from optlab.training.processes import gathered, is_first
+from optlab.runs import StepLog
 from optlab.training.workload import Workload
 
 

@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from optlab.training.metrics import Record, StepLog
-from optlab.training.processes import is_first
+from optlab._processes import is_first
+from optlab.runs import Record, StepLog
 from optlab.training.reductions import with_finite
 from optlab.training.state import LossStatistics, TrainState
 

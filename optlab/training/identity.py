@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optlab._processes import is_first, once, together
 from optlab.config import Config, Stop, covers, flatten, keys
 from optlab.data import fingerprint
-from optlab.training.checkpoint import CheckpointError
-from optlab.training.fingerprint import fingerprints
-from optlab.training.processes import is_first, once, together
+from optlab.runs import CheckpointError
+from optlab.runs._fingerprints import fingerprints
 from optlab.training.program import are_other, described, program, programs
 from optlab.training.state import TrainState
 from optlab.training.step import StepSettings

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optlab.training.fingerprint import fingerprints
+from optlab.runs._fingerprints import fingerprints
 from optlab.training.state import TrainState
 from optlab.training.workload import Workload
 

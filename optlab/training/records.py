@@ -14,16 +14,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from optlab._processes import is_first
 from optlab.config import Target
 from optlab.data import DataError, Split, StepBatches, evaluation_batches
+from optlab.runs import MetricsFile, Observer, Record, StepLog
+from optlab.runs._fingerprints import non_finite
 from optlab.training.damaged import DamagedExamples
-from optlab.training.fingerprint import non_finite
 from optlab.training.guard import Skips, not_finite
 from optlab.training.judge import CONVERGED, Judge
 from optlab.training.measures import is_rare
-from optlab.training.metrics import MetricsFile, Observer, Record, StepLog
 from optlab.training.packed import PackedMetrics
-from optlab.training.processes import is_first
 from optlab.training.state import TrainState, evaluation_params
 from optlab.training.step import make_evaluation
 from optlab.training.strategies import IN_FLIGHT, Parallel
@@ -56,7 +56,6 @@ class Records:
         self.evaluation = jax.jit(_evaluation(workload.loss), out_shardings=parallel.replicated)
         self.gathered = jax.jit(lambda *model: model, out_shardings=parallel.replicated)
         self.all: list[Record] = []
-        self.outcome = "finished"
         self.pending: collections.deque[tuple[int, PackedMetrics]] = collections.deque()
         self.latest: Record = {}
         self.is_unsaved = False
@@ -95,11 +94,11 @@ class Records:
                 begun.append(observer)
             yield
         except BaseException as error:
-            self.outcome = type(error).__name__
+            self.judge.ended = type(error).__name__
             raise
         finally:
             for observer in begun:
-                observer.end(self.outcome)
+                observer.end(self.judge.ended or "finished")
 
     def push(self, t: int, metrics: PackedMetrics) -> None:
         """Takes a step's metrics, which the device may still be computing; when they are many, reads the older half."""

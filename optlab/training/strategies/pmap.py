@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optlab.training.fingerprint import fingerprint
+from optlab.runs._fingerprints import fingerprint
 from optlab.training.strategies._base import DATA, OnMesh, Program, Step, is_of_axis
 
 
