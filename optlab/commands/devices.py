@@ -146,7 +146,7 @@ def _needed(experiment: Experiment) -> _Need:
         config.strategy,
         mesh=experiment.mesh,
         seed=config.seed,
-        gradient_norm=config.stop.gradient_norm,
+        stop=config.stop,
         measure=experiment.measures,
     )
     parallel = assembly.parallel

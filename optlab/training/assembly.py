@@ -13,8 +13,9 @@ import optax
 from jax.sharding import Mesh
 
 from optlab._measure import Measure
-from optlab.config import StrategyName, find_strategy
+from optlab.config import Stop, StrategyName, find_strategy
 from optlab.roles import Layout, layout_around
+from optlab.training.mean import check_mean
 from optlab.training.measures import PROBES
 from optlab.training.packed import packed, unless_small
 from optlab.training.parallel import check_memory, memory_held, memory_needed, parallelize
@@ -30,6 +31,8 @@ class Assembly:
     """What `assemble` returns; nothing is made or compiled yet.
 
     Attributes:
+      workload: what is trained.
+      settings: the step's.
       parallel: the step on its devices, and what places states and batches there. The step returns its metrics as
         `PackedMetrics`, under their names in the records.
       first: the function that makes the first state,
@@ -37,6 +40,8 @@ class Assembly:
       read_layout: the layout of the workload's parameters; it is read once, when a block first asks for it.
     """
 
+    workload: Workload
+    settings: StepSettings
     parallel: Parallel
     first: Callable[..., TrainState]
     arguments: tuple[Any, ...]
@@ -60,6 +65,21 @@ class Assembly:
         check_memory(self.parallel, self.shapes())
         with self.layout():
             return self.parallel.place_state(self.first, *self.arguments)
+
+    def check(self, state: TrainState, batch: Any) -> None:
+        """Checks a step before the first one; it is compiled for it.
+
+        Args:
+          state: placed.
+          batch: placed.
+
+        Raises:
+          DeviceMemoryError: if it needs more memory than a device has.
+          ValueError: if the loss isn't the mean that it measures, where means of its parts are taken.
+        """
+        check_memory(self.parallel, state, batch)
+        if self.settings.accumulate > 1 or self.parallel.strategy.axis_name is not None:
+            check_mean(self.workload.loss, state, batch, self.settings.accumulate)
 
     def bytes_held(self) -> int:
         """The bytes of the state on each device."""
@@ -85,7 +105,7 @@ def assemble(
     rules: Rules | None = None,
     seed: int = 0,
     initial: tuple[Any, Any] | None = None,
-    gradient_norm: float | None = None,
+    stop: Stop = Stop(),
     measure: Sequence[Measure] = (),
 ) -> Assembly:
     """Puts a workload's first state and its step together, for the devices of a strategy.
@@ -99,7 +119,7 @@ def assemble(
       rules: and where the mesh's axis "model" goes.
       seed: of the initialization and of what the loss draws.
       initial: (params, model_state) in place of `workload.init`.
-      gradient_norm: the step makes no update where its gradient's norm is at most this.
+      stop: the step makes no update where its gradient's norm is at most stop.gradient_norm.
       measure: what else is measured in the step; the optimizer's probes always are.
 
     Raises:
@@ -110,7 +130,7 @@ def assemble(
     axis_name = find_strategy(strategy).axis_name
     read_layout = functools.cache(functools.partial(workload.layout, axis_name))
     step = make_measured_step(workload.loss, tx, settings, axis_name=axis_name, measures=(*measure, PROBES))
-    whole = unless_small(packed(step), gradient_norm)
+    whole = unless_small(packed(step), stop.gradient_norm)
     parallel = parallelize(_within(read_layout, whole), strategy, mesh, rules=rules)
 
     def first(key: jax.Array, init_key: jax.Array, initial: tuple[Any, Any] | None) -> TrainState:
@@ -119,7 +139,7 @@ def assemble(
         return init_state(params, model_state, tx, key=key, **kept)
 
     key, init_key = jax.random.split(jax.random.key(seed))
-    return Assembly(parallel, first, (key, init_key, initial), read_layout)
+    return Assembly(workload, settings, parallel, first, (key, init_key, initial), read_layout)
 
 
 def _within(read_layout: Callable[[], Layout], step: Callable[..., Any]) -> Callable[..., Any]:

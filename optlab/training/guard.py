@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -165,6 +166,18 @@ class Skips:
             entry = {name: _as_json(values.get(f"train/{name}", math.nan)) for name in ("loss", "gradient_norm")}
             examples = {} if self.examples is None else {"examples": self.examples(step)}
             self.log.add({"step": step, "why": why, **entry, **examples})
+
+    @contextlib.contextmanager
+    def logged(self, start: int) -> Iterator[None]:
+        """Keeps the log open, from the step that the run starts at."""
+        if self.log is None or not is_first():
+            yield
+            return
+        self.log.begin(start)
+        try:
+            yield
+        finally:
+            self.log.end()
 
     def updates(self, step: int) -> int:
         """How many updates were made before a step, counted from 1: what the optimizer's own counts say."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +14,22 @@ from jax.sharding import Mesh
 
 from optlab._measure import Measure
 from optlab._processes import is_first
-from optlab.config import ConfigError, Stop, StrategyName, check
-from optlab.data import Batches, Share, as_batches, check_splits, prefetch
-from optlab.runs import Checkpoints, MetricsFile, Observer, Record, StepLog, SummaryFile, read_metrics
+from optlab.config import Stop, StrategyName
+from optlab.data import prefetch
+from optlab.runs import Checkpoints, Observer, Record, StepLog
 from optlab.training.assembly import assemble
 from optlab.training.damaged import DamagedExamples
+from optlab.training.evaluation import Evaluator, Labels
+from optlab.training.feed import Feed
 from optlab.training.guard import Skips
-from optlab.training.identity import Identity, changed_keys, identity, with_settings
-from optlab.training.judge import CONVERGED, INTERRUPTED, Judge
-from optlab.training.mean import check_mean
-from optlab.training.parallel import check_memory
-from optlab.training.process import Trace, catch_signals
+from optlab.training.identity import identity
+from optlab.training.judge import Judge
+from optlab.training.ledger import Ledger
+from optlab.training.profiling import Trace
 from optlab.training.records import Records
+from optlab.training.saving import Saver
 from optlab.training.sharding import Rules
+from optlab.training.signals import catch_signals
 from optlab.training.state import TrainState, evaluation_params
 from optlab.training.step import StepSettings
 from optlab.training.workload import Workload
@@ -63,6 +64,13 @@ class History:
     def params(self) -> Any:
         """The parameters that the run is judged by (the moving average's, if there is one)."""
         return evaluation_params(self.state)
+
+    @classmethod
+    def of(cls, records: list[Record], state: TrainState, ledger: Ledger, saver: Saver, start: int) -> History:
+        """What came of a call of `train`."""
+        judge = ledger.judge
+        outcome = judge.ended or "finished"
+        return cls(records, state, outcome, judge.best, judge.reached, ledger.skips.steps, saver.saved, start)
 
     def __getitem__(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(steps, values) of a metric."""
@@ -142,168 +150,65 @@ def train(
       NonFiniteError: see `guard`.
       ValueError: among others for a loss that isn't the mean it measures, where its parts are averaged.
     """
-    for name, value in (
-        ("steps", steps),
-        ("log_every", log_every),
-        ("skip_limit", skip_limit),
-        ("evaluate_every", 1 if evaluate_every is None else evaluate_every),
-    ):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    check(stop, "stop.")
-    step_settings = StepSettings.of(train, settings)
+    evaluate_every = max(1, steps // 10) if evaluate_every is None else evaluate_every
+    _check_counts(steps=steps, log_every=log_every, skip_limit=skip_limit, evaluate_every=evaluate_every)
+    given, judge = StepSettings.of(train, settings), Judge(workload.target, stop)
     assembly = assemble(
-        workload,
-        tx,
-        step_settings,
-        strategy,
-        mesh=mesh,
-        rules=rules,
-        seed=seed,
-        initial=initial,
-        gradient_norm=stop.gradient_norm,
-        measure=measure,
+        workload, tx, given, strategy, mesh=mesh, rules=rules, seed=seed, initial=initial, stop=stop, measure=measure
     )
-    parallel = assembly.parallel
     with contextlib.ExitStack() as stack:
         state = assembly.place_state()
-        data = workload.data
-        batches = as_batches(data.train, workload.batch_size, seed, workload.draw)
-        if isinstance(batches, Batches):
-            batches.check_steps(steps)
-        check_splits(data.train, data.validation, data.test, seed=seed)
-        judge = Judge(workload.target, stop)
-        examples = (lambda t: batches.indices(t - 1)[0].tolist()) if isinstance(batches, Batches) else None
-        skips = Skips(step_settings.guard, skip_limit, skip_log, examples)
-        damaged = DamagedExamples(workload, skip_limit, skip_log)
-        about: Identity = {}
-        earlier: list[Record] = []
-        notes: Mapping[str, Any] = {}
+        feed = Feed(workload, assembly.parallel, seed=seed, steps=steps)
+        skips = Skips(given.guard, skip_limit, skip_log, feed.examples)
+        ledger = Ledger(judge, skips, DamagedExamples(workload, skip_limit, skip_log))
+        saver = Saver(checkpoints, ledger)
         if checkpoints is not None:
             stack.enter_context(checkpoints.writing())
             with assembly.layout():
-                about = identity(workload, tx, state, initial=initial, seed=seed, settings=step_settings, stop=stop)
-            state, notes = _continued(checkpoints, state, judge, skips, damaged, about, allow_change)
-            log = next((o.log for o in observers if isinstance(o, MetricsFile)), None)
-            if log is None:
-                own = MetricsFile(checkpoints.folder / "metrics.jsonl")
-                log, observers = own.log, (own, *observers)
-            summary = SummaryFile(log.path.parent, lambda: {**judge.summary(), **skips.dump(), **damaged.dump()})
-            earlier = _already(checkpoints, log, summary, judge, int(state.step), steps) if notes else []
-            if int(state.step) < steps:
-                observers = (*observers, summary)
-        start = saved = int(state.step)
+                about = identity(workload, tx, state, initial=initial, seed=seed, settings=given, stop=stop)
+            state = saver.restore(state, about, allow_change)
+        start = int(state.step)
+        observers, earlier = saver.with_files(observers, start, steps)
         if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
-            return History(earlier, state, judge.ended, judge.best, judge.reached, skips.steps, start, start)
+            return History.of(earlier, state, ledger, saver, start)
         if start > steps:
-            raise ConfigError(f"steps must be at least {start}, which the run has behind it, got {steps}")
+            raise ValueError(f"steps must be at least {start}, which the run has behind it, got {steps}")
+        evaluator = Evaluator(workload, assembly.parallel, ledger.damaged, Labels(workload.loss, state))
+        evaluator.check_target(workload.target, is_needed=stop.patience is not None, key=state.key)
         records = Records(
-            workload,
-            parallel,
-            batches,
-            judge,
-            skips,
-            damaged,
-            observers if is_first() else (),
-            schedules or {},
-            steps,
-            log_every,
-            evaluate_every or max(1, steps // 10),
+            feed,
+            evaluator,
+            ledger,
+            observers=observers if is_first() else (),
+            schedules=schedules or {},
+            steps=steps,
+            log_every=log_every,
+            evaluate_every=evaluate_every,
         )
-        records.check_names(state)
-        shares = Share(batches, parallel.rows, workload.batch_size)
         asked = stack.enter_context(catch_signals(listen=checkpoints is not None))
-        if skip_log is not None and is_first():
-            skip_log.begin(start)
-            stack.callback(skip_log.end)
+        stack.enter_context(skips.logged(start))
         stack.enter_context(records.observed(start))
-        records.check_lines(notes)
+        saver.check_lines(records)
         if checkpoints is not None:
             stack.enter_context(checkpoints.writing())  # again: its end, a save's too, comes before the observers'
         trace = stack.enter_context(contextlib.closing(Trace(profile if is_first() else None, start, steps)))
-        placed = _Placed(shares, parallel.place_batch, records.reading)
-        stream = stack.enter_context(contextlib.closing(prefetch(placed, start, steps)))
+        stream = stack.enter_context(contextlib.closing(prefetch(feed, start, steps)))
         for t, batch in zip(range(start + 1, steps + 1), stream, strict=True):
             trace.at(t)
-            if isinstance(batches, Batches) and t - 1 in batches.damaged:
-                damaged.add(t, "train", batches.damaged.pop(t - 1))
+            if damaged := feed.damaged(t):
+                ledger.damaged.add(t, "train", damaged)
             if t == start + 1:
-                check_memory(parallel, state, batch)
-                if step_settings.accumulate > 1 or parallel.strategy.axis_name is not None:
-                    check_mean(workload.loss, state, batch, step_settings.accumulate)
-            state, metrics = parallel.step(state, batch)
+                assembly.check(state, batch)
+            state, metrics = assembly.parallel.step(state, batch)
             records.push(t, metrics)
-            ended = records.outcome_at(t, state)
-            if not ended and (signal := asked()):
-                ended = judge.ended = f"{INTERRUPTED}{signal}"
-            best = judge.best and judge.best[0]
-            is_saved = checkpoints is not None and (ended or t % checkpoints.every == 0 or t == best)
-            if ended or is_saved:
-                records.drain()
-                damaged.settle()
-                is_saved = records.is_savable(t, state) and is_saved
-            # A step that tested the gradient and made no update may stand at a checkpoint that there is.
-            if checkpoints is not None and is_saved and (made := int(state.step)) != saved:
-                records.sync()
-                told = {**judge.dump(), **skips.dump(), **damaged.dump(), **records.dump()}
-                checkpoints.save(state, {**told, "run": about}, best=best)
-                saved = made
-            if ended:
+            outcome = records.outcome_at(t, state) or judge.interrupted(asked())
+            saver.after(t, state, outcome, records)
+            if outcome:
                 break
-    found = records.all or earlier
-    return History(found, state, judge.ended or "finished", judge.best, judge.reached, skips.steps, saved, start)
+    return History.of(records.all or earlier, state, ledger, saver, start)
 
 
-@dataclass(frozen=True)
-class _Placed:
-    """A run's batches, each on the devices before anybody else may take one."""
-
-    shares: Share
-    place: Callable[..., Any]
-    reading: threading.Lock
-
-    def batch(self, step: int) -> Any:
-        with self.reading:
-            return self.place(*self.shares.batch(step))
-
-
-def _already(
-    checkpoints: Checkpoints, log: StepLog, summary: SummaryFile, judge: Judge, start: int, steps: int
-) -> list[Record]:
-    """The records of a run that is over, which is said; of one that goes on none. Their file may be gone."""
-    if start != steps and judge.ended in (None, "finished"):
-        return []
-    if is_first():
-        print(
-            f"optlab: the run in {checkpoints.folder} is {judge.ended or 'finished'} already, at step {start}: "
-            "nothing is trained, these are its records; name another folder for another run",
-            file=sys.stderr,
-        )
-    last = start + (judge.ended == CONVERGED)  # the step that tested the gradient and made no update
-    records = [r for r in read_metrics(log.path) if r["step"] <= last] if log.path.exists() else []
-    if is_first():
-        summary.restore(judge.ended or "finished", start, steps, records)
-    return records
-
-
-def _continued(
-    checkpoints: Checkpoints,
-    first: TrainState,
-    judge: Judge,
-    skips: Skips,
-    damaged: DamagedExamples,
-    about: Identity,
-    allow_change: Collection[str],
-) -> tuple[TrainState, Mapping[str, Any]]:
-    """The state of the latest checkpoint and its notes, held against this run; without any the first one and none."""
-    saved = checkpoints.restore_latest(first, optional=("losses", "ema"))  # whether the average may go, the keys tell
-    if saved is None:
-        return first, {}
-    state, notes = saved
-    path = checkpoints.folder / str(int(state.step))
-    changed = changed_keys(path, notes.get("run", {}), about, allow_change)
-    about["initial"] = about["initial"] or notes.get("run", {}).get("initial")
-    judge.load(notes, changed)
-    skips.load(notes)
-    damaged.load(notes)
-    return with_settings(state, first, changed), notes
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")

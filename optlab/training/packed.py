@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,3 +64,8 @@ def unless_small(step: PackedStep, gradient_norm: float | None) -> PackedStep:
         return jax.tree.map(lambda old, new: jnp.where(is_small, old, new), state, new_state), packed
 
     return testing
+
+
+def means(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The means by name, without what wasn't measured: by a probe, or of a batch in which no example counts."""
+    return {name: float(total / weight) for name, (total, weight) in sums.items() if weight}

@@ -15,6 +15,7 @@ from jax import lax
 
 from optlab._checks import check_decay, is_count
 from optlab._measure import Measure
+from optlab._trees import complex_leaf
 from optlab.config import nearest
 from optlab.data import Batch
 from optlab.training.guard import Guard, check_guard, guarded
@@ -166,13 +167,12 @@ def _check_real(params: Any) -> None:
 
     Turned round it would be right for rules and wrong for line searches, which take `grad` as JAX gives it.
     """
-    for path, x in jax.tree_util.tree_leaves_with_path(params):
-        if jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ValueError(
-                f"the parameters must be real, and {name!r} is {x.dtype}: hold its real and its imaginary part, and "
-                "put them together in the model"
-            )
+    if found := complex_leaf(params):
+        name, dtype = found
+        raise ValueError(
+            f"the parameters must be real, and {name!r} is {dtype}: hold its real and its imaginary part, and put them "
+            "together in the model"
+        )
 
 
 def make_evaluation(loss: Loss) -> Callable[[Any, Any, Batch, jax.Array], Metrics]:
