@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from optlab.data import Source
-    from optlab.training import Workload
+    from optlab.training import StepSettings, Workload
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,14 @@ class Experiment:
     measures: Sequence[Any] = ()
 
     @property
-    def ema(self) -> float | Callable[[Any], Any] | None:
-        """The decay of the weights' moving average, a number or a function of the step; None: there is none."""
+    def settings(self) -> StepSettings:
+        """The step's; `average_from` is a moving average whose decay is a function of the step."""
         from optlab.schedules import tail_average
+        from optlab.training import StepSettings
 
-        return self.config.ema if self.config.average_from is None else tail_average(self.config.average_from)
+        config = self.config
+        ema = config.ema if config.average_from is None else tail_average(config.average_from)
+        return StepSettings(accumulate=config.accumulate, ema=ema, guard=config.guard, spike=config.spike)
 
 
 def build(config: Config) -> Experiment:
@@ -84,7 +87,7 @@ def _mesh(config: Config) -> Mesh | None:
     try:
         mesh = make_mesh(config.mesh.data, config.mesh.model)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"mesh.{error}") from error
     parts = mesh.shape["data"] * config.accumulate
     if config.batch_size % parts:
         raise ConfigError(

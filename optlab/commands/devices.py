@@ -135,14 +135,14 @@ def _needed(experiment: Experiment) -> _Need:
     import jax
 
     from optlab.data import Share, as_batches
-    from optlab.training import StepSettings, assemble
+    from optlab.training import assemble
     from optlab.training.parallel import memory_of
 
     config, workload = experiment.config, experiment.workload
     assembly = assemble(
         workload,
         experiment.tx,
-        StepSettings(accumulate=config.accumulate, ema=experiment.ema, guard=config.guard, spike=config.spike),
+        experiment.settings,
         config.strategy,
         mesh=experiment.mesh,
         seed=config.seed,

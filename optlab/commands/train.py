@@ -81,7 +81,8 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
             )
     except (GuardError, CheckpointError, DeviceMemoryError, DataError) as error:
         if is_first() or isinstance(error, CheckpointError | DataError):  # the others are every process' alike
-            print(f"optlab: {error}", file=sys.stderr)
+            words = " ".join(f"--allow-change {key}" for key in getattr(error, "keys", ()))
+            print(f"optlab: {error}" + (f", here {words}" if words else ""), file=sys.stderr)
         leave(1)
         return 1
     except OSError as error:
@@ -142,10 +143,6 @@ def _train(
         strategy=config.strategy,
         mesh=experiment.mesh,
         seed=config.seed,
-        accumulate=config.accumulate,
-        ema=experiment.ema,
-        guard=config.guard,
-        spike=config.spike,
         skip_limit=config.skip_limit,
         skip_log=StepLog(folder / "skipped.jsonl"),
         evaluate_every=config.evaluate_every,
@@ -158,6 +155,7 @@ def _train(
         initial=initial,
         profile=folder / "profile" if profile else None,
         measure=experiment.measures,
+        **vars(experiment.settings),
     )
 
 

@@ -43,7 +43,7 @@ class LossSpikeError(GuardError):
 
 
 def check_guard(guard: Guard | None, spike: float | None) -> None:
-    """Refuses a policy that there isn't."""
+    """Raises a ValueError for an unknown policy."""
     if guard not in GUARDS:
         raise ValueError(f"guard must be 'stop', 'skip' or None, got {guard!r}")
     if spike is not None and not spike > 0:
@@ -128,7 +128,7 @@ class Skips:
       guard: what a fault does.
       limit: how many there may be.
       log: where each has a line.
-      examples: step -> which examples its batch held, if that can be told.
+      examples: step -> the examples of its batch, if they are known.
       steps: those that were left out, ascending.
     """
 
@@ -139,7 +139,7 @@ class Skips:
     steps: list[int] = field(default_factory=list)
 
     def __call__(self, values: Record) -> Record:
-        """Takes a step's values; gives what is recorded of it.
+        """Takes a step's values, and returns its record.
 
         Raises:
           GuardError: if the step is at fault and isn't to be skipped, or too many were.
@@ -150,7 +150,7 @@ class Skips:
         why = _reason(FAULTS[fault - 1], values)
         refused = _spiked if FAULTS[fault - 1] == "spike" else not_finite
         if self.guard == "stop":
-            raise refused(f"step {step}: {why}; guard=skip would leave it out")
+            raise refused(f"step {step}: {why}; guard='skip' would leave it out")
         self.steps.append(step)
         self._log(step, why, values)
         if len(self.steps) > self.limit:

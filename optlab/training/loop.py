@@ -1,4 +1,4 @@
-"""The loop: batches in, steps out, and everything that a person or a disk gets to see."""
+"""The loop: batches in, steps out, and what is shown and saved along the way."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from optlab.training.workload import Workload
 
 @dataclass
 class History:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
       records: one {"step": …, "train/loss": …, "validation/…": …} a logged step of this call, ascending.
@@ -67,7 +67,7 @@ class History:
 
     @classmethod
     def of(cls, records: list[Record], state: TrainState, ledger: Ledger, saver: Saver, start: int) -> History:
-        """What came of a call of `train`."""
+        """The result of one call of `train`."""
         judge = ledger.judge
         outcome = judge.ended or "finished"
         return cls(records, state, outcome, judge.best, judge.reached, ledger.skips.steps, saver.saved, start)
@@ -118,8 +118,8 @@ def train(
       seed: of the initialization, the order of the data and dropout.
       skip_limit: how many steps may be skipped in all of a run, continued or not, and how many damaged examples left
         out (`optlab.data.DamagedRecordError`); one more ends it with the error.
-      skip_log: where each skipped step has a line with the reason and the examples of its batch, and each damaged
-        example one.
+      skip_log: a file with a line for each skipped step, with the reason and the examples of its batch, and for each
+        damaged example.
       evaluate_every: steps between two evaluations on the validation split, by default a tenth of the run; the last
         step is always evaluated, there on the test split too.
       log_every: steps between two records; "train/loss" is the loss of that step's batch, "probe/<name>/<metric>" what
@@ -130,20 +130,20 @@ def train(
         then end the run after the step, saved. What `tx`, the model and the loss compute is compared with what the
         checkpoint's run computed, constants (a learning rate, a schedule's steps) included; what they do in host
         callbacks isn't seen. A run that is over gives its records.
-      allow_change: what may be otherwise than in the latest checkpoint's run, by the config's keys: "data", "seed",
+      allow_change: settings that may differ from the latest checkpoint's run, by the config's keys: "data", "seed",
         "batch_size", "accumulate", "ema", "target" (all of it, or "target.metric", …); and "optimizer", "model",
-        "loss" and "initial", which are what was given here.
-      observers: what is told of every record, such as `MetricsFile(path)` or `Progress()`; of several processes the
-        first one's.
+        "loss" and "initial" for the arguments.
+      observers: they get every record, such as `MetricsFile(path)` or `Progress()`; in several processes, the first
+        one's do.
       schedules: functions of the step that are logged beside the metrics, such as {"learning_rate": schedule}.
       initial: (params, model_state) to start from instead of `workload.init`.
       profile: folder for a `jax.profiler` trace of ten steps.
-      measure: what else is measured of the state every so many steps, in the step's program: "measure/<name>"; see
-        `optlab.theory.measures`. A step in which one measured has a record of its own.
+      measure: measurements in the step's program, every so many steps, logged as "measure/<name>"; see `Measure`, and
+        `optlab.theory.measures` for some. A step in which one is made has a record of its own.
       **settings: the step's, those of `StepSettings`: accumulate, ema, guard, spike.
 
     Returns:
-      the records, the last state, and how it ended.
+      The records, the last state, and how it ended.
 
     Raises:
       CheckpointError: if the latest checkpoint is another run's; it names what differs. Or as `Checkpoints`.

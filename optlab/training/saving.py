@@ -121,7 +121,7 @@ class Saver:
         if self.ledger.skips.guard is not None:
             raise not_finite(f"step {t}: the parameters aren't finite")
         if not self._is_refused and is_first():
-            print(f"optlab: step {t}: parameters that aren't finite are never saved (guard=none)", file=sys.stderr)
+            print(f"optlab: step {t}: parameters that aren't finite are never saved (guard=None)", file=sys.stderr)
         self._is_refused = True
         return False
 

@@ -101,11 +101,11 @@ def _model_specs(state: Any, count: int, model: str, rules: Rules) -> dict[str, 
     layout = layout_of(params)
     layout.check_known('a mesh\'s axis "model"')
     readings = [(r.role or "", r.axes) for r in layout.readings.values()]
-    told = [(leaf, *r) for leaf, r in zip(jax.tree_util.tree_leaves_with_path(params), readings, strict=True)]
-    _check_used(rules, {_name(path): role for (path, _), role, _ in told})
+    leaves = [(leaf, *r) for leaf, r in zip(jax.tree_util.tree_leaves_with_path(params), readings, strict=True)]
+    _check_used(rules, {_name(path): role for (path, _), role, _ in leaves})
     found: dict[str, dict[tuple[int, ...], P]] = {}
     of_bias: dict[Any, P] = {}
-    for (path, x), role, axes in sorted(told, key=lambda leaf: leaf[1] == "vector"):
+    for (path, x), role, axes in sorted(leaves, key=lambda leaf: leaf[1] == "vector"):
         spec = _rule(_name(path), role, rules)
         if spec is None:
             spec = of_bias.get((_module(path), x.shape)) or _by_role(x, path, role, axes, count, model)
@@ -133,10 +133,10 @@ def _of_bias(module: Any, shape: tuple[int, ...], spec: P, axes: Any) -> dict[An
 def _check_used(rules: Rules, roles_of: Mapping[str, str]) -> None:
     for pattern in rules:
         if not any(_fits(pattern, name, role) for name, role in roles_of.items()):
-            told = pattern.strip("*/")
-            depth = told.count("/") + 1
+            wanted = pattern.strip("*/")
+            depth = wanted.count("/") + 1
             names = sorted({*("/".join(name.split("/")[-depth:]) for name in roles_of), *roles_of.values()})
-            near = difflib.get_close_matches(told, names, n=3) or names
+            near = difflib.get_close_matches(wanted, names, n=3) or names
             raise ValueError(
                 f"the rule for {pattern!r} fits no parameter and no role here; there are {', '.join(near)}"
             )
@@ -178,4 +178,4 @@ def _check_divides(name: str, shape: tuple[int, ...], spec: P, model: str, count
         if entry not in (None, model):
             raise ValueError(f"the rule {spec} for {name!r} may name the axis {model!r} alone")
         if entry == model and size % count:
-            raise ValueError(f"the rule {spec} for {name!r}: mesh.{model}={count} must divide {size} of shape {shape}")
+            raise ValueError(f"the rule {spec} for {name!r}: {model}={count} must divide {size} of shape {shape}")
