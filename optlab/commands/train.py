@@ -52,6 +52,7 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
 def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
     from optlab._processes import is_first, leave, once, together
     from optlab.training import CheckpointError, Checkpoints, DeviceMemoryError, GuardError
+    from optlab.training.loop import StepsError
 
     folder = run_folder(arguments)
     config = experiment.config
@@ -79,6 +80,8 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
                 arguments.allow_change,
                 profile=arguments.profile,
             )
+    except StepsError as error:
+        raise ConfigError(str(error)) from error
     except (GuardError, CheckpointError, DeviceMemoryError, DataError) as error:
         if is_first() or isinstance(error, CheckpointError | DataError):  # the others are every process' alike
             words = " ".join(f"--allow-change {key}" for key in getattr(error, "keys", ()))

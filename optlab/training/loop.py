@@ -35,6 +35,10 @@ from optlab.training.step import StepSettings
 from optlab.training.workload import Workload
 
 
+class StepsError(ValueError):
+    """The checkpoint that a run continues from has more steps behind it than the run is to have in all."""
+
+
 @dataclass
 class History:
     """The result of a run.
@@ -148,6 +152,7 @@ def train(
     Raises:
       CheckpointError: if the latest checkpoint is another run's; it names what differs. Or as `Checkpoints`.
       NonFiniteError: see `guard`.
+      StepsError: if `steps` is below the latest checkpoint's.
       ValueError: among others for a loss that isn't the mean it measures, where its parts are averaged.
     """
     evaluate_every = max(1, steps // 10) if evaluate_every is None else evaluate_every
@@ -172,7 +177,7 @@ def train(
         if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
             return History.of(earlier, state, ledger, saver, start)
         if start > steps:
-            raise ValueError(f"steps must be at least {start}, which the run has behind it, got {steps}")
+            raise StepsError(f"steps must be at least {start}, which the run has behind it, got {steps}")
         evaluator = Evaluator(workload, assembly.parallel, ledger.damaged, Labels(workload.loss, state))
         evaluator.check_target(workload.target, is_needed=stop.patience is not None, key=state.key)
         records = Records(
