@@ -7,6 +7,7 @@ from optlab._extras import need
 from optlab.runs._curves import plot_curves
 from optlab.runs._errors import CheckpointError, DamagedError
 from optlab.runs._metrics import MetricsFile, Observer, Record, StepLog, TensorBoard, WeightsAndBiases, read_metrics
+from optlab.runs._summary import SummaryFile
 
 if TYPE_CHECKING:
     from optlab.runs._checkpoints import Checkpoints as Checkpoints
@@ -21,6 +22,7 @@ __all__ = [
     "Observer",
     "Record",
     "StepLog",
+    "SummaryFile",
     "TensorBoard",
     "WeightsAndBiases",
     "plot_curves",

@@ -20,11 +20,11 @@ from optlab._processes import is_first
 from optlab.config import ConfigError, Stop, check
 from optlab.data import Batches, Share, as_batches, check_splits, prefetch
 from optlab.roles import layout_around
-from optlab.runs import Checkpoints, MetricsFile, Observer, Record, StepLog, read_metrics
+from optlab.runs import Checkpoints, MetricsFile, Observer, Record, StepLog, SummaryFile, read_metrics
 from optlab.training.damaged import DamagedExamples
 from optlab.training.guard import Guard, Skips
 from optlab.training.identity import Identity, changed_keys, identity, with_settings
-from optlab.training.judge import CONVERGED, Judge
+from optlab.training.judge import CONVERGED, INTERRUPTED, Judge
 from optlab.training.measures import Measure, measuring
 from optlab.training.parallel import DATA, Strategy, check_memory, parallelize
 from optlab.training.process import Trace, catch_signals
@@ -198,7 +198,10 @@ def train(
             if log is None:
                 own = MetricsFile(checkpoints.folder / "metrics.jsonl")
                 log, observers = own.log, (own, *observers)
-            earlier = _already(checkpoints, log, judge, int(state.step), steps) if notes else []
+            summary = SummaryFile(log.path.parent, lambda: {**judge.summary(), **skips.dump(), **damaged.dump()})
+            earlier = _already(checkpoints, log, summary, judge, int(state.step), steps) if notes else []
+            if int(state.step) < steps:
+                observers = (*observers, summary)
         start = saved = int(state.step)
         if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
             return History(earlier, state, judge.ended, judge.best, judge.reached, skips.steps, start, start)
@@ -242,7 +245,7 @@ def train(
             records.push(t, metrics)
             ended = records.outcome_at(t, state)
             if not ended and (signal := asked()):
-                ended = f"interrupted by {signal}"
+                ended = judge.ended = f"{INTERRUPTED}{signal}"
             best = judge.best and judge.best[0]
             is_saved = checkpoints is not None and (ended or t % checkpoints.every == 0 or t == best)
             if ended or is_saved:
@@ -256,10 +259,9 @@ def train(
                 checkpoints.save(state, {**told, "run": about}, best=best)
                 saved = made
             if ended:
-                records.outcome = ended
                 break
     found = records.all or earlier
-    return History(found, state, records.outcome, judge.best, judge.reached, skips.steps, saved, start)
+    return History(found, state, judge.ended or "finished", judge.best, judge.reached, skips.steps, saved, start)
 
 
 @dataclass(frozen=True)
@@ -275,7 +277,9 @@ class _Placed:
             return self.place(*self.shares.batch(step))
 
 
-def _already(checkpoints: Checkpoints, log: StepLog, judge: Judge, start: int, steps: int) -> list[Record]:
+def _already(
+    checkpoints: Checkpoints, log: StepLog, summary: SummaryFile, judge: Judge, start: int, steps: int
+) -> list[Record]:
     """The records of a run that is over, which is said; of one that goes on none. Their file may be gone."""
     if start != steps and judge.ended in (None, "finished"):
         return []
@@ -286,7 +290,10 @@ def _already(checkpoints: Checkpoints, log: StepLog, judge: Judge, start: int, s
             file=sys.stderr,
         )
     last = start + (judge.ended == CONVERGED)  # the step that tested the gradient and made no update
-    return [r for r in read_metrics(log.path) if r["step"] <= last] if log.path.exists() else []
+    records = [r for r in read_metrics(log.path) if r["step"] <= last] if log.path.exists() else []
+    if is_first():
+        summary.restore(judge.ended or "finished", start, steps, records)
+    return records
 
 
 def _continued(

@@ -113,7 +113,6 @@ class Records:
         self.evaluation = jax.jit(_evaluation(workload.loss), out_shardings=parallel.replicated)
         self.gathered = jax.jit(lambda *model: model, out_shardings=parallel.replicated)
         self.all: list[Record] = []
-        self.outcome = "finished"
         self.pending: collections.deque[tuple[int, PackedMetrics]] = collections.deque()
         self.latest: Record = {}
         self.is_unsaved = False
@@ -152,11 +151,11 @@ class Records:
                 begun.append(observer)
             yield
         except BaseException as error:
-            self.outcome = type(error).__name__
+            self.judge.ended = type(error).__name__
             raise
         finally:
             for observer in begun:
-                observer.end(self.outcome)
+                observer.end(self.judge.ended or "finished")
 
     def push(self, t: int, metrics: PackedMetrics) -> None:
         """Takes a step's metrics, which the device may still be computing; when they are many, reads the older half."""

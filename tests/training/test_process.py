@@ -1,5 +1,6 @@
 """What a worker that is forked while a run goes on inherits of it: nothing that keeps it, or the next run, waiting."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -67,26 +68,29 @@ def test_a_worker_has_the_handlers_from_before_the_run_and_the_run_its_own(befor
 
 def test_a_worker_that_outlives_the_run_does_not_hold_its_lock(tmp_path):
     read, write = os.pipe()
-    lock = WriterLock(tmp_path)
-    lock.acquire()
+    lock, held = WriterLock(tmp_path), contextlib.ExitStack()
+    held.enter_context(lock.held())
 
     def outlive():
-        lock.release()  # as a worker that unwinds does: nothing of the run's is unlocked
+        held.close()  # as a worker that unwinds does: nothing of the run's is unlocked
         os.read(read, 1)
 
     def then(pid):
         code = forked(lambda: 0 if refuses(tmp_path) else 1)
         lock._file.close()  # as the kernel does for a run that was killed
-        WriterLock(tmp_path).acquire()
-        os.write(write, b".")
+        with WriterLock(tmp_path).held():
+            os.write(write, b".")
         assert code == 0
 
     assert forked(outlive, then) == 0
+    lock.forget()
+    held.close()
 
 
 def refuses(folder):
     try:
-        WriterLock(folder).acquire()
+        with WriterLock(folder).held():
+            return False
     except CheckpointError:
         return True
 
