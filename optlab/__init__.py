@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from optlab import transforms as transforms
     from optlab._explanation import explain as explain
     from optlab._minimization import minimize as minimize
-    from optlab._probes import read_probes as read_probes
+    from optlab._probe_state import read_probes as read_probes
     from optlab.optimizers import *  # noqa: F403
     from optlab.roles import by_role as by_role
     from optlab.transforms import *  # noqa: F403
@@ -49,7 +49,7 @@ _SUBMODULES = (
     "transforms",
 )
 _FACES = ("optimizers", "transforms")  # their public names are optlab's, too
-_NAMES = {"by_role": "roles", "explain": "_explanation", "minimize": "_minimization", "read_probes": "_probes"}
+_NAMES = {"by_role": "roles", "explain": "_explanation", "minimize": "_minimization", "read_probes": "_probe_state"}
 
 
 @functools.cache

@@ -17,7 +17,14 @@ BLOCKS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "block"), BLOCKS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(BLOCKS)])
+LONG = re.compile(r"check_transform\(|measure=")  # what takes more than ten seconds
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [pytest.param(*b, marks=pytest.mark.slow) if LONG.search(b[1]) else b for b in BLOCKS],
+    ids=[f"{name}-{i}" for i, (name, _) in enumerate(BLOCKS)],
+)
 def test_python_runs_as_it_stands(name, block):
     exec(compile(block, name, "exec"), {})
 

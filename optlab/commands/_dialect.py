@@ -8,7 +8,7 @@ _WORDS = (
     (r"allow_change=\(([^)]*)\)", lambda m: " ".join(f"--allow-change {key}" for key in re.findall("'(.*?)'", m[1]))),
     (r"\ballow_change\b", "--allow-change"),
     (r"name another folder(?!:)", "name another folder: --run DIR"),
-    (r"\bremat=True of the model\b", "model.remat=true"),
+    (r"\ba model with remat=True\b", "model.remat=true"),
     (r"\b(\w+)='([\w.]+)'", r"\1=\2"),
     (r"\b(\w+)=None\b", r"\1=none"),
 )
