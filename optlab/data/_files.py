@@ -7,6 +7,8 @@ import zlib
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+
 from optlab._extras import need
 from optlab.data._types import DataError
 
@@ -33,6 +35,33 @@ def places(name: str, path: str | os.PathLike | None) -> list[Path]:
     if place.is_symlink() and not place.exists():
         raise DataError(f"{name}: {place} is a link to {os.readlink(place)}, which isn't there")
     return [place, root]
+
+
+def mapped(values: np.ndarray) -> np.memmap | None:
+    """The memory-mapped file that an array is a view of, or None."""
+    found, owner = None, values
+    while isinstance(owner, np.ndarray):
+        found = owner if isinstance(owner, np.memmap) else found
+        owner = owner.base
+    return found
+
+
+def check_whole(name: str, values: np.ndarray) -> None:
+    """Refuses an array whose file has become shorter since it was mapped: reading past its end kills the process.
+
+    Raises:
+        DataError: It names the file.
+    """
+    file = mapped(values)
+    if file is None or not hasattr(file.base, "size"):
+        return
+    # The mapping's own descriptor is asked, since another file may have the name by now.
+    held, needed = file.base.size(), file.offset + file.nbytes
+    if held < needed:
+        raise DataError(
+            f"{name}: {file.filename} was cut from {needed:,} bytes to {held:,} while it was in use: put it back, and "
+            "run the same again"
+        )
 
 
 def not_found(name: str, wanted: str, looked: list[Path], url: str, reason: str = "") -> DataError:
