@@ -3,6 +3,7 @@
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -136,11 +137,9 @@ def arrays(
         DataError: Lengths differ, an array is empty, holds NaN or infinite values, or nothing is left to train on.
     """
     x, y = own = _pair("", inputs, labels)
-    held = {"validation": validation, "test": test}
-    given = {name: _given(name, what, own) for name, what in held.items() if not isinstance(what, numbers.Real)}
-    counts = {
-        name: held_out_size(name, what, len(x)) if isinstance(what, numbers.Real) else 0 for name, what in held.items()
-    }
+    held: dict[str, Any] = {"validation": validation, "test": test}
+    given = {name: _given(name, part, own) for name, part in held.items() if not isinstance(part, numbers.Real)}
+    counts = {name: 0 if name in given else held_out_size(name, part, len(x)) for name, part in held.items()}
     train, *held_out = hold_out(len(x), **counts)
     mean, scale = statistics(x, train) if standardize else (0, 1)
 

@@ -6,6 +6,7 @@ import textwrap
 import zlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,8 @@ def places(name: str, path: str | os.PathLike | None) -> list[Path]:
 
 def mapped(values: np.ndarray) -> np.memmap | None:
     """The memory-mapped file that an array is a view of, or None."""
-    found, owner = None, values
+    found: np.memmap | None = None
+    owner: Any = values
     while isinstance(owner, np.ndarray):
         found = owner if isinstance(owner, np.memmap) else found
         owner = owner.base
@@ -53,10 +55,11 @@ def check_whole(name: str, values: np.ndarray) -> None:
         DataError: It names the file.
     """
     file = mapped(values)
-    if file is None or not hasattr(file.base, "size"):
+    mapping: Any = None if file is None else file.base
+    if file is None or mapping is None:
         return
     # The mapping's own descriptor is asked, since another file may have the name by now.
-    held, needed = file.base.size(), file.offset + file.nbytes
+    held, needed = mapping.size(), file.offset + file.nbytes
     if held < needed:
         raise DataError(
             f"{name}: {file.filename} was cut from {needed:,} bytes to {held:,} while it was in use: put it back, and "

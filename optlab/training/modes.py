@@ -62,7 +62,7 @@ def of_fields(model: Any) -> Modes:
     return {name: _IN_TRAINING[_plain(name)] for name in flags if _plain(name) in _IN_TRAINING}
 
 
-def placed(call: Callable[..., Any], settings: Mapping[str, bool]) -> tuple[list[bool], dict[str, bool]]:
+def placed(call: Callable[..., Any], settings: Mapping[str, bool]) -> tuple[list[bool], dict[str, Any]]:
     """A call's settings as (by place, by name): those right behind the inputs by place.
 
     `nn.remat(Net, static_argnums=…)` counts places: an argument by name would be traced.

@@ -200,8 +200,9 @@ def _sown(model_state: ModelState, used: Callable[[ModelState], ModelState]) -> 
     held = {
         name: tree for name, tree in model_state.items() if any(map(is_tuple, jax.tree.leaves(tree, is_leaf=is_tuple)))
     }
-    after = jax.eval_shape(used, model_state) if held else {}
-    return [name for name, tree in held.items() if jax.tree.structure(tree) != jax.tree.structure(after[name])]
+    after: Any = jax.eval_shape(used, model_state) if held else {}
+    structure: Callable[[Any], Any] = jax.tree.structure
+    return [name for name, tree in held.items() if structure(tree) != structure(after[name])]
 
 
 def _as_wide_as(params: Params, model_state: ModelState) -> ModelState:
