@@ -145,7 +145,7 @@ class Config:
     """One run. `configs/*.py` return one from `get_config()`.
 
     Raises:
-        ConfigError: for a wrong type or an impossible value, as far as the values alone can tell.
+        ConfigError: for a wrong type or an impossible value, as far as the values alone show.
     """
 
     data: Component = _key("where the examples come from", change="fixed")
