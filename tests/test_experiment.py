@@ -13,10 +13,9 @@ from flax import nnx
 
 import optlab.optimizers
 import optlab.training  # noqa: F401
-from optlab.components import explain, resolve
 from optlab.config import ConfigError, Target, component, flatten, load, override, to_json
 from optlab.data import digits
-from optlab.experiment import build
+from optlab.experiment import build, explain, resolve
 
 
 @pytest.mark.parametrize(
@@ -79,7 +78,7 @@ from optlab.experiment import build
         (["strategy=jit", "batch_size=100"], r"batch_size must be a multiple of 8 .* got 100: say batch_size=104"),
         (["strategy=jit", "batch_size=120", "accumulate=2"], r"must be a multiple of 16 .*accumulate=2\), got 120"),
         (["strategy=fsdp", "mesh.data=16"], "mesh.data=16 times mesh.model=1 is more than the 8 devices"),
-        (["strategy=jit", "mesh.model=3"], "mesh.model must divide the 8 devices, got 3"),
+        (["strategy=jit", "mesh.model=3"], "mesh.model=3 must divide the 8 devices"),
         (["strategy=pmap", "batch_size=64", f"model={__name__}:normed"], "need an argument axis_name of its factory"),
         (["strategy=pmap", "batch_size=64", f"model={__name__}:normed_nnx"], "normed_nnx has running statistics"),
         (["optimizer.axis_name=data"], "optimizer.axis_name can't be set: it follows from the strategy"),

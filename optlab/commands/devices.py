@@ -9,12 +9,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from optlab._extras import need
-from optlab.commands._config import connect, read
+from optlab._messages import in_bytes
+from optlab.commands._config import add_config, add_processes, connect, read
 from optlab.config import Config, ConfigError, MeshShape
 from optlab.experiment import Experiment, build
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+HELP = "say what JAX sees, which strategies fit, and what memory a config's step needs under each"
+DESCRIPTION = "Says what JAX sees and which strategies fit. With a config: what a step of it needs under each."
+EPILOG = "XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates eight devices on a CPU."
 
 WHAT = {
     "single": "one device, and no other",
@@ -25,6 +30,12 @@ WHAT = {
 }
 COLUMNS = ("strategy", "data×model", "examples a device", "state a device", "a step needs", "fits")
 NUMBERS = {"devices", *COLUMNS[1:5]}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    add_config(parser, nargs="?")
+    add_processes(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -75,7 +86,7 @@ def _seen() -> str:
     kinds = Counter(
         d.device_kind if d.device_kind == d.platform else f"{d.device_kind} ({d.platform})" for d in devices
     )
-    each = "of unknown memory" if memory is None else f"with {_in_bytes(memory)}{' each' * (len(devices) > 1)}"
+    each = "of unknown memory" if memory is None else f"with {in_bytes(memory)}{' each' * (len(devices) > 1)}"
     where = "one process"
     if jax.process_count() > 1:
         where = f"{jax.process_count()} processes, {jax.local_device_count()} of them in this one"
@@ -132,9 +143,9 @@ class _Need:
 
     def cells(self) -> tuple[str, ...]:
         """As text, in the order of `COLUMNS`."""
-        shape, needs = "{}×{}".format(*self.mesh), _in_bytes(self.step) if self.step else "unknown"
+        shape, needs = "{}×{}".format(*self.mesh), in_bytes(self.step) if self.step else "unknown"
         fits = "unknown" if not (self.step and self.limit) else "no" if self.is_too_much else "yes"
-        return self.strategy, shape, str(self.batch), _in_bytes(self.state), needs, fits
+        return self.strategy, shape, str(self.batch), in_bytes(self.state), needs, fits
 
 
 def _needed(experiment: Experiment) -> _Need:
@@ -185,10 +196,3 @@ def _needed_within(experiment: Experiment, axis_name: str | None) -> _Need:
         step=memory_needed(parallel, state, batch),
         limit=memory_of(jax.local_devices()[0]),
     )
-
-
-def _in_bytes(count: int) -> str:
-    for power, unit in ((3, "GiB"), (2, "MiB")):
-        if count >= 1024**power:
-            return f"{count / 1024**power:.2f} {unit}"
-    return f"{count / 1024:.1f} KiB"

@@ -1,4 +1,4 @@
-"""`optlab train CONFIG`: a run in its folder."""
+"""`optlab train CONFIG`: trains in a run folder, or continues the run that is there."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optlab._extras import MissingExtraError
-from optlab.commands._config import connect, read, run_folder
+from optlab.commands._config import add_config, add_processes, connect, read, run_folder
 from optlab.commands._deterministic import make_deterministic
+from optlab.commands._dialect import in_words
 from optlab.commands._folder import ChangedConfig, make_folder, open_folder
 from optlab.config import Config, ConfigError, flatten
-from optlab.data import DataError
 from optlab.experiment import Experiment, build
 
 if TYPE_CHECKING:
@@ -24,8 +24,28 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, e
 EXIT_CODES = {"interrupted by SIGINT": 130, "interrupted by SIGTERM": 75, "interrupted by SIGUSR1": 75}
 
 
+HELP = "train what a config says; the same command again continues the run"
+DESCRIPTION = "Trains what a config says. The same command again continues the run from its last checkpoint."
+EPILOG = "optlab show CONFIG lists every key. Ctrl-C saves and exits with 130, SIGTERM and SIGUSR1 with 75."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    add_config(parser)
+    parser.add_argument("--run", metavar="DIR", help="the run's folder (default: runs/<config>-<overrides>)")
+    parser.add_argument(
+        "--allow-change",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="continue although this key is fixed and differs from the run's (optimizer: its arguments, too)",
+    )
+    parser.add_argument("--profile", action="store_true", help="write a profiler trace of ten steps to DIR/profile")
+    add_processes(parser)
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Builds, trains, draws the curves and says what came of it; of several processes the first one does."""
+    """Trains, draws the curves and prints a summary; of several processes the first one prints."""
     if not arguments.processes:
         return _run(arguments, _experiment(arguments))  # a bad config is refused before JAX is imported
     from optlab._processes import is_first, leaving, together
@@ -51,6 +71,7 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
 
 def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
     from optlab._processes import is_first, leave, once, together
+    from optlab.data import DataError
     from optlab.training import CheckpointError, Checkpoints, DeviceMemoryError, GuardError
 
     folder = run_folder(arguments)
@@ -81,7 +102,7 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
             )
     except (GuardError, CheckpointError, DeviceMemoryError, DataError) as error:
         if is_first() or isinstance(error, CheckpointError | DataError):  # the others are every process' alike
-            print(f"optlab: {error}", file=sys.stderr)
+            print(f"optlab: {in_words(error)}", file=sys.stderr)
         leave(1)
         return 1
     except OSError as error:
@@ -97,7 +118,7 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
 
 
 def _is_drawn(folder: Path) -> bool:
-    """Draws the curves, if anything was logged; a line on stderr says why they can't be."""
+    """Draws the curves, if anything was logged. Returns False, with a line on stderr, if the disk refuses."""
     from optlab.training import plot_curves
 
     try:
@@ -166,7 +187,7 @@ def _first_metric(config: Config) -> str | None:
 
 
 def _initial(run: str, experiment: Experiment) -> tuple[Any, Any]:
-    """The parameters (and running statistics) of another run, held against the model's shapes."""
+    """Loads parameters and running statistics of another run, and checks them against the model's shapes."""
     import jax
 
     from optlab.roles._paths import names_of

@@ -149,7 +149,7 @@ class Skips:
         why = _reason(FAULTS[fault - 1], values)
         refused = _spiked if FAULTS[fault - 1] == "spike" else not_finite
         if self.guard == "stop":
-            raise refused(f"step {step}: {why}; guard=skip would leave it out")
+            raise refused(f"step {step}: {why}; guard='skip' would leave it out")
         self.steps.append(step)
         self._log(step, why, values)
         if len(self.steps) > self.limit:

@@ -95,7 +95,7 @@ def changed_keys(path: Path, saved: Mapping[str, Any], here: Identity, allowed: 
         if refused:
             raise CheckpointError(
                 f"{path} is of another run: {_listed(refused, 'there')}; name another folder, or go on all the same: "
-                f"allow_change={once_each}, {' '.join(f'--allow-change {k}' for k in once_each)}"
+                f"allow_change={once_each}"
             )
     if is_first():
         _say_what_goes_on(path, saved, here, {k: v for k, v in differ.items() if k in _OTHERS})

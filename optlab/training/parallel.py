@@ -46,14 +46,14 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
     """
     count = jax.device_count()
     if model < 1 or (data is not None and data < 1):
-        raise ValueError(f"mesh.data and mesh.model must be at least 1, got {data} and {model}")
+        raise ValueError(f"data={data} and model={model} must be at least 1")
     if data is None and count % model:
-        raise ValueError(f"mesh.model must divide the {count} devices, got {model}")
+        raise ValueError(f"model={model} must divide the {count} devices")
     data = count // model if data is None else data
     if data * model > count:
         raise ValueError(
-            f"mesh.data={data} times mesh.model={model} is more than the {count} devices that JAX sees "
-            "(optlab devices lists them; XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates eight)"
+            f"data={data} times model={model} is more than the {count} devices that JAX sees "
+            "(XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates eight)"
         )
     devices = jax.devices()[: data * model]
     _check_processes(np.asarray(devices))
@@ -202,7 +202,7 @@ def check_memory(parallel: Parallel, state: Any, batch: Any = None) -> int:
     limit = memory_of(jax.local_devices()[0])
     if limit is not None and needed > limit:
         gib = lambda n: f"{n / 2**30:.2f} GiB"
-        divide = "divide the state over the devices (strategy=fsdp)"
+        divide = "divide the state over the devices (strategy='fsdp')"
         if batch is None:
             raise DeviceMemoryError(
                 f"the state alone needs {gib(needed)} on every device, which has {gib(limit)}: {divide}, or take an "
@@ -211,7 +211,7 @@ def check_memory(parallel: Parallel, state: Any, batch: Any = None) -> int:
         raise DeviceMemoryError(
             f"a step needs {gib(needed)} on every device, which has {gib(limit)}: {gib(held)} for the "
             "state, the rest mostly for the batch's activations. Cut the batch into microbatches (accumulate=4), "
-            f"compute activations twice (model.remat=true), or {divide}"
+            f"compute activations twice (remat=True of the model), or {divide}"
         )
     return needed
 

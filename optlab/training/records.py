@@ -198,7 +198,7 @@ class Records:
         if self.skips.guard is not None:
             raise not_finite(f"step {t}: the parameters aren't finite")
         if not self.is_unsaved and is_first():
-            print(f"optlab: step {t}: parameters that aren't finite are never saved (guard=none)", file=sys.stderr)
+            print(f"optlab: step {t}: parameters that aren't finite are never saved (guard=None)", file=sys.stderr)
         self.is_unsaved = True
         return False
 

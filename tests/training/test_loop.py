@@ -418,12 +418,12 @@ def test_what_a_device_has_no_memory_for_is_refused_before_it_is_made(monkeypatc
     made, ours = [], workload()
     init = dataclasses.replace(ours, init=lambda key: made.append(key) or ours.init(key))
     monkeypatch.setattr(parallel, "memory_of", lambda device: 1)
-    with pytest.raises(DeviceMemoryError, match=r"the state alone needs 0.00 GiB on every device.*strategy=fsdp"):
+    with pytest.raises(DeviceMemoryError, match=r"the state alone needs 0.00 GiB on every device.*strategy='fsdp'"):
         train(init, optax.sgd(0.1), steps=3)
     assert all(isinstance(key, jax.core.Tracer) for key in made)
     held = parallel.memory_held(init_state(*workload().init(jax.random.key(0)), optax.sgd(0.1), key=jax.random.key(0)))
     monkeypatch.setattr(parallel, "memory_of", lambda device: held)
-    with pytest.raises(DeviceMemoryError, match=r"needs 0.00 GiB on every device.*accumulate=4.*strategy=fsdp"):
+    with pytest.raises(DeviceMemoryError, match=r"needs 0.00 GiB on every device.*accumulate=4.*strategy='fsdp'"):
         train(workload(), optax.sgd(0.1), steps=3)
 
 
