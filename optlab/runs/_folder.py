@@ -19,8 +19,7 @@ from optlab.runs._listing import LOCK, saved_steps
 
 PACKAGES = ("optlab-jax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy")
 _AGAIN = (
-    "put it back, or have it written again: start the same run in another folder, stop it and copy its config.json "
-    "here"
+    "put it back, or have it written again: start the same run in another folder, stop it and copy its config.json here"
 )
 
 
