@@ -32,10 +32,10 @@ class _Pending:
     """A save under way.
 
     Attributes:
-      finished: is over when the checkpoint is on the disk and verified.
-      step: whose state is saved.
-      best: the best step when the save began.
-      held: the folder's lock, held until the save is over.
+        finished: Done once the checkpoint is on the disk and verified.
+        step: The step whose state is saved.
+        best: The best step when the save began.
+        held: The folder's lock, held until the save is over.
     """
 
     finished: Future[None]
@@ -52,9 +52,9 @@ class Checkpoints:
     """The checkpoints of one run: `folder/<step>/`, written in the background. Several processes share the folder.
 
     Args:
-      folder: made if it isn't there.
-      every: steps between two saves.
-      keep: how many of the latest are kept; the best one is kept beside them.
+        folder: Made if it isn't there.
+        every: Steps between two saves.
+        keep: How many of the latest are kept; the best one is kept beside them.
     """
 
     def __init__(self, folder: str | Path, *, every: int = 500, keep: int = 2):
@@ -92,7 +92,7 @@ class Checkpoints:
         """Reads a checkpoint and compares every array with its fingerprint.
 
         Raises:
-          DamagedError: if an array isn't what was saved, or can't be read; it names the arrays.
+            DamagedError: If an array isn't what was saved, or can't be read; it names the arrays.
         """
         storage.verify_all(self.folder / str(step), self.contents(step))
 
@@ -100,14 +100,14 @@ class Checkpoints:
         """Restores the state that was saved at a step, bit for bit.
 
         Args:
-          like: a state of the same structure, or its shapes with shardings, which say where the restored arrays go.
-          step: one of `steps()`.
-          optional: "losses", "ema" or both: these may be missing on one side. A part that isn't in `like` is left out.
-            A part that wasn't saved is taken from `like`, but an `ema` is a copy of the restored parameters.
+            like: A state of the same structure, or its shapes with shardings, which say where the restored arrays go.
+            step: One of `steps()`.
+            optional: "losses", "ema" or both: these may be missing on one side. A part that isn't in `like` is left
+                out. A part that wasn't saved is taken from `like`, but an `ema` is a copy of the restored parameters.
 
         Raises:
-          DamagedError: if an array isn't what was saved, or can't be read.
-          CheckpointError: if the structure, a shape or a dtype differs; it names the leaves.
+            DamagedError: If an array isn't what was saved, or can't be read.
+            CheckpointError: If the structure, a shape or a dtype differs; it names the leaves.
         """
         path = self.folder / str(step)
         saved = self.contents(step)
@@ -138,12 +138,12 @@ class Checkpoints:
         another process writes to the folder.
 
         Args:
-          like: as for `restore`.
-          optional: likewise.
+            like: As for `restore`.
+            optional: Likewise.
 
         Raises:
-          CheckpointError: if all checkpoints are damaged: a run never starts again from step 0 in silence. Or as
-            `restore`, for another structure.
+            CheckpointError: If all checkpoints are damaged: a run never starts again from step 0 in silence. Or as
+                `restore`, for another structure.
         """
         passed = []
         once(functools.partial(_aside.report_incomplete, self.folder))
@@ -167,7 +167,7 @@ class Checkpoints:
         """The saved step that is meant: None is the latest, "best" the best by the target's metric.
 
         Raises:
-          CheckpointError: if there is no such checkpoint.
+            CheckpointError: If there is no such checkpoint.
         """
         steps, wanted = self.steps(), step
         if wanted == "best" and steps:
@@ -191,7 +191,7 @@ class Checkpoints:
         fcntl (Windows) there is no lock.
 
         Raises:
-          CheckpointError: if another process writes there; it is named, and nothing is changed.
+            CheckpointError: If another process writes there; it is named, and nothing is changed.
         """
         with contextlib.ExitStack() as held:
             with together(CheckpointError):
@@ -209,13 +209,13 @@ class Checkpoints:
         A thread then reads the files back and compares them with the state's fingerprints.
 
         Args:
-          state: on any devices.
-          notes: JSON data that belongs to it.
-          best: the step whose checkpoint is the best so far; it is kept.
+            state: On any devices.
+            notes: JSON data that belongs to it.
+            best: The step whose checkpoint is the best so far; it is kept.
 
         Raises:
-          CheckpointError: if this save or the one before failed, two leaves of the state have one name, the step is
-            saved with other values or notes, a parameter isn't finite, or another process writes to the folder.
+            CheckpointError: If this save or the one before failed, two leaves of the state have one name, the step is
+                saved with other values or notes, a parameter isn't finite, or another process writes to the folder.
         """
         self.wait()
         step = int(state.step)
@@ -242,7 +242,7 @@ class Checkpoints:
         """Waits until the last save is on the disk and verified, and only then removes older ones.
 
         Raises:
-          CheckpointError: if it failed. The older ones are all there, and a damaged one is set aside.
+            CheckpointError: If it failed. The older ones are all there, and a damaged one is set aside.
         """
         if self._pending is None:
             return
@@ -344,12 +344,12 @@ def load_params(run: str | Path, *, step: int | Literal["best"] | None = None, c
     In a list a {} fills each gap before its last array.
 
     Args:
-      run: the run's folder, or its folder of checkpoints.
-      step: the checkpoint's step; "best": the best one by the target's metric; None: the latest.
-      collection: "params", "ema" or "model_state".
+        run: The run's folder, or its folder of checkpoints.
+        step: The checkpoint's step; "best": the best one by the target's metric; None: the latest.
+        collection: "params", "ema" or "model_state".
 
     Raises:
-      CheckpointError: if there is no such checkpoint, or it holds nothing of that collection.
+        CheckpointError: If there is no such checkpoint, or it holds nothing of that collection.
     """
     checkpoints = Checkpoints.of(run)
     path = checkpoints.folder / str(checkpoints.find(step))

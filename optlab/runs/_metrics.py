@@ -38,11 +38,11 @@ class StepLog:
     A continued run first drops the lines after the step that it continues from: they are computed again.
 
     Args:
-      path: the file.
-      is_ascending: whether every line is of a later step than the ones before it.
+        path: The file.
+        is_ascending: Whether every line is of a later step than the ones before it.
 
     Attributes:
-      lines: how many lines the file holds, from `begin` on.
+        lines: How many lines the file holds, from `begin` on.
     """
 
     def __init__(self, path: str | Path, *, is_ascending: bool = False):
@@ -81,7 +81,7 @@ class StepLog:
         """Writes a line.
 
         Raises:
-          FileNotFoundError: if the file was deleted or replaced.
+            FileNotFoundError: If the file was deleted or replaced.
         """
         with self._lock:
             self._file.write(_line(entry))
@@ -131,8 +131,8 @@ def read_metrics(path: str | Path) -> list[Record]:
     """Reads the records of a metrics.jsonl, or of the run folder that holds one. A cut last line is left out.
 
     Warns:
-      UserWarning: for other lines that can't be read, or that aren't of a later step than those before. They are left
-        out, too.
+        UserWarning: For other lines that can't be read, or that aren't of a later step than those before. They are left
+            out, too.
     """
     path = Path(path)
     file = path / "metrics.jsonl" if path.is_dir() else path
@@ -199,9 +199,9 @@ class WeightsAndBiases:
     """Logs to a project of Weights & Biases. A continued run goes on in the same run there.
 
     Args:
-      project: the project's name.
-      folder: the run's folder: its name names the run, its path identifies it.
-      config: shown as the run's config.
+        project: The project's name.
+        folder: The run's folder: its name names the run, its path identifies it.
+        config: Shown as the run's config.
     """
 
     def __init__(self, project: str, *, folder: str | Path, config: Mapping[str, Any]):

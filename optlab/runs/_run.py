@@ -24,10 +24,10 @@ class Run:
     >>> run.summary["outcome"], run.metrics()["train/loss"][-1]
 
     Args:
-      folder: such as runs/digits; of a run without a config, the folder of its checkpoints will do.
+        folder: Such as runs/digits; of a run without a config, the folder of its checkpoints will do.
 
     Raises:
-      FileNotFoundError: if there is no such folder.
+        FileNotFoundError: If there is no such folder.
     """
 
     def __init__(self, folder: str | Path):
@@ -43,7 +43,7 @@ class Run:
         """The run's config, complete with every default.
 
         Raises:
-          ConfigError: if the folder has no config.json, or it doesn't hold a config.
+            ConfigError: If the folder has no config.json, or it doesn't hold a config.
         """
         return load(self.folder / "config.json")
 
@@ -51,8 +51,8 @@ class Run:
         """The logged metrics as columns by name, one row a logged step.
 
         Returns:
-          "step" (integers, ascending) and every metric (float64); NaN where a step has no value of a metric. Empty if
-          nothing was logged.
+            "step" (integers, ascending) and every metric (float64); NaN where a step has no value of a metric. Empty if
+            nothing was logged.
         """
         import numpy as np
 
@@ -78,8 +78,8 @@ class Run:
         """Loads the parameters of a checkpoint: nested dicts of arrays. See `optlab.runs.load_params`.
 
         Args:
-          step: the checkpoint's step; "best": the best one by the target's metric; None: the latest.
-          collection: "params", "ema" or "model_state".
+            step: The checkpoint's step; "best": the best one by the target's metric; None: the latest.
+            collection: "params", "ema" or "model_state".
         """
         from optlab.runs import load_params
 

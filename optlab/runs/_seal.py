@@ -29,7 +29,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """Reads a checkpoint's step, manifest and notes from Orbax's file: `ocp.metadata` would open every array first.
 
     Raises:
-      DamagedError: if they aren't what was saved, or are another step's.
+        DamagedError: If they aren't what was saved, or are another step's.
     """
 
     def read() -> dict[str, Any]:
@@ -53,8 +53,8 @@ def reading(path: Path, read: Callable[[], T]) -> T:
     """Calls `read`, and names the checkpoint in whatever error it raises.
 
     Raises:
-      CheckpointError: if reading may succeed another time.
-      DamagedError: if not.
+        CheckpointError: If reading may succeed another time.
+        DamagedError: If not.
     """
     try:
         return read()

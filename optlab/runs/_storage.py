@@ -51,8 +51,8 @@ def load(path: Path, saved: Manifest, wanted: Mapping[str, jax.ShapeDtypeStruct]
     """Reads the wanted arrays, bit for bit, and no others.
 
     Raises:
-      DamagedError: if one isn't what was saved.
-      CheckpointError: if one is wider than JAX allows here.
+        DamagedError: If one isn't what was saved.
+        CheckpointError: If one is wider than JAX allows here.
     """
     with _context():
         arrays = _read(path, saved, wanted)
@@ -68,7 +68,7 @@ def verify_share(path: Path, saved: Manifest) -> None:
     """Reads this process's share of the arrays back, on its own: no barrier, no collective.
 
     Raises:
-      DamagedError: if the share, or the list of all arrays, isn't what was saved.
+        DamagedError: If the share, or the list of all arrays, isn't what was saved.
     """
     if read_sealed(path)["manifest"] != saved:
         raise DamagedError(f"{path} is damaged: its list of arrays isn't the one that was saved")
@@ -79,7 +79,7 @@ def verify_all(path: Path, saved: Manifest) -> None:
     """Reads all arrays back in this process, on its own.
 
     Raises:
-      DamagedError: if one isn't what was saved, or can't be read; it names the arrays.
+        DamagedError: If one isn't what was saved, or can't be read; it names the arrays.
     """
     _verify(path, saved, saved)
 
