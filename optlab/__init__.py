@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from optlab import transforms as transforms
     from optlab._explanation import explain as explain
     from optlab._minimization import minimize as minimize
-    from optlab._probes import read_probes as read_probes
+    from optlab._probe_state import read_probes as read_probes
     from optlab.experiment import load_run as load_run
     from optlab.optimizers import *  # noqa: F403
     from optlab.roles import by_role as by_role
@@ -54,7 +54,7 @@ _NAMES = {
     "explain": "_explanation",
     "load_run": "experiment",
     "minimize": "_minimization",
-    "read_probes": "_probes",
+    "read_probes": "_probe_state",
 }
 
 

@@ -327,9 +327,9 @@ def test_entries_are_cut_before_the_norm_is():
 
 
 def test_a_config_says_how_weights_are_averaged_and_batches_drawn():
-    assert build(config()).ema is None
-    assert build(config(ema=0.9)).ema == 0.9
-    average = build(config(average_from=3)).ema
+    assert build(config()).settings.ema is None
+    assert build(config(ema=0.9)).settings.ema == 0.9
+    average = build(config(average_from=3)).settings.ema
     assert [float(average(t)) for t in (2, 3, 5)] == pytest.approx([0, 0, 2 / 3])
     with pytest.raises(ConfigError, match=r"ema=0\.9 and average_from=3 are two averages: say one of them"):
         config(ema=0.9, average_from=3)

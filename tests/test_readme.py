@@ -17,12 +17,14 @@ BLOCKS = [
 ]
 
 
-def of_block(i, name, block):
-    is_long = "check_transform(" in block or "measure=" in block
-    return pytest.param(name, block, id=f"{name}-{i}", marks=pytest.mark.slow if is_long else ())
+LONG = re.compile(r"check_transform\(|measure=")  # what takes more than ten seconds
 
 
-@pytest.mark.parametrize(("name", "block"), [of_block(i, *named) for i, named in enumerate(BLOCKS)])
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [pytest.param(*b, marks=pytest.mark.slow) if LONG.search(b[1]) else b for b in BLOCKS],
+    ids=[f"{name}-{i}" for i, (name, _) in enumerate(BLOCKS)],
+)
 def test_python_runs_as_it_stands(name, block):
     exec(compile(block, name, "exec"), {})
 

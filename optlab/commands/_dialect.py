@@ -12,7 +12,7 @@ _WORDS = (
         r"start the same run in another folder, stop it and copy its config.json here",
         "start the same command with --run OTHER, stop it and copy OTHER/config.json here",
     ),
-    (r"\bremat=True of the model\b", "model.remat=true"),
+    (r"\ba model with remat=True\b", "model.remat=true"),
     (r"\b(\w+)='([\w.]+)'", r"\1=\2"),
     (r"\b(\w+)=None\b", r"\1=none"),
 )

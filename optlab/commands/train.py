@@ -73,6 +73,7 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
     from optlab._processes import is_first, leave, once, together
     from optlab.data import DataError
     from optlab.training import CheckpointError, Checkpoints, DeviceMemoryError, GuardError
+    from optlab.training.loop import StepsError
 
     folder = run_folder(arguments)
     config = experiment.config
@@ -104,6 +105,8 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
                 arguments.allow_change,
                 profile=arguments.profile,
             )
+    except StepsError as error:
+        raise ConfigError(str(error)) from error
     except (GuardError, CheckpointError, DeviceMemoryError, DataError) as error:
         if is_first() or isinstance(error, CheckpointError | DataError):  # the others are every process' alike
             print(f"optlab: {in_words(error)}", file=sys.stderr)
@@ -167,10 +170,6 @@ def _train(
         strategy=config.strategy,
         mesh=experiment.mesh,
         seed=config.seed,
-        accumulate=config.accumulate,
-        ema=experiment.ema,
-        guard=config.guard,
-        spike=config.spike,
         skip_limit=config.skip_limit,
         skip_log=StepLog(folder / "skipped.jsonl"),
         evaluate_every=config.evaluate_every,
@@ -183,6 +182,7 @@ def _train(
         initial=initial,
         profile=folder / "profile" if profile else None,
         measure=experiment.measures,
+        **vars(experiment.settings),
     )
 
 

@@ -21,9 +21,11 @@ from optlab.config._schema import (
     flatten,
     keys,
 )
+from optlab.config._strategies import STRATEGIES, Strategy, StrategyName, find_strategy
 from optlab.config._values import ConfigError, accepts, describe
 
 __all__ = [
+    "STRATEGIES",
     "Checkpoint",
     "Component",
     "Config",
@@ -31,12 +33,15 @@ __all__ = [
     "Log",
     "MeshShape",
     "Stop",
+    "Strategy",
+    "StrategyName",
     "Target",
     "accepts",
     "check",
     "component",
     "covers",
     "describe",
+    "find_strategy",
     "flatten",
     "keys",
     "load",

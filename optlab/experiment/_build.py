@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optlab.config import Component, Config, ConfigError, Target
+from optlab.config import STRATEGIES, Component, Config, ConfigError, Target
 from optlab.experiment._components import filled, find, hints_of, in_keys, is_rate, parameters, resolve
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from optlab.data import Source
-    from optlab.training import Workload
+    from optlab.training import StepSettings, Workload
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,14 @@ class Experiment:
     measures: Sequence[Any] = ()
 
     @property
-    def ema(self) -> float | Callable[[Any], Any] | None:
-        """Decay of the weights' moving average, a number or a function of the step; None for no average."""
+    def settings(self) -> StepSettings:
+        """Settings of the step; `average_from` is a moving average whose decay is a function of the step."""
         from optlab.schedules import tail_average
+        from optlab.training import StepSettings
 
-        return self.config.ema if self.config.average_from is None else tail_average(self.config.average_from)
+        config = self.config
+        ema = config.ema if config.average_from is None else tail_average(config.average_from)
+        return StepSettings(accumulate=config.accumulate, ema=ema, guard=config.guard, spike=config.spike)
 
 
 def build(config: Config) -> Experiment:
@@ -65,26 +68,20 @@ def build(config: Config) -> Experiment:
     mesh = _mesh(config)
     workload, tx, schedules = _parts(config, source, axis_name=None)
     _check_fit(config, workload, tx)  # of the step on one device, which has no axis
-    if config.strategy == "pmap":
+    if axis_name := STRATEGIES[config.strategy].axis_name:
         _check_statistics(config, workload)
-        workload, tx, schedules = _parts(config, source, axis_name="data")
-    return Experiment(config, workload, tx, schedules, mesh, _measures(config))
-
-
-def _measures(config: Config) -> list[Any]:
-    """Builds the measurements along training, see `optlab.training.train`."""
-    if config.measure and config.strategy == "pmap":
-        raise ConfigError(f"measure={list(config.measure)} needs strategy=jit or another, got pmap")
-    return [_call("measure", Component(name, {"every": config.measure_every})) for name in config.measure]
+        workload, tx, schedules = _parts(config, source, axis_name)
+    measures = [_call("measure", Component(name, {"every": config.measure_every})) for name in config.measure]
+    return Experiment(config, workload, tx, schedules, mesh, measures)
 
 
 def _mesh(config: Config) -> Mesh | None:
     """Arranges the devices, and checks that they divide the batch."""
-    if config.strategy == "single":
+    if not STRATEGIES[config.strategy].axes:
         import jax
 
         if (count := jax.process_count()) > 1:
-            raise ConfigError(f"strategy=single is one process, here are {count}: say strategy=jit")
+            raise ConfigError(f"strategy={config.strategy} is one process, here are {count}: say strategy=jit")
         return None
     from optlab.training import make_mesh
 
@@ -162,7 +159,7 @@ def _check_fit(config: Config, workload: Workload, tx: optax.GradientTransformat
 
 
 def _check_statistics(config: Config, workload: Workload) -> None:
-    """Refuses BatchNorm under pmap without an axis: its statistics would be of a device's part of the batch."""
+    """Refuses BatchNorm without a mapped axis: its statistics would be of a device's part of the batch."""
     import jax
     from flax import nnx
 
@@ -176,8 +173,8 @@ def _check_statistics(config: Config, workload: Workload) -> None:
     is_linens = isinstance(model_state, dict) and "batch_stats" in model_state
     if is_linens or any(map(is_running, jax.tree.leaves(model_state, is_leaf=is_running))):
         raise ConfigError(
-            f"model={config.model.name} has running statistics, which under strategy=pmap need an argument axis_name "
-            "of its factory, for nn.BatchNorm(axis_name=axis_name): add it, or say strategy=jit"
+            f"model={config.model.name} has running statistics, which under strategy={config.strategy} need an "
+            "argument axis_name of its factory, for nn.BatchNorm(axis_name=axis_name): add it, or say strategy=jit"
         )
 
 

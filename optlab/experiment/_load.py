@@ -57,23 +57,16 @@ def load_run(folder: str | Path, *, step: int | Literal["best"] | None = None) -
     """
     import jax
 
-    from optlab.roles import layout_around
-    from optlab.training import Checkpoints, evaluation_params, init_state
+    from optlab.training import Checkpoints, assemble, evaluation_params
     from optlab.training.workload import as_functions
 
     file = Run(folder).folder / "config.json"
     sys.path += [place for place in places(file) if place not in sys.path]  # of functions that the config names
     config = replace(load_anchored(file), strategy="single", mesh=MeshShape(), accumulate=1)
     experiment = build(config)
-    workload, tx = experiment.workload, experiment.tx
+    workload = experiment.workload
     model = build_model(experiment.config, workload.data)
-
-    def first(key: jax.Array) -> TrainState:
-        params, model_state = workload.init(key)
-        return init_state(params, model_state, tx, key=key, ema=experiment.ema is not None)
-
-    with layout_around(workload.layout):
-        like = jax.eval_shape(first, jax.random.key(0))
+    like = assemble(workload, experiment.tx, experiment.settings).shapes()
     checkpoints = Checkpoints.of(folder)
     state = checkpoints.restore(like, checkpoints.find(step), optional=("losses", "ema"))
     params, (_, apply) = evaluation_params(state), as_functions(model, workload.data)

@@ -1,4 +1,4 @@
-"""What is trained, on what, to which target: a pair of pure functions and a source of data."""
+"""Workloads: a pair of pure functions, a source of data, and a target."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ModelState = Any
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 Init = Callable[[jax.Array], tuple[Params, ModelState]]
 Loss = Callable[[Params, ModelState, Batch, jax.Array, bool], tuple[jax.Array, tuple[ModelState, Metrics]]]
-Measure = Callable[[Any, Batch], jax.Array]
+Metric = Callable[[Any, Batch], jax.Array]
 Apply = Callable[[Params, ModelState, Any, jax.Array, bool], tuple[Any, ModelState]]
 
 # Shapes alone are traced with a batch of twice as many examples, of which nobody has a multiple by chance: where its
@@ -39,7 +39,9 @@ class ShapeError(ValueError):
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained. Make one with `from_model`, or directly from two functions of your own.
+    """A model and its loss as two pure functions, with the data and the target.
+
+    Make one with `from_model`, or directly from two functions of your own.
 
     Attributes:
       name: for the log.
@@ -106,8 +108,8 @@ class Workload:
         model: Any,
         data: Source,
         *,
-        loss: Measure = losses.cross_entropy,
-        metrics: Mapping[str, Measure] | None = None,
+        loss: Metric = losses.cross_entropy,
+        metrics: Mapping[str, Metric] | None = None,
         batch_size: int = 128,
         draw: Draw = "shuffled",
         target: Target | None = None,

@@ -27,7 +27,7 @@ LIBRARY = Path(optlab.__file__).parent
         ("is no run; name another folder: --run DIR", "is no run; name another folder: --run DIR"),
         ("guard='skip' would leave it out", "guard=skip would leave it out"),
         ("are never saved (guard=None)", "are never saved (guard=none)"),
-        ("compute activations twice (remat=True of the model)", "compute activations twice (model.remat=true)"),
+        ("compute activations twice (a model with remat=True)", "compute activations twice (model.remat=true)"),
         ("give path='FOLDER', or put it there", "give path=FOLDER, or put it there"),
     ],
 )

@@ -152,7 +152,9 @@ def test_a_skipped_step_leaves_no_trace_but_its_lines(kind, tmp_path, capsys):
     assert capsys.readouterr().err.splitlines() == [f"optlab: step {BAD} is skipped, 1 of at most 10: {entry['why']}"]
 
     error = LossSpikeError if kind == SPIKE else NonFiniteError
-    with pytest.raises(error, match=f"step {BAD}: {REASONS[kind]}.*guard='skip' would leave it out. Lower the"):
+    with pytest.raises(
+        error, match=f"step {BAD}: {REASONS[kind]}.*guard=.skip. would leave it out. Lower the learning"
+    ):
         train(work, adam(), steps=STEPS, **{**SETTINGS, "guard": "stop"})
 
 

@@ -28,8 +28,8 @@ from optlab.training import (
     load_params,
     make_mesh,
     parallel,
-    process,
     read_metrics,
+    signals,
     train,
 )
 from optlab.training.judge import Judge
@@ -446,12 +446,12 @@ def test_a_short_batch_is_evaluated_alike_where_parameters_are_divided_by_three_
 def test_calls_for_a_sync_point_are_counted_from_one_whatever_the_step(monkeypatch):
     """JAX waits for the number of a call to come: a run that begins at step 50 would never reach call 1."""
     told = []
-    monkeypatch.setattr(process, "_calls", itertools.count(1))
+    monkeypatch.setattr(signals, "_calls", itertools.count(1))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(process.multihost_utils, "reached_preemption_sync_point", lambda n: told.append(n) or n == 3)
-    with process.catch_signals(listen=False) as asked:
+    monkeypatch.setattr(signals.multihost_utils, "reached_preemption_sync_point", lambda n: told.append(n) or n == 3)
+    with signals.catch_signals(listen=False) as asked:
         answers = [asked(), asked()]
-    with process.catch_signals(listen=False) as asked:
+    with signals.catch_signals(listen=False) as asked:
         answers.append(asked())
     assert told == [1, 2, 3]
     assert answers == [None, None, "SIGTERM"]
