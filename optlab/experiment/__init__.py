@@ -6,7 +6,7 @@
 """
 
 from optlab.experiment._build import Experiment, build
-from optlab.experiment._components import explain, filled, find, is_rate, resolve
+from optlab.experiment._components import explain_keys, filled, find, is_rate, resolve
 from optlab.experiment._kinds import kind_of_change
 from optlab.experiment._load import LoadedRun, load_run
 
@@ -14,7 +14,7 @@ __all__ = [
     "Experiment",
     "LoadedRun",
     "build",
-    "explain",
+    "explain_keys",
     "filled",
     "find",
     "is_rate",
