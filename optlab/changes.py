@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optlab.components import filled, find, is_rate
 from optlab.config import Config, ConfigError, covers, flatten, keys, nearest
+from optlab.experiment import filled, find, is_rate
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,9 @@ def changes(run: Path, before: Config, after: Config, allowed: Collection[str] =
         differ = ", ".join(f"{c.key} ({c.before!r} there, {c.after!r} here)" for c in refused)
         names = [c.key for c in refused]
         shortest = [name for name in names if not covers(set(names) - {name}, name)]
-        options = " ".join(f"--allow-change {name}" for name in shortest)
         raise ConfigError(
-            f"{run} holds a run of another config: {differ}; name another folder: --run DIR, or go on all the same: "
-            f"{options}"
+            f"{run} holds a run of another config: {differ}; name another folder, or go on all the same: "
+            f"allow_change={tuple(shortest)}"
         )
     return found
 
@@ -79,4 +78,4 @@ def _check_names(names: Collection[str], known: Collection[str]) -> None:
     groups = {key.rpartition(".")[0] for key in known if "." in key}
     for name in names:
         if name not in {*known, *groups}:
-            raise ConfigError(f"unknown key {name!r} in --allow-change; {nearest(name, {*known, *groups})}")
+            raise ConfigError(f"unknown key {name!r} in allow_change; {nearest(name, {*known, *groups})}")

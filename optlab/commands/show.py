@@ -1,4 +1,4 @@
-"""`optlab show CONFIG`: every key with its value, type and meaning, and whether a continued run may change it."""
+"""`optlab show CONFIG`: lists every key with its value, type, meaning, and whether a continued run may change it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ import sys
 
 from optlab._extras import need
 from optlab.changes import kind_of_change
-from optlab.commands._config import read, text_of
-from optlab.components import explain, resolve
+from optlab.commands._config import add_config, read, text_of
+from optlab.experiment import explain, resolve
+
+HELP = "list every key of a config: its value, its type, what it means"
+DESCRIPTION = "Lists every key of a config: its value, its type, what it means."
+EPILOG = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    add_config(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,34 +1,35 @@
-"""What a run is, as frozen dataclasses: the one list of a config's keys, their meanings and their bounds."""
+"""Schema of a config, as frozen dataclasses: the one list of its keys, their meanings and their bounds."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from optlab.config._values import ConfigError, accepts, describe, nearest
+from optlab._messages import closest, nearest
+from optlab.config._strategies import STRATEGIES, StrategyName
+from optlab.config._values import ConfigError, accepts, describe
 
 
 @dataclass(frozen=True)
 class Component:
-    """A factory by name, and the keyword arguments it is called with. See `component`."""
+    """A factory's name and its keyword arguments. See `component`."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def component(name: str, /, **arguments: Any) -> Component:
-    """A part of a run that is chosen by name, such as `component("adamw", learning_rate=1e-3)`.
+    """Makes a part of a run that is chosen by name, such as `component("adamw", learning_rate=1e-3)`.
 
     Args:
-      name: a factory of optlab (`adamw`), of optax or optax.contrib (`optax.adamw`, `lbfgs`), or your own
-        (`module:function`).
-      **arguments: what the factory is called with; checked against its signature when the config is checked. What an
-        optimizer is made of can be a component too, as in `component("muon", rest=component("lion"))`.
+        name: a factory of optlab (`adamw`), of optax or optax.contrib (`optax.adamw`, `lbfgs`), or your own
+            (`module:function`).
+        **arguments: the factory's arguments, checked against its signature when the config is checked. A part of
+            an optimizer can be a component too, as in `component("muon", rest=component("lion"))`.
     """
     return Component(name, arguments)
 
@@ -42,16 +43,16 @@ def _key(
     below: float | None = None,
     **kwargs: Any,
 ) -> Any:
-    """A field, and what is to be known of it.
+    """Makes a field with its meaning, its bounds, and what happens when a continued run changes it.
 
     Args:
-      help: its meaning, for `optlab show`.
-      change: what another value means when a run is continued: "fixed" is refused, since it would be another run;
-        "noted" is allowed, and noted in the run's config.json; "changeable" isn't part of what the run is.
-      least: the bounds of a number: least <= value,
-      above: above < value,
-      below: value < below.
-      **kwargs: those of `dataclasses.field`.
+        help: meaning, for `optlab show`.
+        change: another value in a continued run is refused where "fixed", since it would be another run; is allowed and
+            noted in the run's config.json where "noted"; and is allowed where "changeable".
+        least: bound of a number, least <= value.
+        above: bound of a number, above < value.
+        below: bound of a number, value < below.
+        **kwargs: arguments of `dataclasses.field`.
     """
     metadata = {"help": help, "change": change, "least": least, "above": above, "below": below}
     return field(metadata=metadata, **kwargs)
@@ -59,7 +60,7 @@ def _key(
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What counts as better, and what is good enough: for the best checkpoint, early stopping and the summary."""
+    """Metric that the run is judged by, and its goal: for the best checkpoint, early stopping and the summary."""
 
     metric: str = _key(
         "name of a logged metric, such as validation/accuracy", change="fixed", default="validation/loss"
@@ -72,7 +73,7 @@ class Target:
     )
 
     def gain(self, value: float, best: float | None) -> float:
-        """By how much a value is better than the best so far; one that isn't finite never is."""
+        """Returns by how much a value is better than the best so far; one that isn't finite never is."""
         if not math.isfinite(value):
             return -math.inf
         if best is None:
@@ -80,13 +81,13 @@ class Target:
         return best - value if self.mode == "min" else value - best
 
     def reached(self, value: float) -> bool:
-        """Whether a value is at least as good as the target's."""
+        """Returns whether a value is at least as good as the target's."""
         return self.value is not None and self.gain(value, self.value) >= 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:
-    """When a run ends before its last step."""
+    """Conditions that end a run before its last step."""
 
     patience: int | None = _key(
         "evaluations without a gain in target.metric before the run stops early; none: never",
@@ -104,7 +105,7 @@ class Stop:
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    """What is written down, and how often."""
+    """Logs of a run, and their frequency."""
 
     every: int = _key("steps between two lines of metrics", change="changeable", least=1, default=10)
     tensorboard: bool = _key("write TensorBoard events beside metrics.jsonl", change="changeable", default=True)
@@ -117,13 +118,13 @@ class Log:
 
 @dataclass(frozen=True, kw_only=True)
 class MeshShape:
-    """How the devices are arranged."""
+    """Arrangement of the devices."""
 
     data: int | None = _key(
         "devices that share the batch; none: all that there are", change="changeable", least=1, default=None
     )
     model: int = _key(
-        "devices that share each of the matrices, under jit, zero1 and fsdp", change="changeable", least=1, default=1
+        "devices that share each of the matrices, where the strategy can", change="changeable", least=1, default=1
     )
 
 
@@ -144,7 +145,7 @@ class Config:
     """One run. `configs/*.py` return one from `get_config()`.
 
     Raises:
-      ConfigError: for a wrong type or an impossible value, as far as the values alone can tell.
+        ConfigError: for a wrong type or an impossible value, as far as the values alone can tell.
     """
 
     data: Component = _key("where the examples come from", change="fixed")
@@ -154,7 +155,7 @@ class Config:
     )
     metrics: tuple[str, ...] = _key("what else is measured: functions of (outputs, batch)", change="noted", default=())
     measure: tuple[str, ...] = _key(
-        "what is measured of the state along training: sharpness, noise_scale, agreement, or module:function",
+        "what is measured of the state along training: sharpness, noise_scale, agreement, norms, or module:function",
         change="noted",
         default=(),
     )
@@ -222,9 +223,8 @@ class Config:
         above=0,
         default=None,
     )
-    strategy: Literal["single", "pmap", "jit", "zero1", "fsdp"] = _key(
-        "how a step runs on the devices: one; pmap or jit: all, each with a part of the batch; zero1: the optimizer's "
-        "state divided as well; fsdp: the parameters too",
+    strategy: StrategyName = _key(
+        "how a step runs on the devices; `optlab devices` says what each strategy does",
         change="changeable",
         default="single",
     )
@@ -259,10 +259,12 @@ class Config:
             raise ConfigError(f"ema={self.ema} and average_from={self.average_from} are two averages: say one of them")
         if self.average_from is not None and self.average_from >= self.steps:
             raise ConfigError(f"average_from must be below steps ({self.steps}), got {self.average_from}")
-        if self.strategy == "single" and self.mesh != MeshShape():
+        axes = STRATEGIES[self.strategy].axes
+        if not axes and self.mesh != MeshShape():
             raise ConfigError(f"mesh.data={self.mesh.data} and mesh.model={self.mesh.model} need strategy=jit, or so")
-        if self.strategy == "pmap" and self.mesh.model > 1:
-            raise ConfigError(f"mesh.model={self.mesh.model} needs strategy=jit, zero1 or fsdp, got pmap")
+        if self.mesh.model > 1 and "model" not in axes:
+            others = ", ".join(s.name for s in STRATEGIES.values() if "model" in s.axes)
+            raise ConfigError(f"mesh.model={self.mesh.model} needs strategy={others}; got {self.strategy}")
         if self.spike is not None and self.guard is None:
             raise ConfigError(f"spike={self.spike} has no effect without a guard: say guard=stop or guard=skip")
         if self.stop.min_gain and self.stop.patience is None:
@@ -277,7 +279,7 @@ def check(section: Any, prefix: str = "") -> None:
     """Checks a dataclass of this module: the types of its values, and their bounds.
 
     Raises:
-      ConfigError: naming the key, the value and what it must be.
+        ConfigError: it names the key, the value and the constraint.
     """
     hints = typing.get_type_hints(type(section))
     for f in dataclasses.fields(section):
@@ -301,7 +303,7 @@ def _check_bounds(key: str, value: float, bounds: Mapping[str, Any]) -> None:
 
 
 def keys(section: type, prefix: str = "") -> dict[str, tuple[Any, Mapping[str, Any]]]:
-    """(type, what `_key` was told) of every dotted key; a component's arguments are its factory's to list."""
+    """Returns (type, metadata of `_key`) of every dotted key, without the arguments of components."""
     found: dict[str, tuple[Any, Mapping[str, Any]]] = {}
     hints = typing.get_type_hints(section)
     for f in dataclasses.fields(section):
@@ -312,12 +314,12 @@ def keys(section: type, prefix: str = "") -> dict[str, tuple[Any, Mapping[str, A
 
 
 def covers(names: Iterable[str], key: str) -> bool:
-    """Whether one of the names is the key, or stands before a dot in it: "optimizer" is "optimizer.b1", too."""
+    """Returns whether a name is the key or a prefix of it that ends at a dot: "optimizer" covers "optimizer.b1"."""
     return any(f"{key}.".startswith(f"{name}.") for name in names)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Every dotted key of a config with its value; a component's own key holds its name."""
+    """Returns every dotted key of a config with its value; a component's own key holds its name."""
     flat: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value, key = getattr(config, f.name), prefix + f.name
@@ -338,10 +340,10 @@ def _flat_component(key: str, part: Component) -> dict[str, Any]:
 
 
 def from_tree(kind: Any, tree: Mapping[str, Any], prefix: str = "") -> Any:
-    """A dataclass of this module from nested dicts, the inverse of `dataclasses.asdict`.
+    """Makes a dataclass of this module from nested dicts, the inverse of `dataclasses.asdict`.
 
     Raises:
-      ConfigError: for a key that there isn't or that is missing, and whatever `check` finds.
+        ConfigError: for an unknown or missing key, and as `check`.
     """
     hints = typing.get_type_hints(kind)
     arguments = {}
@@ -365,14 +367,14 @@ def from_tree(kind: Any, tree: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 def is_component(value: Any) -> bool:
-    """Whether a dict is what `dataclasses.asdict` makes of a component among another's arguments."""
+    """Returns whether a value is a component among another's arguments, as `dataclasses.asdict` writes it."""
     return isinstance(value, dict) and value.keys() == {"name", "arguments"}
 
 
 def nearest_key(prefix: str, path: list[str], names: Iterable[str]) -> str:
-    """The end of an error message: which of the names behind the prefix was probably meant."""
+    """Ends an error message with the key behind a prefix that was probably meant, or with all of them."""
     names = list(names)
-    close = difflib.get_close_matches(path[0], names, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {prefix + '.'.join([close[0], *path[1:]])!r}?"
+    close = closest(path[0], names, cutoff=0.6)
+    if close is not None:
+        return f"did you mean {prefix + '.'.join([close, *path[1:]])!r}?"
     return f"there are {', '.join(prefix + name for name in names)}"

@@ -7,13 +7,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optlab.config import Stop, Target
+from optlab.config import ConfigError, Stop, Target, check
 from optlab.runs import CheckpointError, Record
 
 CONVERGED = "gradient norm reached"  # the outcome of a run that stop.gradient_norm ended
-INTERRUPTED = (
-    "interrupted by "  # begins the outcome of a run that a signal ended, which goes on when it is called again
-)
+INTERRUPTED = "interrupted by "  # begins the outcome of a run that a signal ended; the next call continues it
 
 
 @dataclass
@@ -27,6 +25,12 @@ class Judge:
     mark: float | None = None  # the value from which min_gain is counted: the last one that counted as a gain
     ended: str | None = None  # the run's outcome; None while it goes on
     reached: int | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            check(self.stop, "stop.")
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
 
     def __call__(self, record: Record) -> str | None:
         """Takes an evaluated record; "stopped early" once patience has run out.
@@ -57,6 +61,13 @@ class Judge:
         if self.stop.gradient_norm is None or "skipped" in record:
             return False
         return record["train/gradient_norm"] <= self.stop.gradient_norm
+
+    def interrupted(self, signal: str | None) -> str | None:
+        """The outcome of a run that a signal of this name ends, if one does."""
+        if signal:
+            self.ended = f"{INTERRUPTED}{signal}"
+            return self.ended
+        return None
 
     def dump(self) -> dict[str, Any]:
         """As JSON data, for a checkpoint. A run that was interrupted has no outcome yet."""

@@ -10,7 +10,7 @@ import pytest
 
 from optlab.runs import CheckpointError, _checkpoints
 from optlab.runs._lock import WriterLock
-from optlab.training.process import catch_signals
+from optlab.training.signals import catch_signals
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork"),

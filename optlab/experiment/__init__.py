@@ -1,0 +1,11 @@
+"""Names become objects: a config's components are found, checked and built into an experiment.
+
+>>> from optlab.experiment import build
+>>> experiment = build(optlab.config.load("configs/digits.py"))
+>>> history = optlab.training.train(experiment.workload, experiment.tx, steps=experiment.config.steps)
+"""
+
+from optlab.experiment._build import Experiment, build
+from optlab.experiment._components import explain, filled, find, is_rate, resolve
+
+__all__ = ["Experiment", "build", "explain", "filled", "find", "is_rate", "resolve"]
