@@ -15,7 +15,7 @@ import optlab.optimizers
 import optlab.training  # noqa: F401
 from optlab.config import ConfigError, Target, component, flatten, load, override, to_json
 from optlab.data import digits
-from optlab.experiment import build, explain, resolve
+from optlab.experiment import build, explain_keys, resolve
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_an_optimizers_parts_are_components_too(tmp_path):
     changed = flatten(resolve(override(again, ["optimizer.rest=adamw", "optimizer.rest.b1=0.8", "steps=7"])))
     assert changed == {**said, "optimizer.rest.b1": 0.8, "steps": 7}
     assert flatten(resolve(override(again, ["optimizer.rest=lion"])))["optimizer.rest.b2"] == 0.99
-    keys = {key: (kind, text) for key, _, kind, text in explain(resolved)}
+    keys = {key: (kind, text) for key, _, kind, text in explain_keys(resolved)}
     assert keys["optimizer.rest.b2"] == ("a number", "decay of the average of squared gradients (β₂), in [0, 1).")
     assert keys["optimizer.rest"][0] == "name"
 
@@ -298,7 +298,7 @@ def test_resolving_fills_in_every_default_and_survives_json(tmp_path):
 
 
 def test_every_key_is_explained():
-    rows = explain(resolve(config()))
+    rows = explain_keys(resolve(config()))
     assert {key for key, *_ in rows} >= {"optimizer", "optimizer.learning_rate", "log.every", "data", "model.widths"}
     unexplained = [key for key, _, kind, meaning in rows if not meaning or not kind]
     assert not unexplained

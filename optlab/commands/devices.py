@@ -17,8 +17,8 @@ from optlab.experiment import Experiment, build
 if TYPE_CHECKING:
     from rich.console import Console
 
-HELP = "say what JAX sees, which strategies fit, and what memory a config's step needs under each"
-DESCRIPTION = "Says what JAX sees and which strategies fit. With a config: what a step of it needs under each."
+HELP = "list the devices, the strategies that fit, and the memory that a config's step needs under each"
+DESCRIPTION = "Lists JAX's devices and the strategies that fit; with a config, the memory of a step under each."
 EPILOG = "XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates eight devices on a CPU."
 
 COLUMNS = ("strategy", "data×model", "examples a device", "state a device", "a step needs", "fits")
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         _print_table(console, ("strategy", "devices", "what it does"), _strategies())
         console.print(_meshes(), soft_wrap=True)
         return 0
-    if not any(o.startswith("strategy=") for o in arguments.overrides):  # each is tried, whichever the config says
+    if not any(o.startswith("strategy=") for o in arguments.overrides):  # each is tried, whatever the config's is
         arguments.overrides = ["strategy=jit", *arguments.overrides]
     config = read(arguments)
     found, refused = [], dict[str, list[str]]()
@@ -121,7 +121,7 @@ def _print_table(console: Console, columns: Sequence[str], rows: Sequence[tuple[
 
 @dataclass(frozen=True)
 class _Need:
-    """What a step of a config needs under a strategy; bytes are those of each device."""
+    """Needs of a config's step under a strategy; bytes are those of each device."""
 
     strategy: str
     mesh: tuple[int, int]
@@ -132,7 +132,7 @@ class _Need:
 
     @property
     def is_too_much(self) -> bool:
-        """Whether the device has less."""
+        """Whether a device has less memory."""
         return self.limit is not None and self.step > self.limit
 
     def cells(self) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from optlab.commands._config import add_config, read
 from optlab.config import ConfigError
 from optlab.experiment import build
 
-HELP = "say which rule of the optimizer moves which parameter, and at what cost"
-DESCRIPTION = "Says of every parameter what it is, which rule of the optimizer moves it, its state and its work."
+HELP = "show which rule of the optimizer moves which parameter, and at what cost"
+DESCRIPTION = "Shows each parameter's role, the rule of the optimizer that moves it, its state and its work."
 EPILOG = None
 
 

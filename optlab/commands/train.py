@@ -26,8 +26,8 @@ EXIT_CODES = {"interrupted by SIGINT": 130} | dict.fromkeys(
 )
 
 
-HELP = "train what a config says; the same command again continues the run"
-DESCRIPTION = "Trains what a config says. The same command again continues the run from its last checkpoint."
+HELP = "train as a config describes; the same command again continues the run"
+DESCRIPTION = "Trains as a config describes. The same command again continues the run from its last checkpoint."
 EPILOG = "optlab show CONFIG lists every key. Ctrl-C saves and exits with 130, SIGTERM and SIGUSR1 with 75."
 
 
@@ -174,7 +174,7 @@ def _train(
         log_every=config.log.every,
         stop=config.stop,
         checkpoints=checkpoints,
-        allow_change=[*allow_change, *PROGRAMS.values()],  # the config says what they are, and was compared
+        allow_change=[*allow_change, *PROGRAMS.values()],  # configs name these, and were compared
         observers=observers,
         schedules=experiment.schedules,
         initial=initial,

@@ -69,7 +69,7 @@ class Target:
         "whether lower (min) or higher (max) values are better", change="fixed", default="min"
     )
     value: float | None = _key(
-        "the value that the run is meant to reach; the summary names the step", change="fixed", default=None
+        "goal of the run; the summary names the step that reaches it", change="fixed", default=None
     )
 
     def gain(self, value: float, best: float | None) -> float:
@@ -95,9 +95,7 @@ class Stop:
         least=1,
         default=None,
     )
-    min_gain: float = _key(
-        "the least change of target.metric that counts as a gain", change="noted", least=0, default=0.0
-    )
+    min_gain: float = _key("least change of target.metric that counts as a gain", change="noted", least=0, default=0.0)
     gradient_norm: float | None = _key(
         "stop before the update whose gradient norm is at most this; none: never", change="noted", least=0, default=None
     )
@@ -110,7 +108,7 @@ class Log:
     every: int = _key("steps between two lines of metrics", change="changeable", least=1, default=10)
     tensorboard: bool = _key("write TensorBoard events beside metrics.jsonl", change="changeable", default=True)
     wandb: str | None = _key(
-        "project of Weights & Biases that the metrics are sent to too; none: not sent",
+        "project of Weights & Biases that also gets the metrics; none: not sent",
         change="changeable",
         default=None,
     )
@@ -120,9 +118,7 @@ class Log:
 class MeshShape:
     """Arrangement of the devices."""
 
-    data: int | None = _key(
-        "devices that share the batch; none: all that there are", change="changeable", least=1, default=None
-    )
+    data: int | None = _key("devices that share the batch; none: all", change="changeable", least=1, default=None)
     model: int = _key(
         "devices that share each of the matrices, where the strategy can", change="changeable", least=1, default=1
     )
@@ -130,13 +126,13 @@ class MeshShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """When the whole state is saved, and how many of those are kept."""
+    """Frequency and number of checkpoints, each of the whole state."""
 
     every: int = _key(
         "steps between two checkpoints; the last step is always saved", change="changeable", least=1, default=500
     )
     keep: int = _key(
-        "how many of the latest checkpoints are kept, beside the best one", change="changeable", least=1, default=2
+        "number of latest checkpoints to keep, beside the best one", change="changeable", least=1, default=2
     )
 
 
@@ -145,23 +141,21 @@ class Config:
     """One run. `configs/*.py` return one from `get_config()`.
 
     Raises:
-        ConfigError: for a wrong type or an impossible value, as far as the values alone can tell.
+        ConfigError: for a wrong type or an impossible value, as far as the values alone show.
     """
 
     data: Component = _key("where the examples come from", change="fixed")
-    model: Component = _key("what is trained", change="fixed")
+    model: Component = _key("model to train", change="fixed")
     loss: Component = _key(
-        "what is minimized: a function of (outputs, batch)", change="fixed", default=Component("cross_entropy")
+        "loss to minimize: a function of (outputs, batch)", change="fixed", default=Component("cross_entropy")
     )
-    metrics: tuple[str, ...] = _key("what else is measured: functions of (outputs, batch)", change="noted", default=())
+    metrics: tuple[str, ...] = _key("other metrics: functions of (outputs, batch)", change="noted", default=())
     measure: tuple[str, ...] = _key(
-        "what is measured of the state along training: sharpness, noise_scale, agreement, norms, or module:function",
+        "measurements of the state along training: sharpness, noise_scale, agreement, norms, or module:function",
         change="noted",
         default=(),
     )
-    measure_every: int = _key(
-        "steps from one measurement of `measure` to the next", change="noted", least=1, default=50
-    )
+    measure_every: int = _key("steps between two measurements of `measure`", change="noted", least=1, default=50)
     optimizer: Component = _key("the rule that moves the parameters", change="fixed")
     schedule: Component = _key(
         "the learning rate over the steps; its peak is optimizer.learning_rate",
@@ -170,10 +164,10 @@ class Config:
     )
     steps: int = _key("updates of the parameters; the schedule's length", change="fixed", least=1)
     batch_size: int = _key(
-        "examples an update, over all devices and microbatches", change="fixed", least=1, default=128
+        "examples of an update, over all devices and microbatches", change="fixed", least=1, default=128
     )
     draw: Literal["shuffled", "replacement", "ordered", "stream"] = _key(
-        "how an update's examples are drawn: shuffled every epoch, at random with replacement, ordered as the data is, "
+        "drawing of an update's examples: shuffled every epoch, at random with replacement, in the data's order, "
         "or as a stream that shows each once",
         change="fixed",
         default="shuffled",
@@ -182,55 +176,55 @@ class Config:
         "microbatches that an update's gradient is averaged over", change="fixed", least=1, default=1
     )
     clip_norm: float | None = _key(
-        "gradients are scaled down to at most this global norm; none: not clipped",
+        "largest global norm of the gradients, which are scaled down to it; none: not clipped",
         change="fixed",
         above=0,
         default=None,
     )
     clip_value: float | None = _key(
-        "every entry of the gradients is cut to at most this size, before clip_norm; none: not cut",
+        "largest size of an entry of the gradients, which is cut to it before clip_norm; none: not cut",
         change="fixed",
         above=0,
         default=None,
     )
     ema: float | None = _key(
-        "decay of the weights' moving average, which is then what is evaluated; none: no average",
+        "decay of the weights' moving average, which is then evaluated; none: no average",
         change="fixed",
         least=0,
         below=1,
         default=None,
     )
     average_from: int | None = _key(
-        "the mean of the weights from this step on is what is evaluated; none: no such mean",
+        "evaluate the mean of the weights from this step on; none: no such mean",
         change="fixed",
         least=0,
         default=None,
     )
     guard: Literal["stop", "skip"] | None = _key(
-        "at a loss, gradient or new parameters that aren't finite stop the run, or skip the step; none: go on",
+        "at a loss, gradient or new parameters that aren't finite stop the run, or skip the step; none: continue",
         change="noted",
         default="stop",
     )
     skip_limit: int = _key(
-        "how many steps guard=skip may leave out in all of the run, and how many damaged examples",
+        "the most steps that guard=skip may leave out in the whole run, and the most damaged examples",
         change="noted",
         least=1,
         default=10,
     )
     spike: float | None = _key(
-        "a loss by more than so many standard deviations above its running mean is for the guard, too; none: it isn't",
+        "the guard also acts on a loss more than so many standard deviations above its running mean; none: it doesn't",
         change="noted",
         above=0,
         default=None,
     )
     strategy: StrategyName = _key(
-        "how a step runs on the devices; `optlab devices` says what each strategy does",
+        "how a step runs on the devices; `optlab devices` describes each strategy",
         change="changeable",
         default="single",
     )
     mesh: MeshShape = MeshShape()
     seed: int = _key(
-        "of the initialization, the order of the data and dropout", change="fixed", least=0, below=2**32, default=0
+        "seed of the initialization, the order of the data and dropout", change="fixed", least=0, below=2**32, default=0
     )
     deterministic: bool = _key(
         "the same command gives the same bits on GPUs too, more slowly; on a CPU it does anyway",
@@ -238,7 +232,7 @@ class Config:
         default=False,
     )
     init_from: str | None = _key(
-        "folder of another run, whose parameters this one starts from", change="fixed", default=None
+        "folder of another run, whose parameters initialize this one", change="fixed", default=None
     )
     evaluate_every: int | None = _key(
         "steps between two evaluations on the validation split; none: ten in a run",

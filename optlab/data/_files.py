@@ -39,7 +39,7 @@ def places(name: str, path: str | os.PathLike | None) -> list[Path]:
 
 
 def mapped(values: np.ndarray) -> np.memmap | None:
-    """The memory-mapped file that an array is a view of, or None."""
+    """Returns the memory-mapped file that an array is a view of, or None."""
     found: np.memmap | None = None
     owner: Any = values
     while isinstance(owner, np.ndarray):
@@ -52,13 +52,13 @@ def check_whole(name: str, values: np.ndarray) -> None:
     """Refuses an array whose file has become shorter since it was mapped: reading past its end kills the process.
 
     Raises:
-        DataError: It names the file.
+        DataError: it names the file.
     """
     file = mapped(values)
     mapping: Any = None if file is None else file.base
     if file is None or mapping is None:
         return
-    # The mapping's own descriptor is asked, since another file may have the name by now.
+    # The size comes from the mapping's own descriptor, since another file may have its name by now.
     held, needed = mapping.size(), file.offset + file.nbytes
     if held < needed:
         raise DataError(

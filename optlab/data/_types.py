@@ -60,7 +60,7 @@ class InMemory:
 
 
 class Facts(TypedDict, total=False):
-    """What a data set fixes about a model: an argument of a model's factory with one of these names is filled in.
+    """Arguments of a model that a data set fixes: a factory's argument with one of these names is filled in.
 
     Attributes:
         outputs: classes, or regression targets.

@@ -201,7 +201,7 @@ def check_splits(train: Any = None, validation: Any = None, test: Any = None, *,
 
 
 def _is_split(data: Any) -> bool:
-    """Whether examples can be taken by their index; NumPy's and JAX's arrays have `take` and a length, too."""
+    """Returns whether examples can be taken by index; NumPy's and JAX's arrays have `take` and a length, too."""
     return callable(getattr(data, "take", None)) and hasattr(data, "__len__") and not hasattr(data, "shape")
 
 

@@ -6,6 +6,6 @@
 """
 
 from optlab.experiment._build import Experiment, build
-from optlab.experiment._components import explain, filled, find, is_rate, resolve
+from optlab.experiment._components import explain_keys, filled, find, is_rate, resolve
 
-__all__ = ["Experiment", "build", "explain", "filled", "find", "is_rate", "resolve"]
+__all__ = ["Experiment", "build", "explain_keys", "filled", "find", "is_rate", "resolve"]

@@ -85,7 +85,7 @@ def _names(module: str) -> list[str]:
 
 
 def _is_a(kind: str, module: str, name: str) -> bool:
-    """Tells functions of the kind from others: optax's modules hold more than optimizers and schedules."""
+    """Returns whether a function is of the kind: optax's modules hold more than optimizers and schedules."""
     if kind == "loss":
         return name != "accuracy"  # which has no gradient
     if not module.startswith("optax"):
@@ -251,7 +251,7 @@ def resolve(config: Config) -> Config:
     return config
 
 
-def explain(config: Config) -> list[tuple[str, Any, str, str]]:
+def explain_keys(config: Config) -> list[tuple[str, Any, str, str]]:
     """Describes every key of a resolved config: (key, value, type, meaning); docstrings explain the arguments."""
     help = {
         k: ("name" if hint is Component else describe(hint), about["help"]) for k, (hint, about) in keys(Config).items()

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from optlab.models.layers import INIT_STD, FloatName, check_dtypes, check_heads, check_name, make_norm, rotate
+from optlab.models.layers import INIT_STD, FloatName, check_float_names, check_heads, check_name, make_norm, rotate
 from optlab.models.linear import dense
 
 AttentionName = Literal["auto", "xla", "cudnn"]
@@ -101,7 +101,7 @@ def _device() -> Any:
 
 
 def _is_cuda(device: Any) -> bool:
-    """Tells NVIDIA's GPUs, which have a version, from AMD's, which have a name such as gfx942."""
+    """Returns whether a device is NVIDIA's, whose capability is a version; AMD's is a name such as gfx942."""
     return device.platform == "gpu" and device.compute_capability.replace(".", "").isdigit()
 
 
@@ -145,7 +145,7 @@ class MultiHeadAttention(nn.Module):
     def __post_init__(self) -> None:
         check_heads(self.width, self.heads, self.rotary)
         check_name("implementation", self.implementation, AttentionName)
-        check_dtypes(self.dtype, self.param_dtype)
+        check_float_names(self.dtype, self.param_dtype)
         super().__post_init__()
 
     @nn.compact

@@ -62,7 +62,7 @@ def check_dropout(rate: float) -> None:
         raise ValueError(f"dropout must lie in [0, 1), got {rate}")
 
 
-def check_dtypes(dtype: str, param_dtype: str) -> None:
+def check_float_names(dtype: str, param_dtype: str) -> None:
     """Raises a ValueError unless both are names of float types that the models compute in."""
     check_name("dtype", dtype, FloatName)
     check_name("param_dtype", param_dtype, FloatName)

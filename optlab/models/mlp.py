@@ -17,7 +17,7 @@ from optlab.models.layers import (
     activation,
     check_count,
     check_dropout,
-    check_dtypes,
+    check_float_names,
     check_name,
     make_norm,
 )
@@ -49,7 +49,7 @@ class MLP(nn.Module):
         check_name("activation", self.activation, ActivationName)
         check_name("norm", self.norm, NormName)
         check_dropout(self.dropout)
-        check_dtypes(self.dtype, self.param_dtype)
+        check_float_names(self.dtype, self.param_dtype)
         super().__post_init__()
 
     @nn.compact

@@ -20,7 +20,7 @@ from optlab.models.layers import (
     Layer,
     NormName,
     check_count,
-    check_dtypes,
+    check_float_names,
     check_images,
     check_name,
     make_norm,
@@ -113,7 +113,7 @@ class ResNet(nn.Module):
         check_count("width", self.width)
         check_name("stem", self.stem, StemName)
         check_name("norm", self.norm, NormName)
-        check_dtypes(self.dtype, self.param_dtype)
+        check_float_names(self.dtype, self.param_dtype)
         if self.zero_gain and self.norm == "none":
             raise ValueError("zero_gain needs a norm whose gain can start at 0, got norm='none'")
         if self.zero_gain and not self.residual:

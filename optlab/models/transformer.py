@@ -24,7 +24,7 @@ from optlab.models.layers import (
     Layer,
     check_count,
     check_dropout,
-    check_dtypes,
+    check_float_names,
     check_heads,
     check_images,
     check_name,
@@ -101,7 +101,7 @@ class Transformer(nn.Module):
         check_name("norm", self.norm, TokenNormName)
         check_dropout(self.dropout)
         check_name("attention", self.attention, AttentionName)
-        check_dtypes(self.dtype, self.param_dtype)
+        check_float_names(self.dtype, self.param_dtype)
         super().__post_init__()
 
     @nn.compact

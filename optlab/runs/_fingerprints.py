@@ -27,7 +27,7 @@ def fingerprints(arrays: Mapping[str, jax.Array | np.ndarray]) -> dict[str, str]
     and with it the devices that hold the parts, change nothing. It finds faults, not forgeries. Keys of random numbers
     are given as their data.
     """
-    return {name: "".join(f"{int(n):08x}" for n in pair) for name, pair in _of_each(fingerprint, arrays).items()}
+    return {name: "".join(f"{int(n):08x}" for n in pair) for name, pair in _of_each(array_fingerprint, arrays).items()}
 
 
 def host_fingerprints(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
@@ -41,7 +41,7 @@ def non_finite(arrays: Mapping[Name, jax.Array]) -> list[Name]:
     return [name for name, is_finite in _of_each(_is_finite, arrays).items() if not is_finite]
 
 
-def fingerprint(x: jax.Array) -> jax.Array:
+def array_fingerprint(x: jax.Array) -> jax.Array:
     """The two numbers of an array: uint32, shape (2,)."""
     words = _words(x)
     strides = [math.prod(words.shape[d + 1 :]) % 2**32 for d in range(words.ndim)]
