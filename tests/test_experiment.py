@@ -352,6 +352,7 @@ def test_configs_in_the_repository_are_right():
         assert dataclasses.is_dataclass(found)
 
 
+@pytest.mark.slow
 def test_under_pmap_the_model_and_the_optimizer_know_the_axis():
     """BatchNorm's statistics are the whole batch's, and each device orthogonalizes its share."""
     keys = ["strategy=pmap", "model=resnet20", "optimizer=muon"]
