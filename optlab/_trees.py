@@ -1,23 +1,32 @@
-"""Trees beside each other, of which one lacks leaves that the other has."""
+"""Pairs of trees, one of which lacks leaves that the other has; names of leaves."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
 def is_absent(x: Any) -> bool:
-    """Whether this stands in a tree where another tree has a leaf."""
+    """Returns whether x takes the place of a leaf that another tree has."""
     return x is None or isinstance(x, optax.MaskedNode)
 
 
 def matched(updates: Any, tree: Any) -> Any:
-    """The tree cut down to the leaves of the updates: where these have None or a MaskedNode, it may have anything.
+    """Restricts a tree to the leaves of the updates: where these have None or a MaskedNode, it may have any subtree.
 
-    So a whole model may come as the parameters, with functions and keys that have no gradient. None stays None.
+    So the parameters may be a whole model, with functions and keys that have no gradient. None stays None.
     """
     if tree is None:
         return None
     leaves, structure = jax.tree.flatten(updates, is_leaf=is_absent)
     beside = jax.tree_util.PyTreeDef.flatten_up_to(structure, tree)
     return jax.tree.unflatten(structure, [u if is_absent(u) else x for u, x in zip(leaves, beside, strict=True)])
+
+
+def complex_leaf(tree: Any) -> tuple[str, Any] | None:
+    """The name and dtype of the first complex leaf, if there is one."""
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        if jnp.issubdtype(dtype := jnp.result_type(x), jnp.complexfloating):
+            return jax.tree_util.keystr(path, simple=True, separator="/"), dtype
+    return None

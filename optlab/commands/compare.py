@@ -1,9 +1,10 @@
-"""`optlab compare CONFIG`: a study in its folder, and the verdict."""
+"""`optlab compare CONFIG`: runs a study in its folder, and prints the verdict."""
 
 from __future__ import annotations
 
 import argparse
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optlab._extras import need
-from optlab.commands._config import places
 from optlab.compare.settings import Comparison, overridden
-from optlab.components import filled, find, parameters
 from optlab.config import Component, Config, ConfigError, load, nearest, slug
-from optlab.experiment import build
+from optlab.experiment import build, filled, find
+from optlab.runs._folder import places
 
 if TYPE_CHECKING:
     import optax
@@ -23,6 +23,29 @@ if TYPE_CHECKING:
     from optlab.compare.study import Study
 
 STUDIES = ("trials", "studies", "seeds", "finals")  # more of these go on in the same folder
+
+
+HELP = "compare optimizers fairly: each is tuned anew several times under one budget"
+DESCRIPTION = (
+    "Tunes every contender of a config anew in each study, trains the winners afresh, and reports how they differ. The "
+    "same command again continues; with more studies, trials or contenders it trains only what is new."
+)
+EPILOG = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.add_argument("config", metavar="CONFIG", help="a Python file whose get_config() returns a Comparison")
+    parser.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", default=[], help="such as studies=3, trials=16, steps=500"
+    )
+    parser.add_argument("--plan", action="store_true", help="show what would be trained and found; train nothing")
+    parser.add_argument("--folder", metavar="DIR", help="the study's folder (default: studies/<config>-<overrides>)")
+    parser.add_argument(
+        "--executor",
+        choices=("population", "runs"),
+        help="many trials in one program, or one run after another (default: whichever suits the model)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -73,7 +96,7 @@ def _study(comparison: Comparison, executor: Any) -> Study:
 def _factory(name: str, part: Component) -> Callable[..., Any]:
     """A contender's factory with what the config says of it fixed."""
     factory = find("optimizer", part.name)
-    known = parameters("optimizer", factory)
+    known = inspect.signature(factory).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
     for argument, value in part.arguments.items():
         if argument not in known and not takes_any:

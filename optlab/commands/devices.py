@@ -6,25 +6,29 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optlab._extras import need
-from optlab.commands._config import connect, read
-from optlab.config import Config, ConfigError, MeshShape
+from optlab._messages import in_bytes
+from optlab.commands._config import add_config, add_processes, connect, read
+from optlab.config import STRATEGIES, Config, ConfigError, MeshShape
 from optlab.experiment import Experiment, build
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-WHAT = {
-    "single": "one device, and no other",
-    "pmap": "every device has the whole state and runs the step on its part of the batch; mesh.model=1",
-    "jit": "the same as one program of the whole batch, divided by the compiler",
-    "zero1": "jit, with the optimizer's state and the moving average divided over mesh.data as well",
-    "fsdp": "zero1, with the parameters divided too",
-}
+HELP = "list the devices, the strategies that fit, and the memory that a config's step needs under each"
+DESCRIPTION = "Lists JAX's devices and the strategies that fit; with a config, the memory of a step under each."
+EPILOG = "XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates eight devices on a CPU."
+
 COLUMNS = ("strategy", "data×model", "examples a device", "state a device", "a step needs", "fits")
 NUMBERS = {"devices", *COLUMNS[1:5]}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    add_config(parser, nargs="?")
+    add_processes(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,11 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
         _print_table(console, ("strategy", "devices", "what it does"), _strategies())
         console.print(_meshes(), soft_wrap=True)
         return 0
-    if not any(o.startswith("strategy=") for o in arguments.overrides):  # each is tried, whichever the config says
+    if not any(o.startswith("strategy=") for o in arguments.overrides):  # each is tried, whatever the config's is
         arguments.overrides = ["strategy=jit", *arguments.overrides]
     config = read(arguments)
     found, refused = [], dict[str, list[str]]()
-    for strategy in WHAT:
+    for strategy in STRATEGIES:
         try:
             with console.status(f"compiling a step under strategy={strategy}"):
                 found.append(_needed(build(_with(config, strategy))))
@@ -61,9 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _with(config: Config, strategy: Any) -> Config:
+def _with(config: Config, strategy: str) -> Config:
     """The config under another strategy, on its own mesh where that has one."""
-    return replace(config, strategy=strategy, mesh=MeshShape() if strategy == "single" else config.mesh)
+    return replace(config, strategy=strategy, mesh=config.mesh if STRATEGIES[strategy].axes else MeshShape())
 
 
 def _seen() -> str:
@@ -75,7 +79,7 @@ def _seen() -> str:
     kinds = Counter(
         d.device_kind if d.device_kind == d.platform else f"{d.device_kind} ({d.platform})" for d in devices
     )
-    each = "of unknown memory" if memory is None else f"with {_in_bytes(memory)}{' each' * (len(devices) > 1)}"
+    each = "of unknown memory" if memory is None else f"with {in_bytes(memory)}{' each' * (len(devices) > 1)}"
     where = "one process"
     if jax.process_count() > 1:
         where = f"{jax.process_count()} processes, {jax.local_device_count()} of them in this one"
@@ -85,8 +89,8 @@ def _seen() -> str:
 def _strategies() -> list[tuple[str, ...]]:
     import jax
 
-    names = [name for name in WHAT if name != "single" or jax.process_count() == 1]
-    return [(name, "1" if name == "single" else str(jax.device_count()), WHAT[name]) for name in names]
+    found = [s for s in STRATEGIES.values() if s.axes or jax.process_count() == 1]
+    return [(s.name, str(jax.device_count()) if s.axes else "1", s.does) for s in found]
 
 
 def _meshes() -> str:
@@ -99,9 +103,10 @@ def _meshes() -> str:
             "XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates eight on a CPU."
         )
     shapes = [f"{count // n}×{n}" for n in range(1, count + 1) if count % n == 0]
+    without_model = ", ".join(s.name for s in STRATEGIES.values() if s.axes == ("data",))
     return (
-        f"mesh.data×mesh.model can be {', '.join(shapes)} (pmap: {shapes[0]}); mesh.data=N alone takes N devices. "
-        "mesh.data times accumulate must divide batch_size."
+        f"mesh.data×mesh.model can be {', '.join(shapes)} ({without_model}: {shapes[0]}); mesh.data=N alone takes N "
+        "devices. mesh.data times accumulate must divide batch_size."
     )
 
 
@@ -116,7 +121,7 @@ def _print_table(console: Console, columns: Sequence[str], rows: Sequence[tuple[
 
 @dataclass(frozen=True)
 class _Need:
-    """What a step of a config needs under a strategy; bytes are those of each device."""
+    """Needs of a config's step under a strategy; bytes are those of each device."""
 
     strategy: str
     mesh: tuple[int, int]
@@ -127,68 +132,43 @@ class _Need:
 
     @property
     def is_too_much(self) -> bool:
-        """Whether the device has less."""
+        """Whether a device has less memory."""
         return self.limit is not None and self.step > self.limit
 
     def cells(self) -> tuple[str, ...]:
         """As text, in the order of `COLUMNS`."""
-        shape, needs = "{}×{}".format(*self.mesh), _in_bytes(self.step) if self.step else "unknown"
+        shape, needs = "{}×{}".format(*self.mesh), in_bytes(self.step) if self.step else "unknown"
         fits = "unknown" if not (self.step and self.limit) else "no" if self.is_too_much else "yes"
-        return self.strategy, shape, str(self.batch), _in_bytes(self.state), needs, fits
+        return self.strategy, shape, str(self.batch), in_bytes(self.state), needs, fits
 
 
 def _needed(experiment: Experiment) -> _Need:
-    import functools
-
-    from optlab.roles import layout_around
-    from optlab.training.parallel import DATA
-
-    axis_name = DATA if experiment.config.strategy == "pmap" else None
-    with layout_around(functools.partial(experiment.workload.layout, axis_name)):
-        return _needed_within(experiment, axis_name)
-
-
-def _needed_within(experiment: Experiment, axis_name: str | None) -> _Need:
     import jax
 
     from optlab.data import Share, as_batches
-    from optlab.training import init_state, make_step, parallelize
-    from optlab.training.parallel import DATA, MODEL, memory_held, memory_needed, memory_of
-    from optlab.training.records import packed, unless_small
+    from optlab.training import assemble
+    from optlab.training.parallel import memory_of
 
-    config, workload, tx = experiment.config, experiment.workload, experiment.tx
-    step = make_step(
-        workload.loss,
-        tx,
-        axis_name=axis_name,
-        accumulate=config.accumulate,
-        ema=experiment.ema,
-        guard=config.guard,
-        spike=config.spike,
+    config, workload = experiment.config, experiment.workload
+    assembly = assemble(
+        workload,
+        experiment.tx,
+        experiment.settings,
+        config.strategy,
+        mesh=experiment.mesh,
+        seed=config.seed,
+        stop=config.stop,
+        measure=experiment.measures,
     )
-    parallel = parallelize(unless_small(packed(step), config.stop.gradient_norm), config.strategy, experiment.mesh)
-    key = jax.random.key(config.seed)
-    extras = {"ema": experiment.ema is not None, "spike": config.spike is not None}
-    first = lambda key: init_state(*workload.init(key), tx, key=key, **extras)
-    state = parallel.shapes(jax.eval_shape(first, key))
-    if config.strategy == "pmap" and jax.process_count() > 1:  # where pmap is lowered for arrays alone
-        state = parallel.place_state(first, key)
+    parallel = assembly.parallel
     drawn = as_batches(workload.data.train, config.batch_size, config.seed, workload.draw)
-    batches = Share(drawn, parallel.rows, config.batch_size)
-    batch = parallel.place_batch(*batches.batch(0))
-    mesh = (1, 1) if parallel.mesh is None else (parallel.mesh.shape[DATA], parallel.mesh.shape[MODEL])
+    batch = parallel.place_batch(*Share(drawn, parallel.rows, config.batch_size).batch(0))
+    mesh = (1, 1) if parallel.mesh is None else (parallel.mesh.shape["data"], parallel.mesh.shape["model"])
     return _Need(
         strategy=config.strategy,
         mesh=mesh,
         batch=config.batch_size // mesh[0],
-        state=memory_held(state),
-        step=memory_needed(parallel, state, batch),
+        state=assembly.bytes_held(),
+        step=assembly.bytes_needed(batch),
         limit=memory_of(jax.local_devices()[0]),
     )
-
-
-def _in_bytes(count: int) -> str:
-    for power, unit in ((3, "GiB"), (2, "MiB")):
-        if count >= 1024**power:
-            return f"{count / 1024**power:.2f} {unit}"
-    return f"{count / 1024:.1f} KiB"

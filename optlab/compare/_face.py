@@ -45,8 +45,8 @@ def compare(
     that winner afresh for the test split. The studies are the repetitions that intervals and tests are made of.
 
     Args:
-      contenders: by name a factory, keyword arguments -> an optax transformation, or the name of one ("muon",
-        "optax.adamw", "module:function"); or a list of such names. `functools.partial(optlab.sgd, momentum=0.9)` fixes
+      contenders: by name a factory, keyword arguments -> an optax transformation, or the name of one of ours ("muon");
+        or a list of such names. `functools.partial(optlab.sgd, momentum=0.9)` fixes
         an argument.
       workload: what is trained. Its target's metric, on the validation split, chooses the winners; its target's value,
         if it has one, is what steps are counted to.

@@ -10,8 +10,8 @@ from typing import Any
 
 import optax
 
+from optlab import optimizers
 from optlab.compare.points import DEFAULTS, UNKNOWN, Interval, Space
-from optlab.components import find, is_rate
 from optlab.config import ConfigError, nearest
 
 SCHEDULE = "schedule."
@@ -71,7 +71,9 @@ def contend(
     """
     if not name or not isinstance(name, str) or set("/\\\0\n") & set(name):
         raise ConfigError(f"a contender's name must be text without slashes, got {name!r}")
-    factory = find("optimizer", what) if isinstance(what, str) else what
+    if isinstance(what, str) and what not in optimizers.__all__:
+        raise ConfigError(f"unknown optimizer {what!r}; {nearest(what, optimizers.__all__)} (any other: its factory)")
+    factory = getattr(optimizers, what) if isinstance(what, str) else what
     if not callable(factory):
         raise ConfigError(
             f"contender {name!r} must be an optimizer's factory or its name, got {type(what).__name__}: give "
@@ -87,6 +89,11 @@ def contend(
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         raise ConfigError(f"contender {name!r} must make an optax.GradientTransformation, got {type(tx).__name__}")
     return made
+
+
+def is_rate(argument: str) -> bool:
+    """Whether an argument is a learning rate, which schedules shape."""
+    return argument.endswith("learning_rate")
 
 
 def origin(factory: Callable[..., Any]) -> str:

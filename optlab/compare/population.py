@@ -21,7 +21,8 @@ from optlab.data._rows import map_arrays
 from optlab.roles import layout_around
 from optlab.training import GuardError, TrainState, Workload, evaluation_params, init_state, make_evaluation, make_step
 from optlab.training.guard import Skips
-from optlab.training.parallel import _QUICK, memory_of
+from optlab.training.parallel import memory_of
+from optlab.training.strategies._base import _QUICK
 
 WIDTH = 64  # trials in one program: with more, the first results come late
 WIDTH_CPU = 4  # or as many as there are finals: a CPU gains nothing from more, and all parts share one program
@@ -46,6 +47,7 @@ class Population:
     def __init__(self, workload: Workload, contender: Contender, evaluate_every: int, expected: int):
         self.workload, self.contender, self.evaluate_every = workload, contender, evaluate_every
         self.width = max(WIDTH_CPU, min(expected, WIDTH)) if jax.default_backend() == "cpu" else WIDTH
+        self.read_layout = functools.cache(workload.layout)
         self.programs: dict[str, _Program] = {}
 
     def __call__(self, trials: Sequence[Trial]) -> Iterator[list[Result]]:
@@ -53,7 +55,7 @@ class Population:
         for trial in trials:
             groups.setdefault(repr(sorted(_static(self.contender, trial.values).items())), []).append(trial)
         for key, group in groups.items():
-            with layout_around(functools.partial(self.workload.layout, None)):
+            with layout_around(self.read_layout):
                 if key not in self.programs:
                     static = _static(self.contender, group[0].values)
                     self.programs[key] = _Program(self.workload, self.contender, static)
@@ -68,7 +70,7 @@ class Population:
 def reason_against(workload: Workload, contender: Contender) -> str | None:
     """Why these trials can't be, or shouldn't be, one program; None if they can. Traces, and computes nothing."""
     try:
-        with layout_around(functools.partial(workload.layout, None)):
+        with layout_around(functools.cache(workload.layout)):
             program = _Program(workload, contender, _static(contender, contender.middle))
             pair = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), tree)
             traced, _, batch = program.shapes()

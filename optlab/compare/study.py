@@ -6,6 +6,7 @@ against itself, tuned once each, comes out as different in 23 to 94 % of cases.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -239,10 +240,7 @@ def run_study(
     Raises:
       ConfigError: if the folder holds another study.
     """
-    lock = None if folder is None else WriterLock(Path(folder).expanduser())
-    if lock is not None:
-        lock.acquire()
-    try:
+    with contextlib.nullcontext() if folder is None else WriterLock(Path(folder).expanduser()).held():
         ledger = Ledger(folder, study.about() if folder is not None else {})
         executors = {name: study.executor(name) for name in study.contenders}
         for phase in (study.searches, lambda c, s: study.finals_of(c, s, ledger.results)):
@@ -252,9 +250,6 @@ def run_study(
                     ledger.add(results)
                     if tell is not None:
                         tell(name, results)
-    finally:
-        if lock is not None:
-            lock.release()
     return {t: ledger.results[t] for t in _ids(study, ledger.results)}
 
 
@@ -275,7 +270,7 @@ def _programs(workload: Workload) -> dict[str, str]:
 def _described(workload: Workload, contender: Contender) -> dict[str, Any]:
     """A contender's space, and the digest of a training step in the middle of it."""
     tx = contender.make(contender.middle)
-    with layout_around(functools.partial(workload.layout, None)):
+    with layout_around(functools.cache(workload.layout)):
         digest = program(make_step(workload.loss, tx), _first(workload, tx), workload.example())["digest"]
     return {"space": {name: str(found) for name, found in contender.space.items()}, "step": digest}
 

@@ -11,19 +11,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from optlab._messages import nearest
 from optlab.config._schema import Config, flatten, from_tree
-from optlab.config._values import ConfigError, nearest
+from optlab.config._values import ConfigError
 
 
 def load(path: str | Path, kind: type = Config) -> Any:
-    """The config that a Python file's `get_config()` returns, or the one in a run folder's `config.json`.
+    """Loads the config that a Python file's `get_config()` returns, or the one in a run folder's `config.json`.
 
     Args:
-      path: the file's.
-      kind: what the file has to hold: a run's `Config`, or what another command takes.
+        path: the file's.
+        kind: what the file has to hold: a run's `Config`, or what another command takes.
 
     Raises:
-      ConfigError: if there is no such file, or it doesn't hold a config.
+        ConfigError: if there is no such file, or it doesn't hold a config.
     """
     path = Path(path)
     if not path.is_file():
@@ -51,7 +52,7 @@ def load(path: str | Path, kind: type = Config) -> Any:
 
 
 def to_json(config: Config) -> dict[str, Any]:
-    """The config as plain JSON data. Raises ConfigError for an argument that JSON can't hold."""
+    """Converts a config to plain JSON data. Raises ConfigError for an argument that JSON can't hold."""
     tree = dataclasses.asdict(config)
     try:
         return json.loads(json.dumps(tree, allow_nan=False))
@@ -82,7 +83,7 @@ def _from_json(path: Path) -> Config:
 
 
 def slug(path: str | Path, assignments: Sequence[str]) -> str:
-    """The name of a run's folder: the config's name and the overrides, in letters that file systems bear."""
+    """Names a run's folder by the config and the overrides, in characters that every file system allows."""
     path = Path(path)
     stem = path.parent.name + "-again" if path.name == "config.json" else path.stem
     name = "-".join([stem, *(re.sub(r"[^\w.=+-]+", "_", a) for a in sorted(assignments))])

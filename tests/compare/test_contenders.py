@@ -3,7 +3,6 @@
 import functools
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 
@@ -69,10 +68,6 @@ def test_another_factory_of_that_name_is_another_one():
         return optax.sgd(learning_rate)
 
     assert made(lion).space["learning_rate"].high == 1.0
-
-
-def test_optaxs_are_found_by_name():
-    np.testing.assert_allclose(first_update(made("optax.sgd"), {"learning_rate": 0.5}), -0.5)
 
 
 @pytest.mark.parametrize(

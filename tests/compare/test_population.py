@@ -2,17 +2,19 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 import optlab
 from optlab.compare import choice, log_uniform
+from optlab.compare import population as module
 from optlab.compare.contenders import contend
-from optlab.compare.population import Population, reason_against
+from optlab.compare.population import Population, _static, reason_against
 from optlab.compare.runs import Runs
 from optlab.compare.trials import Trial
+from optlab.data import arrays
 from optlab.training import Workload
 
 from .cheap import tiny
@@ -59,28 +61,20 @@ def test_a_population_and_runs_of_the_digits_mlp_are_alike():
 def test_a_trial_that_diverges_disturbs_nobody_and_says_what_a_run_says():
     workload, space = tiny(), {"learning_rate": log_uniform(1e-3, 1e38)}
     contender = contend("mine", optlab.sgd, space=space, schedule=None, steps=STEPS)
-    trials = trials_of([{"learning_rate": 0.1}, {"learning_rate": 1e38}, {"learning_rate": 0.2}])
+    trials = trials_of([{"learning_rate": 0.1}, {"learning_rate": 1e38}])
     population, runs = both(workload, contender, trials)
     assert_alike(population, runs)
     lost = population[trials[1].id]
     assert lost.diverged == runs[trials[1].id].diverged
     assert lost.diverged.startswith("step ")
     assert lost.curve["step"] == []
-    alone = Population(workload, contender, 6, 1)
-    quiet = {r.trial.id: r for part in alone([trials[0], trials[2]]) for r in part}
-    assert all(quiet[k].curve == population[k].curve for k in quiet)
 
 
 def test_what_is_not_a_number_is_compiled_for():
     space = {"learning_rate": choice(0.1, 0.2), "nesterov": choice(True, False), "momentum": choice(0.9)}
     contender = contend("mine", optlab.sgd, space=space, schedule=None, steps=6)
-    trials = trials_of(
-        [{"learning_rate": r, "nesterov": n, "momentum": 0.9} for r in (0.1, 0.2) for n in (True, False)]
-    )
-    population = Population(tiny(), contender, 6, 4)
-    found = [r for part in population(trials) for r in part]
-    assert len(population.programs) == 2
-    assert len({r.curve["validation/loss"][-1] for r in found}) == 4
+    points = [{"learning_rate": r, "nesterov": n, "momentum": 0.9} for r in (0.1, 0.2) for n in (True, False)]
+    assert [_static(contender, p) for p in points] == [{"nesterov": p["nesterov"]} for p in points]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,13 +106,13 @@ def test_augmented_data_are_those_of_a_run():
 
 
 def test_more_trials_than_fit_at_once_come_in_parts(monkeypatch):
-    from optlab.compare import population as module
-
-    monkeypatch.setattr(module, "WIDTH_CPU", 2)
     contender = contend("mine", optlab.sgd, space=None, schedule=None, steps=6)
     trials = trials_of([{"learning_rate": r} for r in (0.1, 0.2, 0.3)])
+    filled = lambda self, trials, evaluate_every: list(trials)
+    monkeypatch.setattr(module, "WIDTH_CPU", 2)
+    monkeypatch.setattr(module._Program, "train", filled)
     parts = list(Population(tiny(), contender, 6, 2)(trials))
-    assert [[r.trial.id for r in part] for part in parts] == [[t.id for t in trials[:2]], [trials[2].id]]
+    assert parts == [trials[:2], [trials[2]]]
 
 
 def test_a_factory_that_looks_at_its_values_is_trained_in_runs():
@@ -131,13 +125,16 @@ def test_a_factory_that_looks_at_its_values_is_trained_in_runs():
     assert reason_against(tiny(), dataclasses.replace(contender, factory=optlab.sgd)) is None
 
 
-def test_convolutions_are_trained_in_runs_on_a_cpu(monkeypatch):
-    from optlab.data import arrays
-    from optlab.models import resnet20
+class Convolved(nn.Module):
+    @nn.compact
+    def __call__(self, inputs):
+        return nn.Dense(2)(nn.Conv(2, (3, 3))(inputs).mean(axis=(1, 2)))
 
-    images = np.zeros((8, 8, 8, 3), np.float32)
+
+def test_convolutions_are_trained_in_runs_on_a_cpu():
+    images = np.zeros((8, 4, 4, 1), np.float32)
     data = arrays(images, np.arange(8) % 2, validation=0.25, test=0)
-    workload = Workload.from_model(resnet20(outputs=2), data, batch_size=2)
+    workload = Workload.from_model(Convolved(), data, batch_size=2)
     contender = contend("mine", optlab.sgd, space=None, schedule=None, steps=6)
     assert reason_against(workload, contender) == "stacked convolutions are slow on a CPU"
 
@@ -146,4 +143,3 @@ def test_convolutions_are_trained_in_runs_on_a_cpu(monkeypatch):
 def test_all_kinds_of_ours_can_be_a_population(name):
     contender = contend(name, name, space=None, schedule=optlab.schedules.warmup_cosine, steps=20)
     assert reason_against(tiny(), contender) is None
-    assert jax.default_backend() == "cpu"
