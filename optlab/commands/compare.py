@@ -126,8 +126,8 @@ def _schedule(config: Config) -> Callable[..., Any] | None:
     if part.name == "constant" and not part.arguments.get("warmup"):
         return None
     factory = find("schedule", part.name)
-    names = filled("schedule", factory)
-    if names.get("steps", "steps") != "steps" or "optimizer.learning_rate" not in names.values():
+    names = {source: argument for argument, source in filled("schedule", factory).items()}
+    if names.get("steps", "steps") != "steps" or "optimizer.learning_rate" not in names:
         raise ConfigError(f"schedule={part.name} has no peak and steps: take one of optlab.schedules")
     return functools.partial(factory, **part.arguments)
 

@@ -71,6 +71,7 @@ class Comparison:
       above: the probability that the contender's winner is better than the baseline's.
       ratio: of the steps to the target; None without a target's value.
       flip: from how many trials on the order of the best-of-k curves is the final one; None if it always is.
+      missed: a true difference below this would be missed more than once in five; NaN where no spread is known.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Comparison:
     above: Estimate
     ratio: Estimate | None
     flip: int | None
+    missed: float
 
     @property
     def is_different(self) -> bool:
@@ -188,7 +190,7 @@ class Verdict:
         else:
             words = (
                 f"{c.name} and {base.name} can't be told apart with {self.study.studies} studies: {scores}, {by} "
-                f"(differences below {self.detectable:.1f} SD would be missed more than once in five)"
+                f"(a true one below {_short(c.missed)}, {self.detectable:.1f} SD, would often be missed)"
             )
         return words + self._in_steps(c) + "."
 
@@ -247,6 +249,7 @@ def judge(study: Study, results: Mapping[str, Result]) -> Verdict:
     base = standings[study.baseline]
     others = [standings[name] for name in study.contenders if name != study.baseline]
     differences = [_difference(x.scores, base.scores, study.is_paired) for x in others]
+    found = statistics.detectable(study.studies, comparisons=len(others), is_paired=study.is_paired)
     adjusted = statistics.holm([d.p for d in differences])
     sign = 1 if study.workload.target.mode == "max" else -1
     ranked = lambda x: sign * np.where(np.isnan(x.scores), -sign * math.inf, x.scores)
@@ -260,10 +263,10 @@ def judge(study: Study, results: Mapping[str, Result]) -> Verdict:
             statistics.order_flip(sign * np.array(x.best_of), sign * np.array(base.best_of))
             if len(x.best_of) == len(base.best_of)
             else None,
+            found * _spread(x.scores, base.scores, study.is_paired),
         )
         for x, difference, p in zip(others, differences, adjusted, strict=True)
     }
-    found = statistics.detectable(study.studies, comparisons=len(others), is_paired=study.is_paired)
     return Verdict(study, results, standings, comparisons, found)
 
 
@@ -302,6 +305,17 @@ def _difference(a: Sequence[float], b: Sequence[float], is_paired: bool) -> Esti
         return statistics.paired([x for x, _ in both], [y for _, y in both]) if both else Estimate(math.nan)
     x, y = ([v for v in s if math.isfinite(v)] for s in (a, b))
     return statistics.welch(x, y) if x and y else Estimate(math.nan)
+
+
+def _spread(a: Sequence[float], b: Sequence[float], is_paired: bool) -> float:
+    """The standard deviation that `statistics.power` counts in: pooled, or that of the differences."""
+    x, y = np.asarray(a), np.asarray(b)
+    if is_paired:
+        x, y = x - y, x - y
+    parts = [v[np.isfinite(v)] for v in (x, y)]
+    if min(map(len, parts)) < 2:
+        return math.nan
+    return math.sqrt(sum(float(v.var(ddof=1)) for v in parts) / 2)
 
 
 def _times(study: Study, results: Sequence[Result]) -> tuple[list[float], list[bool]]:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from optlab.commands import main
+from optlab.compare import plan
 
 CONFIG = """
 from optlab.compare import Comparison, log_uniform
@@ -29,7 +30,7 @@ def get_config():
 """
 
 
-def test_a_study_leaves_a_verdict_and_is_extended(here, capsys):
+def test_a_study_leaves_a_verdict(here, capsys):
     assert main(["compare", "small.py"]) == 0
     out = capsys.readouterr().out
     assert "2 contenders on MLP, 2 studies of 2 trials each, 4 steps; test/loss of the winners" in out
@@ -37,15 +38,14 @@ def test_a_study_leaves_a_verdict_and_is_extended(here, capsys):
     lines = (folder / "trials.jsonl").read_text().splitlines()
     assert len(lines) == 2 * 2 * 3
     assert json.loads((folder / "study.json").read_text())["steps"] == 4
-    assert main(["compare", "small.py", "studies=3"]) == 0
-    assert (folder / "trials.jsonl").read_text().splitlines()[:12] == lines
-    assert "3 studies of 2 trials" in (folder / "verdict.md").read_text()
+    assert "2 studies of 2 trials" in (folder / "verdict.md").read_text()
 
 
-def test_a_plan_says_what_it_costs_and_trains_nothing(here, capsys):
+def test_a_plan_says_what_it_costs_and_trains_nothing(here, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "_seconds", lambda study, name, count: 60.0)
     assert main(["compare", "small.py", "--plan", "studies=5", "steps=100"]) == 0
     out = capsys.readouterr().out
-    assert "5 studies, 100 steps a run: 30 runs, 3,000 steps, about " in out
+    assert "5 studies, 100 steps a run: 30 runs, 3,000 steps, about 2 min" in out
     assert "lion: 5 × 2 trials and 5 winners afresh, 15 runs" in out
     assert "learning_rate log_uniform(0.0001, 0.01); one program for many trials" in out
     assert "a difference of 2.0 standard deviations" in out

@@ -30,6 +30,7 @@ class Pretended:
 
     trained: ClassVar[list] = []
     stop_after = math.inf
+    width = 4
 
     def __init__(self, workload, contender, evaluate_every, expected):
         self.contender = contender

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from optlab.compare import study as module
+from optlab.compare.plan import make_plan
 from optlab.compare.study import make_study, run_study
 from optlab.compare.trials import Result
 from optlab.config import ConfigError, Target
@@ -182,3 +183,15 @@ def test_a_comparison_needs_a_validation_split():
 
 def test_the_baseline_stands_first():
     assert list(studied(["sgd", "adam"], baseline="adam").contenders) == ["adam", "sgd"]
+
+
+def test_a_plan_times_a_few_steps_of_every_contender_and_counts_all_runs():
+    plan = make_plan(studied(seeds=2, finals=3, steps=100))
+    assert plan.trials == {"adamw": 2 * (4 * 2 + 3), "sgd": 2 * (4 * 2 + 3)}
+    assert len(Pretended.trained) == 2 * 2
+    assert "44 runs, 4,400 steps, about " in str(plan)
+    assert f"a difference of {plan.detectable:.1f} standard deviations" in str(plan)
+
+
+def test_a_plan_of_one_study_says_that_nothing_can_be_found():
+    assert "With one study there is no interval" in str(make_plan(studied(studies=1)))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
 from optlab.compare.study import make_study
@@ -53,7 +54,9 @@ def test_what_cannot_be_told_apart_is_said_with_what_would_be_missed():
     found = verdict_of(studied())
     assert not found.comparisons["sgd"].is_different
     assert "sgd and adamw can't be told apart with 5 studies" in str(found)
-    assert "2.0 SD" in str(found)
+    spread = math.sqrt(sum(np.var(found.standings[n].scores, ddof=1) for n in ("adamw", "sgd")) / 2)
+    assert found.comparisons["sgd"].missed == pytest.approx(found.detectable * spread)
+    assert f"(a true one below {found.comparisons['sgd'].missed:.4g}, 2.0 SD, would often be missed" in str(found)
 
 
 def test_lower_is_better_for_a_loss_and_worse_for_an_accuracy():
