@@ -45,36 +45,35 @@ def compare(
     that winner afresh for the test split. The studies are the repetitions that intervals and tests are made of.
 
     Args:
-      contenders: by name a factory, keyword arguments -> an optax transformation, or the name of one of ours ("muon");
-        or a list of such names. `functools.partial(optlab.sgd, momentum=0.9)` fixes
-        an argument.
-      workload: what is trained. Its target's metric, on the validation split, chooses the winners; its target's value,
-        if it has one, is what steps are counted to.
-      steps: updates of a run.
-      trials: points of each contender in each study, a power of two; None is 8, or a grid's own number.
-      studies: how often every contender is tuned anew.
-      seeds: trainings of each point.
-      finals: fresh trainings of each winner.
-      spaces: by contender what is searched: {"mine": {"learning_rate": log_uniform(1e-4, 1e-1), "schedule.end":
-        uniform(0, 0.1)}}; without one a default of the learning rate.
-      schedule: (peak, steps, …) -> a function of the step, for every learning rate alike; None is a constant rate.
-      before: what every contender's gradients go through first, such as optax.clip_by_global_norm(1.0).
-      baseline: the contender that the others are compared with; None is the first.
-      design: "sobol", or "grid": every combination of the spaces' choices.
-      paired: whether all contenders share initializations and data orders, and are compared study by study.
-      seed: of everything that is drawn.
-      evaluate_every: steps between two evaluations; None is a twentieth of the run.
-      executor: "population", many trials in one program, or "runs", one after another; None takes populations, and
-        runs where those can't be or are slower. The plan says which.
-      folder: where trials and verdict are kept: the same call goes on where it stood, one with more studies, trials or
-        contenders trains only what is new.
-      quiet: whether nothing is said on the way.
+        contenders: by name a factory, keyword arguments -> an optax transformation, or the name of one of ours
+            ("muon"); or a list of such names. `functools.partial(optlab.sgd, momentum=0.9)` fixes an argument.
+        workload: what is trained. Its target's metric, on the validation split, chooses the winners; its target's
+            value, if it has one, is what steps are counted to.
+        steps: updates of a run.
+        trials: points of each contender in each study, a power of two; None is 8, or a grid's own number.
+        studies: how often every contender is tuned anew.
+        seeds: trainings of each point.
+        finals: fresh trainings of each winner.
+        spaces: by contender what is searched: {"mine": {"learning_rate": log_uniform(1e-4, 1e-1), "schedule.end":
+            uniform(0, 0.1)}}; without one a default of the learning rate.
+        schedule: (peak, steps, …) -> a function of the step, for every learning rate alike; None is a constant rate.
+        before: what every contender's gradients go through first, such as optax.clip_by_global_norm(1.0).
+        baseline: the contender that the others are compared with; None is the first.
+        design: "sobol", or "grid": every combination of the spaces' choices.
+        paired: whether all contenders share initializations and data orders, and are compared study by study.
+        seed: of everything that is drawn.
+        evaluate_every: steps between two evaluations; None is a twentieth of the run.
+        executor: "population", many trials in one program, or "runs", one after another; None takes populations, and
+            runs where those can't be or are slower. The plan says which.
+        folder: where trials and verdict are kept: the same call goes on where it stood, one with more studies, trials
+            or contenders trains only what is new.
+        quiet: whether nothing is said on the way.
 
     Returns:
-      the verdict: `print` shows it in words, `.frame()` gives every trial as a row.
+        the verdict: `print` shows it in words, `.frame()` gives every trial as a row.
 
     Raises:
-      ConfigError: for whatever can't work, before anything is trained.
+        ConfigError: for whatever can't work, before anything is trained.
     """
     study = make_study(
         contenders, workload, steps=steps, trials=trials, studies=studies, seeds=seeds, finals=finals, spaces=spaces,

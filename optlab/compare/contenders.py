@@ -22,12 +22,12 @@ class Contender:
     """One of those that are compared.
 
     Attributes:
-      name: what it is called.
-      factory: keyword arguments -> an optax transformation.
-      space: by argument of the factory what is searched; "schedule.end" is the schedule's argument `end`.
-      schedule: (peak, …) -> a function of the step, given to every learning rate; None leaves them numbers.
-      steps: the length of a run, for schedules that have a length.
-      before: what the gradients go through first, such as clipping.
+        name: what it is called.
+        factory: keyword arguments -> an optax transformation.
+        space: by argument of the factory what is searched; "schedule.end" is the schedule's argument `end`.
+        schedule: (peak, …) -> a function of the step, given to every learning rate; None leaves them numbers.
+        steps: the length of a run, for schedules that have a length.
+        before: what the gradients go through first, such as clipping.
     """
 
     name: str
@@ -66,8 +66,8 @@ def contend(
     """A contender from a factory or the name of one, with the default space where none is given.
 
     Raises:
-      ConfigError: for a name that no trial can have, a factory that there isn't, an argument that it doesn't take, one
-        that it needs and the space doesn't have, and whatever it raises at the middle of the space.
+        ConfigError: for a name that no trial can have, a factory that there isn't, an argument that it doesn't take,
+            one that it needs and the space doesn't have, and whatever it raises at the middle of the space.
     """
     if not name or not isinstance(name, str) or set("/\\\0\n") & set(name):
         raise ConfigError(f"a contender's name must be text without slashes, got {name!r}")

@@ -18,10 +18,10 @@ class Plan:
     """What a study comes to.
 
     Attributes:
-      study: which one.
-      trials: by contender how many trainings there are, the winners' fresh ones included.
-      seconds: by contender about how long they take.
-      detectable: the difference that is found four times of five, in standard deviations of the winners' scores.
+        study: which one.
+        trials: by contender how many trainings there are, the winners' fresh ones included.
+        seconds: by contender about how long they take.
+        detectable: the difference that is found four times of five, in standard deviations of the winners' scores.
     """
 
     study: Study

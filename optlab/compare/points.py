@@ -86,11 +86,11 @@ def draw(space: Space, trials: int, *, design: Design = "sobol", seed: int = 0) 
     """The points of one study, by the hyperparameters' names.
 
     Args:
-      space: what is searched.
-      trials: how many points; a power of two, whose low discrepancy Sobol's sequence keeps. More trials begin with
-        the same points. A grid has as many as it has.
-      design: "sobol" is scrambled by the seed, "grid" is every combination of choices.
-      seed: of the scrambling.
+        space: what is searched.
+        trials: how many points; a power of two, whose low discrepancy Sobol's sequence keeps. More trials begin with
+            the same points. A grid has as many as it has.
+        design: "sobol" is scrambled by the seed, "grid" is every combination of choices.
+        seed: of the scrambling.
     """
     names = list(space)
     if design == "grid":
@@ -107,7 +107,7 @@ def check_design(name: str, space: Space, trials: int | None, design: Design) ->
     """How many trials a study of this contender has.
 
     Raises:
-      ConfigError: for too few of them, a number that isn't a power of two, or a grid of intervals.
+        ConfigError: for too few of them, a number that isn't a power of two, or a grid of intervals.
     """
     if design == "grid":
         if intervals := [key for key, found in space.items() if not isinstance(found, Choice)]:

@@ -38,10 +38,10 @@ class Population:
     where no other trial sees it.
 
     Args:
-      workload: what is trained.
-      contender: whose trials.
-      evaluate_every: steps between two evaluations.
-      expected: trials that are likely to come at once.
+        workload: what is trained.
+        contender: whose trials.
+        evaluate_every: steps between two evaluations.
+        expected: trials that are likely to come at once.
     """
 
     def __init__(self, workload: Workload, contender: Contender, evaluate_every: int, expected: int):

@@ -35,10 +35,10 @@ class Runs:
     """Trains each trial by `optlab.training.train`, one after another. Only final ones see the test split.
 
     Args:
-      workload: what is trained.
-      contender: whose trials.
-      evaluate_every: steps between two evaluations.
-      expected: trials that are likely to come at once; makes no difference here.
+        workload: what is trained.
+        contender: whose trials.
+        evaluate_every: steps between two evaluations.
+        expected: trials that are likely to come at once; makes no difference here.
     """
 
     def __init__(self, workload: Workload, contender: Contender, evaluate_every: int, expected: int):

@@ -20,18 +20,18 @@ class Comparison:
     """One comparison. `configs/compare_*.py` return one from `get_config()`.
 
     Attributes:
-      baseline: an ordinary run, whose optimizer is what the others are compared with.
-      contenders: the others' optimizers, by their names.
-      spaces: by contender (the baseline by its optimizer's name) what is searched; without one the learning rate.
-      trials: points of each contender in each study; None is 8, or a grid's own number.
-      studies: how often every contender is tuned anew.
-      seeds: trainings of each point.
-      finals: fresh trainings of each winner.
-      design: "sobol" or "grid".
-      paired: whether all contenders share initializations and data orders.
+        baseline: an ordinary run, whose optimizer is what the others are compared with.
+        contenders: the others' optimizers, by their names.
+        spaces: by contender (the baseline by its optimizer's name) what is searched; without one the learning rate.
+        trials: points of each contender in each study; None is 8, or a grid's own number.
+        studies: how often every contender is tuned anew.
+        seeds: trainings of each point.
+        finals: fresh trainings of each winner.
+        design: "sobol" or "grid".
+        paired: whether all contenders share initializations and data orders.
 
     Raises:
-      ConfigError: for a key of the baseline that a comparison doesn't use.
+        ConfigError: for a key of the baseline that a comparison doesn't use.
     """
 
     baseline: Config
@@ -63,7 +63,7 @@ def overridden(comparison: Comparison, assignments: Sequence[str]) -> Comparison
     """A comparison with `key=value` strings applied: its own keys, such as `studies=2`, and the baseline's run's.
 
     Raises:
-      ConfigError: as `optlab.config.override`.
+        ConfigError: as `optlab.config.override`.
     """
     from optlab.config._values import accepts, describe, parse
 

@@ -24,10 +24,10 @@ class Estimate:
     """A value and its interval of confidence; NaN bounds where the data give none.
 
     Attributes:
-      value: the estimate.
-      low: the interval's lower end.
-      high: the interval's upper end.
-      p: of the test that the value is what no difference would give, NaN without one.
+        value: the estimate.
+        low: the interval's lower end.
+        high: the interval's upper end.
+        p: of the test that the value is what no difference would give, NaN without one.
     """
 
     value: float
@@ -47,7 +47,7 @@ def paired(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE) -> Estima
     """mean(a − b) where a[i] and b[i] belong together, with Student's interval and the two-sided p of no difference.
 
     Raises:
-      ValueError: for samples of different lengths.
+        ValueError: for samples of different lengths.
     """
     x, y = _sample("a", a), _sample("b", b)
     if len(x) != len(y):
@@ -84,7 +84,7 @@ def holm(p: ArrayLike) -> np.ndarray:
     """The p-values of several comparisons, adjusted so that together they err as seldom as one. Holm 1979.
 
     Args:
-      p: of each comparison; NaN is one that couldn't be tested, and counts as one all the same.
+        p: of each comparison; NaN is one that couldn't be tested, and counts as one all the same.
     """
     values = np.asarray(p, float)
     order = np.argsort(np.where(np.isnan(values), 1, values), kind="stable")
@@ -122,7 +122,7 @@ def survival(times: ArrayLike, reached: ArrayLike) -> tuple[np.ndarray, np.ndarr
     """The share of runs that haven't reached the target after each time at which one did. Kaplan and Meier 1958.
 
     Returns:
-      (times, shares), both ascending in time.
+        (times, shares), both ascending in time.
     """
     t, is_reached = np.asarray(times, float), np.asarray(reached, bool)
     at = np.unique(t[is_reached])
@@ -171,9 +171,9 @@ def _rank_interval(least: np.ndarray, most: np.ndarray, confidence: float) -> tu
     """The order statistics of all pairs' ratios between which the exact rank test of level 1 − confidence is silent.
 
     Args:
-      least: what each pair's ratio is at least, (n, m).
-      most: and at most.
-      confidence: the interval's.
+        least: what each pair's ratio is at least, (n, m).
+        most: and at most.
+        confidence: the interval's.
     """
     counts = _rank_counts(*least.shape)
     rejected = int(np.sum(np.cumsum(counts) / counts.sum() <= (1 - confidence) / 2))  # numbers of pairs, from 0 on
@@ -204,7 +204,7 @@ def best_of(scores: ArrayLike) -> np.ndarray:
     means that it is part of.
 
     Returns:
-      an array of shape (n,).
+        an array of shape (n,).
     """
     x = np.sort(np.asarray(scores, float))
     n, k = len(x), np.arange(1, len(x) + 1)[:, None]
@@ -226,9 +226,9 @@ def sensitivity(values: ArrayLike, losses: ArrayLike, tolerance: float) -> float
     Between the trials the loss is taken to be linear in log₁₀ of the hyperparameter.
 
     Args:
-      values: of the hyperparameter, positive.
-      losses: of those trials, positive; inf for one that diverged.
-      tolerance: such as 0.1.
+        values: of the hyperparameter, positive.
+        losses: of those trials, positive; inf for one that diverged.
+        tolerance: such as 0.1.
     """
     order = np.argsort(np.asarray(values, float))
     x, y = np.log10(np.asarray(values, float)[order]), np.asarray(losses, float)[order]
@@ -246,11 +246,11 @@ def performance_profiles(costs: Mapping[str, Sequence[float]], factors: ArrayLik
     """The share of workloads that each contender solves within a factor of the best one's cost. Dolan and Moré 2002.
 
     Args:
-      costs: by contender, such as steps to the target, one a workload; inf where it never got there.
-      factors: from 1 on.
+        costs: by contender, such as steps to the target, one a workload; inf where it never got there.
+        factors: from 1 on.
 
     Returns:
-      by contender an array of the factors' shape.
+        by contender an array of the factors' shape.
     """
     table = np.array([np.asarray(c, float) for c in costs.values()])
     best = table.min(axis=0)
@@ -278,10 +278,10 @@ def detectable(repetitions: int, *, comparisons: int = 1, is_paired: bool = Fals
     """The difference that is found with that chance, in standard deviations as in `power`; inf for one repetition.
 
     Args:
-      repetitions: studies a contender.
-      comparisons: that are corrected for; the level of each is 0.05 / comparisons, as Holm's first one.
-      is_paired: whether the contenders are compared study by study.
-      chance: of finding it.
+        repetitions: studies a contender.
+        comparisons: that are corrected for; the level of each is 0.05 / comparisons, as Holm's first one.
+        is_paired: whether the contenders are compared study by study.
+        chance: of finding it.
     """
     if repetitions < 2:
         return math.inf

@@ -39,17 +39,17 @@ class Study:
     """What is compared, and how often. Make one with `make_study`, which checks it.
 
     Attributes:
-      workload: what is trained.
-      contenders: by name; the first is the baseline.
-      trials: points of each contender in each study.
-      studies: how often every contender is tuned anew.
-      seeds: trainings of each point; the best mean wins.
-      finals: fresh trainings of each winner.
-      seed: of all the others.
-      design: how the points are drawn.
-      is_paired: whether all contenders' runs have the same initializations and data orders.
-      evaluate_every: steps between two evaluations.
-      executors: by contender its executor, and why that isn't a population ("" if it is, or wasn't to be).
+        workload: what is trained.
+        contenders: by name; the first is the baseline.
+        trials: points of each contender in each study.
+        studies: how often every contender is tuned anew.
+        seeds: trainings of each point; the best mean wins.
+        finals: fresh trainings of each winner.
+        seed: of all the others.
+        design: how the points are drawn.
+        is_paired: whether all contenders' runs have the same initializations and data orders.
+        evaluate_every: steps between two evaluations.
+        executors: by contender its executor, and why that isn't a population ("" if it is, or wasn't to be).
     """
 
     workload: Workload
@@ -171,7 +171,7 @@ def make_study(
     """A checked study; nothing is trained. The arguments are those of `optlab.compare`.
 
     Raises:
-      ConfigError: for whatever can't work, by name.
+        ConfigError: for whatever can't work, by name.
     """
     contenders = contenders if isinstance(contenders, Mapping) else dict(zip(contenders, contenders, strict=True))
     for name, value in dict(steps=steps, studies=studies, seeds=seeds, finals=finals).items():
@@ -232,13 +232,13 @@ def run_study(
     """Trains what isn't finished yet, and gives the results of all trials of the study by their ids.
 
     Args:
-      study: from `make_study`.
-      folder: where each finished trial is a line: the same call goes on where it stood, and one with more studies,
-        trials, seeds, finals or contenders trains no more than what is new.
-      tell: called with the contender's name and the trials that were just finished.
+        study: from `make_study`.
+        folder: where each finished trial is a line: the same call goes on where it stood, and one with more studies,
+            trials, seeds, finals or contenders trains no more than what is new.
+        tell: called with the contender's name and the trials that were just finished.
 
     Raises:
-      ConfigError: if the folder holds another study.
+        ConfigError: if the folder holds another study.
     """
     with contextlib.nullcontext() if folder is None else WriterLock(Path(folder).expanduser()).held():
         ledger = Ledger(folder, study.about() if folder is not None else {})

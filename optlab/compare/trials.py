@@ -21,13 +21,13 @@ class Trial:
     """One setting of hyperparameters, trained once.
 
     Attributes:
-      contender: its name.
-      study: the repetition that it belongs to, from 0.
-      point: which of the study's points.
-      repeat: which training of that point.
-      is_final: whether it is the winner, trained afresh for the test split.
-      values: the hyperparameters.
-      seed: of initialization, data order and dropout.
+        contender: its name.
+        study: the repetition that it belongs to, from 0.
+        point: which of the study's points.
+        repeat: which training of that point.
+        is_final: whether it is the winner, trained afresh for the test split.
+        values: the hyperparameters.
+        seed: of initialization, data order and dropout.
     """
 
     contender: str
@@ -49,12 +49,12 @@ class Result:
     """What came of a trial.
 
     Attributes:
-      trial: which one.
-      curve: the evaluations: "step", "train/loss" (of that step's batch) and "validation/…", lists of one length.
-      test: "test/…" at the end, of a final one.
-      diverged: None, or which step failed and why; the curve ends before it.
-      seconds: of training. In a population, its share of the population's.
-      executor: "population" or "runs".
+        trial: which one.
+        curve: the evaluations: "step", "train/loss" (of that step's batch) and "validation/…", lists of one length.
+        test: "test/…" at the end, of a final one.
+        diverged: None, or which step failed and why; the curve ends before it.
+        seconds: of training. In a population, its share of the population's.
+        executor: "population" or "runs".
     """
 
     trial: Trial
@@ -94,12 +94,12 @@ class Ledger:
     """The finished trials of a study in its folder, by their ids. The driver alone writes, and a kill loses no line.
 
     Args:
-      folder: the study's; None keeps nothing on the disk.
-      about: what the study is, JSON data: a folder that holds another one is refused. Under "contenders" there may be
-        more than there were.
+        folder: the study's; None keeps nothing on the disk.
+        about: what the study is, JSON data: a folder that holds another one is refused. Under "contenders" there may be
+            more than there were.
 
     Raises:
-      ConfigError: it names what differs.
+        ConfigError: it names what differs.
     """
 
     def __init__(self, folder: str | Path | None, about: Mapping[str, Any]):

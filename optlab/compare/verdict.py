@@ -30,19 +30,19 @@ class Standing:
     """One contender by itself.
 
     Attributes:
-      name: its name.
-      scores: of each study's winner the measure, the mean over its fresh trainings; NaN if all of them diverged.
-      mean: over the studies, with Student's interval.
-      reached: how many of the fresh trainings reached the target; None without a target's value.
-      steps: their median number of steps to the target, inf if fewer than half reach it; None likewise.
-      restricted: their mean number of steps to the target or the end of the run; None likewise.
-      diverged: how many trials diverged, of how many.
-      causes: of the first few of those.
-      best: the winners' hyperparameters, study by study.
-      edges: hyperparameters whose best value was at an edge of what was tried in most of the studies.
-      decades: of the learning rate, within `TOLERANCE` of the best validation loss; None if more was searched.
-      best_of: the mean over the studies of the expected best of k trials on validation, k = 1 … trials.
-      seconds: of a training, as the executor measured it.
+        name: its name.
+        scores: of each study's winner the measure, the mean over its fresh trainings; NaN if all of them diverged.
+        mean: over the studies, with Student's interval.
+        reached: how many of the fresh trainings reached the target; None without a target's value.
+        steps: their median number of steps to the target, inf if fewer than half reach it; None likewise.
+        restricted: their mean number of steps to the target or the end of the run; None likewise.
+        diverged: how many trials diverged, of how many.
+        causes: of the first few of those.
+        best: the winners' hyperparameters, study by study.
+        edges: hyperparameters whose best value was at an edge of what was tried in most of the studies.
+        decades: of the learning rate, within `TOLERANCE` of the best validation loss; None if more was searched.
+        best_of: the mean over the studies of the expected best of k trials on validation, k = 1 … trials.
+        seconds: of a training, as the executor measured it.
     """
 
     name: str
@@ -65,13 +65,13 @@ class Comparison:
     """A contender beside the baseline.
 
     Attributes:
-      name: the contender's.
-      difference: of the measure, the contender's less the baseline's.
-      p: of no difference, Holm's over all contenders.
-      above: the probability that the contender's winner is better than the baseline's.
-      ratio: of the steps to the target; None without a target's value.
-      flip: from how many trials on the order of the best-of-k curves is the final one; None if it always is.
-      missed: a true difference below this would be missed more than once in five; NaN where no spread is known.
+        name: the contender's.
+        difference: of the measure, the contender's less the baseline's.
+        p: of no difference, Holm's over all contenders.
+        above: the probability that the contender's winner is better than the baseline's.
+        ratio: of the steps to the target; None without a target's value.
+        flip: from how many trials on the order of the best-of-k curves is the final one; None if it always is.
+        missed: a true difference below this would be missed more than once in five; NaN where no spread is known.
     """
 
     name: str
