@@ -27,6 +27,7 @@ from optlab.training.strategies._base import _QUICK
 WIDTH = 64  # trials in one program: with more, the first results come late
 WIDTH_CPU = 4  # or as many as there are finals: a CPU gains nothing from more, and all parts share one program
 STATES = 6  # of a trial's state, as much memory is taken for it, its gradients and activations
+FEED = 2**28  # bytes of batches that are on the device at once, where the data don't stay there
 WHOLE = 2048  # examples of a split that are evaluated as one batch
 _OF_STEP = ("loss", "gradient_norm", "fault")
 
@@ -168,17 +169,28 @@ class _Program:
         steps = self.contender.steps
         for start in range(0, steps, evaluate_every):
             stop = min(start + evaluate_every, steps)
-            feed = self._feed(feeds, start, stop)
-            state, measured = self.stepped(traced, state, feed, self.rows_there)
+            measured = []
+            piece = self._piece(stop - start, len(trials))
+            for at in range(start, stop, piece):
+                state, new = self.stepped(traced, state, self._feed(feeds, at, at + piece), self.rows_there)
+                measured.append(np.asarray(new, np.float64))
             held_out = self._evaluate("validation", state)
             for i, curve in enumerate(found):
-                curve.add(start, np.asarray(measured[i], np.float64), {k: float(v[i]) for k, v in held_out.items()})
+                whole = np.concatenate([m[i] for m in measured])
+                curve.add(start, whole, {k: float(v[i]) for k, v in held_out.items()})
         test = self._evaluate("test", state) if any(t.is_final for t in trials) else {}
         share = (time.monotonic() - began) / len(trials)
         return [c.result({k: float(v[i]) for k, v in test.items()}, share) for i, c in enumerate(found)]
 
     def _batches(self, seed: int) -> Any:
         return as_batches(self.workload.data.train, self.workload.batch_size, seed, self.workload.draw)
+
+    def _piece(self, steps: int, width: int) -> int:
+        """How many steps are fed at once: all, or the most that divide them and fit into `FEED`."""
+        if self.rows is not None:
+            return steps
+        size = sum(x.nbytes for x in jax.tree.leaves(self.shapes()[2]))
+        return max(n for n in range(1, steps + 1) if steps % n == 0 and (n == 1 or n * size * width <= FEED))
 
     def _feed(self, feeds: Sequence[Any], start: int, stop: int) -> Any:
         """For every trial and step the batch, or its rows' indices where the data stay on the device."""

@@ -23,6 +23,13 @@ def nothing_is_trained(monkeypatch):
     monkeypatch.setattr(Pretended, "stop_after", math.inf)
 
 
+@pytest.fixture
+def untraced(monkeypatch):
+    """Leaves what programs compute out of a study's identity: tracing them takes longest here."""
+    monkeypatch.setattr(module, "_programs", lambda workload: {})
+    monkeypatch.setattr(module, "_described", lambda workload, contender: {"space": str(contender.space)})
+
+
 def studied(contenders=("adamw", "sgd"), **settings):
     settings = {"trials": 4, "studies": 2, "executor": "runs", **settings}
     return make_study(list(contenders), WORKLOAD, steps=settings.pop("steps", 10), **settings)
@@ -85,12 +92,12 @@ def test_several_seeds_of_a_point_are_averaged():
     assert study.winner("adamw", 0, results) == 1
 
 
-def test_a_finished_study_trains_nothing(tmp_path):
+def test_a_finished_study_trains_nothing(tmp_path, untraced):
     assert len(asked(studied(), tmp_path)) == 2 * 2 * (4 + 1)
     assert asked(studied(), tmp_path) == []
 
 
-def test_a_study_is_extended_without_repeating_anything(tmp_path):
+def test_a_study_is_extended_without_repeating_anything(tmp_path, untraced):
     first = asked(studied(), tmp_path)
     more = asked(studied(studies=3), tmp_path)
     assert len(more) == 2 * 5
@@ -104,7 +111,7 @@ def test_a_study_is_extended_without_repeating_anything(tmp_path):
     assert sum("/final/" in t for t in eight) <= 2 * 2  # a winner that stays is not trained again
 
 
-def test_a_killed_driver_goes_on_where_it_stood(tmp_path):
+def test_a_killed_driver_goes_on_where_it_stood(tmp_path, untraced):
     whole = run_study(studied(), tmp_path / "whole")
     for stop in (1, 7, 17):
         Pretended.trained.clear()
@@ -117,7 +124,7 @@ def test_a_killed_driver_goes_on_where_it_stood(tmp_path):
         assert sorted(Pretended.trained) == sorted(whole)  # each once
 
 
-def test_a_study_of_another_length_is_refused(tmp_path):
+def test_a_study_of_another_length_is_refused(tmp_path, untraced):
     run_study(studied(), tmp_path)
     with pytest.raises(ConfigError, match=r"another study: steps \(10 there, 20 here\)"):
         run_study(studied(steps=20), tmp_path)
@@ -139,15 +146,13 @@ def test_a_factory_that_computes_something_else_is_refused(tmp_path):
         run_study(again(0.2), tmp_path)
 
 
-def test_two_drivers_do_not_write_to_one_folder(tmp_path):
+def test_two_drivers_do_not_write_to_one_folder(tmp_path, untraced):
     from optlab.runs import CheckpointError
     from optlab.runs._lock import WriterLock
 
-    lock = WriterLock(tmp_path)
-    lock.acquire()
-    with pytest.raises(CheckpointError, match="is being written by process"):
+    held = WriterLock(tmp_path).held()
+    with held, pytest.raises(CheckpointError, match="is being written by process"):
         run_study(studied(), tmp_path)
-    lock.release()
 
 
 @pytest.mark.parametrize(
