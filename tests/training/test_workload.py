@@ -74,6 +74,7 @@ RULES = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("model", [Net(), Noisy(), Newer], ids=["plain", "noisy", "nnx"])
 def test_a_workload_of_the_users_is_trained_by_rules_of_any_house(name, model):
@@ -191,6 +192,7 @@ def test_two_functions_are_a_workload():
     assert "test/loss" not in history.records[-1]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, np.int32, np.float16, jnp.bfloat16, np.float32])
 @pytest.mark.parametrize("is_scalar", [False, True])
 def test_metrics_of_every_dtype_are_means(dtype, is_scalar):
