@@ -24,7 +24,7 @@ def connect(where: str) -> None:
     """Connects this process with the others of its run. Call it before anything touches a device.
 
     Args:
-        where: "auto" if JAX knows the cluster: SLURM, Open MPI, TPU pods, Kubernetes. Otherwise "HOST:PORT,COUNT,INDEX":
+        where: "auto" if JAX knows the cluster: SLURM, Open MPI, TPU pods, Kubernetes. Else "HOST:PORT,COUNT,INDEX":
             the address of process 0, the number of processes, and this one's index, such as "10.0.0.1:1234,2,0".
 
     Raises:
