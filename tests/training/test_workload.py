@@ -102,6 +102,7 @@ def test_the_architectures_example_runs():
     assert history.reached is None or history.reached <= 150
 
 
+@pytest.mark.slow
 def test_an_nnx_model_keeps_its_statistics_its_dropout_and_its_bits(tmp_path):
     make = lambda steps, folder: train(workload(Newer), optax.adamw(1e-2), steps=steps, checkpoints=Checkpoints(folder))
     whole = make(12, tmp_path / "whole")
