@@ -5,10 +5,10 @@ A `Layout` holds both for every parameter. `read_program` infers it from the pro
 of its role, and every block asks by `layout_of`.
 """
 
-from optlab.roles._ask import LayoutLike, layout_of
 from optlab.roles._axes import MatrixAxes
 from optlab.roles._by_role import ByRoleState, Labels, by_role, check_roles
 from optlab.roles._layout import ROLES, Layout, LayoutError, Reading, layout_around
+from optlab.roles._lookup import LayoutLike, layout_of
 from optlab.roles._names import matrix_axes, read_names, roles
 from optlab.roles._program import read_program
 

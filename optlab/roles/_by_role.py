@@ -10,9 +10,9 @@ import jax
 import optax
 
 from optlab._trees import matched
-from optlab.roles._ask import LayoutLike, check_layout, layout_of, resolve
 from optlab.roles._axes import MatrixAxes
 from optlab.roles._layout import ROLES, Layout, LayoutError, Reading
+from optlab.roles._lookup import LayoutLike, check_layout, layout_of, resolve
 
 KNOWN = (*ROLES, "input", "default")
 

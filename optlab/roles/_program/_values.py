@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from optlab.roles._factors import Axes, Factor, Factors, factors_in
-from optlab.roles._primitives import COPIES, LINEAR, PAIRS
+from optlab.roles._program._factors import Axes, Factor, Factors, factors_in
+from optlab.roles._program._primitives import COPIES, LINEAR, MOVES, PAIRS
 
 
 class Use(NamedTuple):
@@ -94,7 +94,8 @@ def plain(name: str, ins: Sequence[Value], views: Mapping[int, Axes] | None = No
     lost = frozenset[tuple[int, Factor]]()
     if level and name != "dot_general" and not (name in PAIRS and len({v.lost for v in tagged}) > 1):
         lost = lost.union(*(v.lost for v in ins))
-    is_onehot = ins[0].is_onehot if name in COPIES else name == "eq" and is_data and not is_seen
+    is_same = len(ins) == 1 and name in COPIES | MOVES
+    is_onehot = ins[0].is_onehot if is_same else name == "eq" and is_data and not is_seen
     views = {leaf: axes for leaf, axes in (views or {}).items() if not is_data or any(axes)}
     maybe = () if is_data else tuple(m for v in ins for m in v.maybe)
     return Value(views, is_data, up, near, level, is_seen or bool(tagged), is_onehot, lost, maybe)

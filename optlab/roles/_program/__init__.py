@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from optlab.roles._layout import Layout
 from optlab.roles._paths import paths_of
-from optlab.roles._verdicts import read_jaxpr
+from optlab.roles._program._conclusions import read_jaxpr
 
 
 def read_program(loss: Callable[..., Any], params: Any, *batch: Any) -> Layout:

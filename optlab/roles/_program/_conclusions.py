@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from optlab.roles._axes import MatrixAxes
-from optlab.roles._factors import Factor, whole_axes
 from optlab.roles._layout import Reading
-from optlab.roles._reader import Reader
-from optlab.roles._values import Use, Value
+from optlab.roles._program._factors import Factor, whole_axes
+from optlab.roles._program._values import Use, Value
+from optlab.roles._program._walk import Reader
 
 # These say only how a parameter is seen, not that it is used.
 SEEN = {"stack", "cut", "whole", "index", "const", "route", "inner", "shard", "expert"}

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from optlab.roles._factors import Axes, Factors, cut, factors_in
-from optlab.roles._primitives import ADDS
-from optlab.roles._values import Use, Value, mapped, plain, together
+from optlab.roles._program._factors import Axes, Factors, cut, factors_in
+from optlab.roles._program._primitives import ADDS
+from optlab.roles._program._values import Use, Value, mapped, plain, together
 
 Dims = Sequence[int]
 

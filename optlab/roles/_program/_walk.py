@@ -6,10 +6,10 @@ from typing import Any
 import jax
 from jax.extend import core as jcore
 
-from optlab.roles._factors import Axes, Factor, Factors, cut, merged, reshaped, size_of
-from optlab.roles._primitives import ALONG_AXES, CALLS, ELEMENTWISE, GATHERS, OF_MATRICES
-from optlab.roles._uses import Uses
-from optlab.roles._values import Use, Value, mapped, plain
+from optlab.roles._program._factors import Axes, Factor, Factors, cut, merged, reshaped, size_of
+from optlab.roles._program._primitives import ALONG_AXES, CALLS, ELEMENTWISE, GATHERS, OF_MATRICES
+from optlab.roles._program._uses import Uses
+from optlab.roles._program._values import Use, Value, mapped, plain
 
 TURNS = 8  # of a loop: what a turn learns of the one before it reaches its end long before
 
