@@ -16,12 +16,15 @@ class Uses:
     Attributes:
         log: every use, in the program's order.
         sums: (near, near) of two activations that are added: a residual branch and its stream.
+        trained: the products upstream of steps that parameters took within the program, as bits.
         feeds: of each product, those upstream of it, as bits.
     """
 
     def __init__(self) -> None:
         self.log: list[Use] = []
         self.sums: list[tuple[int, int]] = []
+        self.trained = 0
+        self.own: dict[int, int] = {}  # the products of each parameter, as bits
         self.feeds: list[int] = []
         self.bits: dict[tuple[Any, int], int] = {}  # of each product, by its place: a loop's turns find it again
         self.place: tuple[int, ...] = ()
@@ -37,7 +40,9 @@ class Uses:
     def used(self, out: Value, up: int, uses: Iterable[Use]) -> Value:
         """The result of a product of an activation, which has these products upstream, with a weight."""
         bit = self.new_product(up)
-        self.log += [use._replace(product=bit.bit_length() - 1, is_input=up == 0) for use in uses]
+        for use in uses:
+            self.log.append(use._replace(product=bit.bit_length() - 1, is_input=up == 0))
+            self.own[use.leaf] = self.own.get(use.leaf, 0) | bit
         return out._replace(
             is_data=True, up=out.up | bit, near=bit, level=2, is_onehot=False, maybe=(), lost=frozenset()
         )
@@ -87,6 +92,8 @@ class Uses:
             ]
             if not out.is_data and x.is_weight:
                 self.log += [Use("inner", u.leaf, stack=u.input, name=("output", "input")[i]) for u in uses]
+            if w.is_data and x.is_data and not free[1 - i]:
+                self.log += [Use("expert", u.leaf, stack=u.input) for u in uses if _is_mixture(u)]
             if not w.is_weight or x.is_weight:
                 continue
             if not contract[i]:  # elementwise
@@ -190,6 +197,8 @@ class Uses:
         acts = [v for v in fit if v.is_data]
         if not acts:
             return self._among_weights(name, fit, out)
+        if (is_sum or name == "sub") and (stepped := self._stepped(name, fit, acts, out)):
+            return stepped
         for v in fit:
             for leaf, axes in v.views.items() if v.is_weight else ():
                 self._met(name, leaf, axes, acts)
@@ -198,6 +207,19 @@ class Uses:
         scaled = self._scaled(name, fit, acts, out)
         found = plain(name, [v if v.is_data else v._replace(views={}) for v in fit], together(acts))
         return found._replace(is_seen=any(v.is_seen for v in ins), scaled=scaled)
+
+    def _stepped(self, name: str, ins: Sequence[Value], acts: Sequence[Value], out: Dims) -> Value | None:
+        """A weight after a step along its own gradient, as in MAML: a weight again. Its uses so far were training.
+
+        Tasks side by side give it an axis more. A sum with one more may be a residual stream that starts as a weight.
+        """
+        is_whole = lambda v: name == "sub" or all(n == 1 or v.has_axis(d) for d, n in enumerate(out))
+        weights = [v for v in ins if v.is_weight and is_whole(v)]
+        if len(weights) != 1 or not any(self.own.get(leaf, 0) & acts[0].up for leaf in weights[0].views):
+            return None
+        self.trained |= acts[0].up
+        self.log += [Use("step", leaf, product=len(self.feeds)) for leaf in weights[0].views]
+        return weights[0]._replace(is_seen=True)
 
     def _among_weights(self, name: str, ins: Sequence[Value], out: Dims) -> Value:
         """What has fewer axes than the fullest is its gain or bias."""
@@ -254,6 +276,12 @@ def _views_of_product(ins: Sequence[Value], batch: Sequence[Dims], free: Sequenc
             mine = (*(axes[d] for d in batch[i]), *(axes[d] if k == i else () for k in (0, 1) for d in free[k]))
             views[leaf] = tuple(a or b for a, b in zip(views[leaf], mine, strict=True)) if leaf in views else mine
     return views
+
+
+def _is_mixture(use: Use) -> bool:
+    """Whether the batch sums over one axis of what a parameter made and leaves another: a gate's, over experts."""
+    left = {f.axis for f in use.output}
+    return bool(left) and left.isdisjoint(f.axis for f in use.input)
 
 
 def _group(axes: Axes, dims: Iterable[int]) -> Factors:
