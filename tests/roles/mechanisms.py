@@ -859,3 +859,37 @@ def a_stream_that_starts_as_learned_queries(p, x):
     scores = jax.nn.softmax(jnp.einsum("qw,btw->bqt", p[0], x))
     y = p[0] + jnp.einsum("bqt,btw->bqw", scores, x @ p[1])
     return jnp.sum(jnp.tanh(y @ p[2]) @ p[3])
+
+
+@mechanism([(T, W), (W, V)], ["vector", HEAD])
+def a_gain_by_a_product_without_a_sum(p, x):
+    y = lax.dot_general(x, p[0], (((), ()), ((1, 2), (0, 1))))
+    return jnp.sum(jnp.tanh(jnp.moveaxis(y, -1, 0)) @ p[1])
+
+
+@mechanism([(W, 2, H, K), (W, H, K), (H, K, V)], [("matrix", (1,), (0,), (2, 3)), BY_HEAD, ("head", (), (0, 1), (2,))])
+def a_state_that_is_read_out(p, x):
+    k, v = jnp.moveaxis(jnp.einsum("btw,wshk->btshk", x, p[0]), 2, 0)
+    state, q = jnp.einsum("bthk,bthv->bhkv", k, v), jnp.einsum("bw,whk->bhk", x[:, -1], p[1])
+    return jnp.sum(jnp.einsum("bhv,hvo->bo", jnp.einsum("bhk,bhkv->bhv", q, state), p[2]))
+
+
+@mechanism([(L, V, W), (W, V)], [("embedding", (0,), (1,), (2,)), HEAD], X, TOKENS)
+def a_table_in_every_layer(p, x, tokens):
+    return jnp.sum(lax.scan(lambda x, table: (jnp.tanh(x + table[tokens]), None), x, p[0])[0] @ p[1])
+
+
+@mechanism([(L, W, W), (L, W), (W, V)], [STACKED, "vector", HEAD])
+def a_loop_that_looks_its_bias_up(p, x):
+    return jnp.sum(lax.fori_loop(0, L, lambda i, x: jnp.tanh(x @ p[0][i]) + p[1][i], x) @ p[2])
+
+
+@mechanism([(T, W), (W, V)], ["embedding", HEAD])
+def a_state_that_is_learned(p, x):
+    return jnp.sum(lax.scan(lambda h, x: (jnp.tanh(h + x), None), p[0], x)[0] @ p[1])
+
+
+@mechanism([(T, W), (W, V)], ["embedding", HEAD])
+def a_choice_of_tokens(p, x):
+    y = lax.cond(jnp.sum(x) > 0, lambda x: x, lambda x: jnp.broadcast_to(p[0], x.shape), x)
+    return jnp.sum(jnp.tanh(y) @ p[1])

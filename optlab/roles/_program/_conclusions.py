@@ -21,7 +21,7 @@ def read_jaxpr(jaxpr: Any, shapes: Sequence[tuple[int, ...]]) -> list[Reading]:
     reader = Reader()
     ins = [Value({i: whole_axes(shape)}, is_seen=True) for i, shape in enumerate(shapes)]
     ins += [Value(is_data=True)] * (len(jaxpr.invars) - len(ins))
-    reached = _union(v.up for v in reader.read(jaxpr, ins)) | reader.trained
+    reached = _union(v.up for v in reader.read(jaxpr, ins))
     uses: list[dict[str, list[Use]]] = [{} for _ in shapes]
     for use in dict.fromkeys(reader.log):  # each once, in order
         uses[use.leaf].setdefault(use.kind, []).append(use)

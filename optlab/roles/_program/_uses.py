@@ -16,14 +16,12 @@ class Uses:
     Attributes:
         log: every use, in the program's order.
         sums: (near, near) of two activations that are added: a residual branch and its stream.
-        trained: the products upstream of steps that parameters took within the program, as bits.
         feeds: of each product, those upstream of it, as bits.
     """
 
     def __init__(self) -> None:
         self.log: list[Use] = []
         self.sums: list[tuple[int, int]] = []
-        self.trained = 0
         self.own: dict[int, int] = {}  # the products of each parameter, as bits
         self.feeds: list[int] = []
         self.bits: dict[tuple[Any, int], int] = {}  # of each product, by its place: a loop's turns find it again
@@ -217,7 +215,6 @@ class Uses:
         weights = [v for v in ins if v.is_weight and is_whole(v)]
         if len(weights) != 1 or not any(self.own.get(leaf, 0) & acts[0].up for leaf in weights[0].views):
             return None
-        self.trained |= acts[0].up
         self.log += [Use("step", leaf, product=len(self.feeds)) for leaf in weights[0].views]
         return weights[0]._replace(is_seen=True)
 
