@@ -40,10 +40,11 @@ import numpy as np
 import optax
 from victim import EVERY, STEPS, Blow, Life, Process, Slow, command, live, mark, small
 
-from optlab._saved import saved_steps
 from optlab.data import Batches, DamagedRecordError, arrays
-from optlab.training import CheckpointError, Checkpoints, read_metrics, storage
-from optlab.training.fingerprint import fingerprints
+from optlab.runs import CheckpointError, Checkpoints, read_metrics
+from optlab.runs import _storage as storage
+from optlab.runs._fingerprints import fingerprints
+from optlab.runs._listing import saved_steps
 
 RESULTS = Path(__file__).parent / "results"
 SURVIVED = "survived"

@@ -11,6 +11,7 @@ is the median of the ratios, its range the middle half. Per-example gradients ar
 from __future__ import annotations
 
 import argparse
+import functools
 import platform
 import time
 from collections.abc import Callable
@@ -71,7 +72,7 @@ def main() -> None:
         ("sharpness every 50 steps, 4 products of all 128", measures.sharpness(EVERY, examples=None, matvecs=4), None),
         ("noise scale every 50 steps", measures.noise_scale(EVERY), 0.05),
     ):
-        measured = jax.jit(measure.bind(workload.loss))
+        measured = jax.jit(functools.partial(measure.function, loss=workload.loss))
         rows.append(
             (
                 name,

@@ -34,7 +34,8 @@ from orbax.checkpoint._src.path.atomicity import AtomicRenameTemporaryPath
 
 from optlab.data import arrays
 from optlab.models import mlp
-from optlab.training import Checkpoints, MetricsFile, StepLog, Workload, make_mesh, storage, train
+from optlab.runs import _storage as storage
+from optlab.training import Checkpoints, MetricsFile, StepLog, Workload, make_mesh, train
 
 STEPS, EVERY, DEVICES = 60, 5, 8
 CACHE = tempfile.mkdtemp(prefix="optlab-faults-cache-")  # programs compiled once serve all lives

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from optlab import models as models
     from optlab import optimizers as optimizers
     from optlab import roles as roles
+    from optlab import runs as runs
     from optlab import schedules as schedules
     from optlab import testing as testing
     from optlab import theory as theory
     from optlab import training as training
     from optlab import transforms as transforms
-    from optlab._probes import read_probes as read_probes
+    from optlab._probe_state import read_probes as read_probes
     from optlab.explanation import explain as explain
     from optlab.minimization import minimize as minimize
     from optlab.optimizers import adagrad as adagrad
@@ -67,6 +68,7 @@ _SUBMODULES = (
     "models",
     "optimizers",
     "roles",
+    "runs",
     "schedules",
     "testing",
     "theory",
@@ -74,7 +76,7 @@ _SUBMODULES = (
     "transforms",
 )
 _NAMES = {
-    "_probes": "read_probes",
+    "_probe_state": "read_probes",
     "explanation": "explain",
     "minimization": "minimize",
     "optimizers": "adagrad adam adam_l2 adamuon adamw lion muon muonh nadam normuon rmsprop sgd shampoo signsgd "

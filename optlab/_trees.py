@@ -1,8 +1,9 @@
-"""Trees beside each other, of which one lacks leaves that the other has."""
+"""Trees beside each other, of which one lacks leaves that the other has; and the names of leaves."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -21,3 +22,11 @@ def matched(updates: Any, tree: Any) -> Any:
     leaves, structure = jax.tree.flatten(updates, is_leaf=is_absent)
     beside = jax.tree_util.PyTreeDef.flatten_up_to(structure, tree)
     return jax.tree.unflatten(structure, [u if is_absent(u) else x for u, x in zip(leaves, beside, strict=True)])
+
+
+def complex_leaf(tree: Any) -> tuple[str, Any] | None:
+    """The name and dtype of the first complex leaf, if there is one."""
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        if jnp.issubdtype(dtype := jnp.result_type(x), jnp.complexfloating):
+            return jax.tree_util.keystr(path, simple=True, separator="/"), dtype
+    return None

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from optlab.components import filled, find, hints_of, is_rate, parameters, resolve
-from optlab.config import Component, Config, ConfigError, Target
+from optlab.config import STRATEGIES, Component, Config, ConfigError, Target
 
 if TYPE_CHECKING:
     import optax
     from jax.sharding import Mesh
 
     from optlab.data import Source
-    from optlab.training import Workload
+    from optlab.training import StepSettings, Workload
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,14 @@ class Experiment:
     measures: Sequence[Any] = ()
 
     @property
-    def ema(self) -> float | Callable[[Any], Any] | None:
-        """The decay of the weights' moving average, a number or a function of the step; None: there is none."""
+    def settings(self) -> StepSettings:
+        """The step's; `average_from` is a moving average whose decay is a function of the step."""
         from optlab.schedules import tail_average
+        from optlab.training import StepSettings
 
-        return self.config.ema if self.config.average_from is None else tail_average(self.config.average_from)
+        config = self.config
+        ema = config.ema if config.average_from is None else tail_average(config.average_from)
+        return StepSettings(accumulate=config.accumulate, ema=ema, guard=config.guard, spike=config.spike)
 
 
 def build(config: Config) -> Experiment:
@@ -64,33 +67,27 @@ def build(config: Config) -> Experiment:
     mesh = _mesh(config)
     workload, tx, schedules = _parts(config, source, axis_name=None)
     _check_fit(config, workload, tx)  # as on one device: the same step, and no axis
-    if config.strategy == "pmap":
+    if axis_name := STRATEGIES[config.strategy].axis_name:
         _check_statistics(config, workload)
-        workload, tx, schedules = _parts(config, source, axis_name="data")
-    return Experiment(config, workload, tx, schedules, mesh, _measures(config))
-
-
-def _measures(config: Config) -> list[Any]:
-    """What is measured along training, see `optlab.training.train`."""
-    if config.measure and config.strategy == "pmap":
-        raise ConfigError(f"measure={list(config.measure)} needs strategy=jit or another, got pmap")
-    return [_call("measure", Component(name, {"every": config.measure_every})) for name in config.measure]
+        workload, tx, schedules = _parts(config, source, axis_name)
+    measures = [_call("measure", Component(name, {"every": config.measure_every})) for name in config.measure]
+    return Experiment(config, workload, tx, schedules, mesh, measures)
 
 
 def _mesh(config: Config) -> Mesh | None:
     """The devices, held against the batch."""
-    if config.strategy == "single":
+    if not STRATEGIES[config.strategy].axes:
         import jax
 
         if (count := jax.process_count()) > 1:
-            raise ConfigError(f"strategy=single is one process, here are {count}: say strategy=jit")
+            raise ConfigError(f"strategy={config.strategy} is one process, here are {count}: say strategy=jit")
         return None
     from optlab.training import make_mesh
 
     try:
         mesh = make_mesh(config.mesh.data, config.mesh.model)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"mesh.{error}") from error
     parts = mesh.shape["data"] * config.accumulate
     if config.batch_size % parts:
         raise ConfigError(
@@ -161,7 +158,7 @@ def _check_fit(config: Config, workload: Workload, tx: optax.GradientTransformat
 
 
 def _check_statistics(config: Config, workload: Workload) -> None:
-    """Under pmap BatchNorm would see a device's part of the batch, unless its factory is told the axis."""
+    """Under a mapped axis BatchNorm would see a device's part of the batch, unless its factory takes the axis."""
     import jax
     from flax import nnx
 
@@ -172,8 +169,8 @@ def _check_statistics(config: Config, workload: Workload) -> None:
     is_linens = isinstance(model_state, dict) and "batch_stats" in model_state
     if is_linens or any(map(is_running, jax.tree.leaves(model_state, is_leaf=is_running))):
         raise ConfigError(
-            f"model={config.model.name} has running statistics, which under strategy=pmap need an argument axis_name "
-            "of its factory, for nn.BatchNorm(axis_name=axis_name): add it, or say strategy=jit"
+            f"model={config.model.name} has running statistics, which under strategy={config.strategy} need an "
+            "argument axis_name of its factory, for nn.BatchNorm(axis_name=axis_name): add it, or say strategy=jit"
         )
 
 

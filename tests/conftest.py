@@ -1,19 +1,46 @@
-"""What every test runs under: a CPU that looks like eight devices, no rank promotion, a compilation cache."""
+"""What every test runs under: a CPU that looks like eight devices, no rank promotion, a compilation cache; and which
+tests are slow.
+"""
 
+import collections
 import os
 from pathlib import Path
 
+# In the environment, so that the processes that tests start have the same. Programs as small as these take longer to
+# optimize than to run; `XLA_FLAGS= pytest` runs them as they are compiled for users, which .ci/run does.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 import jax
+import pytest
 from hypothesis import settings
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".jax_cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 # The first example of a test compiles, which no deadline could tell from a slow one.
 # The same examples in every run; others are looked for on purpose (`--hypothesis-profile=default`), not as code lands.
 settings.register_profile("optlab", deadline=None, derandomize=True)
 settings.load_profile("optlab")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test that is thinned, marks as slow whatever few cases with every parameter's every value can do without."""
+    families = collections.defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("thinned"):
+            families[item.nodeid.partition("[")[0]].append(item)
+    for cases in families.values():
+        seen, kept = collections.Counter(), []
+        values = {case: {(name, id(value)) for name, value in case.callspec.params.items()} for case in cases}
+        new = lambda case, seen=seen, values=values: sum(not seen[value] for value in values[case])
+        old = lambda case, seen=seen, values=values: sum(seen[value] for value in values[case])
+        while new(case := max(cases, key=lambda case: (new(case), -old(case)))):
+            kept.append(case)
+            seen.update(values[case])
+        for case in cases:
+            if case not in kept:
+                case.add_marker("slow")

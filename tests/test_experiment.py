@@ -78,7 +78,7 @@ from optlab.experiment import build
         (["optimizer=math:sqrtt"], "can't be imported: AttributeError"),
         (["strategy=jit", "batch_size=100"], r"batch_size must be a multiple of 8 .* got 100: say batch_size=104"),
         (["strategy=jit", "batch_size=120", "accumulate=2"], r"must be a multiple of 16 .*accumulate=2\), got 120"),
-        (["strategy=fsdp", "mesh.data=16"], "mesh.data=16 times mesh.model=1 is more than the 8 devices"),
+        (["strategy=fsdp", "mesh.data=16"], "mesh.data=16 times model=1 is more than the 8 devices"),
         (["strategy=jit", "mesh.model=3"], "mesh.model must divide the 8 devices, got 3"),
         (["strategy=pmap", "batch_size=64", f"model={__name__}:normed"], "need an argument axis_name of its factory"),
         (["strategy=pmap", "batch_size=64", f"model={__name__}:normed_nnx"], "normed_nnx has running statistics"),
@@ -328,9 +328,9 @@ def test_entries_are_cut_before_the_norm_is():
 
 
 def test_a_config_says_how_weights_are_averaged_and_batches_drawn():
-    assert build(config()).ema is None
-    assert build(config(ema=0.9)).ema == 0.9
-    average = build(config(average_from=3)).ema
+    assert build(config()).settings.ema is None
+    assert build(config(ema=0.9)).settings.ema == 0.9
+    average = build(config(average_from=3)).settings.ema
     assert [float(average(t)) for t in (2, 3, 5)] == pytest.approx([0, 0, 2 / 3])
     with pytest.raises(ConfigError, match=r"ema=0\.9 and average_from=3 are two averages: say one of them"):
         config(ema=0.9, average_from=3)

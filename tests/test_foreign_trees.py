@@ -89,6 +89,7 @@ def test_a_schedule_may_be_an_object():
 EXTRAS = {"function": jax.nn.relu, "key": jax.random.key(0), "count": jnp.arange(3), "name": "dense", "none": None}
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("absent", [None, optax.MaskedNode()])
 @everyone
 def test_a_whole_model_may_come_as_the_parameters(make, absent):
@@ -126,6 +127,7 @@ MESH = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devi
 FAMILY = ["muon", "normuon", "adamuon", "muonh", "adamw", "adagrad", "lion"]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("boxed", [nn.with_partitioning, nn.with_logical_partitioning])
 @pytest.mark.parametrize("names", [("x", None), (None, "x")])
 @pytest.mark.parametrize("name", FAMILY)
@@ -147,6 +149,7 @@ def test_linens_boxes_shard_a_state(name, names, boxed):
     assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("names", [("x", None), (None, "x")])
 @pytest.mark.parametrize("name", FAMILY)
 def test_nnx_variables_shard_a_state(name, names):

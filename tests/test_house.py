@@ -14,10 +14,10 @@ ROOT = Path(__file__).parent.parent
     [
         ["ruff", "format", "--check", "."],
         ["ruff", "check", "."],
-        ["mypy"],
+        pytest.param(["mypy"], marks=pytest.mark.slow),
         ["lint-imports", "--no-cache"],
     ],
-    ids=lambda command: " ".join(command),
+    ids=" ".join,
 )
 def test_the_house_is_in_order(command):
     tool = Path(sys.executable).parent / command[0]

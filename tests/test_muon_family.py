@@ -172,6 +172,7 @@ def test_scanned_layers_are_moved_as_they_are_one_by_one(optimizer):
             )
 
 
+@pytest.mark.thinned
 @every_kin
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_sharded_leaves_are_moved_as_on_one_device(optimizer, kind):
@@ -188,6 +189,7 @@ def test_sharded_leaves_are_moved_as_on_one_device(optimizer, kind):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), sharded, end(theta))
 
 
+@pytest.mark.thinned
 @every_kin
 @pytest.mark.parametrize("spec", [P("a", None), P(None, "a")])
 def test_a_fused_kernel_on_an_explicit_mesh(optimizer, spec):

@@ -300,6 +300,7 @@ def test_it_is_one_chain_of_visible_blocks(optimizer):
     assert isinstance(optimizer(0.1).init(mixed()), tuple)
 
 
+@pytest.mark.thinned
 @every_optimizer
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_it_trains_in_every_precision_under_jit(optimizer, dtype):

@@ -11,7 +11,11 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+LONG = [block for block in BLOCKS if "check_transform(" in block or "measure=" in block]
+
+
+@pytest.mark.parametrize("block", [b if b not in LONG else pytest.param(b, marks=pytest.mark.slow) for b in BLOCKS])
 def test_python_runs_as_it_stands(block):
     exec(compile(block, "README.md", "exec"), {})
 

@@ -317,7 +317,10 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("bug", PLANTED)
+WHOLE = ["Python counter in the closure", "b2 rounded to 1", "hard-coded axis name"]  # the other reports take longer
+
+
+@pytest.mark.parametrize("bug", [bug if bug in WHOLE else pytest.param(bug, marks=pytest.mark.slow) for bug in PLANTED])
 def test_a_planted_bug_is_caught_by_name(bug):
     transform, check, consequences = PLANTED[bug]
     hyperparams = {"learning_rate": 0.5} if transform is params_ignored else None
@@ -329,12 +332,18 @@ def test_a_planted_bug_is_caught_by_name(bug):
     assert not set(report.skipped) & {check}
 
 
-@pytest.mark.parametrize(("check", "transform"), [*OTHERS.items(), ("donated_buffers", gives_its_own_array_away())])
+ALONE = [(check, transform) for transform, check, _ in PLANTED.values()]
+
+
+@pytest.mark.parametrize(
+    ("check", "transform"), [*ALONE, *OTHERS.items(), ("donated_buffers", gives_its_own_array_away())]
+)
 def test_every_check_catches_something(check, transform):
     hyperparams = {} if hasattr(transform, "update") else {"learning_rate": 0.5}
     factory = transform if hyperparams else None
+    laws = [check] if check == "bias_correction" else []
     with pytest.raises(Exception) as caught:  # noqa: PT011  # what it is depends on the bug
-        CHECKS[check](Case(factory(**hyperparams) if factory else transform, None, factory, hyperparams))
+        CHECKS[check](Case(factory(**hyperparams) if factory else transform, None, factory, hyperparams, laws))
     assert not caught.errisinstance(Skipped)
 
 

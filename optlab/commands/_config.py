@@ -35,7 +35,7 @@ def run_folder(arguments: argparse.Namespace) -> Path:
 def connect(arguments: argparse.Namespace) -> None:
     """Makes this process one of several, if --processes says so."""
     if arguments.processes:
-        from optlab.training.processes import connect
+        from optlab._processes import connect
 
         try:
             connect(arguments.processes)

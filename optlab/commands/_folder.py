@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from optlab._saved import LOCK, saved_steps
 from optlab.changes import Change, changes
 from optlab.commands._config import places, text_of
 from optlab.config import Config, ConfigError, covers, load, to_json
+from optlab.runs._listing import LOCK, saved_steps
 
 PACKAGES = ("optlab-jax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optlab._extras import need
-from optlab._saved import LOCK
 from optlab.config import ConfigError
+from optlab.runs._listing import LOCK
 
 if TYPE_CHECKING:
     from optlab.training import Checkpoints

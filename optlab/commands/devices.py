@@ -6,23 +6,16 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optlab._extras import need
 from optlab.commands._config import connect, read
-from optlab.config import Config, ConfigError, MeshShape
+from optlab.config import STRATEGIES, Config, ConfigError, MeshShape
 from optlab.experiment import Experiment, build
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-WHAT = {
-    "single": "one device, and no other",
-    "pmap": "every device has the whole state and runs the step on its part of the batch; mesh.model=1",
-    "jit": "the same as one program of the whole batch, divided by the compiler",
-    "zero1": "jit, with the optimizer's state and the moving average divided over mesh.data as well",
-    "fsdp": "zero1, with the parameters divided too",
-}
 COLUMNS = ("strategy", "data×model", "examples a device", "state a device", "a step needs", "fits")
 NUMBERS = {"devices", *COLUMNS[1:5]}
 
@@ -30,8 +23,8 @@ NUMBERS = {"devices", *COLUMNS[1:5]}
 def run(arguments: argparse.Namespace) -> int:
     """Prints what there is; for a config each strategy's step is compiled, and none is run."""
     need("optlab devices", "rich")
+    from optlab._processes import is_first
     from optlab.commands import _tables
-    from optlab.training.processes import is_first
 
     connect(arguments)
     console = _tables.console(quiet=not is_first())
@@ -44,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.overrides = ["strategy=jit", *arguments.overrides]
     config = read(arguments)
     found, refused = [], dict[str, list[str]]()
-    for strategy in WHAT:
+    for strategy in STRATEGIES:
         try:
             with console.status(f"compiling a step under strategy={strategy}"):
                 found.append(_needed(build(_with(config, strategy))))
@@ -61,9 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _with(config: Config, strategy: Any) -> Config:
+def _with(config: Config, strategy: str) -> Config:
     """The config under another strategy, on its own mesh where that has one."""
-    return replace(config, strategy=strategy, mesh=MeshShape() if strategy == "single" else config.mesh)
+    return replace(config, strategy=strategy, mesh=config.mesh if STRATEGIES[strategy].axes else MeshShape())
 
 
 def _seen() -> str:
@@ -85,8 +78,8 @@ def _seen() -> str:
 def _strategies() -> list[tuple[str, ...]]:
     import jax
 
-    names = [name for name in WHAT if name != "single" or jax.process_count() == 1]
-    return [(name, "1" if name == "single" else str(jax.device_count()), WHAT[name]) for name in names]
+    found = [s for s in STRATEGIES.values() if s.axes or jax.process_count() == 1]
+    return [(s.name, str(jax.device_count()) if s.axes else "1", s.does) for s in found]
 
 
 def _meshes() -> str:
@@ -99,9 +92,10 @@ def _meshes() -> str:
             "XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates eight on a CPU."
         )
     shapes = [f"{count // n}×{n}" for n in range(1, count + 1) if count % n == 0]
+    without_model = ", ".join(s.name for s in STRATEGIES.values() if s.axes == ("data",))
     return (
-        f"mesh.data×mesh.model can be {', '.join(shapes)} (pmap: {shapes[0]}); mesh.data=N alone takes N devices. "
-        "mesh.data times accumulate must divide batch_size."
+        f"mesh.data×mesh.model can be {', '.join(shapes)} ({without_model}: {shapes[0]}); mesh.data=N alone takes N "
+        "devices. mesh.data times accumulate must divide batch_size."
     )
 
 
@@ -138,51 +132,33 @@ class _Need:
 
 
 def _needed(experiment: Experiment) -> _Need:
-    import functools
-
-    from optlab.roles import layout_around
-    from optlab.training.parallel import DATA
-
-    axis_name = DATA if experiment.config.strategy == "pmap" else None
-    with layout_around(functools.partial(experiment.workload.layout, axis_name)):
-        return _needed_within(experiment, axis_name)
-
-
-def _needed_within(experiment: Experiment, axis_name: str | None) -> _Need:
     import jax
 
     from optlab.data import Share, as_batches
-    from optlab.training import init_state, make_step, parallelize
-    from optlab.training.parallel import DATA, MODEL, memory_held, memory_needed, memory_of
-    from optlab.training.records import packed, unless_small
+    from optlab.training import assemble
+    from optlab.training.parallel import memory_of
 
-    config, workload, tx = experiment.config, experiment.workload, experiment.tx
-    step = make_step(
-        workload.loss,
-        tx,
-        axis_name=axis_name,
-        accumulate=config.accumulate,
-        ema=experiment.ema,
-        guard=config.guard,
-        spike=config.spike,
+    config, workload = experiment.config, experiment.workload
+    assembly = assemble(
+        workload,
+        experiment.tx,
+        experiment.settings,
+        config.strategy,
+        mesh=experiment.mesh,
+        seed=config.seed,
+        stop=config.stop,
+        measure=experiment.measures,
     )
-    parallel = parallelize(unless_small(packed(step), config.stop.gradient_norm), config.strategy, experiment.mesh)
-    key = jax.random.key(config.seed)
-    extras = {"ema": experiment.ema is not None, "spike": config.spike is not None}
-    first = lambda key: init_state(*workload.init(key), tx, key=key, **extras)
-    state = parallel.shapes(jax.eval_shape(first, key))
-    if config.strategy == "pmap" and jax.process_count() > 1:  # where pmap is lowered for arrays alone
-        state = parallel.place_state(first, key)
+    parallel = assembly.parallel
     drawn = as_batches(workload.data.train, config.batch_size, config.seed, workload.draw)
-    batches = Share(drawn, parallel.rows, config.batch_size)
-    batch = parallel.place_batch(*batches.batch(0))
-    mesh = (1, 1) if parallel.mesh is None else (parallel.mesh.shape[DATA], parallel.mesh.shape[MODEL])
+    batch = parallel.place_batch(*Share(drawn, parallel.rows, config.batch_size).batch(0))
+    mesh = (1, 1) if parallel.mesh is None else (parallel.mesh.shape["data"], parallel.mesh.shape["model"])
     return _Need(
         strategy=config.strategy,
         mesh=mesh,
         batch=config.batch_size // mesh[0],
-        state=memory_held(state),
-        step=memory_needed(parallel, state, batch),
+        state=assembly.bytes_held(),
+        step=assembly.bytes_needed(batch),
         limit=memory_of(jax.local_devices()[0]),
     )
 

@@ -18,10 +18,10 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import IO
 
-from optlab._saved import saved_steps
 from optlab.commands import parsed
 from optlab.commands._config import run_folder
 from optlab.config import ConfigError
+from optlab.runs._listing import saved_steps
 
 # Its input is a pipe that closes when the launcher is gone, killed perhaps: with nobody to start it again, it ends too.
 PROGRAM = """

@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     from optlab.training import Checkpoints, History, Observer
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-EXIT_CODES = {"interrupted by SIGINT": 130, "interrupted by SIGTERM": 75, "interrupted by SIGUSR1": 75}
+EXIT_CODES = {"interrupted by SIGINT": 130} | dict.fromkeys(
+    ("interrupted by SIGTERM", "interrupted by SIGUSR1", "interrupted by SIGHUP"), 75
+)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Builds, trains, draws the curves and says what came of it; of several processes the first one does."""
     if not arguments.processes:
         return _run(arguments, _experiment(arguments))  # a bad config is refused before JAX is imported
-    from optlab.training.processes import is_first, leaving, together
+    from optlab._processes import is_first, leaving, together
 
     connect(arguments)
     try:
@@ -50,8 +52,9 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
 
 
 def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
+    from optlab._processes import is_first, leave, once, together
     from optlab.training import CheckpointError, Checkpoints, DeviceMemoryError, GuardError
-    from optlab.training.processes import is_first, leave, once, together
+    from optlab.training.loop import StepsError
 
     folder = run_folder(arguments)
     config = experiment.config
@@ -79,9 +82,12 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
                 arguments.allow_change,
                 profile=arguments.profile,
             )
+    except StepsError as error:
+        raise ConfigError(str(error)) from error
     except (GuardError, CheckpointError, DeviceMemoryError, DataError) as error:
         if is_first() or isinstance(error, CheckpointError | DataError):  # the others are every process' alike
-            print(f"optlab: {error}", file=sys.stderr)
+            words = " ".join(f"--allow-change {key}" for key in getattr(error, "keys", ()))
+            print(f"optlab: {error}" + (f", here {words}" if words else ""), file=sys.stderr)
         leave(1)
         return 1
     except OSError as error:
@@ -142,10 +148,6 @@ def _train(
         strategy=config.strategy,
         mesh=experiment.mesh,
         seed=config.seed,
-        accumulate=config.accumulate,
-        ema=experiment.ema,
-        guard=config.guard,
-        spike=config.spike,
         skip_limit=config.skip_limit,
         skip_log=StepLog(folder / "skipped.jsonl"),
         evaluate_every=config.evaluate_every,
@@ -158,6 +160,7 @@ def _train(
         initial=initial,
         profile=folder / "profile" if profile else None,
         measure=experiment.measures,
+        **vars(experiment.settings),
     )
 
 

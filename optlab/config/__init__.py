@@ -20,9 +20,11 @@ from optlab.config._schema import (
     flatten,
     keys,
 )
+from optlab.config._strategies import STRATEGIES, Strategy, StrategyName, find_strategy
 from optlab.config._values import ConfigError, accepts, describe, nearest
 
 __all__ = [
+    "STRATEGIES",
     "Checkpoint",
     "Component",
     "Config",
@@ -30,12 +32,15 @@ __all__ = [
     "Log",
     "MeshShape",
     "Stop",
+    "Strategy",
+    "StrategyName",
     "Target",
     "accepts",
     "check",
     "component",
     "covers",
     "describe",
+    "find_strategy",
     "flatten",
     "keys",
     "load",

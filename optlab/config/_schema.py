@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from optlab.config._strategies import STRATEGIES, StrategyName
 from optlab.config._values import ConfigError, accepts, describe, nearest
 
 
@@ -123,7 +124,7 @@ class MeshShape:
         "devices that share the batch; none: all that there are", change="changeable", least=1, default=None
     )
     model: int = _key(
-        "devices that share each of the matrices, under jit, zero1 and fsdp", change="changeable", least=1, default=1
+        "devices that share each of the matrices, where the strategy can", change="changeable", least=1, default=1
     )
 
 
@@ -154,7 +155,7 @@ class Config:
     )
     metrics: tuple[str, ...] = _key("what else is measured: functions of (outputs, batch)", change="noted", default=())
     measure: tuple[str, ...] = _key(
-        "what is measured of the state along training: sharpness, noise_scale, agreement, or module:function",
+        "what is measured of the state along training: sharpness, noise_scale, agreement, norms, or module:function",
         change="noted",
         default=(),
     )
@@ -222,9 +223,8 @@ class Config:
         above=0,
         default=None,
     )
-    strategy: Literal["single", "pmap", "jit", "zero1", "fsdp"] = _key(
-        "how a step runs on the devices: one; pmap or jit: all, each with a part of the batch; zero1: the optimizer's "
-        "state divided as well; fsdp: the parameters too",
+    strategy: StrategyName = _key(
+        "how a step runs on the devices; `optlab devices` says what each strategy does",
         change="changeable",
         default="single",
     )
@@ -259,10 +259,12 @@ class Config:
             raise ConfigError(f"ema={self.ema} and average_from={self.average_from} are two averages: say one of them")
         if self.average_from is not None and self.average_from >= self.steps:
             raise ConfigError(f"average_from must be below steps ({self.steps}), got {self.average_from}")
-        if self.strategy == "single" and self.mesh != MeshShape():
+        axes = STRATEGIES[self.strategy].axes
+        if not axes and self.mesh != MeshShape():
             raise ConfigError(f"mesh.data={self.mesh.data} and mesh.model={self.mesh.model} need strategy=jit, or so")
-        if self.strategy == "pmap" and self.mesh.model > 1:
-            raise ConfigError(f"mesh.model={self.mesh.model} needs strategy=jit, zero1 or fsdp, got pmap")
+        if self.mesh.model > 1 and "model" not in axes:
+            others = ", ".join(s.name for s in STRATEGIES.values() if "model" in s.axes)
+            raise ConfigError(f"mesh.model={self.mesh.model} needs strategy={others}; got {self.strategy}")
         if self.spike is not None and self.guard is None:
             raise ConfigError(f"spike={self.spike} has no effect without a guard: say guard=stop or guard=skip")
         if self.stop.min_gain and self.stop.patience is None:

@@ -6,35 +6,19 @@ and `measure_every=50`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from optlab._checks import is_count
 from optlab._extras import need
+from optlab._measure import Measure
 from optlab.theory import adam, curvature, noise
 
-__all__ = ["Measure", "agreement", "noise_scale", "sharpness"]
+__all__ = ["Measure", "agreement", "noise_scale", "norms", "sharpness"]
 
 Numbers = dict[str, jax.Array]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A pure measurement (state, batch) -> {name: number}, every so many steps.
-
-    Attributes:
-        bind: a workload's loss -> the measurement.
-        every: steps from one to the next.
-    """
-
-    bind: Callable[[Callable[..., Any]], Callable[[Any, Any], Numbers]]
-    every: int = 50
-
-    def __post_init__(self) -> None:
-        if not is_count(self.every):
-            raise ValueError(f"every must be a whole number of at least 1, got {self.every!r}")
 
 
 def sharpness(every: int = 50, *, examples: int | None = 32, matvecs: int = 5) -> Measure:
@@ -55,17 +39,14 @@ def sharpness(every: int = 50, *, examples: int | None = 32, matvecs: int = 5) -
     if not is_count(matvecs):
         raise ValueError(f"matvecs must be a whole number of at least 1, got {matvecs!r}")
 
-    def bind(loss: Callable[..., Any]) -> Callable[[Any, Any], Numbers]:
-        def measure(state: Any, batch: Any) -> Numbers:
-            some = jax.tree.map(lambda x: x[:examples], batch)
-            key = jax.random.fold_in(state.key, state.step)
-            f = lambda params: loss(params, state.model_state, some, key, True)[0]
-            product, start = curvature.hessian(f, state.params), jax.grad(f)(state.params)
-            return {"sharpness": curvature.largest_eigenvalue(product, start, matvecs=matvecs)}
+    def measure(state: Any, batch: Any, *, loss: Callable[..., Any]) -> Numbers:
+        some = jax.tree.map(lambda x: x[:examples], batch)
+        key = jax.random.fold_in(state.key, state.step)
+        f = lambda params: loss(params, state.model_state, some, key, True)[0]
+        product, start = curvature.hessian(f, state.params), jax.grad(f)(state.params)
+        return {"sharpness": curvature.largest_eigenvalue(product, start, matvecs=matvecs)}
 
-        return measure
-
-    return Measure(bind, every)
+    return Measure(measure, every)
 
 
 def noise_scale(every: int = 50) -> Measure:
@@ -78,19 +59,12 @@ def noise_scale(every: int = 50) -> Measure:
         every: steps from one measurement to the next.
     """
 
-    def bind(loss: Callable[..., Any]) -> Callable[[Any, Any], Numbers]:
-        def measure(state: Any, batch: Any) -> Numbers:
-            key = jax.random.fold_in(state.key, state.step)
-            found = noise.noise_scale(loss, state.params, state.model_state, batch, key)
-            return {
-                "noise_scale": found.scale,
-                "gradient_signal": found.signal,
-                "gradient_variance": found.variance,
-            }
+    def measure(state: Any, batch: Any, *, loss: Callable[..., Any]) -> Numbers:
+        key = jax.random.fold_in(state.key, state.step)
+        found = noise.noise_scale(loss, state.params, state.model_state, batch, key)
+        return {"noise_scale": found.scale, "gradient_signal": found.signal, "gradient_variance": found.variance}
 
-        return measure
-
-    return Measure(bind, every)
+    return Measure(measure, every)
 
 
 def agreement(every: int = 50, *, b1: float = 0.9, b2: float = 0.999) -> Measure:
@@ -102,8 +76,32 @@ def agreement(every: int = 50, *, b1: float = 0.9, b2: float = 0.999) -> Measure
         b2: and β₂.
     """
 
-    def bind(loss: Callable[..., Any]) -> Callable[[Any, Any], Numbers]:
-        del loss
-        return lambda state, batch: {"agreement": adam.mean_agreement(state.opt_state, b1=b1, b2=b2)}
+    def measure(state: Any, batch: Any) -> Numbers:
+        return {"agreement": adam.mean_agreement(state.opt_state, b1=b1, b2=b2)}
 
-    return Measure(bind, every)
+    return Measure(measure, every)
+
+
+def norms(every: int = 50) -> Measure:
+    """Logs ‖·‖₂ of every parameter, of its gradient and of its update, as "parameter_norm/<path>" and so on.
+
+    The gradient is the step's own. A parameter that an optimizer leaves alone has an update norm of 0.
+
+    Args:
+        every: steps from one measurement to the next.
+    """
+
+    def measure(state: Any, batch: Any, *, gradient: Any, after: Any) -> Numbers:
+        update = jax.tree.map(lambda new, old: _wide(new) - _wide(old), after.params, state.params)
+        trees = {"parameter": state.params, "gradient": gradient, "update": update}
+        return {
+            f"{name}_norm/{jax.tree_util.keystr(path, simple=True, separator='/')}": jnp.linalg.norm(_wide(x).ravel())
+            for name, tree in trees.items()
+            for path, x in jax.tree_util.tree_leaves_with_path(tree)
+        }
+
+    return Measure(measure, every)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

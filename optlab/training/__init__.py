@@ -5,20 +5,33 @@ from optlab._extras import need
 
 need("optlab.training", "flax", "orbax", "rich", "matplotlib")
 
-from optlab.training.checkpoint import CheckpointError, Checkpoints, DamagedError, load_params
-from optlab.training.curves import plot_curves
+from optlab._measure import Measure
+from optlab.runs import (
+    CheckpointError,
+    Checkpoints,
+    DamagedError,
+    MetricsFile,
+    Observer,
+    StepLog,
+    TensorBoard,
+    WeightsAndBiases,
+    load_params,
+    plot_curves,
+    read_metrics,
+)
+from optlab.training.assembly import Assembly, assemble
 from optlab.training.guard import GuardError, LossSpikeError, NonFiniteError
 from optlab.training.loop import History, train
 from optlab.training.losses import accuracy, cross_entropy, squared_error
-from optlab.training.measures import Measure
-from optlab.training.metrics import MetricsFile, Observer, StepLog, TensorBoard, WeightsAndBiases, read_metrics
-from optlab.training.parallel import DeviceMemoryError, Parallel, check_memory, make_mesh, parallelize
+from optlab.training.parallel import DeviceMemoryError, check_memory, make_mesh, parallelize
 from optlab.training.progress import Progress
 from optlab.training.state import TrainState, evaluation_params, init_state
-from optlab.training.step import make_evaluation, make_step
+from optlab.training.step import StepSettings, make_evaluation, make_step
+from optlab.training.strategies import Parallel
 from optlab.training.workload import Workload
 
 __all__ = [
+    "Assembly",
     "CheckpointError",
     "Checkpoints",
     "DamagedError",
@@ -33,11 +46,13 @@ __all__ = [
     "Parallel",
     "Progress",
     "StepLog",
+    "StepSettings",
     "TensorBoard",
     "TrainState",
     "WeightsAndBiases",
     "Workload",
     "accuracy",
+    "assemble",
     "check_memory",
     "cross_entropy",
     "evaluation_params",

@@ -9,14 +9,14 @@ from typing import Any
 
 import jax
 
+from optlab._processes import gathered, is_first
 from optlab.data import DataError
-from optlab.training.metrics import StepLog
-from optlab.training.processes import gathered, is_first
+from optlab.runs import StepLog
 from optlab.training.workload import Workload
 
 
 class DamagedExamples:
-    """What `optlab.data.DamagedRecordError` named.
+    """The examples that `optlab.data.DamagedRecordError` named.
 
     Args:
       workload: whose they are; its loss has to leave them out.
@@ -31,7 +31,7 @@ class DamagedExamples:
         self._is_weighted = False
 
     def add(self, step: int, split: str, damaged: Iterable[tuple[int, str]]) -> None:
-        """Takes what this process found; alone it is logged at once, of several at the next `settle`.
+        """Adds what this process found; one process logs it at once, several do at the next `settle`.
 
         Raises:
           DataError: if the loss or a metric would count what stands in for them; as `settle`.
@@ -54,7 +54,7 @@ class DamagedExamples:
         self._is_weighted = True
 
     def settle(self) -> None:
-        """Logs what all processes found, who come here at the same step.
+        """Logs what all processes found; all of them call it at the same step.
 
         Raises:
           DataError: if there are more than may be.

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from optlab.training.metrics import Record, StepLog
-from optlab.training.processes import is_first
+from optlab._processes import is_first
+from optlab.runs import Record, StepLog
 from optlab.training.reductions import with_finite
 from optlab.training.state import LossStatistics, TrainState
 
@@ -42,7 +43,7 @@ class LossSpikeError(GuardError):
 
 
 def check_guard(guard: Guard | None, spike: float | None) -> None:
-    """Refuses a policy that there isn't."""
+    """Raises a ValueError for an unknown policy."""
     if guard not in GUARDS:
         raise ValueError(f"guard must be 'stop', 'skip' or None, got {guard!r}")
     if spike is not None and not spike > 0:
@@ -127,7 +128,7 @@ class Skips:
       guard: what a fault does.
       limit: how many there may be.
       log: where each has a line.
-      examples: step -> which examples its batch held, if that can be told.
+      examples: step -> the examples of its batch, if they are known.
       steps: those that were left out, ascending.
     """
 
@@ -138,7 +139,7 @@ class Skips:
     steps: list[int] = field(default_factory=list)
 
     def __call__(self, values: Record) -> Record:
-        """Takes a step's values; gives what is recorded of it.
+        """Takes a step's values, and returns its record.
 
         Raises:
           GuardError: if the step is at fault and isn't to be skipped, or too many were.
@@ -149,7 +150,7 @@ class Skips:
         why = _reason(FAULTS[fault - 1], values)
         refused = _spiked if FAULTS[fault - 1] == "spike" else not_finite
         if self.guard == "stop":
-            raise refused(f"step {step}: {why}; guard=skip would leave it out")
+            raise refused(f"step {step}: {why}; guard='skip' would leave it out")
         self.steps.append(step)
         self._log(step, why, values)
         if len(self.steps) > self.limit:
@@ -165,6 +166,18 @@ class Skips:
             entry = {name: _as_json(values.get(f"train/{name}", math.nan)) for name in ("loss", "gradient_norm")}
             examples = {} if self.examples is None else {"examples": self.examples(step)}
             self.log.add({"step": step, "why": why, **entry, **examples})
+
+    @contextlib.contextmanager
+    def logged(self, start: int) -> Iterator[None]:
+        """Keeps the log open, from the step that the run starts at."""
+        if self.log is None or not is_first():
+            yield
+            return
+        self.log.begin(start)
+        try:
+            yield
+        finally:
+            self.log.end()
 
     def updates(self, step: int) -> int:
         """How many updates were made before a step, counted from 1: what the optimizer's own counts say."""

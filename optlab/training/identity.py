@@ -1,4 +1,4 @@
-"""What a run is, as far as training knows it: kept with every checkpoint, and held against what is to continue it."""
+"""Settings and programs that identify a run: saved with each checkpoint, and compared on resume."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optlab._processes import is_first, once, together
 from optlab.config import Config, Stop, covers, flatten, keys
 from optlab.data import fingerprint
-from optlab.training.checkpoint import CheckpointError
-from optlab.training.fingerprint import fingerprints
-from optlab.training.processes import is_first, once, together
+from optlab.runs import CheckpointError
+from optlab.runs._fingerprints import fingerprints
 from optlab.training.program import are_other, described, program, programs
 from optlab.training.state import TrainState
+from optlab.training.step import StepSettings
 from optlab.training.workload import Workload
 
 Identity = dict[str, Any]
@@ -30,6 +31,18 @@ PROGRAMS = {"model": "model", "loss": "loss", "loss.training": "loss", "optimize
 _OTHERS = {**PROGRAMS, "initial": "initial", "ema.function": "ema"}
 
 
+class OtherRunError(CheckpointError):
+    """The latest checkpoint is another run's.
+
+    Attributes:
+      keys: the settings that differ, as `allow_change` takes them.
+    """
+
+    def __init__(self, message: str, keys: tuple[str, ...] = ()):
+        super().__init__(message)
+        self.keys = keys
+
+
 def identity(
     workload: Workload,
     tx: optax.GradientTransformation,
@@ -37,14 +50,13 @@ def identity(
     *,
     initial: Any,
     seed: int,
-    accumulate: int,
-    ema: float | Callable[..., Any] | None,
+    settings: StepSettings,
     stop: Stop,
 ) -> Identity:
-    """A run by the config's keys, as JSON data; of the data it is every split's fingerprint.
+    """Identifies a run: its settings by the config's keys, as JSON data, and a fingerprint of every data split.
 
-    With it what model, loss and optimizer compute (`optlab.training.program`), and the fingerprints of every
-    hyperparameter that the optimizer keeps in its first state, and of the parameters that were given to start from.
+    It also holds digests of what model, loss and optimizer compute (`optlab.training.program`), and fingerprints of the
+    hyperparameters in the optimizer's first state and of the initial parameters, if they were given.
 
     Raises:
       CheckpointError: if the data of several processes aren't the same.
@@ -56,16 +68,16 @@ def identity(
         "seed": seed,
         "batch_size": workload.batch_size,
         "draw": workload.draw,
-        "accumulate": accumulate,
-        "ema": "a function" if callable(ema) else ema,
+        "accumulate": settings.accumulate,
+        "ema": "a function" if callable(settings.ema) else settings.ema,
         **flatten(workload.target, "target."),
         **flatten(stop, "stop."),
         **fingerprints({name: x for name, x in _named(first.opt_state) if name.startswith(INJECTED)}),
         **programs(workload, tx, first),
         "initial": None if initial is None else _digest(initial),
     }
-    if callable(ema):
-        found["ema.function"] = {**program(ema, first.step), "made": found["optimizer"]["made"]}
+    if callable(settings.ema):
+        found["ema.function"] = {**program(settings.ema, first.step), "made": found["optimizer"]["made"]}
     found = json.loads(json.dumps(found, default=float))  # a number of NumPy's is one, too
     with together(CheckpointError):
         if differ := _differing(once(lambda: found), found):
@@ -74,7 +86,7 @@ def identity(
 
 
 def changed_keys(path: Path, saved: Mapping[str, Any], here: Identity, allowed: Collection[str]) -> set[str]:
-    """The keys in which a checkpoint's run is another than this one.
+    """Compares a checkpoint's run with this one, and returns the keys that differ.
 
     Args:
       path: the checkpoint's.
@@ -93,9 +105,10 @@ def changed_keys(path: Path, saved: Mapping[str, Any], here: Identity, allowed: 
     once_each = tuple(dict.fromkeys(names[k] for k in refused))
     with together(CheckpointError):
         if refused:
-            raise CheckpointError(
+            raise OtherRunError(
                 f"{path} is of another run: {_listed(refused, 'there')}; name another folder, or go on all the same: "
-                f"allow_change={once_each}, {' '.join(f'--allow-change {k}' for k in once_each)}"
+                f"allow_change={once_each}",
+                once_each,
             )
     if is_first():
         _say_what_goes_on(path, saved, here, {k: v for k, v in differ.items() if k in _OTHERS})
@@ -110,7 +123,7 @@ def _name(key: str) -> str:
 
 
 def _say_what_goes_on(path: Path, saved: Mapping[str, Any], here: Identity, changed: Mapping[str, Any]) -> None:
-    """Says which program is another from here on, and where nobody can tell."""
+    """Prints which programs differ from here on, or that they can't be compared."""
     if changed:
         print(f"optlab: {path} goes on with another {_listed(changed, 'there')}", file=sys.stderr)
     made = lambda run: next((run[k]["made"] for k in run if isinstance(run[k], dict)), None)
@@ -123,16 +136,16 @@ def _say_what_goes_on(path: Path, saved: Mapping[str, Any], here: Identity, chan
 
 
 def _digest(initial: Any) -> str:
-    """Of all leaves, by their paths."""
+    """A digest of all leaves and their paths."""
     leaves = jax.tree_util.tree_leaves_with_path(initial)
     prints = fingerprints({jax.tree_util.keystr(path): jnp.asarray(x) for path, x in leaves})
     return hashlib.sha256(json.dumps(prints).encode()).hexdigest()[:16]
 
 
 def with_settings(state: TrainState, first: TrainState, changed: Collection[str]) -> TrainState:
-    """A restored state under the settings of this run: what `changed_keys` found changed is as in the first state.
+    """Applies this run's settings to a restored state: what `changed_keys` returned is taken from the first state.
 
-    The optimizer's hyperparameters stay what they have become otherwise: a rule of the user's may move them.
+    All other hyperparameters of the optimizer keep their restored values: a rule of the user's may have moved them.
     """
     key = first.key if "seed" in changed else state.key
     here = dict(_named(first.opt_state))
@@ -162,14 +175,14 @@ def _differing(saved: Mapping[str, Any], here: Identity) -> dict[str, tuple[Any,
 
 
 def _are_made_otherwise(key: str, a: Any, b: Any) -> bool:
-    """Whether two fingerprints of data tell no more than that there are as many: an older one hashed less."""
+    """Whether two fingerprints of data can only be compared by their number of examples: an older one hashed less."""
     parts = [x.split() for x in (a, b) if key.startswith("data") and isinstance(x, str)]
     ways = {tuple(words[2:-1]) for words in parts}
     return len(parts) == 2 and parts[0][:2] == parts[1][:2] and ways == {(), ("in", "memory")}
 
 
 def _listed(differ: Mapping[str, tuple[Any, Any]], where: str) -> str:
-    """Each key with both values; of programs that are one thing the first one's."""
+    """Lists each key with both values; programs that share a name are listed once."""
     found: dict[str, str] = {}
     for k, (saved, here) in differ.items():
         if isinstance(saved, dict):

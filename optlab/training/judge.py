@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optlab.config import Stop, Target
-from optlab.training.metrics import Record
-from optlab.training.storage import CheckpointError
+from optlab.config import ConfigError, Stop, Target, check
+from optlab.runs import CheckpointError, Record
 
 CONVERGED = "gradient norm reached"  # the outcome of a run that stop.gradient_norm ended
+INTERRUPTED = "interrupted by "  # begins the outcome of a run that a signal ended; the next call continues it
 
 
 @dataclass
@@ -22,8 +23,14 @@ class Judge:
     best: tuple[int, float] | None = None
     waited: int = 0
     mark: float | None = None  # the value from which min_gain is counted: the last one that counted as a gain
-    ended: str | None = None  # how the run ended before its last step, if it did
+    ended: str | None = None  # the run's outcome; None while it goes on
     reached: int | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            check(self.stop, "stop.")
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
 
     def __call__(self, record: Record) -> str | None:
         """Takes an evaluated record; "stopped early" once patience has run out.
@@ -55,9 +62,22 @@ class Judge:
             return False
         return record["train/gradient_norm"] <= self.stop.gradient_norm
 
+    def interrupted(self, signal: str | None) -> str | None:
+        """The outcome of a run that a signal of this name ends, if one does."""
+        if signal:
+            self.ended = f"{INTERRUPTED}{signal}"
+            return self.ended
+        return None
+
     def dump(self) -> dict[str, Any]:
-        """As JSON data, for a checkpoint."""
-        return {name: getattr(self, name) for name in ("best", "waited", "mark", "ended", "reached")}
+        """As JSON data, for a checkpoint. A run that was interrupted has no outcome yet."""
+        ended = None if self.ended is not None and self.ended.startswith(INTERRUPTED) else self.ended
+        return {**{name: getattr(self, name) for name in ("best", "waited", "mark", "reached")}, "ended": ended}
+
+    def summary(self) -> dict[str, Any]:
+        """The best evaluation and the target, as JSON data for the run's summary."""
+        best = self.best and {"step": self.best[0], "value": self.best[1]}
+        return {"best": best, "target": {**dataclasses.asdict(self.target), "reached": self.reached}}
 
     def load(self, notes: Mapping[str, Any], changed: Collection[str] = ()) -> None:
         """The inverse of dump; what was found under another target or stop, or on other data, isn't taken over.

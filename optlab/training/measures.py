@@ -1,56 +1,117 @@
-"""Measurements of a run's state, inside the program of its step."""
+"""Measurements in the program of a training step: those of `train(measure=…)`, and what an optimizer's probes hold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optlab.training.workload import Loss
-
-PREFIX = "measure/"
-
-
-class Measure(Protocol):
-    """What `train(measure=…)` takes; `optlab.theory.measures` has some.
-
-    Attributes:
-      every: steps from one measurement to the next.
-      bind: the workload's loss -> a pure function (state, batch) -> {name: number}, of the state before a step.
-    """
-
-    @property
-    def every(self) -> int: ...
-
-    @property
-    def bind(self) -> Callable[[Loss], Callable[[Any, Any], dict[str, jax.Array]]]: ...
+from optlab._measure import Measure
+from optlab._probe_state import METRICS, SPECTRUM, find_probes
+from optlab.training.state import TrainState
+from optlab.training.workload import Batch, Loss, Metrics
 
 
-def measuring(step: Callable[..., Any], loss: Loss, measures: Sequence[Measure], strategy: str) -> Callable[..., Any]:
-    """The same step, whose metrics hold what is measured: (value, 1) in the steps that are due, (0, 0) in others.
+def measured(
+    measures: Sequence[Measure],
+    loss: Loss,
+    state: TrainState,
+    batch: Batch,
+    *,
+    gradient: Any,
+    after: TrainState,
+    axis_name: str | None,
+) -> Metrics:
+    """What is measured in a step, as (sum, weight) by its name in the records; (0, 0) in steps that aren't due.
+
+    Args:
+      measures: all that there are.
+      loss: the workload's.
+      state: before the step.
+      batch: the step's; under a mapped axis the device's part of it, which is gathered where one is due.
+      gradient: the step's, averaged over devices and microbatches.
+      after: the state after the step.
+      axis_name: the mapped axis that the step runs under, if there is one.
 
     Raises:
-      ValueError: under pmap, where every device would measure its own part of the batch; for two of one name.
+      ValueError: if two measures have one name.
     """
-    if measures and strategy == "pmap":
-        raise ValueError(
-            "measure needs strategy='jit' or another: under pmap each device measures its part of the batch"
-        )
-    bound = [(measure.every, measure.bind(loss)) for measure in measures]
+    found: Metrics = {}
+    for measure in measures:
+        function = _bound(measure, loss, gradient, after, axis_name)
+        for name, pair in _if_due(measure.every, function, state, batch).items():
+            if (name := measure.prefix + name) in found:
+                raise ValueError(f"two measures have the name {name.removeprefix(measure.prefix)!r}")
+            found[name] = pair
+    return found
 
-    def with_measures(state: Any, batch: Any) -> Any:
-        new_state, metrics = step(state, batch)
-        for every, measure in bound:
-            shapes = jax.eval_shape(measure, state, batch)
-            none = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items()}
-            is_due = (state.step + 1) % every == 0
-            found = lax.cond(is_due, measure, lambda *_, none=none: none, state, batch)
-            if taken := [name for name in found if PREFIX + name in metrics]:
-                raise ValueError(f"two measures have the name {taken[0]!r}")
-            metrics |= {PREFIX + name: (x, is_due.astype(x.dtype)) for name, x in found.items()}
-        return new_state, metrics
 
-    return with_measures if bound else step
+def _bound(measure: Measure, loss: Loss, gradient: Any, after: TrainState, axis_name: str | None) -> Callable[..., Any]:
+    """(state, batch) -> {name: (sum, weight)}, with what the measure asks for."""
+    names = inspect.signature(measure.function).parameters
+    given = {"loss": loss, "gradient": gradient, "after": after}
+    asked = {name: x for name, x in given.items() if name in names}
+
+    def function(state: TrainState, batch: Batch) -> Metrics:
+        found = measure.function(state, batch, **asked)
+        return {name: _pair(x) for name, x in found.items()}
+
+    return function if axis_name is None else _on_whole_batch(function, axis_name)
+
+
+def _pair(x: Any) -> tuple[jax.Array, jax.Array]:
+    total, weight = x if isinstance(x, tuple) else (x, jnp.ones_like(x))
+    return jnp.asarray(total), jnp.asarray(weight)
+
+
+def _on_whole_batch(function: Callable[..., Any], axis_name: str) -> Callable[..., Any]:
+    """The function of the whole batch, on every device alike, under a mapped axis.
+
+    A mean over that axis (BatchNorm's) is one over the single member of an axis of the same name: each device has all.
+    """
+
+    def on_whole(state: TrainState, batch: Batch) -> Any:
+        batch = jax.tree.map(lambda x: lax.all_gather(x, axis_name, tiled=True), batch)
+        alone = jax.vmap(lambda _: function(state, batch), axis_name=axis_name)
+        return jax.tree.map(lambda x: x[0], alone(jnp.zeros(1)))
+
+    return on_whole
+
+
+def _if_due(every: int, function: Callable[..., Metrics], state: TrainState, batch: Batch) -> Metrics:
+    """function(state, batch) in every k-th step, without computing it in the others."""
+    if every == 1:
+        return function(state, batch)
+    shapes = jax.eval_shape(function, state, batch)
+    none = lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return lax.cond((state.step + 1) % every == 0, function, none, state, batch)
+
+
+def is_rare(names: Iterable[str]) -> bool:
+    """Whether something among the metrics of these names is measured seldom, so that its step needs a record."""
+    return any(name.startswith("measure/") or _is_of_spectrum(name) for name in names)
+
+
+def _is_of_spectrum(name: str) -> bool:
+    return name.startswith("probe/") and name.rpartition("/")[2] in SPECTRUM
+
+
+def _probed(state: TrainState, batch: Batch, *, after: TrainState) -> Metrics:
+    """What the optimizer's probes measured in the step, by "<name>/<metric>".
+
+    A probe's count says whether it saw an update at all: in `optax.MultiSteps` it does only in some steps.
+    """
+    earlier = find_probes(state.opt_state)
+    metrics: Metrics = {}
+    for name, probe in find_probes(after.opt_state).items():
+        is_new = (probe.measured == probe.count) & (probe.count > earlier[name].count)
+        values, weights = jnp.where(is_new, probe.values, 0), is_new.astype(probe.values.dtype)
+        metrics |= {f"{name}/{metric}": (values[i], weights[i]) for i, metric in enumerate(METRICS)}
+    return metrics
+
+
+PROBES = Measure(_probed, every=1, prefix="probe/")

@@ -1,4 +1,4 @@
-"""What a function computes, as a digest: of a run's loss, initialization and optimizer, held against a checkpoint's.
+"""Digests of what functions compute: a run's loss, initialization and optimizer, compared with a checkpoint's.
 
 The function is traced, never run. Every value's digest is made of the primitive that gives it, its parameters and the
 digests of what it is given, constants by their bits. So names, order and dead code make no difference, neither do the
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optlab.training.fingerprint import fingerprints
+from optlab.runs._fingerprints import fingerprints
 from optlab.training.state import TrainState
 from optlab.training.workload import Workload
 

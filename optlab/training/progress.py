@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from optlab.training.metrics import Record
+from optlab.runs import Record
 
 
 class Progress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -20,7 +20,7 @@ Rules: TypeAlias = Mapping[str, P]
 # Kernels that read what the one before them divided, by their module's name: they are divided by their inputs, so that
 # a pair of matrices needs one exchange (Shoeybi et al. 2019, arXiv 1909.08053, section 3).
 READERS = ("out", "out_proj", "proj", "down", "down_proj", "o_proj", "wo", "fc2", "c_proj")
-WITHOUT_SHARE = ("params", "model_state", "batch_stats")  # first names of what zero1 leaves whole
+MODEL_PARTS = ("params", "model_state", "batch_stats")  # of a state, Flax's too: what isn't the optimizer's
 
 
 def check_rules(rules: Rules, mesh: Mesh, model: str) -> None:
@@ -35,12 +35,22 @@ def check_rules(rules: Rules, mesh: Mesh, model: str) -> None:
             raise ValueError(f"the rule {spec} for {pattern!r}: {has}")
 
 
-def specs(state: Any, mesh: Mesh, strategy: str, data: tuple[str, ...], model: str, rules: Rules) -> Any:
+def specs(
+    state: Any, mesh: Mesh, divides: Callable[[str], bool], data: tuple[str, ...], model: str, rules: Rules
+) -> Any:
     """A tree like `state` of PartitionSpecs.
 
-    Under zero1 and fsdp a leaf is divided over the data axes along its longest axis that they divide, those without
-    one stay whole. Along the axis "model" matrices are divided by their outputs, those in `READERS` by their inputs,
-    embeddings by their vocabulary; what the optimizer keeps of a parameter's shape goes where the parameter goes.
+    Along the axis "model" matrices are divided by their outputs, those in `READERS` by their inputs, embeddings by
+    their vocabulary; what the optimizer keeps of a parameter's shape goes where the parameter goes.
+
+    Args:
+      state: arrays or their shapes.
+      mesh: the devices.
+      divides: name of a part of the state, on its first level -> whether the data axes divide it: each leaf along its
+        longest axis that they divide, where there is one.
+      data: the axes that share the batch.
+      model: the axis that divides matrices, if the mesh has it.
+      rules: where that axis goes, by role or path.
     """
     leaves = jax.tree_util.tree_leaves_with_path(state)
     on_model = _model_specs(state, mesh.shape.get(model, 1), model, rules)
@@ -49,10 +59,9 @@ def specs(state: Any, mesh: Mesh, strategy: str, data: tuple[str, ...], model: s
     for path, x in leaves:
         first = jax.tree_util.keystr(path[:1], simple=True)
         spec = on_model.get(_name(path[1:]), {}).get(x.shape, P()) if first in ("params", "ema") else P()
-        if first not in ("params", "ema", *WITHOUT_SHARE):
+        if first not in ("ema", *MODEL_PARTS):
             spec = _of_parameter(_name(path), x.shape, on_model)
-        is_divided = strategy == "fsdp" or (strategy == "zero1" and first not in WITHOUT_SHARE)
-        found.append(_spread(x, spec, data, count) if is_divided and count > 1 else spec)
+        found.append(_spread(x, spec, data, count) if count > 1 and divides(first) else spec)
     return jax.tree.unflatten(jax.tree.structure(state), found)
 
 
@@ -92,11 +101,11 @@ def _model_specs(state: Any, count: int, model: str, rules: Rules) -> dict[str, 
     layout = layout_of(params)
     layout.check_known('a mesh\'s axis "model"')
     readings = [(r.role or "", r.axes) for r in layout.readings.values()]
-    told = [(leaf, *r) for leaf, r in zip(jax.tree_util.tree_leaves_with_path(params), readings, strict=True)]
-    _check_used(rules, {_name(path): role for (path, _), role, _ in told})
+    leaves = [(leaf, *r) for leaf, r in zip(jax.tree_util.tree_leaves_with_path(params), readings, strict=True)]
+    _check_used(rules, {_name(path): role for (path, _), role, _ in leaves})
     found: dict[str, dict[tuple[int, ...], P]] = {}
     of_bias: dict[Any, P] = {}
-    for (path, x), role, axes in sorted(told, key=lambda leaf: leaf[1] == "vector"):
+    for (path, x), role, axes in sorted(leaves, key=lambda leaf: leaf[1] == "vector"):
         spec = _rule(_name(path), role, rules)
         if spec is None:
             spec = of_bias.get((_module(path), x.shape)) or _by_role(x, path, role, axes, count, model)
@@ -124,10 +133,10 @@ def _of_bias(module: Any, shape: tuple[int, ...], spec: P, axes: Any) -> dict[An
 def _check_used(rules: Rules, roles_of: Mapping[str, str]) -> None:
     for pattern in rules:
         if not any(_fits(pattern, name, role) for name, role in roles_of.items()):
-            told = pattern.strip("*/")
-            depth = told.count("/") + 1
+            wanted = pattern.strip("*/")
+            depth = wanted.count("/") + 1
             names = sorted({*("/".join(name.split("/")[-depth:]) for name in roles_of), *roles_of.values()})
-            near = difflib.get_close_matches(told, names, n=3) or names
+            near = difflib.get_close_matches(wanted, names, n=3) or names
             raise ValueError(
                 f"the rule for {pattern!r} fits no parameter and no role here; there are {', '.join(near)}"
             )
@@ -169,4 +178,4 @@ def _check_divides(name: str, shape: tuple[int, ...], spec: P, model: str, count
         if entry not in (None, model):
             raise ValueError(f"the rule {spec} for {name!r} may name the axis {model!r} alone")
         if entry == model and size % count:
-            raise ValueError(f"the rule {spec} for {name!r}: mesh.{model}={count} must divide {size} of shape {shape}")
+            raise ValueError(f"the rule {spec} for {name!r}: {model}={count} must divide {size} of shape {shape}")

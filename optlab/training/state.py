@@ -13,7 +13,7 @@ from optlab.training.reductions import wide
 
 
 class LossStatistics(NamedTuple):
-    """Of the losses of the steps that were accepted: how many, their running mean and variance."""
+    """The number of accepted steps, and the running mean and variance of their losses."""
 
     accepted: jax.Array
     mean: jax.Array
@@ -32,7 +32,7 @@ class TrainState:
       opt_state: the optax transformation's.
       key: typed random key; a step's randomness is fold_in(key, step), so the key itself never changes.
       ema: the weights' moving average, of params' structure and in at least float32, or None.
-      losses: what a loss is held against to tell a spike, or None.
+      losses: the statistics by which a spike of the loss is recognized, or None.
     """
 
     step: jax.Array

@@ -4,26 +4,74 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.extend.random
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
 from optlab._checks import check_decay, is_count
+from optlab._measure import Measure
+from optlab._trees import complex_leaf
+from optlab.config import nearest
 from optlab.data import Batch
 from optlab.training.guard import Guard, check_guard, guarded
+from optlab.training.measures import measured
 from optlab.training.reductions import wide, with_norm
 from optlab.training.state import TrainState
 from optlab.training.workload import Loss, Metrics
 
-DRAWS = 64  # of a loss whose noise can't be made even, to tell whether it is a mean
-
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+MeasuredStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics, Metrics]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """Settings of a training step, as `make_step`, `train` and `assemble` take them.
+
+    Attributes:
+      accumulate: microbatches that the batch is cut into, one after another; their mean is exact, weights included.
+      ema: the moving average's decay d, ema ← d·ema + (1 − d)·params; a number, or a function of the steps made
+        before, such as `optlab.schedules.tail_average`. The average is then what is evaluated. None: no average.
+      guard: what happens to a step at fault: one whose loss, gradient norm, new parameters, moving average or model
+        state isn't finite, or whose loss is a spike. The step adds the metric "fault": 0, or one more than the index
+        in `optlab.training.guard.FAULTS`. "stop": the loop ends the run with a NonFiniteError. "skip": the step keeps
+        the old state, all but the step's number, so that the optimizer's own counts and schedules don't go on either;
+        it holds parameters and optimizer state twice. None: the run goes on with what came out, which is never saved.
+      spike: a loss by more than so many standard deviations above the running mean of those before is at fault, too;
+        adds the metric "loss_z", and needs `init_state(…, spike=True)`.
+
+    Raises:
+      ValueError: for an impossible value.
+    """
+
+    accumulate: int = 1
+    ema: float | Callable[[jax.Array], Any] | None = None
+    guard: Guard | None = "stop"
+    spike: float | None = None
+
+    def __post_init__(self) -> None:
+        if not is_count(self.accumulate):
+            raise ValueError(f"accumulate must be a whole number of at least 1, got {self.accumulate!r}")
+        check_guard(self.guard, self.spike)
+        if self.ema is not None and not callable(self.ema):
+            check_decay("ema", self.ema)
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], keywords: Mapping[str, Any]) -> StepSettings:
+        """The settings that a function got as its further keywords.
+
+        Raises:
+          TypeError: for another keyword; it names the nearest argument of the function.
+        """
+        names = [f.name for f in dataclasses.fields(cls)]
+        if unknown := [name for name in keywords if name not in names]:
+            own = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+            raise TypeError(f"{function.__name__}() has no argument {unknown[0]!r}; {nearest(unknown[0], own + names)}")
+        return cls(**keywords)
 
 
 def make_step(
@@ -31,10 +79,7 @@ def make_step(
     tx: optax.GradientTransformation,
     *,
     axis_name: str | None = None,
-    accumulate: int = 1,
-    ema: float | Callable[[jax.Array], Any] | None = None,
-    guard: Guard | None = "stop",
-    spike: float | None = None,
+    **settings: Any,
 ) -> Step:
     """Makes the pure function that moves a state by one update.
 
@@ -49,30 +94,35 @@ def make_step(
       axis_name: the mapped axis (pmap) over which gradients, metrics and model state are averaged before `tx.update`;
         whole numbers in the model state stay each device's own, as right for a count of steps: one of examples has to
         be summed in the loss, by `jax.lax.psum`, if `train`.
-      accumulate: microbatches that the batch is cut into, one after another; their mean is exact, weights included.
-      ema: the moving average's decay d, ema ← d·ema + (1 − d)·params; a number, or a function of the steps made
-        before, such as `optlab.schedules.tail_average`.
-      guard: adds the metric "fault": 0, or one more than the index in `optlab.training.guard.FAULTS` of what is at
-        fault: a loss, a gradient's norm, new parameters, moving average or model state that isn't finite, or a spike.
-        "stop" does no more (the loop then ends the run); "skip" keeps the old state, all but the step's number, so that
-        the optimizer's own counts and schedules don't go on either. It holds parameters and optimizer state twice.
-      spike: a loss by more than so many standard deviations above the running mean of those before is at fault, too;
-        adds the metric "loss_z", and needs `init_state(…, spike=True)`.
+      **settings: those of `StepSettings`: accumulate, ema, guard, spike.
 
     Returns:
       step(state, batch) -> (state, metrics), metrics being (sum, weight) by name; "gradient_norm" is one of them.
       It refuses complex parameters.
     """
-    if not is_count(accumulate):
-        raise ValueError(f"accumulate must be a whole number of at least 1, got {accumulate!r}")
-    check_guard(guard, spike)
-    if ema is not None and not callable(ema):
-        check_decay("ema", ema)
-    tx = optax.with_extra_args_support(tx)
-    is_taken = takes(tx.update)
-    gradient = _mean_gradient(loss, axis_name, accumulate)
+    whole = make_measured_step(loss, tx, StepSettings.of(make_step, settings), axis_name=axis_name)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        new, metrics, _ = whole(state, batch)
+        return new, metrics
+
+    return step
+
+
+def make_measured_step(
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    settings: StepSettings,
+    *,
+    axis_name: str | None = None,
+    measures: Sequence[Measure] = (),
+) -> MeasuredStep:
+    """Makes the same step, which also returns what is measured in it, by its names in the records."""
+    tx = optax.with_extra_args_support(tx)
+    is_taken = takes(tx.update)
+    gradient = _mean_gradient(loss, axis_name, settings.accumulate)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics, Metrics]:
         _check_real(state.params)
         key = jax.random.fold_in(state.key, state.step)
         at = lambda params: gradient(params, state.model_state, batch, key)
@@ -83,21 +133,33 @@ def make_step(
         extra = {name: x for name, x in extra.items() if is_taken(name)}
         updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
-
-        average = state.ema
-        if ema is not None:
-            newest = _newest(ema, state.step)
-            average = jax.tree.map(lambda a, p: a + (newest * (p - a)).astype(a.dtype), state.ema, params)
         new = dataclasses.replace(
-            state, step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=average
+            state,
+            step=state.step + 1,
+            params=params,
+            model_state=model_state,
+            opt_state=opt_state,
+            ema=_averaged(settings.ema, state, params),
         )
-        measured = {"gradient_norm": norm}
-        if guard is not None:
-            new, found = guarded(state, new, value, norm, guard=guard, spike=spike)
-            measured |= found
-        return new, metrics | {name: (x, jnp.ones(())) for name, x in measured.items()}
+        found = {"gradient_norm": norm}
+        if settings.guard is not None:
+            new, faults = guarded(state, new, value, norm, guard=settings.guard, spike=settings.spike)
+            found |= faults
+        metrics |= {name: (x, jnp.ones(())) for name, x in found.items()}
+        return new, metrics, measured(measures, loss, state, batch, gradient=grads, after=new, axis_name=axis_name)
 
     return step
+
+
+def _averaged(ema: float | Callable[[jax.Array], Any] | None, state: TrainState, params: Any) -> Any:
+    """The moving average with the newest parameters, whose weight is 1 − d; a schedule may know it more exactly."""
+    if ema is None:
+        return state.ema
+    if not callable(ema):
+        newest: Any = 1 - ema
+    else:
+        newest = ema.newest(state.step) if hasattr(ema, "newest") else 1 - ema(state.step)
+    return jax.tree.map(lambda a, p: a + (newest * (p - a)).astype(a.dtype), state.ema, params)
 
 
 def _check_real(params: Any) -> None:
@@ -105,20 +167,12 @@ def _check_real(params: Any) -> None:
 
     Turned round it would be right for rules and wrong for line searches, which take `grad` as JAX gives it.
     """
-    for path, x in jax.tree_util.tree_leaves_with_path(params):
-        if jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ValueError(
-                f"the parameters must be real, and {name!r} is {x.dtype}: hold its real and its imaginary part, and "
-                "put them together in the model"
-            )
-
-
-def _newest(ema: float | Callable[[jax.Array], Any], step: jax.Array) -> Any:
-    """The newest parameters' weight in their average, 1 − d; a schedule may know it better than by the difference."""
-    if not callable(ema):
-        return 1 - ema
-    return ema.newest(step) if hasattr(ema, "newest") else 1 - ema(step)
+    if found := complex_leaf(params):
+        name, dtype = found
+        raise ValueError(
+            f"the parameters must be real, and {name!r} is {dtype}: hold its real and its imaginary part, and put them "
+            "together in the model"
+        )
 
 
 def make_evaluation(loss: Loss) -> Callable[[Any, Any, Batch, jax.Array], Metrics]:
@@ -126,7 +180,7 @@ def make_evaluation(loss: Loss) -> Callable[[Any, Any, Batch, jax.Array], Metric
 
     def evaluate(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> Metrics:
         try:
-            return _pairs(loss(params, model_state, batch, key, False)[1][1])
+            return as_pairs(loss(params, model_state, batch, key, False)[1][1])
         except NameError as error:
             if "unbound axis name" not in str(error):
                 raise
@@ -138,90 +192,7 @@ def make_evaluation(loss: Loss) -> Callable[[Any, Any, Batch, jax.Array], Metric
     return evaluate
 
 
-def check_mean(loss: Loss, state: TrainState, batch: Batch, accumulate: int) -> None:
-    """Refuses a loss whose value of a batch isn't the mean of its values of two halves, by their weights.
-
-    Two microbatches are looked at, since the whole batch may be too large for a device. What the loss draws is the same
-    for all examples here, so that the halves see what the whole batch sees. Where it makes keys of its own of what it
-    is given, they see other noise all the same: then it has to be a mean over many draws.
-    """
-    some = lambda x: x.reshape(-1, accumulate, *x.shape[1:])[:, :2].reshape(-1, *x.shape[1:])
-
-    def is_off(a: Any, b: Any, tolerance: float = 1e-3) -> bool:
-        tolerance = max(tolerance, 8 * float(jnp.finfo(a.dtype).eps))
-        return abs(float(a) - float(b)) > tolerance * max(abs(float(a)), abs(float(b)))
-
-    def both(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def measured(batch: Batch) -> tuple[jax.Array, jax.Array]:
-            value, (_, metrics) = loss(params, model_state, batch, key, False)
-            return value, _pairs(metrics)["loss"][1]
-
-        batch = jax.tree.map(some, batch)
-        (a, of_a), (b, of_b) = (measured(jax.tree.map(lambda x, i=i: x[i::2], batch)) for i in (0, 1))
-        return measured(batch)[0], (a * of_a + b * of_b) / (of_a + of_b)
-
-    def evenly(params: Any, model_state: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        key, model_state = _even_keys(model_state)
-        return both(params, model_state, batch, key)
-
-    def turned(params: Any, model_state: Any, batch: Batch) -> jax.Array:
-        key, model_state = _even_keys(model_state)
-        batch = jax.tree.map(lambda x: some(x)[::-1], batch)
-        return loss(params, model_state, batch, key, False)[0]
-
-    if len(jax.tree.leaves(batch)[0]) < 2 * accumulate:
-        return
-    given = (state.params, state.model_state, batch)
-    try:
-        value, mean = jax.jit(evenly)(*given)
-    except NotImplementedError:  # jax.random.poisson draws from JAX's own generator alone, which can't be compared
-        return
-    if not is_off(value, mean):
-        return
-    if is_off(value, jax.jit(turned)(*given), 1e-4):  # an example's noise depends on its place all the same
-        draw = jax.jit(both)
-        off = np.array([float(a) - float(b) for a, b in (draw(*given, jax.random.key(i)) for i in range(DRAWS))])
-        if abs(off.mean()) < 5 * off.std(ddof=1) / np.sqrt(DRAWS):
-            return
-    raise ValueError(
-        f"the loss must be a mean: of a batch it is {float(value):.6g}, the mean of its halves by the weight of "
-        f"its metric 'loss' is {float(mean):.6g}, and so it would be averaged over devices (pmap) and "
-        "microbatches (accumulate). Return sum / weight"
-    )
-
-
-def _even_keys(model_state: Any) -> tuple[jax.Array, Any]:
-    """A key, and a model's own, whose draws are the same number in every place of an array, however many there are.
-
-    The number changes with every split or fold of the key, so that what draws until it accepts comes to an end.
-    """
-    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    even = lambda x: jnp.broadcast_to(jax.random.key(0, impl=_EVEN), x.shape) if is_key(x) else x
-    return jax.random.key(0, impl=_EVEN), jax.tree.map(even, model_state)
-
-
-def _next(data: jax.Array) -> jax.Array:
-    return jax.extend.random.threefry_2x32(data, data + jnp.asarray([1, 2], jnp.uint32))
-
-
-def _even_bits(data: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
-    words = _next(data)
-    word = words[0] if width <= 32 else words[0].astype(jnp.uint64) << 32 | words[1].astype(jnp.uint64)
-    return jnp.broadcast_to(word.astype(jnp.dtype(f"uint{width}")), shape)
-
-
-_EVEN: Any = jax.extend.random.define_prng_impl(
-    key_shape=(2,),
-    seed=lambda seed: jnp.asarray([0, 1], jnp.uint32),
-    split=lambda data, shape: jnp.broadcast_to(_next(data), (*shape, 2)),
-    random_bits=_even_bits,
-    fold_in=lambda data, number: _next(data),
-    name="optlab_even",
-    tag="even",
-)
-
-
-def _pairs(metrics: Any) -> Metrics:
+def as_pairs(metrics: Any) -> Metrics:
     """A loss's metrics as numbers in at least float32; a weight may be a Python number."""
     if "loss" not in metrics:
         raise ValueError(f"the loss's metrics must hold 'loss' as (sum, weight), got the names {sorted(metrics)}")
@@ -247,7 +218,7 @@ def _mean_gradient(loss: Loss, axis_name: str | None, accumulate: int) -> Callab
         float16 it would overflow as a sum.
         """
         value, (model_state, metrics) = loss(*arguments)
-        metrics = _pairs(metrics)
+        metrics = as_pairs(metrics)
         if not is_parted:
             return value, (model_state, metrics, None)
         weight = lax.stop_gradient(metrics["loss"][1])

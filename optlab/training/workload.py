@@ -1,4 +1,4 @@
-"""What is trained, on what, to which target: a pair of pure functions and a source of data."""
+"""Workloads: a pair of pure functions, a source of data, and a target."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ModelState = Any
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 Init = Callable[[jax.Array], tuple[Params, ModelState]]
 Loss = Callable[[Params, ModelState, Batch, jax.Array, bool], tuple[jax.Array, tuple[ModelState, Metrics]]]
-Measure = Callable[[Any, Batch], jax.Array]
+Metric = Callable[[Any, Batch], jax.Array]
 Apply = Callable[[Params, ModelState, Any, jax.Array, bool], tuple[Any, ModelState]]
 
 # Shapes alone are traced with a batch of twice as many examples, of which nobody has a multiple by chance: where its
@@ -39,7 +39,9 @@ class ShapeError(ValueError):
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained. Make one with `from_model`, or directly from two functions of your own.
+    """A model and its loss as two pure functions, with the data and the target.
+
+    Make one with `from_model`, or directly from two functions of your own.
 
     Attributes:
       name: for the log.
@@ -106,8 +108,8 @@ class Workload:
         model: Any,
         data: Source,
         *,
-        loss: Measure = losses.cross_entropy,
-        metrics: Mapping[str, Measure] | None = None,
+        loss: Metric = losses.cross_entropy,
+        metrics: Mapping[str, Metric] | None = None,
         batch_size: int = 128,
         draw: Draw = "shuffled",
         target: Target | None = None,
@@ -159,7 +161,8 @@ class Workload:
 
 def _linen(model: nn.Module, example: Callable[[], Any]) -> tuple[Init, Apply]:
     """A Linen module as two pure functions."""
-    by_call = modes.of_call(type(model).__call__)
+    call = type(model).__call__
+    by_call = modes.of_call(call)
     by_field = {name: x for name, x in modes.of_fields(model).items() if name not in by_call}
 
     def in_mode(train: bool) -> nn.Module:
@@ -168,20 +171,40 @@ def _linen(model: nn.Module, example: Callable[[], Any]) -> tuple[Init, Apply]:
 
     def init(key: jax.Array) -> tuple[Params, ModelState]:
         inputs = jax.tree.map(jnp.array, example())
-        settings: dict[str, Any] = dict(modes.at(by_call, False))
-        model_state = dict(in_mode(False).init(key, inputs, **settings))
+        arguments, settings = modes.placed(call, modes.at(by_call, False))
+        model_state = dict(in_mode(False).init(key, inputs, *arguments, **settings))
         params = model_state.pop("params", {})
+
+        def used(model_state: ModelState) -> ModelState:
+            variables = {"params": params, **model_state}
+            return in_mode(False).apply(variables, inputs, *arguments, mutable=list(model_state), **settings)[1]
+
+        for name in _sown(model_state, used):
+            del model_state[name]
         return params, _as_wide_as(params, model_state)
 
     def apply(params: Params, model_state: ModelState, inputs: Any, key: jax.Array, train: bool) -> Any:
         variables = {"params": params, **model_state}
         mutable = list(model_state) if train else False
-        settings: dict[str, Any] = {"rngs": {"dropout": key}, "mutable": mutable, **modes.at(by_call, train)}
+        arguments, settings = modes.placed(call, modes.at(by_call, train))
         with modes.watched(train, is_chosen=bool(by_call or by_field)):
-            outputs = in_mode(train).apply(variables, inputs, **settings)
+            outputs = in_mode(train).apply(
+                variables, inputs, *arguments, rngs={"dropout": key}, mutable=mutable, **settings
+            )
         return outputs if train else (outputs, model_state)
 
     return init, apply
+
+
+def _sown(model_state: ModelState, used: Callable[[ModelState], ModelState]) -> list[str]:
+    """The collections that the model sows into: each use appends to their tuples, so that they are no state."""
+    is_tuple = lambda x: isinstance(x, tuple)
+    held = {
+        name: tree for name, tree in model_state.items() if any(map(is_tuple, jax.tree.leaves(tree, is_leaf=is_tuple)))
+    }
+    after: Any = jax.eval_shape(used, model_state) if held else {}
+    structure: Callable[[Any], Any] = jax.tree.structure
+    return [name for name, tree in held.items() if structure(tree) != structure(after[name])]
 
 
 def _as_wide_as(params: Params, model_state: ModelState) -> ModelState:
@@ -207,6 +230,7 @@ def _nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Init, Apply]:
 
     shape = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     graph, by_call, by_field = nnx.graphdef(shape), modes.of_call(type(shape).__call__), modes.of_fields(shape)
+    paths = {path for path, _ in nnx.to_flat_state(nnx.state(shape))}
 
     def apply(params: Params, model_state: ModelState, inputs: Any, key: jax.Array, train: bool) -> Any:
         keys, others = nnx.split_state(model_state, nnx.RngKey, ...)
@@ -216,7 +240,8 @@ def _nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Init, Apply]:
             outputs = model(inputs, **modes.at(by_call, train))
         if not train:
             return outputs, model_state
-        _, others = nnx.split_state(split(model)[1], nnx.RngKey, ...)
+        kept = nnx.filter_state(split(model)[1], lambda path, _: path in paths)  # what a model sows is no state
+        _, others = nnx.split_state(kept, nnx.RngKey, ...)
         return outputs, nnx.merge_state(keys, others)
 
     return init, apply

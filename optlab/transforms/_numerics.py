@@ -15,6 +15,8 @@ import numpy as np
 import optax
 from jax import lax
 
+from optlab._trees import complex_leaf
+
 
 def wide_dtype(x: Any) -> Any:
     """The dtype that `x` is computed in: its own, but at least float32. Integers stay integers."""
@@ -37,13 +39,12 @@ def check_holds(tree: Any, name: str, dtype: Any | None) -> None:
     """Refuses a real dtype for averages of complex leaves: it would lose their imaginary part."""
     if dtype is None or jnp.issubdtype(dtype, jnp.complexfloating):
         return
-    for path, x in jax.tree_util.tree_leaves_with_path(tree):
-        if jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
-            where = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ValueError(
-                f"{name}={jnp.dtype(dtype).name!r} can't hold what belongs to {where!r}, which is {x.dtype}: take a "
-                "complex dtype, or leave it away"
-            )
+    if found := complex_leaf(tree):
+        where, kind = found
+        raise ValueError(
+            f"{name}={jnp.dtype(dtype).name!r} can't hold what belongs to {where!r}, which is {kind}: take a complex "
+            "dtype, or leave it away"
+        )
 
 
 def cast_like(tree: Any, *targets: Any) -> Any:

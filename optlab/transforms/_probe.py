@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from optlab._checks import check_positive, is_count
 from optlab._notes import note
-from optlab._probes import METRICS, NORMS, SPECTRUM, ProbeState
+from optlab._probe_state import METRICS, NORMS, SPECTRUM, ProbeState
 from optlab._trees import is_absent
 from optlab.roles import LayoutError, MatrixAxes, layout_of
 

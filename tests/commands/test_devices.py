@@ -10,13 +10,14 @@ import jax
 import pytest
 
 from optlab.commands import main
-from optlab.commands.devices import WHAT, _needed
-from optlab.config import load, override
+from optlab.commands.devices import _needed
+from optlab.config import STRATEGIES, load, override
 from optlab.data import as_batches
 from optlab.experiment import build
-from optlab.training import check_memory, init_state, make_step, parallel, parallelize
-from optlab.training.parallel import STRATEGIES
-from optlab.training.records import packed
+from optlab.training import StepSettings, check_memory, init_state, parallel, parallelize
+from optlab.training.packed import packed
+from optlab.training.step import make_measured_step
+from optlab.training.strategies import _base
 
 CONFIG = """
 from optlab.config import Config, component
@@ -49,11 +50,12 @@ def test_on_one_device_it_says_how_eight_are_simulated(capsys, monkeypatch):
 
 
 def test_each_strategy_of_a_config_without_a_step_or_a_state(here, capsys, monkeypatch):
-    monkeypatch.setattr(parallel._Bounded, "__call__", None)
-    monkeypatch.setattr(parallel, "_make", None)
+    monkeypatch.setattr(_base.Bounded, "__call__", None)
+    monkeypatch.setattr(_base, "make", None)
+    monkeypatch.setattr("optlab.training.strategies.single.make", None)
     assert main(["devices", "small.py", "strategy=zero1", "optimizer.weight_decay=0.1"]) == 0
     rows = re.findall(r"^ (\w+) +(\S+) +(\d+) +(\S+) KiB +(\S+) \S+ +yes", capsys.readouterr().out, re.MULTILINE)
-    assert [row[:3] for row in rows] == [(s, *(("1×1", "64") if s == "single" else ("8×1", "8"))) for s in WHAT]
+    assert [row[:3] for row in rows] == [(s, *(("1×1", "64") if s == "single" else ("8×1", "8"))) for s in STRATEGIES]
     single, pmap, jit, zero1, fsdp = (float(row[3]) for row in rows)
     assert single == pmap == jit > zero1 > fsdp
 
@@ -62,7 +64,7 @@ def test_each_strategy_of_a_config_without_a_step_or_a_state(here, capsys, monke
 def test_the_figures_are_those_of_a_placed_state(here, strategy):
     experiment = build(override(load("small.py"), [f"strategy={strategy}"]))
     workload, tx, found = experiment.workload, experiment.tx, _needed(experiment)
-    step = make_step(workload.loss, tx, axis_name="data" if strategy == "pmap" else None)
+    step = make_measured_step(workload.loss, tx, StepSettings(), axis_name="data" if strategy == "pmap" else None)
     run = parallelize(packed(step), strategy)
     state = run.place_state(lambda k: init_state(*workload.init(k), tx, key=k), jax.random.key(0))
     batch = run.place_batch(as_batches(workload.data.train, 64).batch(0))

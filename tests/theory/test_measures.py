@@ -1,6 +1,7 @@
 """Measurements along training: what is measured, when, and that training doesn't notice."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -13,10 +14,10 @@ from config.example import config
 from jax.flatten_util import ravel_pytree
 
 import optlab
-from optlab.config import ConfigError
+from optlab.config import STRATEGIES, ConfigError
 from optlab.experiment import build
 from optlab.theory import adam, noise
-from optlab.theory.measures import Measure, agreement, noise_scale, sharpness
+from optlab.theory.measures import Measure, agreement, noise_scale, norms, sharpness
 from optlab.training import MetricsFile, Workload, train
 
 same = np.testing.assert_allclose
@@ -118,13 +119,54 @@ def test_training_does_not_notice(tmp_path):
     assert "measure/noise_scale" in seen[8]
 
 
-def test_several_devices_measure_the_same():
-    one, many = (run(measure=[sharpness(every=6)], strategy=s)["measure/sharpness"][1] for s in ("single", "jit"))
-    same(many, one, rtol=1e-3)
+@functools.cache
+def under(strategy):
+    """What is measured at step 4, and the parameters after six, where the loss takes a mean over all examples."""
+
+    def centred(params, model_state, batch, key, train):
+        outputs = jnp.tanh(batch["inputs"] @ params["W"]) @ params["a"]
+        total = jnp.sum(outputs)
+        total = jax.lax.psum(total, "data") if strategy == "pmap" and train else total
+        value = jnp.mean((outputs - (total / 64 if train else 0) - batch["labels"]) ** 2)
+        return value, (model_state, {"loss": (value * len(outputs), jnp.float32(len(outputs)))})
+
+    work = dataclasses.replace(workload(), loss=centred)
+    measures = [sharpness(every=4, examples=None), noise_scale(every=4), norms(every=4), agreement(every=4)]
+    history = train(work, optlab.adam(0.01), steps=6, evaluate_every=6, strategy=strategy, measure=measures)
+    (record,) = [r for r in history.records if r["step"] == 4]
+    return {name: x for name, x in record.items() if name.startswith("measure/")}, history.params
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "single"])
+def test_every_strategy_measures_what_one_device_measures(strategy):
+    (one, params), (many, others) = under("single"), under(strategy)
+    assert len(one) == 1 + 3 + 3 * 2 + 1  # sharpness; noise scale and its parts; norms of W and a; agreement
+    assert many == pytest.approx(one, rel=2e-3)
+    jax.tree.map(lambda a, b: same(a, b, rtol=1e-4), params, others)
+
+
+def test_the_norms_are_those_of_the_steps_own_gradient_and_update():
+    history = run(steps=4, tx=optlab.sgd(0.1), measure=[norms(every=4)])
+    before, after = run(steps=3, tx=optlab.sgd(0.1)).state, history.state
+    batch = optlab.data.as_batches(Rows(), 64, 0).batch(3)
+    gradient = jax.grad(lambda p: loss(p, {}, batch, None, True)[0])(before.params)
+    for name in ("W", "a"):
+        norm = lambda kind, name=name: history[f"measure/{kind}_norm/{name}"][1][0]
+        same(norm("parameter"), np.linalg.norm(before.params[name]), rtol=1e-5)
+        same(norm("gradient"), np.linalg.norm(gradient[name]), rtol=1e-4)
+        same(norm("update"), np.linalg.norm(after.params[name] - before.params[name]), rtol=1e-4)
+        same(norm("update"), 0.1 * norm("gradient"), rtol=1e-4)
+
+
+def test_a_sum_with_a_weight_is_logged_as_their_quotient_and_not_at_all_where_it_has_none():
+    pairs = lambda state, batch: {"mean": (jnp.float32(6), jnp.float32(4)), "never": (jnp.zeros(()), jnp.zeros(()))}
+    records = run(measure=[Measure(pairs, every=5)]).records
+    assert [r["measure/mean"] for r in records if "measure/mean" in r] == [1.5, 1.5]
+    assert not any("measure/never" in r for r in records)
 
 
 def test_a_measure_of_ones_own_is_a_pure_function():
-    own = Measure(lambda loss: lambda state, batch: {"weight": jnp.sum(state.params["a"])}, every=12)
+    own = Measure(lambda state, batch: {"weight": jnp.sum(state.params["a"])}, every=12)
     history = run(measure=[own])
     same(history["measure/weight"][1], np.sum(run(steps=11).params["a"]), rtol=1e-6)
 
@@ -134,17 +176,15 @@ def test_a_config_names_them():
     assert [m.every for m in experiment.measures] == [7, 7]
     with pytest.raises(ConfigError, match="unknown measure 'sharpnes'; did you mean 'sharpness'"):
         build(config(measure=("sharpnes",)))
-    with pytest.raises(ConfigError, match="needs strategy=jit or another, got pmap"):
-        build(dataclasses.replace(config(measure=("sharpness",)), strategy="pmap", batch_size=128))
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: Measure(lambda state, batch: {}, every=0), "every must be a whole number of at least 1, got 0"),
         (lambda: sharpness(every=0), "every must be a whole number of at least 1, got 0"),
         (lambda: sharpness(examples=0), "examples must be a whole number of at least 1, or None, got 0"),
         (lambda: sharpness(matvecs=0), "matvecs must be a whole number of at least 1, got 0"),
-        (lambda: run(measure=[sharpness()], strategy="pmap"), "under pmap each device measures its part"),
         (lambda: run(measure=[sharpness(), sharpness()]), "two measures have the name 'sharpness'"),
     ],
 )

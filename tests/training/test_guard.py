@@ -152,7 +152,9 @@ def test_a_skipped_step_leaves_no_trace_but_its_lines(kind, tmp_path, capsys):
     assert capsys.readouterr().err.splitlines() == [f"optlab: step {BAD} is skipped, 1 of at most 10: {entry['why']}"]
 
     error = LossSpikeError if kind == SPIKE else NonFiniteError
-    with pytest.raises(error, match=f"step {BAD}: {REASONS[kind]}.*guard=skip would leave it out. Lower the learning"):
+    with pytest.raises(
+        error, match=f"step {BAD}: {REASONS[kind]}.*guard=.skip. would leave it out. Lower the learning"
+    ):
         train(work, adam(), steps=STEPS, **{**SETTINGS, "guard": "stop"})
 
 
@@ -248,7 +250,7 @@ def test_no_checkpoint_holds_what_is_not_finite(guard, tmp_path, capsys):
         assert history.outcome == "finished"
         assert not np.isfinite(history.state.params["w"]).all()
         assert (
-            capsys.readouterr().err == "optlab: step 12: parameters that aren't finite are never saved (guard=none)\n"
+            capsys.readouterr().err == "optlab: step 12: parameters that aren't finite are never saved (guard=None)\n"
         )
     else:
         with pytest.raises(NonFiniteError):

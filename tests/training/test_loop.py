@@ -28,8 +28,8 @@ from optlab.training import (
     load_params,
     make_mesh,
     parallel,
-    process,
     read_metrics,
+    signals,
     train,
 )
 from optlab.training.judge import Judge
@@ -140,7 +140,7 @@ def test_continuing_a_finished_run_does_nothing(tmp_path):
         train(workload(), optax.sgd(0.1), steps=3, checkpoints=Checkpoints(tmp_path))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_and_the_next_call_continues(tmp_path, number):
     watcher = Watcher(lambda: os.kill(os.getpid(), number), at=20)
     make = lambda observers: train(
@@ -418,12 +418,12 @@ def test_what_a_device_has_no_memory_for_is_refused_before_it_is_made(monkeypatc
     made, ours = [], workload()
     init = dataclasses.replace(ours, init=lambda key: made.append(key) or ours.init(key))
     monkeypatch.setattr(parallel, "memory_of", lambda device: 1)
-    with pytest.raises(DeviceMemoryError, match=r"the state alone needs 0.00 GiB on every device.*strategy=fsdp"):
+    with pytest.raises(DeviceMemoryError, match=r"the state alone needs 0.00 GiB on every device.*strategy='fsdp'"):
         train(init, optax.sgd(0.1), steps=3)
     assert all(isinstance(key, jax.core.Tracer) for key in made)
     held = parallel.memory_held(init_state(*workload().init(jax.random.key(0)), optax.sgd(0.1), key=jax.random.key(0)))
     monkeypatch.setattr(parallel, "memory_of", lambda device: held)
-    with pytest.raises(DeviceMemoryError, match=r"needs 0.00 GiB on every device.*accumulate=4.*strategy=fsdp"):
+    with pytest.raises(DeviceMemoryError, match=r"needs 0.00 GiB on every device.*accumulate=4.*strategy='fsdp'"):
         train(workload(), optax.sgd(0.1), steps=3)
 
 
@@ -446,12 +446,12 @@ def test_a_short_batch_is_evaluated_alike_where_parameters_are_divided_by_three_
 def test_calls_for_a_sync_point_are_counted_from_one_whatever_the_step(monkeypatch):
     """JAX waits for the number of a call to come: a run that begins at step 50 would never reach call 1."""
     told = []
-    monkeypatch.setattr(process, "_calls", itertools.count(1))
+    monkeypatch.setattr(signals, "_calls", itertools.count(1))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(process.multihost_utils, "reached_preemption_sync_point", lambda n: told.append(n) or n == 3)
-    with process.catch_signals(listen=False) as asked:
+    monkeypatch.setattr(signals.multihost_utils, "reached_preemption_sync_point", lambda n: told.append(n) or n == 3)
+    with signals.catch_signals(listen=False) as asked:
         answers = [asked(), asked()]
-    with process.catch_signals(listen=False) as asked:
+    with signals.catch_signals(listen=False) as asked:
         answers.append(asked())
     assert told == [1, 2, 3]
     assert answers == [None, None, "SIGTERM"]

@@ -10,7 +10,7 @@ import pytest
 
 import optlab
 from optlab import probe, read_probes
-from optlab._probes import METRICS, NORMS
+from optlab._probe_state import METRICS, NORMS
 from optlab.data import Batches, arrays
 from optlab.training import (
     Checkpoints,
@@ -23,7 +23,9 @@ from optlab.training import (
     read_metrics,
     train,
 )
-from optlab.training.records import packed
+from optlab.training.measures import PROBES
+from optlab.training.packed import packed
+from optlab.training.step import StepSettings, make_measured_step
 
 RNG = np.random.default_rng(1)
 X = RNG.normal(size=(100, 4)).astype(np.float32)
@@ -155,7 +157,9 @@ def test_the_host_reads_one_array_a_step():
     tx = probed()
     params, model_state = workload().init(jax.random.key(0))
     state = init_state(params, model_state, tx, key=jax.random.key(1))
-    _, metrics = jax.eval_shape(packed(make_step(workload().loss, tx)), state, workload().example())
+    _, metrics = jax.eval_shape(
+        packed(make_measured_step(workload().loss, tx, StepSettings(), measures=[PROBES])), state, workload().example()
+    )
     assert len(jax.tree.leaves(metrics)) == 1
 
 

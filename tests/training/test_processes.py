@@ -15,11 +15,11 @@ import jax
 import numpy as np
 import pytest
 
+from optlab._processes import connect
 from optlab.commands import launch as launcher
 from optlab.commands import main
 from optlab.config import ConfigError
 from optlab.training import Checkpoints, load_params, read_metrics
-from optlab.training.processes import connect
 
 WORKER = Path(__file__).with_name("two_processes.py")
 STRATEGIES = ["jit", "jit:2", "pmap", "zero1", "fsdp"]

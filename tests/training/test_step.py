@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from optlab.training import evaluation_params, init_state, make_step
+from optlab.training import StepSettings, evaluation_params, init_state, make_step, train
 
 
 def loss(params, model_state, batch, key, train):
@@ -304,3 +304,12 @@ def test_complex_parameters_are_refused_by_name(accumulate):
     state = init_state(params, {}, tx, key=jax.random.key(0))
     with pytest.raises(ValueError, match="the parameters must be real, and 'w' is complex64"):
         make_step(distance, tx, accumulate=accumulate)(state, {"inputs": np.ones((4, 2)), "labels": np.ones(4) * 1j})
+
+
+def test_settings_are_said_by_keyword_and_a_misspelt_one_names_the_nearest():
+    with pytest.raises(TypeError, match=r"make_step\(\) has no argument 'acumulate'; did you mean 'accumulate'\?"):
+        make_step(loss, optax.sgd(0.1), acumulate=2)
+    with pytest.raises(TypeError, match=r"train\(\) has no argument 'log_evry'; did you mean 'log_every'\?"):
+        train(None, optax.sgd(0.1), steps=5, log_evry=2)
+    with pytest.raises(ValueError, match="accumulate must be a whole number of at least 1, got 0"):
+        StepSettings(accumulate=0)

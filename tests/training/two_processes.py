@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import optax
 
+from optlab._processes import connect
 from optlab.data import DamagedRecordError
-from optlab.training.processes import connect
 
 STEPS, BATCH = 6, 24
 

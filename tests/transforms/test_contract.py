@@ -45,15 +45,18 @@ BLOCKS = {  # the factory, its arguments, what check_transform is to know
     "scale_to_weight_norm": (optlab.scale_to_weight_norm, {}, {"params": MATRICES}),
 }
 SETTINGS = {"sgd": {"momentum": 0.9}}
+# One of each kind: stateless, with one and with two averages, with parameters, by matrices; one chain and one by roles.
+KINDS = ["decay_weights", "momentum", "orthogonalize", "probe", "scale_by_adam", "scale_by_sign", "adamw", "muon"]
+kinds_first = lambda names: [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", kinds_first(BLOCKS))
 def test_a_block_keeps_the_contract(block):
     factory, hyperparams, known = BLOCKS[block]
     check_transform(factory, hyperparams, **known)
 
 
-@pytest.mark.parametrize("name", optimizers.__all__)
+@pytest.mark.parametrize("name", kinds_first(optimizers.__all__))
 def test_an_optimizer_keeps_the_contract(name):
     report = check_transform(
         getattr(optimizers, name),

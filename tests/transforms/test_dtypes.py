@@ -60,6 +60,7 @@ def trajectory(tx, grads, params):
     return run(grads, params)
 
 
+@pytest.mark.thinned
 @everything
 @pytest.mark.parametrize("dtype", NARROW)
 def test_sixteen_bits_come_to_what_float32_comes_to(factory, dtype):

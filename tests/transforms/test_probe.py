@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 import optlab
 from optlab import probe, read_probes
-from optlab._probes import METRICS, NORMS, SPECTRUM
+from optlab._probe_state import METRICS, NORMS, SPECTRUM
 from optlab.roles import MatrixAxes, read_names
 
 SHAPES = {"dense": {"kernel": (6, 4), "bias": (4,)}, "conv_0": {"kernel": (3, 3, 2, 5)}, "gain": ()}

@@ -55,6 +55,7 @@ def moved(tx, dtype):
     return jax.lax.scan(step, (params, tx.init(params)), None, 10)[0][0]  # whose carry keeps its types
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("make", DECAYING.values(), ids=DECAYING)
 def test_decay_reaches_them(make, dtype):

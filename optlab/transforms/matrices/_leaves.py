@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from optlab._trees import complex_leaf
 from optlab.roles import MatrixAxes, layout_of
 
 
@@ -30,12 +30,6 @@ def matrix_leaves(
 
 def check_real(who: str, updates: Any, way_out: str = "") -> None:
     """Refuses complex leaves, whose transposed would have to be conjugated; the way out is the block's own."""
-    for path, x in jax.tree_util.tree_leaves_with_path(updates):
-        if jnp.issubdtype(x.dtype, jnp.complexfloating):
-            raise ValueError(
-                f"{who} needs real matrices, and {_name(path)!r} is {x.dtype}: {way_out}let another rule move it"
-            )
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    if found := complex_leaf(updates):
+        name, dtype = found
+        raise ValueError(f"{who} needs real matrices, and {name!r} is {dtype}: {way_out}let another rule move it")

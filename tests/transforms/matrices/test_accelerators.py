@@ -81,6 +81,7 @@ def accelerator(request, monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("method", ["newton_schulz", "polar_express"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_updates_keep_their_dtype_and_are_the_cpus_to_rounding(accelerator, method, dtype):
@@ -115,6 +116,7 @@ def test_the_norm_is_taken_in_float32(accelerator):
         np.testing.assert_allclose(np.linalg.norm(Y, 2), 0.696, atol=0.02)  # where five steps take the value 1
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("count", [7, 8, 9])
 def test_parts_of_a_stack_are_the_whole(accelerator, count, monkeypatch):
     """Three matrices a part; of seven and eight the last part begins within the one before it."""
@@ -216,6 +218,7 @@ def memory(update, *arguments):
     return compiled.memory_analysis().temp_size_in_bytes, sum(x.size * 4 for x in arguments[0])
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(("layers", "width", "limit"), [(12, 768, 2.5), (24, 2048, 1.25)])
 def test_memory_of_an_update_is_bounded(accelerator, layers, width, limit):
     """GPT-2 small, and 1.3B parameters: the temporaries of the accelerator's program as compiled for a CPU, which needs

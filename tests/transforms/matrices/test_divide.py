@@ -57,6 +57,7 @@ def same(left, right, atol=1e-5):
         np.testing.assert_allclose(np.asarray(x), np.asarray(y), atol=atol)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("sharding", EACH)
 @pytest.mark.parametrize("mesh", MESHES)
@@ -87,6 +88,7 @@ def test_mixed_shardings_and_an_eager_call(kind):
     same(update(params, axes), expected)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("aspect", [1, 4])
 @pytest.mark.parametrize(
     "spectrum", [np.ones(48), 1 / np.arange(1, 49), np.geomspace(1, 1e-7, 48)], ids=["flat", "slow", "fast"]
@@ -103,6 +105,7 @@ def test_six_matrices_on_eight_devices_and_on_three_whatever_their_spectrum(spec
             same(jax.jit(lambda g: update(g, None))(placed), expected)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("where", ["plain", "auto", "explicit", "some explicit"])
 @pytest.mark.parametrize("given", ["auto", "explicit"])
 @pytest.mark.parametrize("how", ["mesh=", "ambient"])
@@ -144,6 +147,7 @@ def collectives(program):
     return collections.Counter(found)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("sharding", ["replicated", "rows", "columns"])
 def test_work_is_divided_and_travels_once_each_way(sharding, kind):

@@ -188,6 +188,7 @@ def test_soap_of_a_pytorch_package():
 SHAPES = [(16, 16)] * 8 + [(8, 16)] * 4 + [(16, 8)] * 4
 
 
+@pytest.mark.thinned
 @every_block
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 @pytest.mark.parametrize("spec", [P(), P("x"), P(None, "x")], ids=["replicated", "rows", "columns"])
@@ -210,6 +211,7 @@ def test_divided_over_eight_devices_the_updates_are_the_same(block, kind, spec):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), many, run(grads))
 
 
+@pytest.mark.thinned
 @every_block
 @pytest.mark.parametrize("spec", [P(), P("x")], ids=["replicated", "rows"])
 def test_each_of_eight_devices_has_an_eighth_of_the_work(block, spec, monkeypatch):
@@ -243,6 +245,7 @@ def decompositions(jaxpr):
     return found
 
 
+@pytest.mark.thinned
 @every_block
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_dtypes_of_the_states(block, dtype):
@@ -278,6 +281,7 @@ def test_the_eigenvectors_signs_make_no_difference():
         np.testing.assert_allclose(u["w"], v["w"], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.thinned
 @every_block
 @pytest.mark.parametrize("scale", [0.0, 1e-18, 1e15])
 def test_zero_and_badly_scaled_gradients_stay_finite(block, scale):

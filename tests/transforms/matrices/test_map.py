@@ -89,6 +89,7 @@ def test_trees_states_and_what_is_shared():
         same((numbers_new[name], vectors_new[name]), (number, vector), rtol=1e-4)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 @pytest.mark.parametrize("ambient", [True, False])
 def test_over_a_mesh_all_are_as_on_one_device(kind, ambient):

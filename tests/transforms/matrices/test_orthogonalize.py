@@ -75,6 +75,7 @@ def test_laws(method, seed, exponent, shape):
     np.testing.assert_allclose(f(X.T), f(X).T, atol=1e-12)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("method", ["newton_schulz", "svd"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("scale", [1e-38, 1e-12, 1.0, 1e4, 1e30])
@@ -161,6 +162,7 @@ def test_orthogonalize_refuses(arguments, message):
         optlab.orthogonalize(**arguments)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("method", ["newton_schulz", "polar_express", "svd"])
 @pytest.mark.parametrize("empty", [(0, 5), (5, 0), (0, 4, 4), (2, 0, 3)])
 def test_a_leaf_without_entries_goes_through_and_changes_no_other(method, empty):

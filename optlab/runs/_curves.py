@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from optlab.training.metrics import read_metrics
+from optlab.runs._metrics import read_metrics
 
 _STYLES: dict[str, dict[str, Any]] = {
     "train": {"alpha": 0.6, "lw": 1},

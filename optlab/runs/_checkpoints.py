@@ -20,14 +20,14 @@ from typing import Any, Literal
 import jax
 
 from optlab._checks import is_count
-from optlab._saved import is_complete, numbered, saved_steps
+from optlab._processes import CRASHED, is_first, once, together
 from optlab.config import ConfigError
-from optlab.training import storage
-from optlab.training.fingerprint import fingerprints, non_finite
-from optlab.training.lock import WriterLock
-from optlab.training.processes import CRASHED, is_first, once, together
-from optlab.training.state import TrainState
-from optlab.training.storage import CheckpointError, DamagedError, Manifest
+from optlab.runs import _storage as storage
+from optlab.runs._errors import CheckpointError, DamagedError
+from optlab.runs._fingerprints import fingerprints, non_finite
+from optlab.runs._listing import is_complete, numbered, saved_steps
+from optlab.runs._lock import WriterLock
+from optlab.runs._storage import Manifest, State
 
 # Folders that nobody but this file and Orbax makes, left by a kill: a half-written save, a half-removed checkpoint.
 _LEFT = re.compile(r"\d+\.orbax-checkpoint-tmp.*|removing-\d+-\d+")
@@ -35,11 +35,19 @@ _LEFT = re.compile(r"\d+\.orbax-checkpoint-tmp.*|removing-\d+-\d+")
 
 @dataclasses.dataclass(frozen=True)
 class _Pending:
-    """A save under way: when it is over, of which step, and the best step at its time."""
+    """A save under way.
+
+    Attributes:
+      finished: is over when the checkpoint is on the disk and verified.
+      step: whose state is saved.
+      best: the best step when the save began.
+      held: the folder's lock, held until the save is over.
+    """
 
     finished: Future[None]
     step: int
     best: int | None
+    held: contextlib.ExitStack
 
 
 class _UnwrittenError(CheckpointError):
@@ -94,18 +102,17 @@ class Checkpoints:
         Raises:
           CheckpointError: if another process writes there; it is named, and nothing is changed.
         """
-        with together(CheckpointError):
-            self._claim()
-        try:
-            yield
-            self.wait()
-        except BaseException:
-            self._outlast()
-            raise
-        finally:
-            self._release()
+        with contextlib.ExitStack() as held:
+            with together(CheckpointError):
+                held.enter_context(self._holding())
+            try:
+                yield
+                self.wait()
+            except BaseException:
+                self._outlast()
+                raise
 
-    def save(self, state: TrainState, notes: Mapping[str, Any], *, best: int | None = None) -> None:
+    def save(self, state: State, notes: Mapping[str, Any], *, best: int | None = None) -> None:
         """Starts to save a state under its step, and returns once its arrays are copied.
 
         What is then on the disk is read back and held against the state's fingerprints in the background.
@@ -127,21 +134,18 @@ class Checkpoints:
             raise CheckpointError(f"step {step}: {bad[0]} isn't finite; such parameters are never saved")
         prints = fingerprints(arrays)
         manifest = [{**leaf, "fingerprint": prints.get(leaf["name"])} for leaf in manifest]
-        try:
-            is_new = once(functools.partial(self._make_room, step, manifest, _text(notes)))
-        except CheckpointError:
-            raise
-        except Exception as error:
-            raise self._failed(step, error) from error
-        if not is_new:
-            return
-        try:
-            content = {"step": step, "manifest": manifest, "notes": dict(notes)}
-            response = storage.save_async(self.folder / str(step), arrays, content)
-        except Exception as error:
-            self._release()
-            raise self._failed(step, error) from error
-        self._pending = _Pending(_in_background(lambda: self._finish(response, step, manifest)), step, best)
+        with contextlib.ExitStack() as held:
+            try:
+                if not once(functools.partial(self._make_room, held, step, manifest, _text(notes))):
+                    return
+                content = {"step": step, "manifest": manifest, "notes": dict(notes)}
+                response = storage.save_async(self.folder / str(step), arrays, content)
+            except CheckpointError:
+                raise
+            except Exception as error:
+                raise self._failed(step, error) from error
+            finished = _in_background(lambda: self._finish(response, step, manifest))
+            self._pending = _Pending(finished, step, best, held.pop_all())
 
     def wait(self) -> None:
         """Waits until the last save is on the disk and verified, and only then removes older ones.
@@ -153,19 +157,18 @@ class Checkpoints:
             return
         pending, self._pending = self._pending, None
         _UNAWAITED.discard(pending.finished)
-        try:
-            if isinstance(error := pending.finished.exception(), _UnwrittenError):
-                raise error
-            with together(CheckpointError):
-                pending.finished.result()
-            if is_first():
-                self._remove_older(pending.step, pending.best)
-        except CheckpointError as error:
-            if is_first() and is_complete(self.folder / str(pending.step)):
-                self._quarantine(pending.step, str(error))
-            raise
-        finally:
-            self._release()
+        with pending.held:
+            try:
+                if isinstance(error := pending.finished.exception(), _UnwrittenError):
+                    raise error
+                with together(CheckpointError):
+                    pending.finished.result()
+                if is_first():
+                    self._remove_older(pending.step, pending.best)
+            except CheckpointError as error:
+                if is_first() and is_complete(self.folder / str(pending.step)):
+                    self._quarantine(pending.step, str(error))
+                raise
 
     def _finish(self, response: Any, step: int, manifest: Manifest) -> None:
         """What follows a save's start. Every process verifies its share alone: a thread must not wait for others."""
@@ -184,11 +187,11 @@ class Checkpoints:
             return
         pending, self._pending = self._pending, None
         _UNAWAITED.discard(pending.finished)
-        try:
-            pending.finished.result()
-        except CheckpointError as error:
-            print(f"optlab: {error}", file=sys.stderr)
-        self._release()
+        with pending.held:
+            try:
+                pending.finished.result()
+            except CheckpointError as error:
+                print(f"optlab: {error}", file=sys.stderr)
 
     def _remove_older(self, saved: int, best: int | None) -> None:
         """Removes all but the latest, the best and the one just saved, which after a rollback isn't of the latest."""
@@ -198,28 +201,22 @@ class Checkpoints:
                 (self.folder / str(step)).rename(doomed)  # never half a checkpoint
                 shutil.rmtree(doomed, ignore_errors=True)  # what stays is tried again by the next writer
 
-    def _claim(self) -> None:
-        """Takes the lock, in the process that writes; what a kill left there is then nobody's."""
-        if is_first() and self._lock.acquire():
-            for path in self.folder.iterdir():
+    @contextlib.contextmanager
+    def _holding(self) -> Iterator[None]:
+        """Holds the folder's lock in the process that writes, and first removes what a kill left there."""
+        if not is_first():
+            yield
+            return
+        with self._lock.held() as is_new:
+            for path in self.folder.iterdir() if is_new else ():
                 if _LEFT.fullmatch(path.name):
                     shutil.rmtree(path, ignore_errors=True)
+            yield
 
-    def _release(self) -> None:
-        if is_first():
-            self._lock.release()
-
-    def _make_room(self, step: int, manifest: Manifest, notes: str) -> bool:
-        """Takes the lock and makes room for a checkpoint, unless it is there already, whole."""
-        self._claim()
-        try:
-            is_there = self._holds(step, manifest, notes)
-        except BaseException:
-            self._release()
-            raise
-        if is_there:
-            self._release()
-        return not is_there
+    def _make_room(self, held: contextlib.ExitStack, step: int, manifest: Manifest, notes: str) -> bool:
+        """Locks the folder and makes room for a checkpoint; False if it is there already, whole."""
+        held.enter_context(self._holding())
+        return not self._holds(step, manifest, notes)
 
     def _holds(self, step: int, manifest: Manifest, notes: str) -> bool:
         """Whether a state is saved already; what is in its place and isn't whole is set aside."""
@@ -244,7 +241,7 @@ class Checkpoints:
     def _failed(self, step: int, error: Exception) -> CheckpointError:
         return CheckpointError(f"saving step {step} to {self.folder} failed: {type(error).__name__}: {error}")
 
-    def restore(self, like: TrainState, step: int, *, optional: Collection[str] = ("losses",)) -> TrainState:
+    def restore(self, like: State, step: int, *, optional: Collection[str] = ("losses",)) -> State:
         """The state that was saved at a step, every bit of it.
 
         Args:
@@ -279,8 +276,8 @@ class Checkpoints:
         return restored
 
     def restore_latest(
-        self, like: TrainState, *, optional: Collection[str] = ("losses",)
-    ) -> tuple[TrainState, dict[str, Any]] | None:
+        self, like: State, *, optional: Collection[str] = ("losses",)
+    ) -> tuple[State, dict[str, Any]] | None:
         """The newest state that is as it was saved, and its notes; None where nothing was ever saved.
 
         Damaged checkpoints on the way are renamed to `quarantine-<step>-…`, and a line on stderr says so; but not while
@@ -334,15 +331,11 @@ class Checkpoints:
     def _set_aside(self, step: int, why: str) -> None:
         """Puts a damaged checkpoint into quarantine, unless somebody else writes here, who may be removing it."""
         try:
-            self._claim()
+            with self._holding():
+                if (self.folder / str(step)).exists():
+                    self._quarantine(step, why)
         except CheckpointError as error:
             print(f"optlab: {why}; left where it is: {error}", file=sys.stderr)
-            return
-        try:
-            if (self.folder / str(step)).exists():
-                self._quarantine(step, why)
-        finally:
-            self._release()
 
     def _quarantine(self, step: int, why: str) -> None:
         aside = self.folder / f"quarantine-{step}-{time.time_ns()}"

@@ -1,5 +1,6 @@
 """What a worker that is forked while a run goes on inherits of it: nothing that keeps it, or the next run, waiting."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -7,9 +8,9 @@ from concurrent.futures import Future
 
 import pytest
 
-from optlab.training import checkpoint
-from optlab.training.lock import WriterLock
-from optlab.training.process import catch_signals
+from optlab.runs import CheckpointError, _checkpoints
+from optlab.runs._lock import WriterLock
+from optlab.training.signals import catch_signals
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork"),
@@ -67,34 +68,37 @@ def test_a_worker_has_the_handlers_from_before_the_run_and_the_run_its_own(befor
 
 def test_a_worker_that_outlives_the_run_does_not_hold_its_lock(tmp_path):
     read, write = os.pipe()
-    lock = WriterLock(tmp_path)
-    lock.acquire()
+    lock, held = WriterLock(tmp_path), contextlib.ExitStack()
+    held.enter_context(lock.held())
 
     def outlive():
-        lock.release()  # as a worker that unwinds does: nothing of the run's is unlocked
+        held.close()  # as a worker that unwinds does: nothing of the run's is unlocked
         os.read(read, 1)
 
     def then(pid):
         code = forked(lambda: 0 if refuses(tmp_path) else 1)
         lock._file.close()  # as the kernel does for a run that was killed
-        WriterLock(tmp_path).acquire()
-        os.write(write, b".")
+        with WriterLock(tmp_path).held():
+            os.write(write, b".")
         assert code == 0
 
     assert forked(outlive, then) == 0
+    lock.forget()
+    held.close()
 
 
 def refuses(folder):
     try:
-        WriterLock(folder).acquire()
-    except checkpoint.CheckpointError:
+        with WriterLock(folder).held():
+            return False
+    except CheckpointError:
         return True
 
 
 def test_a_worker_does_not_wait_for_a_save_of_the_run(monkeypatch):
     pending = Future()
-    checkpoint._UNAWAITED.add(pending)
+    _checkpoints._UNAWAITED.add(pending)
     try:
-        assert forked(checkpoint._await_saves) == 0
+        assert forked(_checkpoints._await_saves) == 0
     finally:
-        checkpoint._UNAWAITED.discard(pending)
+        _checkpoints._UNAWAITED.discard(pending)

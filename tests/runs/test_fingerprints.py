@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optlab.training.fingerprint import fingerprints, host_fingerprints
+from optlab.runs._fingerprints import fingerprints, host_fingerprints
 
 DTYPES = ["float32", "bfloat16", "float16", "int32", "int8", "uint8", "uint16", "uint32", "int4", "bool", "complex64"]
 

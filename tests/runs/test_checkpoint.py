@@ -19,15 +19,15 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from optlab.runs import _checkpoints as checkpoint
+from optlab.runs import _storage as storage
 from optlab.training import (
     CheckpointError,
     Checkpoints,
     DamagedError,
     TrainState,
-    checkpoint,
     init_state,
     load_params,
-    storage,
 )
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from optlab.data import DamagedRecordError, DataError, Source
 from optlab.models import mlp
+from optlab.runs import _storage as storage
 from optlab.training import (
     CheckpointError,
     Checkpoints,
@@ -28,7 +29,6 @@ from optlab.training import (
     load_params,
     read_metrics,
     squared_error,
-    storage,
     train,
 )
 
@@ -189,7 +189,8 @@ def test_a_folder_that_goes_away_under_the_run_is_an_error(tmp_path):
 CHILD = """
 import os, resource, shutil, signal, sys
 from tests_training_faults import state
-from optlab.training import Checkpoints, storage
+from optlab.runs import Checkpoints
+from optlab.runs import _storage as storage
 
 folder, way = sys.argv[1:]
 kill = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)

@@ -2,71 +2,61 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from optlab._saved import LOCK
-from optlab.training.storage import CheckpointError
+from optlab.runs._errors import CheckpointError
+from optlab.runs._listing import LOCK
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing is locked there
+except ImportError:  # Windows has no flock: nothing is locked there
     fcntl = None  # type: ignore[assignment]
 
 
-_HELD: weakref.WeakSet[WriterLock] = weakref.WeakSet()
-
-
-def _let_go() -> None:
-    """A forked worker holds nothing: with the file open it would hold the lock for as long as it outlives the run."""
-    for lock in list(_HELD):
-        lock.forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
-
-
 class WriterLock:
-    """The right to write to a folder, held by one process at a time; who holds it may take it again."""
+    """The right to write to a folder. One process has it at a time, and may take it again while it has it."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._file: IO[str] | None = None
         self._holds = 0
 
-    def acquire(self) -> bool:
-        """Takes the lock, making the folder if need be; whether it wasn't held here before.
+    @contextlib.contextmanager
+    def held(self) -> Iterator[bool]:
+        """Holds the lock, making the folder if need be; yields whether this is the first hold.
 
         Raises:
           CheckpointError: if another process holds it, or the folder can't be written to.
         """
         if self._file is None:
-            self._file = self._taken()
+            self._file = self._locked()
             _HELD.add(self)
         elif not self._is_in_place():
             raise CheckpointError(f"{self.folder} was deleted or replaced while this process wrote to it")
         self._holds += 1
-        return self._holds == 1
+        try:
+            yield self._holds == 1
+        finally:
+            self._holds -= 1
+            if self._holds == 0 and self._file is not None:
+                if fcntl is not None:  # closing is not enough: a child process may have inherited the open file
+                    fcntl.flock(self._file, fcntl.LOCK_UN)
+                self._file.close()
+                self._file = None
 
     def forget(self) -> None:
-        """Closes the file without unlocking it, which its other holder goes on to hold."""
+        """Closes the file without unlocking it: in a forked worker, the run goes on to hold the lock."""
         if self._file is not None:
             self._file.close()
         self._file, self._holds = None, 0
 
-    def release(self) -> None:
-        self._holds -= 1
-        if self._holds == 0 and self._file is not None:
-            if fcntl is not None:
-                fcntl.flock(self._file, fcntl.LOCK_UN)  # a forked child may have the file open for long
-            self._file.close()
-            self._file = None
-
-    def _taken(self) -> IO[str]:
+    def _locked(self) -> IO[str]:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = (self.folder / LOCK).open("a+")
@@ -91,9 +81,22 @@ class WriterLock:
         return file
 
     def _is_in_place(self) -> bool:
-        """Whether the file that is locked is the one that another process would find."""
+        """Whether another process would find the very file that is locked."""
         try:
             there = os.stat(self.folder / LOCK)
         except OSError:
             return False
         return self._file is not None and os.path.samestat(os.fstat(self._file.fileno()), there)
+
+
+_HELD: weakref.WeakSet[WriterLock] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    """Drops every lock in a forked worker: its copy of the open file would hold the lock after the run's end."""
+    for lock in list(_HELD):
+        lock.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

@@ -1,4 +1,4 @@
-"""What the process around a run asks of it: signals that end it, a profiler's trace of it."""
+"""Signals that end a run after the step, with its state saved."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
-# The handlers that a run found and put its own in place of. A forked worker is no run: it gets them back, since whoever
-# ends it with SIGTERM waits for its end.
+# The handlers that a run replaced with its own. A forked worker isn't the run and gets them back: whoever ends it with
+# SIGTERM waits for its end.
 _before: dict[int, Any] = {}
 
 
@@ -23,7 +22,7 @@ _forking = threading.local()
 
 
 def _hold_signals() -> None:
-    """A signal that reaches the worker before it has its handlers back would be the run's, and lost."""
+    """Blocks signals during a fork: one that reached the worker before it has its handlers back would be lost."""
     _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _before) if _before else None
 
 
@@ -43,16 +42,19 @@ def _restore_handlers() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_hold_signals, after_in_parent=_deliver_signals, after_in_child=_restore_handlers)
 
-# JAX's preemption service waits for the number of one of the next calls, so that they are counted over all runs.
+# JAX's preemption service waits for a call of a certain number, so that calls are counted over all runs.
 _calls = itertools.count(1)
 
 
 @contextlib.contextmanager
 def catch_signals(*, listen: bool) -> Iterator[Callable[[], str | None]]:
-    """A function to be asked after every step: the name of the signal that asked for an end, if one did.
+    """Yields a function that returns the name of the signal that asked for an end, or None; call it after every step.
 
-    From the third on signals end the process as they always do. Of several processes all are told the same at the same
+    From the third on, signals end the process as they always do. Several processes get the same answer at the same
     step: JAX's preemption service, which handles SIGTERM, agrees on one for them.
+
+    Args:
+      listen: whether signals are caught; else they do what they did before.
     """
     caught: list[str] = []
     is_alone = jax.process_count() == 1
@@ -73,7 +75,9 @@ def catch_signals(*, listen: bool) -> Iterator[Callable[[], str | None]]:
     if not listen or threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    mine = (signal.SIGINT, signal.SIGUSR1, *([signal.SIGTERM] if is_alone else []))
+    mine = [signal.SIGINT, signal.SIGUSR1, *([signal.SIGTERM] if is_alone else [])]
+    # A terminal that closes sends SIGHUP, which `nohup` has ignored.
+    mine += [s for s in [getattr(signal, "SIGHUP", None)] if s and signal.getsignal(s) is not signal.SIG_IGN]
     outer = dict(_before)  # of a run around this one
     found = {s: signal.signal(s, handler) for s in mine}
     _before.update({s: outer.get(s, old) for s, old in found.items()})
@@ -85,23 +89,3 @@ def catch_signals(*, listen: bool) -> Iterator[Callable[[], str | None]]:
                 signal.signal(s, old)
         _before.clear()
         _before.update(outer)
-
-
-class Trace:
-    """A profiler's trace of ten steps, from the fifth on, when everything is compiled."""
-
-    def __init__(self, folder: str | Path | None, start: int, steps: int):
-        self.folder, self.first = folder, min(start + 5, steps)
-        self.running = False
-
-    def at(self, t: int) -> None:
-        if self.folder is not None and t == self.first:
-            jax.profiler.start_trace(str(self.folder))
-            self.running = True
-        elif t == self.first + 10:
-            self.close()
-
-    def close(self) -> None:
-        if self.running:
-            jax.profiler.stop_trace()
-            self.running = False

@@ -18,26 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from optlab._saved import METADATA
-from optlab.training.fingerprint import fingerprints, host_fingerprints
-from optlab.training.state import TrainState
+from optlab.runs._errors import CheckpointError, DamagedError
+from optlab.runs._fingerprints import fingerprints, host_fingerprints
+from optlab.runs._listing import METADATA
 
 Manifest = list[dict[str, Any]]
+State = Any  # training's TrainState: a dataclass of trees of arrays with `step`, `params` and, or None, `ema`, `losses`
 WIDE = ("float64", "complex128", "int64", "uint64")  # of half the width where JAX isn't told to enable them
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that can't be made or used. The message names the folder and the way out."""
-
-
-class DamagedError(CheckpointError):
-    """A checkpoint that isn't what was saved any more."""
 
 
 # A state as a flat dict of arrays, and a manifest that says what each of them was.
 
 
-def flatten(state: TrainState) -> tuple[dict[str, Any], Manifest]:
+def flatten(state: State) -> tuple[dict[str, Any], Manifest]:
     """The arrays (or shapes, of a state of shapes) by name, and the manifest."""
     arrays, manifest = {}, []
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
