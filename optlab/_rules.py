@@ -1,4 +1,4 @@
-"""Which rule of an optimizer moves which parameter, and which of its arrays belong to whom, as a state shows it."""
+"""The rules of an optimizer, the parameters that each moves, and the owner of each array of its state."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ Keys: TypeAlias = tuple[Any, ...]  # the way to a leaf of a tree
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Leaf:
-    """A parameter, and the role that names and shapes alone tell."""
+    """A parameter, and the role that names and shapes alone show."""
 
     path: str
     value: jax.ShapeDtypeStruct
@@ -26,7 +26,7 @@ Leaves: TypeAlias = Mapping[Keys, Leaf]
 
 
 class Rule(NamedTuple):
-    """What moves some of the parameters, and what by_role says they are, or names do."""
+    """A rule, and the parameters that it moves with their roles, by by_role or by their names."""
 
     name: str
     roles: Mapping[Leaf, str | None]
@@ -35,8 +35,8 @@ class Rule(NamedTuple):
 def read_leaves(params: Any) -> dict[Keys, Leaf]:
     """The parameters in the tree's order."""
     shapes = jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda tree: tree, params))
-    told = zip(shapes, read_names(params).readings.items(), strict=True)
-    return {keys: Leaf(path, x, reading.role) for (keys, x), (path, reading) in told}
+    readings = read_names(params).readings.items()
+    return {keys: Leaf(path, x, r.role) for (keys, x), (path, r) in zip(shapes, readings, strict=True)}
 
 
 def rules_of(state: Any, leaves: Leaves, above: str = "") -> list[Rule]:

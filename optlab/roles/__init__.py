@@ -1,4 +1,4 @@
-"""What each parameter is to the model, and how it is a matrix.
+"""The role of each parameter in the model, and its matrix axes.
 
 A `Layout` holds both for every parameter. `read_program` infers it from the program that uses the parameters;
 `read_names` is the fallback where names and shapes are all that is at hand. `by_role` moves each parameter by the rule

@@ -164,7 +164,7 @@ def scale_by_adagrad(
 ) -> optax.GradientTransformation:
     """g / √(s + ε), or g / (√s + ε), with s ← s + g².
 
-    By default the numbers are those of `optax.scale_by_rss`. The paper's are had by initial_accumulator_value=0 and
+    By default the numbers are those of `optax.scale_by_rss`. The paper's need initial_accumulator_value=0 and
     eps_in_sqrt=False. Where s = 0 the update is 0.
 
     Source: Duchi, Hazan and Singer 2011, Figure 1.

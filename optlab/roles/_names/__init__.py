@@ -80,7 +80,7 @@ def matrix_axes(
     per_head: bool = False,
     head_width: int | None = None,
 ) -> Any:
-    """How every parameter is a matrix by names and shapes: a tree like `params` of `MatrixAxes`, empty for the rest.
+    """The matrix axes of every parameter by names and shapes: a tree like `params` of `MatrixAxes`, empty for the rest.
 
     The arguments and errors are those of `read_names`.
     """

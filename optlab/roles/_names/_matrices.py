@@ -42,7 +42,7 @@ def axes(p: Parameter) -> MatrixAxes:
 
 
 def _gates(p: Parameter) -> int:
-    """How many gates of a recurrent cell are in one kernel, as Haiku's lstm/linear/w and Equinox's lstm/weight_hh."""
+    """The number of a recurrent cell's gates in one kernel, as Haiku's lstm/linear/w and Equinox's lstm/weight_hh."""
     cell = next((w for name in p.names[-3:-1] for w in words(name) if w in CELLS), None)
     is_one = p.kind in ("weight_ih", "weight_hh") or (p.own == "w" and p.layer_name == "linear")
     if cell is None or not is_one or len(p.one_shape) != 2:
@@ -66,7 +66,7 @@ def _einsum(p: Parameter, stack: tuple[int, ...], rest: tuple[int, ...]) -> Matr
 
 
 def _outputs(p: Parameter, shape: list[int]) -> tuple[int, bool]:
-    """How many axes of this shape are the output, and whether they come first: as the bias shows, or the name tells."""
+    """The number of output axes in this shape, and whether they come first. A bias shows it better than the name."""
     rank, first = (
         len(shape),
         p.kind == "weight" or p.is_turned or p.kind in ("weight_ih", "weight_hh") or p.own[:2] in ("B_", "C_"),

@@ -156,7 +156,7 @@ class Parameter:
 
     @property
     def window(self) -> slice | None:
-        """Where in the shape of what may be a single convolution its square window stands: the smaller of two squares.
+        """The place of a square window in the shape of what may be a single convolution: the smaller of two squares.
 
         PyTorch's and Equinox's "weight" has it behind, (out, in, height, width), and a few Flax models' in front.
         """
@@ -211,7 +211,7 @@ class Parameter:
 
     @cached_property
     def projections(self) -> int:
-        """How many projections a fused kernel holds, 0 if it is none."""
+        """The number of projections in a fused kernel, 0 if it is none."""
         name = self.layer_name
         if words(name) in (("dense",), ("linear",)) and len(self.layer) > 1:
             name = self.layer[-2]  # QKV_0/Dense_0
@@ -361,8 +361,8 @@ def read(leaves: Leaves) -> list[Parameter]:
 
 
 def _find_turned(parameters: list[Parameter]) -> None:
-    """Which bare matrices are (out, in): in every layer of a kind they begin with the bias's length, and in one they
-    don't also end with it."""
+    """Finds the bare matrices that are (out, in): in every layer of a kind they begin with the bias's length, and in
+    one they don't also end with it."""
     alike: dict[str, list[tuple[Parameter, Shape]]] = defaultdict(list)
     for p in parameters:
         bias = p.beside.get(("bias", ""))

@@ -1,4 +1,4 @@
-"""What `read_program` notes where a parameter meets an activation: in a product, a lookup, a sum."""
+"""The log of `read_program`: an entry where a parameter meets an activation, in a product, a lookup or a sum."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -63,7 +63,7 @@ class Uses:
         return v
 
     def unknown(self, name: str, ins: Sequence[Value]) -> Value:
-        """What a primitive gives of which nothing is known; nor of the parameters that go into it."""
+        """The result of a primitive that isn't known; nor are the parameters that go into it from here on."""
         self.log += [Use("unknown", leaf, name=name) for v in ins if v.is_weight for leaf in v.views]
         return plain(name, ins)._replace(level=0)
 
@@ -219,7 +219,7 @@ class Uses:
         return weights[0]._replace(is_seen=True)
 
     def _among_weights(self, name: str, ins: Sequence[Value], out: Dims) -> Value:
-        """What has fewer axes than the fullest is its gain or bias."""
+        """A combination of weights: one with fewer axes than the fullest is its gain or bias."""
         spans = [sum(v.has_axis(d) for d in range(len(out))) for v in ins]
         full = [v if n == max(spans) else v._replace(views={}) for v, n in zip(ins, spans, strict=True)]
         for v, n in zip(ins, spans, strict=True):

@@ -191,7 +191,7 @@ def _like(updates: Any, views: list[jax.Array], *params: Any) -> Any:
 def _unboxed(params: Any, values: list[jax.Array]) -> Any:
     """A tree like the parameters, but of bare values: what boxes say of a sharding fits the parameters' shapes alone.
 
-    Linen's boxes and NNX's variables are told by what both have, ways to add and to remove an axis.
+    Linen's boxes and NNX's variables are recognized by what both have, ways to add and to remove an axis.
     """
     is_box = lambda x: hasattr(x, "add_axis") and hasattr(x, "remove_axis")
     rest = iter(values)
