@@ -12,6 +12,7 @@ import optax
 
 from optlab._checks import is_count
 from optlab._rules import OPAQUE, Leaf, Leaves, Rule, owner, read_leaves, rules_of
+from optlab._text import aligned
 from optlab.transforms.matrices import Plan
 from optlab.transforms.matrices._map import Report, reported
 from optlab.transforms.matrices._plan import PLATFORMS, Platform
@@ -105,7 +106,7 @@ class Explanation:
         devices = math.prod(self.sizes.values())
         each = "One device" if devices == 1 else f"Each of {devices} devices"
         parts = [
-            _aligned(self._totals()),
+            aligned(self._totals()),
             f"{each}: {_in_bytes(self.state_bytes_per_device) or 'no bytes'} of state{self._work()}.",
         ]
         if any(OPAQUE in row.rule for row in self.rows):
@@ -120,7 +121,7 @@ class Explanation:
         return "\n\n".join(parts)
 
     def __str__(self) -> str:
-        return f"{_aligned([COLUMNS, *(row.cells() for row in self.rows)])}\n\n{self.summary()}"
+        return f"{aligned([COLUMNS, *(row.cells() for row in self.rows)])}\n\n{self.summary()}"
 
     def _totals(self) -> list[tuple[str, ...]]:
         total = lambda name, rows, state: (
@@ -233,12 +234,6 @@ def _row(leaf: Leaf, rules: Sequence[Rule], matrices: tuple[int, int, int] | Non
     role = next((rule.roles[leaf] for rule in mine if rule.roles[leaf] != leaf.guess), leaf.guess)
     name = " + ".join(rule.name for rule in mine) or OPAQUE
     return Row(leaf.path, leaf.value.shape, role, leaf.guess, name, matrices, state_bytes, flops)
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
 
 
 def _in_bytes(count: int) -> str:
