@@ -14,7 +14,7 @@ import optax
 from jax import lax
 
 from optlab._checks import check_decay, check_not_negative, check_positive, is_count, is_number
-from optlab.transforms._numerics import cast_like, check_dtypes, check_wide, roots, squares_like, wide_dtype
+from optlab.transforms._numerics import cast_like, check_state_dtypes, check_wide, roots, squares_like, wide_dtype
 from optlab.transforms.matrices._divide import Mesh
 from optlab.transforms.matrices._leaves import check_real, matrix_leaves
 from optlab.transforms.matrices._map import on_matrices, stacks_of
@@ -262,7 +262,7 @@ def _by_factors(
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation whose update is step(G, m, v, L, R, left, right, count, **numbers), computed wide."""
     check_wide(**numbers)
-    check_dtypes(**dtypes)
+    check_state_dtypes(**dtypes)
     check_decay("b1", numbers["b1"])
     check_decay("b2", numbers["b2"])
     check_not_negative("eps", numbers["eps"])

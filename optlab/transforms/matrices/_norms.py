@@ -14,7 +14,7 @@ import optax
 from optlab._checks import check_decay, check_not_negative, check_positive
 from optlab._trees import matched
 from optlab.roles import MatrixAxes
-from optlab.transforms._numerics import abs_square, cast_like, check_dtypes, check_wide, roots, widen
+from optlab.transforms._numerics import abs_square, cast_like, check_state_dtypes, check_wide, roots, widen
 from optlab.transforms.matrices._divide import reshaped
 from optlab.transforms.matrices._leaves import matrix_leaves
 
@@ -42,7 +42,7 @@ def scale_by_neuron_rms(
         nu_dtype: the dtype that v is stored in; None is at least float32.
     """
     check_wide(decay=decay, eps=eps)
-    check_dtypes(nu_dtype=nu_dtype)
+    check_state_dtypes(nu_dtype=nu_dtype)
     check_decay("decay", decay)
     check_not_negative("eps", eps)
     who = "scale_by_neuron_rms"
