@@ -24,12 +24,12 @@ def connect(where: str) -> None:
     """Makes this process one of several that run as one. Has to come before anything touches a device.
 
     Args:
-      where: "auto", where JAX knows the cluster: SLURM, Open MPI, TPU pods, Kubernetes. Or "HOST:PORT,COUNT,INDEX":
-        where process 0 listens, how many processes there are, and which one this is, such as "10.0.0.1:1234,2,0".
+        where: "auto", where JAX knows the cluster: SLURM, Open MPI, TPU pods, Kubernetes. Or "HOST:PORT,COUNT,INDEX":
+            where process 0 listens, how many processes there are, and which one this is, such as "10.0.0.1:1234,2,0".
 
     Raises:
-      ValueError: for another form, an index that there isn't, or "auto" where JAX detects no cluster.
-      RuntimeError: if JAX has its devices already.
+        ValueError: for another form, an index that there isn't, or "auto" where JAX detects no cluster.
+        RuntimeError: if JAX has its devices already.
     """
     settings: dict[str, Any] = {}
     if where != "auto":

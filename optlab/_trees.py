@@ -1,4 +1,4 @@
-"""Trees beside each other, of which one lacks leaves that the other has; and the names of leaves."""
+"""Pairs of trees, one of which lacks leaves that the other has; names of leaves."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ import optax
 
 
 def is_absent(x: Any) -> bool:
-    """Whether this stands in a tree where another tree has a leaf."""
+    """Returns whether x takes the place of a leaf that another tree has."""
     return x is None or isinstance(x, optax.MaskedNode)
 
 
 def matched(updates: Any, tree: Any) -> Any:
-    """The tree cut down to the leaves of the updates: where these have None or a MaskedNode, it may have anything.
+    """Restricts a tree to the leaves of the updates: where these have None or a MaskedNode, it may have any subtree.
 
-    So a whole model may come as the parameters, with functions and keys that have no gradient. None stays None.
+    So the parameters may be a whole model, with functions and keys that have no gradient. None stays None.
     """
     if tree is None:
         return None

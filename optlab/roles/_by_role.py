@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from optlab._text import nearest
+from optlab._messages import closest
 from optlab._trees import matched
 from optlab.roles._axes import MatrixAxes
 from optlab.roles._layout import ROLES, Layout, LayoutError, Reading
@@ -123,7 +123,7 @@ def check_roles(what: str, names: Iterable[str], known: tuple[str, ...] = ROLES)
     """
     for name in names:
         if name not in known:
-            near = nearest(str(name), known)
+            near = closest(str(name), known)
             raise ValueError(f"{what} knows no role {name!r}: did you mean {near!r}? Known: {', '.join(known)}")
 
 

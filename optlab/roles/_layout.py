@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 from jax.tree_util import PyTreeDef
 
-from optlab._text import aligned, nearest
+from optlab._messages import aligned, closest
 from optlab.roles._axes import MatrixAxes
 from optlab.roles._paths import matches, paths_of, pattern_over_layers
 
@@ -163,7 +163,8 @@ class Layout:
                 "optax.flatten makes: put flatten inside, around what moves every coordinate by itself"
             )
         if key is None:
-            near = f"the nearest that it has is {nearest(keys[-1], self)!r}" if self.readings else "it has none"
+            found = closest(keys[-1], self.readings)
+            near = f"the nearest that it has is {found!r}" if found is not None else "it has none"
             raise LayoutError(f"the layout has no parameter {path!r} of shape {shape}: {near}")
         reading = self.readings[key]
         if reading.shape != tuple(shape):

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import jax
 from jax.tree_util import FlattenedIndexKey, GetAttrKey, KeyPath
 
-from optlab._text import nearest
+from optlab._messages import closest
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ def matches(overrides: Mapping[str, T], paths: Sequence[str]) -> dict[str, T]:
     matched = {key: [key] if key in paths else fnmatch.filter(paths, key) for key in overrides}
     for key, some in matched.items():
         if paths and not some:
-            near = nearest(key, paths)
+            near = closest(key, paths)
             raise ValueError(f"the override {key!r} matches no parameter: the nearest path is {near!r}")
     return {path: overrides[key] for key in reversed(list(overrides)) for path in matched[key]}
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 
-from optlab._text import aligned
+from optlab._messages import aligned
 from optlab.transforms.matrices._divide import axes_to_divide, share
 
 Platform: TypeAlias = Literal["cpu", "gpu", "tpu"]
