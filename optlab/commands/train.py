@@ -28,7 +28,7 @@ EXIT_CODES = {"interrupted by SIGINT": 130} | dict.fromkeys(
 
 HELP = "train as a config describes; the same command again continues the run"
 DESCRIPTION = "Trains as a config describes. The same command again continues the run from its last checkpoint."
-EPILOG = "optlab show CONFIG lists every key. Ctrl-C saves and exits with 130, SIGTERM and SIGUSR1 with 75."
+EPILOG = "optlab show CONFIG lists every key. Ctrl-C saves and exits with 130; SIGTERM, SIGUSR1 and SIGHUP with 75."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

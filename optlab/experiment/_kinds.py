@@ -1,4 +1,4 @@
-"""Kinds of keys: what another value means for a run that continues."""
+"""Kinds of keys: the effect of another value on a run that continues."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from optlab.experiment._components import filled, find, is_rate
 
 
 def kind_of_change(key: str, config: Config) -> str:
-    """Whether a key is "fixed", "noted" or "changeable" when a run continues. The schema says it for every key.
+    """Returns whether a key is "fixed", "noted" or "changeable" when a run continues, by the schema.
 
-    An argument is of its component's kind. But the optimizer's learning rates are noted, and so is `steps` where the
+    An argument is of its component's kind. But the optimizer's learning rates are noted, and so is `steps` if the
     schedule doesn't depend on it.
     """
     component, _, argument = key.partition(".")

@@ -22,12 +22,12 @@ class LoadedRun:
     """A run, restored from a checkpoint on the first device.
 
     Attributes:
-        config: Its config, on one device.
-        model: What the config's model factory returns: a Linen module, or a function `rngs -> nnx.Module`.
-        workload: Its data, loss, metrics and target.
-        state: The state that was saved.
-        params: The parameters that the run is judged by (the moving average's, if there is one), in the model's form.
-        predict: Maps inputs, as the data's batches hold them, to the model's outputs in evaluation; compiled.
+        config: the run's config, on one device.
+        model: a Linen module, or a function `rngs -> nnx.Module`, as the config's model factory returns it.
+        workload: the run's data, loss, metrics and target.
+        state: the saved state.
+        params: the parameters that evaluations use (the moving average's, if there is one), in the model's form.
+        predict: compiled function that maps inputs, as the data's batches hold them, to the model's outputs.
     """
 
     config: Config
@@ -41,19 +41,19 @@ class LoadedRun:
 def load_run(folder: str | Path, *, step: int | Literal["best"] | None = None) -> LoadedRun:
     """Loads a run of `optlab train`: its model, its parameters and a function that predicts.
 
-    The data set is loaded, too, since it decides the model's shapes.
+    It loads the data set too, which fixes the model's shapes.
 
     >>> run = optlab.load_run("runs/digits", step="best")
     >>> logits = run.predict(images)
 
     Args:
-        folder: The run's folder.
-        step: The checkpoint's step; "best": the best one by the target's metric; None: the latest.
+        folder: the run's folder.
+        step: the checkpoint's step; "best" for the best one by the target's metric; None for the latest.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
-        ConfigError: If it has no config.json, or what its config names can't be built here.
-        CheckpointError: If there is no such checkpoint, or it is of another model.
+        FileNotFoundError: if there is no such folder.
+        ConfigError: if it has no config.json, or its config can't be built here.
+        CheckpointError: if there is no such checkpoint, or it is of another model.
     """
     import jax
 
@@ -61,7 +61,7 @@ def load_run(folder: str | Path, *, step: int | Literal["best"] | None = None) -
     from optlab.training.workload import as_functions
 
     file = Run(folder).folder / "config.json"
-    sys.path += [place for place in places(file) if place not in sys.path]  # of functions that the config names
+    sys.path += [place for place in places(file) if place not in sys.path]  # for functions that the config names
     config = replace(load_anchored(file), strategy="single", mesh=MeshShape(), accumulate=1)
     experiment = build(config)
     workload = experiment.workload
