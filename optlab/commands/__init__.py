@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +23,9 @@ COMMANDS = ("train", "launch", "show", "explain", "checkpoints", "devices")  # i
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; the return value is the process's exit code (2: bad input, 130: Ctrl-C)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that isn't UTF-8 shows ? for …
     arguments = parsed(argv)
     try:
         return importlib.import_module(f"optlab.commands.{arguments.command}").run(arguments)
@@ -29,6 +35,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("optlab: interrupted", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        if not re.match("Unable to initialize backend|Unknown backend", str(error)):
+            raise
+        print(f"optlab: {_no_platform(error)}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of the output has left, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _no_platform(error: RuntimeError) -> str:
+    wanted = os.environ.get("JAX_PLATFORMS")
+    if not wanted:
+        return str(error).splitlines()[0]
+    return (
+        f"JAX_PLATFORMS={wanted} names a platform that JAX doesn't find here: unset it, or install JAX for it "
+        "(such as jax[cuda13])"
+    )
 
 
 def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
