@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from optlab._explanation import explain as explain
     from optlab._minimization import minimize as minimize
     from optlab._probe_state import read_probes as read_probes
+    from optlab.experiment import load_run as load_run
     from optlab.optimizers import *  # noqa: F403
     from optlab.roles import by_role as by_role
     from optlab.transforms import *  # noqa: F403
@@ -41,7 +42,6 @@ _SUBMODULES = (
     "optimizers",
     "roles",
     "runs",
-    "runs",
     "schedules",
     "testing",
     "theory",
@@ -49,7 +49,13 @@ _SUBMODULES = (
     "transforms",
 )
 _FACES = ("optimizers", "transforms")  # their public names are optlab's, too
-_NAMES = {"by_role": "roles", "explain": "_explanation", "minimize": "_minimization", "read_probes": "_probe_state"}
+_NAMES = {
+    "by_role": "roles",
+    "explain": "_explanation",
+    "load_run": "experiment",
+    "minimize": "_minimization",
+    "read_probes": "_probe_state",
+}
 
 
 @functools.cache

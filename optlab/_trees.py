@@ -25,7 +25,7 @@ def matched(updates: Any, tree: Any) -> Any:
 
 
 def complex_leaf(tree: Any) -> tuple[str, Any] | None:
-    """The name and dtype of the first complex leaf, if there is one."""
+    """Returns name and dtype of the first complex leaf, or None."""
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         if jnp.issubdtype(dtype := jnp.result_type(x), jnp.complexfloating):
             return jax.tree_util.keystr(path, simple=True, separator="/"), dtype

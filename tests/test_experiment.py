@@ -40,6 +40,7 @@ from optlab.experiment import build, explain_keys, resolve
         (["data=digitz"], r"unknown data 'digitz'; did you mean 'digits'\?"),
         (["data.pth=x"], "unknown key 'data.pth' for data=digits"),
         (["data=text", "data.path=/does/not/exist"], "data=text: .*does/not/exist"),
+        (["data=cifar10", "data.path=/"], "give data.path='FOLDER'"),
         (["loss=cross_entropi"], r"unknown loss 'cross_entropi'; did you mean 'cross_entropy'\?"),
         (["loss.outputs=3"], "loss.outputs can't be set"),
         (
@@ -351,6 +352,7 @@ def test_configs_in_the_repository_are_right():
         assert dataclasses.is_dataclass(found)
 
 
+@pytest.mark.slow
 def test_under_pmap_the_model_and_the_optimizer_know_the_axis():
     """BatchNorm's statistics are the whole batch's, and each device orthogonalizes its share."""
     keys = ["strategy=pmap", "model=resnet20", "optimizer=muon"]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from optlab.config import Config, ConfigError, load, override, slug
+from optlab.config import Config, ConfigError, override, slug
+from optlab.runs._folder import load_anchored, places
 
 
 def add_config(parser: argparse.ArgumentParser, *, nargs: str | None = None) -> None:
@@ -40,16 +38,8 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 def read(arguments: argparse.Namespace) -> Config:
     """Loads the config. It can name functions of modules beside it or in the working directory: module:function."""
     path = Path(arguments.config)
-    sys.path += (found := places(path))
-    config = load(path)
-    if path.name == "config.json" and found:
-        config = _anchored(config, Path(found[-1]))
-    return override(config, arguments.overrides)
-
-
-def text_of(value: Any) -> str:
-    """Writes a value as an override has it."""
-    return value if isinstance(value, str) else json.dumps(value).replace("null", "none").replace('"', "")
+    sys.path += places(path)
+    return override(load_anchored(path), arguments.overrides)
 
 
 def run_folder(arguments: argparse.Namespace) -> Path:
@@ -66,23 +56,3 @@ def connect(arguments: argparse.Namespace) -> None:
             connect(arguments.processes)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-
-
-def _anchored(config: Config, folder: Path) -> Config:
-    """Resolves the relative paths in the config of an earlier run: they start at the folder that it was run in."""
-    arguments = dict(config.data.arguments)
-    if isinstance(arguments.get("path"), str):
-        arguments["path"] = str(folder / Path(arguments["path"]).expanduser())
-    init_from = config.init_from and str(folder / Path(config.init_from).expanduser())
-    return replace(config, data=replace(config.data, arguments=arguments), init_from=init_from)
-
-
-def places(config: Path) -> list[str]:
-    """Lists the folders of a config's own modules: its own and the working directory; of a config.json, the run's."""
-    if config.name == "config.json" and config.is_file():
-        try:
-            found = json.loads(config.read_text())["places"]
-        except (ValueError, TypeError, KeyError):  # `load` raises the error
-            return []
-        return [place for place in found if isinstance(place, str)] if isinstance(found, list) else []
-    return [str(config.absolute().parent), str(Path.cwd())]

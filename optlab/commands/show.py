@@ -7,9 +7,9 @@ import os
 import sys
 
 from optlab._extras import need
-from optlab.changes import kind_of_change
-from optlab.commands._config import add_config, read, text_of
-from optlab.experiment import explain_keys, resolve
+from optlab.commands._config import add_config, read
+from optlab.config import text_of
+from optlab.experiment import explain_keys, kind_of_change, resolve
 
 HELP = "list every key of a config: its value, its type, what it means"
 DESCRIPTION = "Lists every key of a config: its value, its type, what it means."

@@ -13,9 +13,9 @@ from optlab._extras import MissingExtraError
 from optlab.commands._config import add_config, add_processes, connect, read, run_folder
 from optlab.commands._deterministic import make_deterministic
 from optlab.commands._dialect import in_words
-from optlab.commands._folder import ChangedConfig, make_folder, open_folder
-from optlab.config import Config, ConfigError, flatten
-from optlab.experiment import Experiment, build
+from optlab.config import Config, ConfigError, covers, flatten
+from optlab.experiment import Experiment, build, kind_of_change
+from optlab.runs._folder import ChangedConfig, make_folder, open_folder
 
 if TYPE_CHECKING:
     from optlab.training import Checkpoints, History, Observer
@@ -28,7 +28,7 @@ EXIT_CODES = {"interrupted by SIGINT": 130} | dict.fromkeys(
 
 HELP = "train as a config describes; the same command again continues the run"
 DESCRIPTION = "Trains as a config describes. The same command again continues the run from its last checkpoint."
-EPILOG = "optlab show CONFIG lists every key. Ctrl-C saves and exits with 130, SIGTERM and SIGUSR1 with 75."
+EPILOG = "optlab show CONFIG lists every key. Ctrl-C saves and exits with 130; SIGTERM, SIGUSR1 and SIGHUP with 75."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,14 +86,18 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
     initial = _initial(config.init_from, experiment) if config.init_from and is_new else None
     with together(ConfigError):
         if is_first():
-            make_folder(folder, config, arguments.allow_change)
+            make_folder(folder, config, kind_of_change, arguments.allow_change)
     began = time.monotonic()
     try:
         with checkpoints.writing():
             with together(ConfigError):
                 if is_first():
-                    changed = open_folder(folder, config, Path(arguments.config), arguments.allow_change)
+                    source, allowed = Path(arguments.config), arguments.allow_change
+                    changed = open_folder(folder, config, source, kind_of_change, allowed)
                     observers.insert(0, ChangedConfig(folder, config, changed))
+                    for name in allowed:
+                        if not any(covers([name], c.key) for c in changed):
+                            print(f"--allow-change {name} has nothing to allow: {folder / 'config.json'} says the same")
             history = _train(
                 experiment,
                 folder,

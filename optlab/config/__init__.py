@@ -6,7 +6,7 @@ turns names into objects.
 
 from optlab._messages import nearest
 from optlab.config._files import load, slug, to_json
-from optlab.config._overrides import override
+from optlab.config._overrides import override, text_of
 from optlab.config._schema import (
     Checkpoint,
     Component,
@@ -48,5 +48,6 @@ __all__ = [
     "nearest",
     "override",
     "slug",
+    "text_of",
     "to_json",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -69,3 +70,8 @@ def _set_argument(arguments: dict[str, Any], path: list[str], text: str) -> None
         _set_argument(part["arguments"], path[1:], text)
     elif text != part["name"]:
         arguments[path[0]] = parse(text)
+
+
+def text_of(value: Any) -> str:
+    """Writes a value as an override has it."""
+    return value if isinstance(value, str) else json.dumps(value).replace("null", "none").replace('"', "")

@@ -7,5 +7,18 @@
 
 from optlab.experiment._build import Experiment, build
 from optlab.experiment._components import explain_keys, filled, find, is_rate, resolve
+from optlab.experiment._kinds import kind_of_change
+from optlab.experiment._load import LoadedRun, load_run
 
-__all__ = ["Experiment", "build", "explain_keys", "filled", "find", "is_rate", "resolve"]
+__all__ = [
+    "Experiment",
+    "LoadedRun",
+    "build",
+    "explain_keys",
+    "filled",
+    "find",
+    "is_rate",
+    "kind_of_change",
+    "load_run",
+    "resolve",
+]

@@ -113,7 +113,7 @@ def _parts(
     if config.clip_value is not None:
         tx = optax.chain(optax.clip(config.clip_value), tx)
     workload = Workload.from_model(
-        _model(config, source, axis_name),
+        build_model(config, source, axis_name),
         source,
         loss=functools.partial(find("loss", config.loss.name), **config.loss.arguments),
         metrics={name: find("metrics", name) for name in config.metrics},
@@ -188,7 +188,8 @@ def _call(kind: str, part: Component, **filled: Any) -> Any:
         raise ConfigError(f"{kind}={part.name}: {in_keys(kind, factory, error)}") from error
 
 
-def _model(config: Config, source: Source, axis_name: str | None) -> Any:
+def build_model(config: Config, source: Source, axis_name: str | None = None) -> Any:
+    """Builds a config's model, with what it has to know of the data, and of the mapped axis if there is one."""
     factory = find("model", config.model.name)
     names, facts = filled("model", factory), {**source.facts, **({"axis_name": axis_name} if axis_name else {})}
     for name in names:

@@ -90,7 +90,7 @@ def changed_keys(path: Path, saved: Mapping[str, Any], here: Identity, allowed: 
 
     Args:
       path: the checkpoint's.
-      saved: its run's identity; empty in checkpoints that are older than this check.
+      saved: its run's identity.
       here: this run's.
       allowed: keys that may differ although they are fixed.
 
@@ -169,16 +169,9 @@ def _differing(saved: Mapping[str, Any], here: Identity) -> dict[str, tuple[Any,
             return are_other(saved[k], here[k])
         if k == "initial" and here[k] is None:  # a run that is continued doesn't start from anything
             return False
-        return saved[k] != here[k] and not _are_made_otherwise(k, saved[k], here[k])
+        return saved[k] != here[k]
 
     return {k: (saved[k], here[k]) for k in saved if k in here and is_other(k)}
-
-
-def _are_made_otherwise(key: str, a: Any, b: Any) -> bool:
-    """Whether two fingerprints of data can only be compared by their number of examples: an older one hashed less."""
-    parts = [x.split() for x in (a, b) if key.startswith("data") and isinstance(x, str)]
-    ways = {tuple(words[2:-1]) for words in parts}
-    return len(parts) == 2 and parts[0][:2] == parts[1][:2] and ways == {(), ("in", "memory")}
 
 
 def _listed(differ: Mapping[str, tuple[Any, Any]], where: str) -> str:

@@ -5,12 +5,16 @@ from pathlib import Path
 import pytest
 from config.example import config
 
-from optlab.changes import changes, kind_of_change
 from optlab.config import Config, ConfigError, flatten, keys, override
 from optlab.config._schema import _key
-from optlab.experiment import resolve
+from optlab.experiment import kind_of_change, resolve
+from optlab.runs import _changes
 
 RUN = Path("runs/x")
+
+
+def changes(run, before, after, allowed=()):
+    return _changes.changes(run, before, after, kind_of_change, allowed)
 
 
 def kinds(*assignments):
