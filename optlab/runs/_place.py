@@ -1,10 +1,12 @@
-"""The place that a run is given: a folder on this machine."""
+"""The folder that a run's place names."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
+
+from optlab.config import ConfigError
 
 LONGEST = 255  # bytes of a name, which all common file systems allow
 
@@ -13,22 +15,12 @@ def run_place(path: str | os.PathLike[str]) -> Path:
     """Returns the folder that a run's place names; `~` is the home folder.
 
     Raises:
-      ValueError: for an address of another machine, a backslash (Orbax can't read such a folder again), and a name
-        that is too long for a file system.
+        ConfigError: For an address on another machine, and for a name that is too long for a file system.
     """
     text = os.fspath(path)
     if re.match(r"\w+://", text):
-        raise ValueError(f"a run's folder must be on this machine, got {text!r}: name a folder, and copy it afterwards")
-    if "\\" in text:
-        raise ValueError(f"a run's folder can't have a backslash in its name, got {text!r}: write {_forward(text)!r}")
-    long = [name for name in Path(text).parts if len(os.fsencode(name)) > LONGEST]
-    if long:
-        size = len(os.fsencode(long[0]))
-        raise ValueError(
-            f"a folder's name can have {LONGEST} bytes, and {long[0][:40]!r}… has {size}: name a shorter one"
-        )
+        raise ConfigError(f"a run's folder must be on this machine, got {text}: name a folder here, and copy it later")
+    for name in Path(text).parts:
+        if (size := len(os.fsencode(name))) > LONGEST:
+            raise ConfigError(f"a folder's name can't have more than {LONGEST} bytes, got {size}: {name[:40]}…")
     return Path(text).expanduser()
-
-
-def _forward(text: str) -> str:
-    return text.replace("\\", "/")
