@@ -126,8 +126,8 @@ def _say_what_goes_on(path: Path, saved: Mapping[str, Any], here: Identity, chan
     """Prints which programs differ from here on, or that they can't be compared."""
     if changed:
         print(f"optlab: {path} goes on with another {_listed(changed, 'there')}", file=sys.stderr)
-    made = lambda run: next((run[k]["made"] for k in run if isinstance(run[k], dict)), None)
-    if None not in (there := made(saved), now := made(here)) and there != now:
+    there, now = (next((run[k]["made"] for k in run if isinstance(run[k], dict)), None) for run in (saved, here))
+    if None not in (there, now) and there != now:
         print(
             f"optlab: {path} was made with {there}, here is {now}: whether model, loss and optimizer are the same "
             "isn't compared",

@@ -132,7 +132,10 @@ class Workload:
         if taken:
             raise ValueError(f"metrics can't be named {', '.join(sorted(taken))}: the step has values of that name")
         measures = {"loss": loss, **(metrics or {})}
-        example = lambda: as_batches(data.train, 1, 0).batch(0)["inputs"]
+
+        def example() -> Any:
+            return as_batches(data.train, 1, 0).batch(0)["inputs"]
+
         init, apply = _linen(model, example) if isinstance(model, nn.Module) else _nnx(model)
 
         def loss_fn(params: Params, model_state: ModelState, batch: Batch, key: jax.Array, train: bool) -> Any:
@@ -189,8 +192,10 @@ def _linen(model: nn.Module, example: Callable[[], Any]) -> tuple[Init, Apply]:
 def _as_wide_as(params: Params, model_state: ModelState) -> ModelState:
     """Flax starts running statistics in float32, which a step of a float64 model would turn into float64."""
     dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
-    is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
-    widen = lambda x: x.astype(jnp.promote_types(x.dtype, dtype)) if is_float(x) else x
+
+    def widen(x: jax.Array) -> jax.Array:
+        return x.astype(jnp.promote_types(x.dtype, dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
     return jax.tree.map(widen, model_state)
 
 
