@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from optlab.training import Checkpoints, History, Observer
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-EXIT_CODES = {"interrupted by SIGINT": 130, "interrupted by SIGTERM": 75, "interrupted by SIGUSR1": 75}
+EXIT_CODES = {"interrupted by SIGINT": 130} | dict.fromkeys(
+    ("interrupted by SIGTERM", "interrupted by SIGUSR1", "interrupted by SIGHUP"), 75
+)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,11 +1,14 @@
 """A user's own NumPy arrays as a data source, and the statistics that standardize inputs."""
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from optlab.data._files import check_whole, mapped
 from optlab.data._held_out import held_out_size, hold_out
 from optlab.data._rows import refuse_masked
 from optlab.data._types import Batch, DataError, Source
@@ -24,6 +27,8 @@ class ArraySplit:
 
     def take(self, indices: np.ndarray, epoch: int | None = None, seed: int = 0) -> Batch:
         rows = self.rows[indices]
+        check_whole("inputs", self.inputs)
+        check_whole("labels", self.labels)
         return {"inputs": self.inputs[rows], "labels": self.labels[rows]}
 
 
@@ -72,7 +77,7 @@ def _narrow(name: str, values: np.ndarray) -> np.ndarray:
     the memory.
     """
     dtype = np.dtype(np.float32 if values.dtype.kind == "f" else np.int32)
-    if values.dtype == dtype and not _is_mapped(values):
+    if values.dtype == dtype and mapped(values) is None:
         return values.copy()
     try:
         with np.errstate(over="raise"):
@@ -80,15 +85,6 @@ def _narrow(name: str, values: np.ndarray) -> np.ndarray:
     except FloatingPointError:
         largest = np.abs(values).max()
         raise DataError(f"{name} has values beyond float32, up to {largest:.3g}: scale them") from None
-
-
-def _is_mapped(values: np.ndarray) -> bool:
-    owner: object = values
-    while isinstance(owner, np.ndarray):
-        if isinstance(owner, np.memmap):
-            return True
-        owner = owner.base
-    return False
 
 
 def _pair(name: str, inputs: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -141,11 +137,9 @@ def arrays(
         DataError: Lengths differ, an array is empty, holds NaN or infinite values, or nothing is left to train on.
     """
     x, y = own = _pair("", inputs, labels)
-    held = {"validation": validation, "test": test}
-    given = {name: _given(name, what, own) for name, what in held.items() if not isinstance(what, int | float)}
-    counts = {
-        name: held_out_size(name, what, len(x)) if isinstance(what, int | float) else 0 for name, what in held.items()
-    }
+    held: dict[str, Any] = {"validation": validation, "test": test}
+    given = {name: _given(name, part, own) for name, part in held.items() if not isinstance(part, numbers.Real)}
+    counts = {name: 0 if name in given else held_out_size(name, part, len(x)) for name, part in held.items()}
     train, *held_out = hold_out(len(x), **counts)
     mean, scale = statistics(x, train) if standardize else (0, 1)
 

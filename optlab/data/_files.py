@@ -6,6 +6,9 @@ import textwrap
 import zlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 from optlab._extras import need
 from optlab.data._types import DataError
@@ -33,6 +36,35 @@ def places(name: str, path: str | os.PathLike | None) -> list[Path]:
     if place.is_symlink() and not place.exists():
         raise DataError(f"{name}: {place} is a link to {os.readlink(place)}, which isn't there")
     return [place, root]
+
+
+def mapped(values: np.ndarray) -> np.memmap | None:
+    """The memory-mapped file that an array is a view of, or None."""
+    found: np.memmap | None = None
+    owner: Any = values
+    while isinstance(owner, np.ndarray):
+        found = owner if isinstance(owner, np.memmap) else found
+        owner = owner.base
+    return found
+
+
+def check_whole(name: str, values: np.ndarray) -> None:
+    """Refuses an array whose file has become shorter since it was mapped: reading past its end kills the process.
+
+    Raises:
+        DataError: It names the file.
+    """
+    file = mapped(values)
+    mapping: Any = None if file is None else file.base
+    if file is None or mapping is None:
+        return
+    # The mapping's own descriptor is asked, since another file may have the name by now.
+    held, needed = mapping.size(), file.offset + file.nbytes
+    if held < needed:
+        raise DataError(
+            f"{name}: {file.filename} was cut from {needed:,} bytes to {held:,} while it was in use: put it back, and "
+            "run the same again"
+        )
 
 
 def not_found(name: str, wanted: str, looked: list[Path], url: str, reason: str = "") -> DataError:

@@ -1,5 +1,7 @@
 """Which examples are held out: a choice that no run's seed can change."""
 
+import numbers
+
 import numpy as np
 
 from optlab.data._random import HOLD_OUT, permutation
@@ -8,9 +10,9 @@ from optlab.data._types import DataError
 
 def held_out_size(name: str, fraction: float, size: int) -> int:
     """How many of `size` examples a fraction holds out: none for 0, at least one for more."""
-    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction < 1:
+    if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real) or not 0 <= fraction < 1:
         raise DataError(f"{name} must be a fraction in [0, 1), got {fraction!r}")
-    return max(1, round(fraction * size)) if fraction else 0
+    return max(1, round(float(fraction) * size)) if fraction else 0
 
 
 def hold_out(size: int, validation: int, test: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -19,7 +21,7 @@ def hold_out(size: int, validation: int, test: int = 0) -> tuple[np.ndarray, np.
     The choice depends on nothing but the sizes: every run, whatever its seed, is judged on the same examples.
     """
     for name, count in (("validation", validation), ("test", test)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 0:
             raise DataError(f"{name} must be a number of examples, 0 or more, got {count!r}")
     if validation + test >= size:
         raise DataError(f"holding out {validation} + {test} of {size} examples leaves none to train on")

@@ -1,5 +1,6 @@
 """Text as bytes: a file, a folder, or the Python standard library, cut into windows of next-byte predictions."""
 
+import numbers
 import os
 import sysconfig
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from optlab.data._files import places
+from optlab.data._files import check_whole, places
 from optlab.data._held_out import held_out_size
 from optlab.data._random import OFFSET, random_bits
 from optlab.data._types import Batch, DataError, Source
@@ -17,6 +18,7 @@ _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "id
 
 
 def _windows(tokens_N: np.ndarray, starts_B: np.ndarray, length: int) -> Batch:
+    check_whole("text", tokens_N)
     windows = np.lib.stride_tricks.sliding_window_view(tokens_N, length + 1)[starts_B]
     return {"inputs": windows[:, :-1].astype(np.int32), "labels": windows[:, 1:].astype(np.int32)}
 
@@ -132,8 +134,9 @@ def text(path: str | None = None, *, length: int = 256, validation: float = 0.1,
     Raises:
         DataError: The path doesn't exist, or a split has too few bytes for the length.
     """
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+    if isinstance(length, bool) or not isinstance(length, numbers.Integral) or length < 1:
         raise DataError(f"length must be a number of bytes, 1 or more, got {length!r}")
+    length = int(length)
     tokens, what = _tokens(path), "the standard library" if path is None else str(path)
     n_validation, n_test = (
         held_out_size(name, part, len(tokens)) for name, part in (("validation", validation), ("test", test))

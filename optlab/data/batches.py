@@ -1,5 +1,6 @@
 """A batch is a function of (seed, step): drawn in one of four ways, prepared while the device works."""
 
+import numbers
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -19,7 +20,7 @@ Draw: TypeAlias = Literal["shuffled", "replacement", "ordered", "stream"]
 
 
 def _check_batch_size(batch_size: int) -> None:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, numbers.Integral) or batch_size < 1:
         raise ValueError(f"batch_size must be a number of examples, 1 or more, got {batch_size!r}")
 
 
@@ -59,7 +60,7 @@ class Batches:
             raise ValueError(f"draw must be one of {', '.join(map(repr, get_args(Draw)))}, got {draw!r}")
         if batch_size > len(split):
             raise ValueError(f"batch_size must be at most {len(split)}, the examples of the split, got {batch_size}")
-        self.split, self.batch_size, self.seed, self.draw = split, batch_size, seed, draw
+        self.split, self.batch_size, self.seed, self.draw = split, int(batch_size), int(seed), draw
         self.damaged: dict[int, list[tuple[int, str]]] = {}
         # A batch spans two epochs at most, and steps are mostly asked for in order.
         self._order = lru_cache(maxsize=2)(self._drawn)
@@ -180,8 +181,13 @@ def check_splits(train: Any = None, validation: Any = None, test: Any = None, *,
         DataError: It names the split.
     """
     for name, split, how in (("train", train, (0, seed)), ("validation", validation, ()), ("test", test, ())):
-        is_split = callable(getattr(split, "take", None)) and not callable(getattr(split, "batch", None))
-        if not is_split or len(split) < 2:
+        if name != "train" and split is not None and not _is_split(split):
+            raise TypeError(
+                f"{name} must be a split, with a length and take(indices, epoch, seed), or None; got "
+                f"{type(split).__name__}: it is seen as a whole, in order"
+            )
+        makes_its_own = callable(getattr(split, "batch", None))
+        if split is None or makes_its_own or not _is_split(split) or len(split) < 2:
             continue
         ends = np.array([0, len(split) - 1])
         once, again = (map_arrays(np.array, take_whole(split, ends, *how)[0]) for _ in range(2))
@@ -192,6 +198,11 @@ def check_splits(train: Any = None, validation: Any = None, test: Any = None, *,
                 raise
             continue
         check_order(name, once, again, reversed_)
+
+
+def _is_split(data: Any) -> bool:
+    """Whether examples can be taken by their index; NumPy's and JAX's arrays have `take` and a length, too."""
+    return callable(getattr(data, "take", None)) and hasattr(data, "__len__") and not hasattr(data, "shape")
 
 
 def prefetch(
@@ -270,10 +281,14 @@ def as_batches(data: Any, batch_size: int, seed: int = 0, draw: Draw = "shuffled
         )
     if grain is not None and isinstance(data, grain.MapDataset):
         return _GrainBatches(data)
+    if grain is not None and isinstance(data, grain.IterDataset | grain.DatasetIterator):
+        raise TypeError(
+            f"data must give a step's batch by its number, which a Grain {type(data).__name__} can't: give the "
+            "MapDataset that it is made of, without to_iter_dataset()"
+        )
     if makes_its_own:
         return data
-    # NumPy's and JAX's arrays have `take` and a length too.
-    if callable(getattr(data, "take", None)) and hasattr(data, "__len__") and not hasattr(data, "shape"):
+    if _is_split(data):
         return Batches(data, batch_size, seed=seed, draw=draw)
     raise TypeError(
         f"data must be a split (such as optlab.data.digits().train), have a batch(step) method, or be a Grain "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -59,6 +60,18 @@ def of_fields(model: Any) -> Modes:
     """A model's own fields that choose and are True or False."""
     flags = [name for name, x in vars(model).items() if isinstance(x, bool)]
     return {name: _IN_TRAINING[_plain(name)] for name in flags if _plain(name) in _IN_TRAINING}
+
+
+def placed(call: Callable[..., Any], settings: Mapping[str, bool]) -> tuple[list[bool], dict[str, Any]]:
+    """A call's settings as (by place, by name): those right behind the inputs by place.
+
+    `nn.remat(Net, static_argnums=…)` counts places: an argument by name would be traced.
+    """
+    names = list(inspect.signature(call).parameters)[2:]  # behind self and the inputs
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    is_placed = lambda name: name in settings and inspect.signature(call).parameters[name].kind is kind
+    first = list(itertools.takewhile(is_placed, names))
+    return [settings[name] for name in first], {name: x for name, x in settings.items() if name not in first}
 
 
 def at(modes: Modes, train: bool) -> dict[str, bool]:

@@ -75,7 +75,9 @@ def catch_signals(*, listen: bool) -> Iterator[Callable[[], str | None]]:
     if not listen or threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    mine = (signal.SIGINT, signal.SIGUSR1, *([signal.SIGTERM] if is_alone else []))
+    mine = [signal.SIGINT, signal.SIGUSR1, *([signal.SIGTERM] if is_alone else [])]
+    # A terminal that closes sends SIGHUP, which `nohup` has ignored.
+    mine += [s for s in [getattr(signal, "SIGHUP", None)] if s and signal.getsignal(s) is not signal.SIG_IGN]
     outer = dict(_before)  # of a run around this one
     found = {s: signal.signal(s, handler) for s in mine}
     _before.update({s: outer.get(s, old) for s, old in found.items()})

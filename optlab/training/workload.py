@@ -164,7 +164,8 @@ class Workload:
 
 def _linen(model: nn.Module, example: Callable[[], Any]) -> tuple[Init, Apply]:
     """A Linen module as two pure functions."""
-    by_call = modes.of_call(type(model).__call__)
+    call = type(model).__call__
+    by_call = modes.of_call(call)
     by_field = {name: x for name, x in modes.of_fields(model).items() if name not in by_call}
 
     def in_mode(train: bool) -> nn.Module:
@@ -173,20 +174,40 @@ def _linen(model: nn.Module, example: Callable[[], Any]) -> tuple[Init, Apply]:
 
     def init(key: jax.Array) -> tuple[Params, ModelState]:
         inputs = jax.tree.map(jnp.array, example())
-        settings: dict[str, Any] = dict(modes.at(by_call, False))
-        model_state = dict(in_mode(False).init(key, inputs, **settings))
+        arguments, settings = modes.placed(call, modes.at(by_call, False))
+        model_state = dict(in_mode(False).init(key, inputs, *arguments, **settings))
         params = model_state.pop("params", {})
+
+        def used(model_state: ModelState) -> ModelState:
+            variables = {"params": params, **model_state}
+            return in_mode(False).apply(variables, inputs, *arguments, mutable=list(model_state), **settings)[1]
+
+        for name in _sown(model_state, used):
+            del model_state[name]
         return params, _as_wide_as(params, model_state)
 
     def apply(params: Params, model_state: ModelState, inputs: Any, key: jax.Array, train: bool) -> Any:
         variables = {"params": params, **model_state}
         mutable = list(model_state) if train else False
-        settings: dict[str, Any] = {"rngs": {"dropout": key}, "mutable": mutable, **modes.at(by_call, train)}
+        arguments, settings = modes.placed(call, modes.at(by_call, train))
         with modes.watched(train, is_chosen=bool(by_call or by_field)):
-            outputs = in_mode(train).apply(variables, inputs, **settings)
+            outputs = in_mode(train).apply(
+                variables, inputs, *arguments, rngs={"dropout": key}, mutable=mutable, **settings
+            )
         return outputs if train else (outputs, model_state)
 
     return init, apply
+
+
+def _sown(model_state: ModelState, used: Callable[[ModelState], ModelState]) -> list[str]:
+    """The collections that the model sows into: each use appends to their tuples, so that they are no state."""
+    is_tuple = lambda x: isinstance(x, tuple)
+    held = {
+        name: tree for name, tree in model_state.items() if any(map(is_tuple, jax.tree.leaves(tree, is_leaf=is_tuple)))
+    }
+    after: Any = jax.eval_shape(used, model_state) if held else {}
+    structure: Callable[[Any], Any] = jax.tree.structure
+    return [name for name, tree in held.items() if structure(tree) != structure(after[name])]
 
 
 def _as_wide_as(params: Params, model_state: ModelState) -> ModelState:
@@ -214,6 +235,7 @@ def _nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Init, Apply]:
 
     shape = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     graph, by_call, by_field = nnx.graphdef(shape), modes.of_call(type(shape).__call__), modes.of_fields(shape)
+    paths = {path for path, _ in nnx.to_flat_state(nnx.state(shape))}
 
     def apply(params: Params, model_state: ModelState, inputs: Any, key: jax.Array, train: bool) -> Any:
         keys, others = nnx.split_state(model_state, nnx.RngKey, ...)
@@ -223,7 +245,8 @@ def _nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Init, Apply]:
             outputs = model(inputs, **modes.at(by_call, train))
         if not train:
             return outputs, model_state
-        _, others = nnx.split_state(split(model)[1], nnx.RngKey, ...)
+        kept = nnx.filter_state(split(model)[1], lambda path, _: path in paths)  # what a model sows is no state
+        _, others = nnx.split_state(kept, nnx.RngKey, ...)
         return outputs, nnx.merge_state(keys, others)
 
     return init, apply

@@ -11,8 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optlab.data import Batches, DamagedRecordError, DataError, Share, arrays, as_batches, evaluation_batches, prefetch
+from optlab.data import (
+    Batches,
+    DamagedRecordError,
+    DataError,
+    Share,
+    arrays,
+    as_batches,
+    evaluation_batches,
+    prefetch,
+    text,
+)
 from optlab.data._random import AUGMENT, random_bits
+from optlab.data.batches import check_splits
 
 
 class Numbers:
@@ -283,3 +294,24 @@ def test_what_can_not_be_left_out_is_an_error() -> None:
         Batches(Torn(7, (3,), weighted=False), 7).batch(0)
     with pytest.raises(DataError, match="all 3 examples are damaged, the last one: torn"):
         Batches(Torn(3, (0, 1, 2)), 2).batch(0)
+
+
+def test_numbers_may_be_numpys() -> None:
+    x, y = np.zeros((40, 2), np.float32), np.arange(40) % 2
+    source = arrays(x, y, validation=np.float32(0.25), test=np.float64(0))
+    assert (len(source.train), len(source.validation), source.test) == (30, 10, None)
+    ours = Batches(source.train, np.int64(4), seed=np.int32(1))
+    assert type(ours.batch_size) is type(ours.seed) is int
+    assert np.array_equal(ours.batch(3)["labels"], Batches(source.train, 4, seed=1).batch(3)["labels"])
+    assert text(length=np.int64(8)).facts["length"] == 8
+
+
+def test_data_that_has_no_numbered_batches_is_named() -> None:
+    grain = pytest.importorskip("grain")
+    dataset = grain.MapDataset.source([{"inputs": np.ones(2)}] * 8).repeat().batch(4)
+    with pytest.raises(TypeError, match="without to_iter_dataset"):
+        as_batches(dataset.to_iter_dataset(), 4)
+    with pytest.raises(TypeError, match="without to_iter_dataset"):
+        as_batches(iter(dataset.to_iter_dataset()), 4)
+    with pytest.raises(TypeError, match="validation must be a split"):
+        check_splits(dataset, dataset)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optlab.data import Batches, DataError, evaluation_batches, text
+from optlab.data import Batches, DataError, arrays, evaluation_batches, text
 from optlab.data._text import EvaluationWindows, TrainingWindows
 
 # Where every byte is its own position, a window shows where it was taken.
@@ -152,3 +152,22 @@ def test_shortest_texts_that_work(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty has 0 bytes"):
         text(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("kind", ["text", "arrays"])
+def test_a_mapped_file_that_is_cut_is_named(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / ("a.txt" if kind == "text" else "a.npy")
+    if kind == "text":
+        file.write_bytes(b"abcdefgh" * 4096)
+        split = text(str(file), length=8).train
+    else:
+        np.save(file, np.ones((4096, 4), np.float32))
+        split = arrays(np.load(file, mmap_mode="r"), np.zeros(4096, int)).train
+    last = np.array([len(split) - 1])
+    split.take(last)
+    file.rename(tmp_path / "elsewhere")  # the same file, under another name: nothing is lost
+    split.take(last)
+    with open(tmp_path / "elsewhere", "r+b") as opened:
+        opened.truncate(4096)
+    with pytest.raises(DataError, match=rf"{file.name} was cut from [\d,]+ bytes to 4,096"):
+        split.take(last)

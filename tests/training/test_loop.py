@@ -140,7 +140,7 @@ def test_continuing_a_finished_run_does_nothing(tmp_path):
         train(workload(), optax.sgd(0.1), steps=3, checkpoints=Checkpoints(tmp_path))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_and_the_next_call_continues(tmp_path, number):
     watcher = Watcher(lambda: os.kill(os.getpid(), number), at=20)
     make = lambda observers: train(

@@ -297,3 +297,43 @@ def test_labels_that_only_pad_change_nothing():
     work = Workload.from_model(Net(), source, metrics={"accuracy": optlab.training.accuracy}, batch_size=32)
     record = train(work, optax.sgd(0.5), steps=30).records[-1]
     assert record["validation/accuracy"] == record["train/accuracy"] == 1
+
+
+class Sowing(nn.Module):
+    """One that sows an auxiliary value, as a mixture of experts does, beside a state of its own that is a tuple."""
+
+    @nn.compact
+    def __call__(self, x):
+        count = self.variable("counts", "pair", lambda: (jnp.zeros(()), jnp.zeros(())))
+        if not self.is_initializing() and self.is_mutable_collection("counts"):
+            count.value = (count.value[0] + 1, count.value[1] + 2)
+        self.sow("losses", "aux", jnp.mean(x**2))
+        return nn.Dense(2)(x)
+
+
+class NewerSowing(nnx.Module):
+    def __init__(self, rngs):
+        self.layer = nnx.Linear(6, 2, rngs=rngs)
+
+    def __call__(self, x):
+        self.sow(nnx.Intermediate, "h", jnp.mean(x))
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("model", [Sowing(), NewerSowing], ids=["linen", "nnx"])
+def test_what_a_model_sows_is_no_state(model):
+    workload = Workload.from_model(model, arrays(INPUTS, LABELS), loss=optlab.training.squared_error, batch_size=20)
+    state = train(workload, optax.sgd(0.1), steps=3).state
+    assert jax.tree.structure(state.model_state) == jax.tree.structure(workload.init(jax.random.key(0))[1])
+    if isinstance(model, nn.Module):
+        assert state.model_state.keys() == {"counts"}
+        assert [float(x) for x in state.model_state["counts"]["pair"]] == [3, 6]
+
+
+def test_a_model_is_rematerialized_as_a_whole():
+    batched = arrays(INPUTS, LABELS)
+    plain = Workload.from_model(Noisy(), batched, loss=optlab.training.squared_error, batch_size=20)
+    remade = nn.remat(Noisy, static_argnums=(2,))()
+    remade = Workload.from_model(remade, batched, loss=optlab.training.squared_error, batch_size=20)
+    one, other = (train(w, optax.sgd(0.1), steps=3)["train/gradient_norm"][1] for w in (plain, remade))
+    np.testing.assert_allclose(one, other, rtol=1e-5)
