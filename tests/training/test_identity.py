@@ -70,16 +70,16 @@ def copy(ran, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"seed": 3}, r"4 is of another run: seed \(0 there, 3 here\); .*--allow-change seed"),
+        ({"seed": 3}, r"4 is of another run: seed \(0 there, 3 here\); .*allow_change=\('seed',\)$"),
         ({"batch_size": 12}, r"batch_size \(16 there, 12 here\)"),
         ({"accumulate": 2, "ema": 0.9}, r"accumulate \(1 there, 2 here\), ema \(0.5 there, 0.9 here\); .*"
          r"allow_change=\('accumulate', 'ema'\)"),
         ({"shift": 1.0}, r"data \('36 examples in memory \w+' there, '36 examples in memory \w+' here\)"),
         ({"shift": 1.0, "allow_change": ["data.path"]}, "4 is of another run: data"),  # moved, not changed
         ({"moved": "validation"}, r"run: data.validation \('12 examples .*' there, '36 examples .*' here\)"),
-        ({"moved": "test"}, r"run: data.test \('12 .* there, '36 .* here\); .*--allow-change data$"),
+        ({"moved": "test"}, r"run: data.test \('12 .* there, '36 .* here\); .*allow_change=\('data',\)$"),
         ({"gone": "validation", "target": Target(metric="train/loss")}, r"data.validation \('12 .* there, None here\)"),
-        ({"ema": None}, r"run: ema \(0.5 there, None here\); .*--allow-change ema$"),
+        ({"ema": None}, r"run: ema \(0.5 there, None here\); .*allow_change=\('ema',\)$"),
         ({"target": Target(value=0.1)}, r"target.value \(None there, 0.1 here\)"),
         ({"optimizer": optax.adam}, r"another model or optimizer: opt_state/.* \(absent there, float32\[4\] here\)"),
     ],
