@@ -45,6 +45,7 @@ from optlab.runs import CheckpointError, Checkpoints, read_metrics
 from optlab.runs import _storage as storage
 from optlab.runs._fingerprints import fingerprints
 from optlab.runs._listing import saved_steps
+from optlab.runs._manifest import flatten
 
 RESULTS = Path(__file__).parent / "results"
 SURVIVED = "survived"
@@ -568,7 +569,7 @@ def moved(before: int, after: int, tries: int) -> Iterator[Verdict]:
 
 
 def contents_of(state: Any) -> Any:
-    flat, manifest = storage.flatten(state)
+    flat, manifest = flatten(state)
     found = fingerprints(flat)
     return [{**leaf, "fingerprint": found.get(leaf["name"])} for leaf in manifest]
 

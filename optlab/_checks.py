@@ -1,4 +1,4 @@
-"""Checks of settings when a factory is called: whatever has a value is checked; traced values and schedules pass."""
+"""Checks of a factory's settings: those with a value are checked; traced values and schedules pass."""
 
 import math
 import numbers
@@ -9,31 +9,31 @@ import numpy as np
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a plain number, Python's or NumPy's (a bool is none)."""
+    """Returns whether a value is a plain number, Python's or NumPy's; a bool isn't."""
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def is_count(value: Any) -> bool:
-    """Whether `value` is a whole number of at least 1, NumPy's too (a bool is none)."""
+    """Returns whether a value is a whole number of at least 1, Python's or NumPy's; a bool isn't."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def check_decay(name: str, value: Any) -> None:
-    """A decay rate of a running average: 1 would never forget, and never learn."""
+    """Checks a decay rate of a running average: with 1 the average would never change."""
     known = _known(name, value)
     if known is not None and not 0 <= known < 1:
         raise ValueError(f"{name} must lie in [0, 1), got {value}")
 
 
 def check_positive(name: str, value: Any) -> None:
-    """A number that something is divided by, or a length."""
+    """Checks a divisor or a length."""
     known = _known(name, value)
     if known is not None and not 0 < known < math.inf:
         raise ValueError(f"{name} must be positive{_and_finite(known)}, got {value}")
 
 
 def check_not_negative(name: str, value: Any, *, schedule: bool = False) -> None:
-    """A learning rate, a decay, an epsilon; where `schedule`, a function of the step passes, too."""
+    """Checks a learning rate, a decay or an epsilon; with `schedule` a function of the step passes, too."""
     if schedule and callable(value):
         return
     known = _known(name, value, " or a schedule" if schedule else "")
@@ -42,23 +42,23 @@ def check_not_negative(name: str, value: Any, *, schedule: bool = False) -> None
 
 
 def check_fraction(name: str, value: Any, what: str = "", *, positive: bool = False) -> None:
-    """A share, in [0, 1]; where `positive`, in (0, 1]. `what` says of what, for the message."""
+    """Checks a fraction in [0, 1]; with `positive` in (0, 1]. `what` continues its name in the message."""
     known = _known(name, value)
     if known is not None and not (0 < known <= 1 or (known == 0 and not positive)):
         raise ValueError(f"{name}{what} must lie in {'(' if positive else '['}0, 1], got {value}")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """One of a few names."""
+    """Checks one of a few names."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def known(name: str, value: Any) -> float:
-    """The value as Python's number, of what belongs to a state's structure or to a compiled program.
+    """Returns a setting as a Python number, where it shapes a state or a compiled program.
 
     Raises:
-        ValueError: as `_known`, and for what has no value yet.
+        ValueError: as `_known`, and for a traced value.
     """
     found = _known(name, value)
     if found is None:
@@ -70,10 +70,10 @@ def known(name: str, value: Any) -> float:
 
 
 def _known(name: str, value: Any, alternative: str = "") -> float | None:
-    """The value as Python's number; None where only a traced or abstract scalar stands for it.
+    """Returns a value as a Python number, or None for a traced or abstract scalar.
 
     Raises:
-        ValueError: for what is no real number: a bool, a string, None, a complex number, an array with axes.
+        ValueError: if it isn't a real number: for a bool, a string, None, a complex number, an array with axes.
     """
     if is_number(value):
         return float(value)
@@ -81,9 +81,9 @@ def _known(name: str, value: Any, alternative: str = "") -> float | None:
         is_array = isinstance(value, jax.Array) and jax.numpy.iscomplexobj(value)
         hint = ": to optax.inject_hyperparams give hyperparam_dtype=jnp.float32" if is_array else ""
         raise ValueError(f"{name} must be a number{alternative}, got {value!r}{hint}")
-    if isinstance(value, (np.ndarray, np.generic)):  # generic: a scalar of bfloat16, which is none of NumPy's floats
+    if isinstance(value, (np.ndarray, np.generic)):  # generic: a bfloat16 scalar isn't one of NumPy's floats
         return float(value)
-    # An array that other processes hold a part of can't be read here, and nothing traced can be read at all.
+    # An array whose parts lie in other processes can't be read here, and a traced one can't be read at all.
     is_readable = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
     if not is_readable or not value.is_fully_addressable:
         return None
@@ -91,7 +91,7 @@ def _known(name: str, value: Any, alternative: str = "") -> float | None:
 
 
 def _is_real(dtype: Any) -> bool:
-    """Whether it is a dtype of whole or floating-point numbers; another library's is unknown to NumPy."""
+    """Returns whether a dtype is of integers or floats. NumPy doesn't know other libraries' dtypes."""
     try:
         return dtype is not None and any(jax.numpy.issubdtype(dtype, kind) for kind in (np.integer, np.floating))
     except TypeError:

@@ -1,10 +1,10 @@
-"""What isn't installed with `pip install optlab-jax` alone: a missing package is an error with the install line."""
+"""Packages that `pip install optlab-jax` alone doesn't install: a missing one is an error with the install line."""
 
 import importlib.util
 
 
 class MissingExtraError(ImportError):
-    """A package that an extra of optlab's installs isn't there."""
+    """A package that one of optlab's extras installs is missing."""
 
 
 def need(who: str, *packages: str, extra: str = "train") -> None:

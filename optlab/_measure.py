@@ -1,4 +1,4 @@
-"""A measurement along training, apart from what runs it: `optlab.theory` has some, `optlab.training` runs them."""
+"""Measurements along training: `optlab.theory` makes some, `optlab.training` runs them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from optlab._checks import is_count
 
 @dataclass(frozen=True)
 class Measure:
-    """A pure measurement in the program of a training step, every so many steps: `train(measure=[…])`.
+    """A pure measurement in the program of a training step, made every so many steps: `train(measure=[…])`.
 
-    Under every strategy it sees the whole state and the whole batch, and its numbers are those of one device.
+    Under every strategy it gets the whole state and the whole batch, and returns the numbers of one device.
 
     Attributes:
         function: (state, batch) -> {name: number}; a (sum, weight) in place of a number is logged as sum / weight, and
-            isn't logged where the weight is 0. The state is that before the step. What else it needs it asks for by
-            keyword-only arguments of these names: `loss`, the workload's; `gradient`, the step's mean gradient, which
-            costs nothing more; `after`, the state after the step.
-        every: steps from one measurement to the next; the first is made in the step of that number.
-        prefix: stands before each name in the records.
+            isn't logged where the weight is 0. The state is that before the step. Keyword-only arguments by these names
+            are passed too: `loss`, the workload's; `gradient`, the step's mean gradient, at no extra cost; `after`, the
+            state after the step.
+        every: steps between two measurements; the first is made in the step of that number.
+        prefix: prefix of each name in the records.
     """
 
     function: Callable[..., Mapping[str, Any]]

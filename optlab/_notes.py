@@ -1,4 +1,4 @@
-"""Notes: what stands in a state to be read, and never changes."""
+"""Notes: static values in an optimizer's state."""
 
 import dataclasses
 from typing import Any
@@ -15,10 +15,10 @@ class _Noted:
 
 
 def note(said: Any) -> jax.tree_util.Partial:
-    """What is said, hashable, as a pytree node without leaves; called, it gives it back.
+    """Wraps a hashable value as a pytree node without leaves; calling the node returns the value.
 
-    A `Partial` without arguments, which everybody knows: JAX compares what it calls by value, Flax serializes it and
-    leaves what is said to the state that it restores into, and optax's `tree_get` and `tree_set` pass over it, where
-    they would go into a NamedTuple even if it is registered as static.
+    It is a `Partial` without arguments, which every library handles: JAX compares its function by value, Flax restores
+    a state without changing it, and optax's `tree_get` and `tree_set` pass over it, whereas they would enter a
+    NamedTuple even if it were registered as static.
     """
     return jax.tree_util.Partial(_Noted(said))

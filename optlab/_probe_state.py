@@ -1,4 +1,4 @@
-"""What probes hold, apart from the block that measures it: whoever logs it imports no transform."""
+"""State of probes, apart from the block that measures: a log needs no transform to read it."""
 
 from typing import Any, NamedTuple
 
@@ -11,13 +11,13 @@ METRICS = NORMS + SPECTRUM
 
 
 class ProbeState(NamedTuple):
-    """What a probe measured last; `read_probes` gives it by name.
+    """A probe's last measurements; `read_probes` returns them by name.
 
     Attributes:
-        note: the probe's name, by `state.name`.
-        count: updates seen so far, shape (), int32.
-        values: one for each of `METRICS`, shape (8,), at least float32.
-        measured: the update at which each was measured, 1 the first, 0 for never; shape (8,), int32.
+        note: the probe's name, which `name` returns.
+        count: number of updates so far, shape (), int32.
+        values: a value for each of `METRICS`, shape (8,), at least float32.
+        measured: the update that measured each value, counted from 1; 0 for never; shape (8,), int32.
     """
 
     note: jax.tree_util.Partial
@@ -31,15 +31,14 @@ class ProbeState(NamedTuple):
 
 
 def find_probes(state: Any) -> dict[str, ProbeState]:
-    """The states of all probes in a tree, by name, in the tree's order.
+    """Returns the states of all probes in a tree by name, in the tree's order.
 
     Raises:
         ValueError: if two have one name.
     """
-    is_probe = lambda x: isinstance(x, ProbeState)
     found: dict[str, tuple[str, ProbeState]] = {}
-    for path, x in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_probe):
-        if not is_probe(x):
+    for path, x in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_probe):
+        if not _is_probe(x):
             continue
         where = jax.tree_util.keystr(path, simple=True, separator="/")
         name = x.name
@@ -52,18 +51,22 @@ def find_probes(state: Any) -> dict[str, ProbeState]:
     return {name: probe for name, (_, probe) in found.items()}
 
 
-def read_probes(state: Any) -> dict[str, dict[str, jax.Array]]:
-    """What the probes in an optimizer's state measured: {name: {metric: value}}; see `optlab.probe` for the metrics.
+def _is_probe(x: Any) -> bool:
+    return isinstance(x, ProbeState)
 
-    A value is NaN where it was never measured. "sigma_age" is the number of updates since the singular values were
-    measured, 0 if that was the last one. Under vmap every value has the population's axis.
+
+def read_probes(state: Any) -> dict[str, dict[str, jax.Array]]:
+    """Reads the probes in an optimizer's state: {name: {metric: value}}; see `optlab.probe` for the metrics.
+
+    A value that was never measured is NaN. "sigma_age" counts the updates since the last one that measured singular
+    values. Under vmap every value has the population's axis.
 
     Args:
         state: an optimizer's state, however deeply the probes are wrapped in it, or anything that holds one: a
             `TrainState`, an `nnx.Optimizer`.
 
     Raises:
-        ValueError: if two probes have one name; it names it.
+        ValueError: if two probes have one name.
     """
     return {name: _readings(probe) for name, probe in find_probes(state).items()}
 

@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, and how they agree on what one of them alone knows."""
+"""Several processes as one run: connecting them, and sharing results and errors among them."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def connect(where: str) -> None:
-    """Makes this process one of several that run as one. Has to come before anything touches a device.
+    """Connects this process with the others of its run. Call it before anything touches a device.
 
     Args:
-      where: "auto", where JAX knows the cluster: SLURM, Open MPI, TPU pods, Kubernetes. Or "HOST:PORT,COUNT,INDEX":
-        where process 0 listens, how many processes there are, and which one this is, such as "10.0.0.1:1234,2,0".
+        where: "auto" if JAX knows the cluster: SLURM, Open MPI, TPU pods, Kubernetes. Else "HOST:PORT,COUNT,INDEX":
+            the address of process 0, the number of processes, and this one's index, such as "10.0.0.1:1234,2,0".
 
     Raises:
-      ValueError: for another form, an index that there isn't, or "auto" where JAX detects no cluster.
-      RuntimeError: if JAX has its devices already.
+        ValueError: for another form, an index out of range, or "auto" where JAX detects no cluster.
+        RuntimeError: if JAX has started its devices.
     """
     settings: dict[str, Any] = {}
     if where != "auto":
         address, count, index = _parsed(where)
         settings = {"coordinator_address": address, "num_processes": count, "process_id": index}
-        settings["cluster_detection_method"] = "deactivate"  # else one inside SLURM would say which GPU is ours
-        if address.rpartition(":")[0] in LOOPBACK:  # else it listens to the whole network
+        settings["cluster_detection_method"] = "deactivate"  # SLURM's would choose this process' GPU
+        if address.rpartition(":")[0] in LOOPBACK:  # by default it listens to the whole network
             settings["coordinator_bind_address"] = address
     if jax.distributed.is_initialized():
         raise RuntimeError(f"processes={where}: this process is connected already")
@@ -53,7 +53,7 @@ def connect(where: str) -> None:
 
 
 def _parsed(where: str) -> tuple[str, int, int]:
-    """(address, count, index)."""
+    """Returns (address, count, index)."""
     address, _, numbers = where.partition(",")
     count, _, index = numbers.partition(",")
     host, _, port = address.rpartition(":")
@@ -67,12 +67,12 @@ def _parsed(where: str) -> tuple[str, int, int]:
 
 
 def is_first() -> bool:
-    """Whether this is the process that prints and writes."""
+    """Returns whether this process is the one that prints and writes."""
     return jax.process_index() == 0
 
 
 def once(work: Callable[[], T]) -> T:
-    """What `work` gives in process 0, which alone does it, in every process: JSON data. An error is everyone's, too."""
+    """Does `work` in process 0 alone, and returns its result, JSON data, in every process; so for its error."""
     if jax.process_count() == 1:
         return work()
     answer: dict[str, Any] = {}
@@ -92,7 +92,7 @@ def once(work: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def together(kind: type[Exception]) -> Iterator[None]:
-    """Work that every process does; an error of that kind in one is raised in all, so that nobody waits for it."""
+    """Raises an error of this kind in all processes if the block raises it in one, so that none waits for it."""
     error: Exception | None = None
     try:
         yield
@@ -108,17 +108,17 @@ def together(kind: type[Exception]) -> Iterator[None]:
 
 
 def leave(code: int) -> None:
-    """Ends one of several processes without waiting for the others, who may wait for it. Alone it does nothing."""
+    """Ends one of several processes without waiting for the others, which may wait for it. Alone it does nothing."""
     if jax.distributed.is_initialized():
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):  # a full disk, where a log is too, may be why it leaves
+            with contextlib.suppress(OSError):  # the log may lie on the full disk that ended the run
                 stream.flush()
         os._exit(code)
 
 
 @contextlib.contextmanager
 def leaving(*, apart_from: tuple[type[Exception], ...]) -> Iterator[None]:
-    """An error ends the process at once, as `leave` does, apart from those that all processes have alike."""
+    """Ends the process at once on an error, as `leave` does, except on errors that every process raises."""
     try:
         yield
     except apart_from:
@@ -135,9 +135,9 @@ def leaving(*, apart_from: tuple[type[Exception], ...]) -> Iterator[None]:
 
 
 def gathered(text: str) -> list[str]:
-    """Every process' text, in their order."""
+    """Returns every process' text, in their order."""
     data = np.frombuffer(text.encode(), np.uint8)
     lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(data)))).ravel()
-    size = 1 << int(max(lengths)).bit_length()  # few sizes: each is compiled
+    size = 1 << int(max(lengths)).bit_length()  # a power of two, since each size is compiled
     everyone = np.asarray(multihost_utils.process_allgather(np.pad(data, (0, size - len(data)))))
     return [bytes(row[:n]).decode() for row, n in zip(everyone.reshape(-1, size), lengths, strict=True)]

@@ -1,4 +1,4 @@
-"""Which rule of an optimizer moves which parameter, and which of its arrays belong to whom, as a state shows it."""
+"""Rules of an optimizer, read from its state: which rule moves which parameter, and whose its arrays are."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ import optax
 from optlab.roles import ByRoleState, read_names
 
 OPAQUE = "(opaque)"
-Keys: TypeAlias = tuple[Any, ...]  # the way to a leaf of a tree
+Keys: TypeAlias = tuple[Any, ...]  # path to a leaf of a tree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Leaf:
-    """A parameter, and the role that names and shapes alone tell."""
+    """A parameter, with the role that its name and shape alone suggest."""
 
     path: str
     value: jax.ShapeDtypeStruct
@@ -26,23 +26,23 @@ Leaves: TypeAlias = Mapping[Keys, Leaf]
 
 
 class Rule(NamedTuple):
-    """What moves some of the parameters, and what by_role says they are, or names do."""
+    """A rule, and the parameters that it moves with their roles, by by_role or else by names."""
 
     name: str
     roles: Mapping[Leaf, str | None]
 
 
 def read_leaves(params: Any) -> dict[Keys, Leaf]:
-    """The parameters in the tree's order."""
+    """Lists the parameters in the tree's order."""
     shapes = jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda tree: tree, params))
-    told = zip(shapes, read_names(params).readings.items(), strict=True)
-    return {keys: Leaf(path, x, reading.role) for (keys, x), (path, reading) in told}
+    named = zip(shapes, read_names(params).readings.items(), strict=True)
+    return {keys: Leaf(path, x, reading.role) for (keys, x), (path, reading) in named}
 
 
 def rules_of(state: Any, leaves: Leaves, above: str = "") -> list[Rule]:
-    """The rules that a state shows: those of `by_role`, and those of `optax.partition`, which are opaque.
+    """Finds the rules in a state: those of `by_role`, and those of `optax.partition`, which are opaque.
 
-    Where a by_role or a partition stands in a rule of another, its rules are taken instead.
+    The rules of a by_role or a partition inside a rule replace that rule.
     """
     found, by_path = [], {leaf.path: leaf for leaf in leaves.values()}
     for node in _outermost(state, (ByRoleState, optax.PartitionState)):
@@ -50,10 +50,9 @@ def rules_of(state: Any, leaves: Leaves, above: str = "") -> list[Rule]:
         for key, inner in (by_role.rules if by_role else node).inner_states.items():
             within = rules_of(inner, leaves, f"{above}{key}/")
             if by_role:
-                said = {
-                    by_path[path]: role for path, role, its in by_role.labels.rows if its == key and path in by_path
-                }
-                rule = Rule(f"{above}{key}", said)
+                rows = by_role.labels.rows
+                roles = {by_path[path]: role for path, role, moves in rows if moves == key and path in by_path}
+                rule = Rule(f"{above}{key}", roles)
             else:
                 owners = [owner(keys, x, leaves) for keys, x in jax.tree_util.tree_leaves_with_path(inner)]
                 rule = Rule(f"{above}{key} {OPAQUE}", {leaf: leaf.guess for leaf in owners if leaf})
@@ -64,14 +63,14 @@ def rules_of(state: Any, leaves: Leaves, above: str = "") -> list[Rule]:
 
 
 def _outermost(tree: Any, kinds: Any) -> list[Any]:
-    is_one = lambda x: isinstance(x, kinds)
-    return [x for x in jax.tree.leaves(tree, is_leaf=is_one) if is_one(x)]
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kinds))
+    return [x for x in leaves if isinstance(x, kinds)]
 
 
 def owner(keys: Keys, x: jax.ShapeDtypeStruct, leaves: Leaves) -> Leaf | None:
-    """The parameter that a leaf of the state belongs to: the way to it ends in the way to the parameter.
+    """Finds the parameter that a leaf of the state belongs to: its path ends in the parameter's path.
 
-    Every way ends in that to a bare array, so there the shape has to be the same too.
+    Every path ends in that of a bare array, which is empty, so there the shape must agree too.
     """
     bare = leaves.get(())
     if bare is not None:

@@ -1,4 +1,4 @@
-"""Trees beside each other, of which one lacks leaves that the other has; and the names and shapes of leaves."""
+"""Pairs of trees, one of which lacks leaves that the other has; names and shapes of leaves."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ import optax
 
 
 def is_absent(x: Any) -> bool:
-    """Whether this stands in a tree where another tree has a leaf."""
+    """Returns whether x takes the place of a leaf that another tree has."""
     return x is None or isinstance(x, optax.MaskedNode)
 
 
 def matched(updates: Any, tree: Any) -> Any:
-    """The tree cut down to the leaves of the updates: where these have None or a MaskedNode, it may have anything.
+    """Restricts a tree to the leaves of the updates: where these have None or a MaskedNode, it may have any subtree.
 
-    So a whole model may come as the parameters, with functions and keys that have no gradient. None stays None.
+    So the parameters may be a whole model, with functions and keys that have no gradient. None stays None.
     """
     if tree is None:
         return None
@@ -26,7 +26,7 @@ def matched(updates: Any, tree: Any) -> Any:
 
 
 def complex_leaf(tree: Any) -> tuple[str, Any] | None:
-    """The name and dtype of the first complex leaf, if there is one."""
+    """Returns name and dtype of the first complex leaf, or None."""
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         if jnp.issubdtype(dtype := jnp.result_type(x), jnp.complexfloating):
             return jax.tree_util.keystr(path, simple=True, separator="/"), dtype

@@ -1,8 +1,9 @@
-"""The learning rate as a function of the step, t = 0, 1, 2, …; t may be traced. Beyond its end a schedule stays there.
+"""Schedules: the learning rate as a function of the step t = 0, 1, 2, …, which may be traced.
 
-Where x64 is on they are float64's, also at a count in 32 bits, as optax keeps it.
+Beyond its end a schedule keeps its last value. With x64 its values are float64, even at a count in 32 bits, as optax
+keeps it.
 
-The first argument of each is the `peak`, the second, where a schedule has a length, the `steps` of the whole run,
+The first argument of each is the `peak`; the second, if the schedule has a length, the `steps` of the whole run,
 warm-up included. Fractions are of the peak, so that a schedule keeps its shape when the learning rate is changed.
 """
 
@@ -29,11 +30,11 @@ __all__ = [
 
 
 def constant(peak: float, *, warmup: int = 0) -> optax.Schedule:
-    """The peak at every step.
+    """Constant: the peak at every step.
 
     Args:
         peak: the learning rate.
-        warmup: steps in which it rises linearly from 0.
+        warmup: steps of the linear rise from 0.
     """
     check_not_negative("warmup", warmup)
     return _after_warmup(peak, warmup, optax.constant_schedule(peak))
@@ -44,8 +45,8 @@ def step_decay(peak: float, *, every: int, factor: float = 0.1) -> optax.Schedul
 
     Args:
         peak: the learning rate of the first k steps.
-        every: steps between two falls (k).
-        factor: what each fall leaves of the learning rate (γ), in (0, 1].
+        every: steps between two decays (k).
+        factor: factor of each decay (γ), in (0, 1].
     """
     check_not_negative("peak", peak)
     check_positive("every", every)
@@ -67,7 +68,7 @@ def cosine(peak: float, steps: int, *, end: float = 0.0) -> optax.Schedule:
 
 
 def warmup_cosine(peak: float, steps: int, *, warmup: int | None = None, end: float = 0.0) -> optax.Schedule:
-    """0 → peak linearly in the warm-up, and `cosine` in the steps that are left.
+    """0 → peak linearly in the warm-up, then `cosine` in the remaining steps.
 
     Args:
         peak: the highest learning rate.
@@ -168,10 +169,10 @@ def linear_to_zero(peak: float, steps: int, *, warmup: int = 0) -> optax.Schedul
 
 
 def tail_average(start: int) -> optax.Schedule:
-    """The decay d = n / (n + 1), n = t − start, with which the average a ← d·a + (1 − d)·θ is the mean of the tail.
+    """Decay d = n / (n + 1), n = t − start, which makes the average a ← d·a + (1 − d)·θ the mean of the tail.
 
-    That is the uniform mean of the iterates from step `start` on, the `start`-th included; before, d = 0 and the
-    average is the iterate itself. Source: Polyak and Juditsky 1992; tail: Jain et al. 2018 (arXiv 1610.03774).
+    It is the uniform mean of the iterates from step `start` on, that one included; before it d = 0, and the average is
+    the iterate itself. Source: Polyak and Juditsky 1992; tail: Jain et al. 2018 (arXiv 1610.03774).
 
     Args:
         start: the first step whose iterate is averaged.
@@ -182,18 +183,18 @@ def tail_average(start: int) -> optax.Schedule:
 
 
 class _TailAverage:
-    """The schedule of `tail_average`. 1 − d has no digits left in float32 after some 10⁶ steps: `newest` has all."""
+    """Schedule of `tail_average`. In float32 1 − d loses its digits within some 10⁶ steps; `newest` keeps them."""
 
     def __init__(self, start: int):
         self.start = start
 
     def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
-        """d."""
+        """Returns d."""
         n = self._averaged(step)
         return n / (n + 1)
 
     def newest(self, step: jax.typing.ArrayLike) -> jax.Array:
-        """1 − d = 1 / (n + 1), the newest iterate's weight."""
+        """Returns 1 − d = 1 / (n + 1), the newest iterate's weight."""
         return 1 / (self._averaged(step) + 1)
 
     def _averaged(self, step: jax.typing.ArrayLike) -> jax.Array:
@@ -201,18 +202,18 @@ class _TailAverage:
 
 
 def _wide_count(step: jax.typing.ArrayLike) -> jax.Array:
-    """A count whose quotients are float64 where x64 is on; JAX gives those of 32 bits in float32."""
+    """Widens a count, so that its quotients are float64 under x64; JAX computes those of 32 bits in float32."""
     step = jnp.asarray(step)
     return step.astype(int) if jnp.issubdtype(step.dtype, jnp.integer) else step
 
 
 def _exact(schedule: optax.Schedule) -> optax.Schedule:
-    """The schedule at a count of full width; a Python number stays one."""
+    """Evaluates a schedule at a count of full width; a Python number stays one."""
     return lambda t: schedule(t if is_number(t) else _wide_count(t))
 
 
 def _after_warmup(peak: Any, warmup: int, schedule: optax.Schedule, start: float = 0.0) -> optax.Schedule:
-    """`schedule` after `warmup` steps that rise linearly to the peak, from `start` as a fraction of it."""
+    """Puts a linear rise to the peak before a schedule, from `start` as a fraction of the peak."""
     check_not_negative("peak", peak)
     if warmup == 0:
         return _exact(schedule)

@@ -1,5 +1,6 @@
-"""What every test runs under: a CPU that looks like eight devices, no rank promotion, a compilation cache; and which
-tests are slow.
+"""What every test runs under: a CPU that looks like eight devices, no rank promotion, a compilation cache.
+
+And which tests are slow, and which quick.
 """
 
 import collections
@@ -28,7 +29,19 @@ settings.load_profile("optlab")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of a test that is thinned, marks as slow whatever few cases with every parameter's every value can do without."""
+    mark_thinned(items)
+    files = set()
+    for item in items:
+        if item.path not in files and not item.get_closest_marker("slow"):
+            files.add(item.path)
+            item.add_marker("quick")
+
+
+def mark_thinned(items):
+    """Keeps a few cases of every thinned test, in which each value of each parameter occurs; the rest is slow.
+
+    Each case kept has as many values that none had before as there can be, and of those that had some the rarest.
+    """
     families = collections.defaultdict(list)
     for item in items:
         if item.get_closest_marker("thinned"):

@@ -1,4 +1,4 @@
-"""What `optlab.explanation.explain` reads from a state's shapes."""
+"""What `optlab._explanation.explain` reads from a state's shapes."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optlab
-from optlab.explanation import COLUMNS, explain
+from optlab._explanation import COLUMNS, explain
 from optlab.roles import MatrixAxes, read_names
 from optlab.transforms.matrices import on_matrices
 
@@ -388,7 +388,7 @@ def test_it_can_be_printed():
     assert lines[0].split() == list(COLUMNS)
     cells = next(line for line in lines if line.startswith("blocks/up/kernel")).split()
     assert cells[:7] == ["blocks/up/kernel", "5×12×48", "matrix", "matrix", "5", "of", "12×48"]
-    assert cells[7:9] == ["11.5", "kB"]
+    assert cells[7:9] == ["11.25", "KiB"]
     assert any(line.split()[:2] == ["default", "4"] and "1 embedding, 1 head" in line for line in lines)
     total = next(line for line in lines if line.startswith("all"))
     assert total.split()[1:3] == ["8", f"{sum(math.prod(x.shape) for x in jax.tree.leaves(PARAMS)):,}"]
@@ -420,6 +420,6 @@ def test_what_update_would_refuse_is_refused():
 
 
 def test_it_needs_jax_and_optax_alone():
-    code = "import sys, optlab.explanation; print(*{'flax', 'orbax', 'chex', 'rich'} & set(sys.modules))"
+    code = "import sys, optlab._explanation; print(*{'flax', 'orbax', 'chex', 'rich'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

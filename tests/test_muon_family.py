@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optlab
-from optlab.explanation import explain
+from optlab._explanation import explain
 from optlab.optimizers import adamuon, muon, muonh, normuon
 from optlab.roles import MatrixAxes, read_names
 

@@ -17,6 +17,11 @@ from optlab import optimizers
 RATE = 0.01  # a hundred steps don't reach the minimum, around which rounding would grow
 NAMES = optimizers.__all__
 every_optimizer = pytest.mark.parametrize("optimizer", [getattr(optimizers, name) for name in NAMES], ids=NAMES)
+KINDS = ("lion", "adamw", "muon", "shampoo")  # what the contract asks of every optimizer too, in the suite of these
+every_kind = pytest.mark.parametrize(
+    "optimizer",
+    [pytest.param(getattr(optimizers, n), marks=[] if n in KINDS else pytest.mark.slow, id=n) for n in NAMES],
+)
 MIXED = {
     "embedding": {"embedding": (8, 4)},
     "block_0": {"dense": {"kernel": (4, 6), "bias": (6,)}, "conv": {"kernel": (2, 2, 3, 5)}},
@@ -264,28 +269,31 @@ def test_sam_steps_from_where_the_loss_is_worst():
     np.testing.assert_allclose(iterates(tx, GRADIENT, START)[:-1:2], np.stack(path), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.thinned
 @every_optimizer
-def test_under_schedule_free_and_sam(optimizer):
+@pytest.mark.parametrize("wrapper", ["schedule_free", "sam"])
+def test_under_schedule_free_and_sam(optimizer, wrapper):
     target, start = mixed(), mixed(1)
     gradient = lambda theta: jax.tree.map(jnp.subtract, theta, target)
     loss = lambda theta: sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient(theta)))
-    free = optax.contrib.schedule_free(optimizer(0.02), 0.02)
-    climb = optax.chain(optax.contrib.normalize(), optlab.sgd(0.1))
-    for tx in (free, optax.contrib.sam(optimizer(0.02), climb)):
+    if wrapper == "sam":
+        tx = optax.contrib.sam(optimizer(0.02), optax.chain(optax.contrib.normalize(), optlab.sgd(0.1)))
+    else:
+        tx = optax.contrib.schedule_free(optimizer(0.02), 0.02)
 
-        @jax.jit
-        def run(theta, tx=tx):
-            def step(carry, _):
-                theta, state = carry
-                update, state = tx.update(gradient(theta), state, theta)
-                return (optax.apply_updates(theta, update), state), None
+    @jax.jit
+    def run(theta):
+        def step(carry, _):
+            theta, state = carry
+            update, state = tx.update(gradient(theta), state, theta)
+            return (optax.apply_updates(theta, update), state), None
 
-            return jax.lax.scan(step, (theta, tx.init(theta)), None, 40)[0]
+        return jax.lax.scan(step, (theta, tx.init(theta)), None, 40)[0]
 
-        theta, state = run(start)
-        if tx is free:
-            theta = optax.contrib.schedule_free_eval_params(state, theta)
-        assert loss(theta) < loss(start)
+    theta, state = run(start)
+    if wrapper == "schedule_free":
+        theta = optax.contrib.schedule_free_eval_params(state, theta)
+    assert loss(theta) < loss(start)
 
 
 # What every optimizer keeps.
@@ -327,7 +335,7 @@ def test_it_trains_in_every_precision_under_jit(optimizer, dtype):
     assert loss(theta) < 0.8 * loss(start)
 
 
-@every_optimizer
+@every_kind
 def test_a_traced_learning_rate_makes_a_population(optimizer):
     theta, g = mixed(), mixed(1)
 
@@ -357,7 +365,7 @@ def test_a_schedule_is_followed(optimizer):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-8), update, expected)
 
 
-@every_optimizer
+@every_kind
 def test_inside_inject_hyperparams_and_tree_map_params(optimizer):
     theta, g = mixed(), mixed(1)
     tx = optax.inject_hyperparams(optimizer)(learning_rate=0.1)
@@ -371,7 +379,7 @@ def test_inside_inject_hyperparams_and_tree_map_params(optimizer):
     assert jax.tree.structure(doubled) == jax.tree.structure(bare.init(theta))
 
 
-@every_optimizer
+@every_kind
 def test_inside_an_nnx_optimizer(optimizer):
     model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(8, 2, rngs=nnx.Rngs(1)))
     state = nnx.Optimizer(model, optimizer(0.01), wrt=nnx.Param)

@@ -1,28 +1,59 @@
-"""The README is true: its Python runs, its names exist, its configs are there."""
+"""The README and its guides are true: their Python runs, their names exist, their files are there."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 import optlab
+from optlab.commands import parsed
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+BLOCKS = [
+    (path.name, block) for path in GUIDES for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+]
 
 
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-LONG = [block for block in BLOCKS if "check_transform(" in block or "measure=" in block]
+LONG = re.compile(r"check_transform\(|measure=")  # what takes more than ten seconds
 
 
-@pytest.mark.parametrize("block", [b if b not in LONG else pytest.param(b, marks=pytest.mark.slow) for b in BLOCKS])
-def test_python_runs_as_it_stands(block):
-    exec(compile(block, "README.md", "exec"), {})
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [pytest.param(*b, marks=pytest.mark.slow) if LONG.search(b[1]) else b for b in BLOCKS],
+    ids=[f"{name}-{i}" for i, (name, _) in enumerate(BLOCKS)],
+)
+def test_python_runs_as_it_stands(name, block):
+    exec(compile(block, name, "exec"), {})
 
 
-def test_configs_are_there():
-    for path in re.findall(r"configs/\w+\.py", README):
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
+def test_configs_and_linked_files_are_there(guide):
+    text = guide.read_text()
+    for path in re.findall(r"configs/\w+\.py", text):
         assert (ROOT / path).is_file(), path
+    for path in re.findall(r"\]\((?!http)(.*?)\)", text):
+        assert (guide.parent / path).exists(), path
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
+def test_commands_are_those_of_the_command_line(guide):
+    shell = "\n".join(re.findall(r"```bash\n(.*?)```", guide.read_text(), re.DOTALL))
+    for line in re.findall(r"^optlab .*", shell, re.MULTILINE):
+        words = shlex.split(line, comments=True)[1:]
+        assert parsed(words).command == words[0], line
+
+
+def test_the_table_of_additions_names_files_that_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = [row for row in text.splitlines() if row.startswith("| ") and "`" in row]
+    for path in re.findall(r"`([\w/]+\.py)`", "\n".join(rows)):
+        if "NAME" not in path:
+            assert any(
+                (ROOT / home / path).is_file() for home in (".", "optlab", "optlab/optimizers", "tests/transforms")
+            ), path
 
 
 def test_the_table_of_names_is_complete():
@@ -40,8 +71,3 @@ def test_the_table_of_names_is_complete():
         assert hasattr(optlab.models, name), name
     for name in rows["`optlab.training`"]:
         assert hasattr(optlab.training, name), name
-
-
-def test_the_pictures_are_there():
-    for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert (ROOT / path).is_file(), path

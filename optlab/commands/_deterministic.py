@@ -1,4 +1,4 @@
-"""The same bits from the same command on GPUs: what XLA has to be told, and when."""
+"""Deterministic kernels on GPUs: the XLA flag that selects them, set before JAX starts its devices."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ FLAG = "--xla_gpu_deterministic_ops=true"
 
 
 def make_deterministic() -> None:
-    """Tells XLA, which reads its flags when JAX starts its devices. On a CPU it makes no difference.
+    """Sets the flag, which XLA reads when JAX starts its devices. It makes no difference on a CPU.
 
     Raises:
-      ConfigError: if JAX has GPUs already, and they were started without.
+        ConfigError: if JAX has started GPUs without the flag.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if FLAG in flags.split():

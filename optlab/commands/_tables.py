@@ -1,4 +1,4 @@
-"""How the commands print tables."""
+"""Tables in the terminal, for all commands."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rich.table import Table
 
 
 def console(*, quiet: bool = False) -> Console:
-    """The terminal; piped, lines are as long as they need to be."""
+    """Returns the terminal; output into a pipe isn't wrapped."""
     return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000, quiet=quiet)
 
 
 def empty(columns: Iterable[str], *, numbers: Collection[str] = ()) -> Table:
-    """A table without rows; the columns of numbers are flush right."""
+    """Returns a table without rows; columns of numbers are flush right."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold", justify="right" if column in numbers else "left")

@@ -1,4 +1,4 @@
-"""`optlab checkpoints RUN`: what is saved, and whether it is whole."""
+"""`optlab checkpoints RUN`: lists a run's checkpoints, and verifies each."""
 
 from __future__ import annotations
 
@@ -15,11 +15,20 @@ from optlab.runs._listing import LOCK
 if TYPE_CHECKING:
     from optlab.training import Checkpoints
 
+HELP = "list a run's checkpoints, what each holds, and whether it is whole"
+DESCRIPTION = "Reads every checkpoint of a run and holds each array against its fingerprint. Nothing is changed."
+EPILOG = None
+
 COLUMNS = ("step", "saved", "MiB", "holds", "is")
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.add_argument("folder", metavar="RUN", help="the run's folder")
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Prints a table; the exit code is 1 if a checkpoint is damaged, or all are set aside."""
+    """Prints a table. Returns 1 if a checkpoint is damaged, or all are set aside."""
     need("optlab checkpoints", "rich")
     from optlab.commands import _tables
     from optlab.training import Checkpoints
@@ -38,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
             size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-        except FileNotFoundError:  # the run that is writing there removed it meanwhile
+        except FileNotFoundError:  # a run that writes there has removed it meanwhile
             continue
         damaged += verdict != "whole"
         table.add_row(str(step), when, f"{size / 2**20:.2f}", holds, verdict)
@@ -53,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _read(checkpoints: Checkpoints, step: int) -> tuple[str, str]:
-    """(what it holds, "whole" or what is wrong)."""
+    """Returns (contents, "whole" or the error)."""
     from optlab.training import CheckpointError
 
     try:
@@ -68,7 +77,7 @@ def _read(checkpoints: Checkpoints, step: int) -> tuple[str, str]:
 
 
 def _best(checkpoints: Checkpoints, step: int) -> int | None:
-    """The best step so far, as a checkpoint notes it."""
+    """Reads the best step so far from a checkpoint's notes."""
     from optlab.training import CheckpointError
 
     try:
@@ -79,7 +88,7 @@ def _best(checkpoints: Checkpoints, step: int) -> int | None:
 
 
 def _summary(manifest: list[dict[str, Any]]) -> str:
-    """The numbers in each collection."""
+    """Counts the numbers in each collection."""
     sizes: dict[str, int] = {}
     for leaf in manifest:
         sizes[leaf["path"][0]] = sizes.get(leaf["path"][0], 0) + math.prod(leaf["shape"])

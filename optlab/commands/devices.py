@@ -9,15 +9,26 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from optlab._extras import need
-from optlab.commands._config import connect, read
+from optlab._messages import in_bytes
+from optlab.commands._config import add_config, add_processes, connect, read
 from optlab.config import STRATEGIES, Config, ConfigError, MeshShape
 from optlab.experiment import Experiment, build
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+HELP = "list the devices, the strategies that fit, and the memory that a config's step needs under each"
+DESCRIPTION = "Lists JAX's devices and the strategies that fit; with a config, the memory of a step under each."
+EPILOG = "XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates eight devices on a CPU."
+
 COLUMNS = ("strategy", "data×model", "examples a device", "state a device", "a step needs", "fits")
 NUMBERS = {"devices", *COLUMNS[1:5]}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    add_config(parser, nargs="?")
+    add_processes(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -33,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         _print_table(console, ("strategy", "devices", "what it does"), _strategies())
         console.print(_meshes(), soft_wrap=True)
         return 0
-    if not any(o.startswith("strategy=") for o in arguments.overrides):  # each is tried, whichever the config says
+    if not any(o.startswith("strategy=") for o in arguments.overrides):  # each is tried, whatever the config's is
         arguments.overrides = ["strategy=jit", *arguments.overrides]
     config = read(arguments)
     found, refused = [], dict[str, list[str]]()
@@ -68,7 +79,7 @@ def _seen() -> str:
     kinds = Counter(
         d.device_kind if d.device_kind == d.platform else f"{d.device_kind} ({d.platform})" for d in devices
     )
-    each = "of unknown memory" if memory is None else f"with {_in_bytes(memory)}{' each' * (len(devices) > 1)}"
+    each = "of unknown memory" if memory is None else f"with {in_bytes(memory)}{' each' * (len(devices) > 1)}"
     where = "one process"
     if jax.process_count() > 1:
         where = f"{jax.process_count()} processes, {jax.local_device_count()} of them in this one"
@@ -110,7 +121,7 @@ def _print_table(console: Console, columns: Sequence[str], rows: Sequence[tuple[
 
 @dataclass(frozen=True)
 class _Need:
-    """What a step of a config needs under a strategy; bytes are those of each device."""
+    """Needs of a config's step under a strategy; bytes are those of each device."""
 
     strategy: str
     mesh: tuple[int, int]
@@ -121,14 +132,14 @@ class _Need:
 
     @property
     def is_too_much(self) -> bool:
-        """Whether the device has less."""
+        """Whether a device has less memory."""
         return self.limit is not None and self.step > self.limit
 
     def cells(self) -> tuple[str, ...]:
         """As text, in the order of `COLUMNS`."""
-        shape, needs = "{}×{}".format(*self.mesh), _in_bytes(self.step) if self.step else "unknown"
+        shape, needs = "{}×{}".format(*self.mesh), in_bytes(self.step) if self.step else "unknown"
         fits = "unknown" if not (self.step and self.limit) else "no" if self.is_too_much else "yes"
-        return self.strategy, shape, str(self.batch), _in_bytes(self.state), needs, fits
+        return self.strategy, shape, str(self.batch), in_bytes(self.state), needs, fits
 
 
 def _needed(experiment: Experiment) -> _Need:
@@ -161,10 +172,3 @@ def _needed(experiment: Experiment) -> _Need:
         step=assembly.bytes_needed(batch),
         limit=memory_of(jax.local_devices()[0]),
     )
-
-
-def _in_bytes(count: int) -> str:
-    for power, unit in ((3, "GiB"), (2, "MiB")):
-        if count >= 1024**power:
-            return f"{count / 1024**power:.2f} {unit}"
-    return f"{count / 1024:.1f} KiB"

@@ -1,17 +1,27 @@
-"""`optlab explain CONFIG`: which rule of the optimizer moves which parameter, and at what cost."""
+"""`optlab explain CONFIG`: shows which rule of the optimizer moves which parameter, and at what cost."""
 
 from __future__ import annotations
 
 import argparse
 
 from optlab._extras import need
-from optlab.commands._config import read
+from optlab.commands._config import add_config, read
 from optlab.config import ConfigError
 from optlab.experiment import build
 
+HELP = "show which rule of the optimizer moves which parameter, and at what cost"
+DESCRIPTION = "Shows each parameter's role, the rule of the optimizer that moves it, its state and its work."
+EPILOG = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    add_config(parser)
+    parser.add_argument("--devices", metavar="N", type=int, default=1, help="divide the work over N devices")
+
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the table and what it comes to. Nothing is compiled."""
+    """Prints the table and its sums. Nothing is compiled."""
     need("optlab explain", "rich")
     from optlab.commands import _tables
 
@@ -21,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     import jax
 
-    from optlab.explanation import COLUMNS, explain
+    from optlab._explanation import COLUMNS, explain
     from optlab.roles import layout_around
 
     params, _ = jax.eval_shape(experiment.workload.init, jax.random.key(experiment.config.seed))

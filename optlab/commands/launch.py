@@ -1,4 +1,4 @@
-"""`optlab launch -n N -- train CONFIG`: several processes on this machine, all started again when one dies."""
+"""`optlab launch -n N -- train CONFIG`: starts processes on this machine, and restarts all of them when one dies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ from optlab.commands._config import run_folder
 from optlab.config import ConfigError
 from optlab.runs._listing import saved_steps
 
-# Its input is a pipe that closes when the launcher is gone, killed perhaps: with nobody to start it again, it ends too.
+HELP = "start several processes of optlab train on this machine, again when one dies"
+DESCRIPTION = (
+    "Starts several processes of optlab train on this machine. When one dies, all start again from the last "
+    "checkpoint. On a cluster the scheduler does that: see optlab train --processes."
+)
+EPILOG = "optlab launch -n 2 -- train CONFIG strategy=fsdp"
+
+# The child's input is a pipe that closes when the launcher ends, however it ends: then the child ends too.
 PROGRAM = """
 import os, signal, sys, threading
 def watch():
@@ -33,14 +40,21 @@ threading.Thread(target=watch, daemon=True).start()
 from optlab.commands import main
 sys.exit(main())
 """
-REFUSED = (1, 2)  # the run said why it can't go on: it would say so again
+REFUSED = (1, 2)  # the run printed an error that a restart would meet again
 STOPPED = (75, 130)  # saved, because a signal asked for it
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # all but the first go on as SIGTERM
-GRACE = 10  # seconds in which the others may end as one of them did, with a message of their own
+GRACE = 10  # seconds for the other processes to end with their own message after one was refused
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.add_argument("-n", dest="count", metavar="N", type=int, required=True, help="how many processes")
+    parser.add_argument("--restarts", metavar="N", type=int, default=3, help="how often at most (default: 3)")
+    parser.add_argument("words", metavar="-- train CONFIG …", nargs=argparse.REMAINDER, help="the command")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Starts the processes, as often as need be; the exit code is theirs, or 1 when they died too often."""
+    """Starts the processes until they end by themselves. Returns their exit code, or 1 after too many restarts."""
     if arguments.count < 1 or arguments.restarts < 0:
         raise ConfigError(f"-n must be at least 1 and --restarts 0, got {arguments.count} and {arguments.restarts}")
     words = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
@@ -66,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _Processes:
-    """The processes of one attempt. Signals are passed on to them; the third kills them. They die with the launcher."""
+    """Processes of one attempt. They receive the launcher's signals, are killed at the third, and end with it."""
 
     def __init__(self, words: Sequence[str], count: int, gpus: list[str] | None):
         self.words, self.count, self.gpus = words, count, gpus
@@ -78,7 +92,7 @@ class _Processes:
         self.outputs: list[IO[bytes] | None] = []
         self.handlers = {s: signal.signal(s, self._pass_on) for s in SIGNALS}
         port = _free_port()
-        self.watched, self.alive = os.pipe()  # nobody writes; the launcher alone has its second end
+        self.watched, self.alive = os.pipe()  # nothing is written to it, and only the launcher holds the writing end
         for index in range(self.count):
             environment = {**os.environ, "OPTLAB_PROCESSES": f"127.0.0.1:{port},{self.count},{index}"}
             if self.gpus is not None:
@@ -95,7 +109,7 @@ class _Processes:
             self.outputs.append(output)
             self.children.append(child)
             threading.Thread(target=lambda i=index, c=child: self.ended.put((i, c.wait())), daemon=True).start()
-        if self.asked:  # while they were being started
+        if self.asked:  # a signal came while they were starting
             self._send(self.asked[0])
         return self
 
@@ -112,7 +126,7 @@ class _Processes:
             signal.signal(number, handler)
 
     def wait(self) -> tuple[int, int]:
-        """Which one failed first, and its exit code (minus the signal's number); (0, 0) if all ended well."""
+        """Waits for the end. Returns (index, exit code) of the first that failed, or (0, 0); a signal's code is < 0."""
         codes: dict[int, int] = {}
         while len(codes) < self.count:
             index, code = self.ended.get()
@@ -146,7 +160,7 @@ class _Processes:
                     os.killpg(child.pid, number)
 
     def _show(self, index: int) -> None:
-        """The last that one of the silent ones wrote."""
+        """Prints the end of what one of the silent processes wrote."""
         if (output := self.outputs[index]) is not None:
             output.seek(max(0, output.seek(0, os.SEEK_END) - 8000))
             sys.stderr.write(output.read().decode(errors="replace"))
@@ -163,7 +177,7 @@ def _free_port() -> int:
 
 
 def _gpus_each(count: int) -> list[str] | None:
-    """CUDA_VISIBLE_DEVICES of each process, which share the machine's GPUs; None where JAX will use none."""
+    """Divides the machine's GPUs: CUDA_VISIBLE_DEVICES of each process, or None where JAX will use no GPU."""
     platforms = os.environ.get("JAX_PLATFORMS", "cuda")
     has_plugin = any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13))
     if not has_plugin or not {"cuda", "gpu"} & set(platforms.split(",")):

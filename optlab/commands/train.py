@@ -1,4 +1,4 @@
-"""`optlab train CONFIG`: a run in its folder."""
+"""`optlab train CONFIG`: trains in a run folder, or continues the run that is there."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optlab._extras import MissingExtraError
-from optlab.commands._config import connect, read, run_folder
+from optlab.commands._config import add_config, add_processes, connect, read, run_folder
 from optlab.commands._deterministic import make_deterministic
-from optlab.commands._folder import ChangedConfig, make_folder, open_folder
-from optlab.config import Config, ConfigError, flatten
-from optlab.data import DataError
-from optlab.experiment import Experiment, build
+from optlab.commands._dialect import in_words
+from optlab.config import Config, ConfigError, covers, flatten
+from optlab.experiment import Experiment, build, kind_of_change
+from optlab.runs._folder import ChangedConfig, make_folder, open_folder
 
 if TYPE_CHECKING:
     from optlab.training import Checkpoints, History, Observer
@@ -26,8 +26,28 @@ EXIT_CODES = {"interrupted by SIGINT": 130} | dict.fromkeys(
 )
 
 
+HELP = "train as a config describes; the same command again continues the run"
+DESCRIPTION = "Trains as a config describes. The same command again continues the run from its last checkpoint."
+EPILOG = "optlab show CONFIG lists every key. Ctrl-C saves and exits with 130; SIGTERM, SIGUSR1 and SIGHUP with 75."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    add_config(parser)
+    parser.add_argument("--run", metavar="DIR", help="the run's folder (default: runs/<config>-<overrides>)")
+    parser.add_argument(
+        "--allow-change",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="continue although this key is fixed and differs from the run's (optimizer: its arguments, too)",
+    )
+    parser.add_argument("--profile", action="store_true", help="write a profiler trace of ten steps to DIR/profile")
+    add_processes(parser)
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Builds, trains, draws the curves and says what came of it; of several processes the first one does."""
+    """Trains, draws the curves and prints a summary; of several processes the first one prints."""
     if not arguments.processes:
         return _run(arguments, _experiment(arguments))  # a bad config is refused before JAX is imported
     from optlab._processes import is_first, leaving, together
@@ -53,6 +73,7 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
 
 def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
     from optlab._processes import is_first, leave, once, together
+    from optlab.data import DataError
     from optlab.training import CheckpointError, Checkpoints, DeviceMemoryError, GuardError
     from optlab.training.loop import StepsError
 
@@ -65,14 +86,18 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
     initial = _initial(config.init_from, experiment) if config.init_from and is_new else None
     with together(ConfigError):
         if is_first():
-            make_folder(folder, config, arguments.allow_change)
+            make_folder(folder, config, kind_of_change, arguments.allow_change)
     began = time.monotonic()
     try:
         with checkpoints.writing():
             with together(ConfigError):
                 if is_first():
-                    changed = open_folder(folder, config, Path(arguments.config), arguments.allow_change)
+                    source, allowed = Path(arguments.config), arguments.allow_change
+                    changed = open_folder(folder, config, source, kind_of_change, allowed)
                     observers.insert(0, ChangedConfig(folder, config, changed))
+                    for name in allowed:
+                        if not any(covers([name], c.key) for c in changed):
+                            print(f"--allow-change {name} has nothing to allow: {folder / 'config.json'} says the same")
             history = _train(
                 experiment,
                 folder,
@@ -86,8 +111,7 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
         raise ConfigError(str(error)) from error
     except (GuardError, CheckpointError, DeviceMemoryError, DataError) as error:
         if is_first() or isinstance(error, CheckpointError | DataError):  # the others are every process' alike
-            words = " ".join(f"--allow-change {key}" for key in getattr(error, "keys", ()))
-            print(f"optlab: {error}" + (f", here {words}" if words else ""), file=sys.stderr)
+            print(f"optlab: {in_words(error)}", file=sys.stderr)
         leave(1)
         return 1
     except OSError as error:
@@ -103,7 +127,7 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
 
 
 def _is_drawn(folder: Path) -> bool:
-    """Draws the curves, if anything was logged; a line on stderr says why they can't be."""
+    """Draws the curves, if anything was logged. Returns False, with a line on stderr, if the disk refuses."""
     from optlab.training import plot_curves
 
     try:
@@ -154,7 +178,7 @@ def _train(
         log_every=config.log.every,
         stop=config.stop,
         checkpoints=checkpoints,
-        allow_change=[*allow_change, *PROGRAMS.values()],  # the config says what they are, and was compared
+        allow_change=[*allow_change, *PROGRAMS.values()],  # configs name these, and were compared
         observers=observers,
         schedules=experiment.schedules,
         initial=initial,
@@ -169,7 +193,7 @@ def _first_metric(config: Config) -> str | None:
 
 
 def _initial(run: str, experiment: Experiment) -> tuple[Any, Any]:
-    """The parameters (and running statistics) of another run, held against the model's shapes."""
+    """Loads parameters and running statistics of another run, and checks them against the model's shapes."""
     import jax
 
     from optlab.roles._paths import names_of

@@ -1,11 +1,12 @@
-"""What a run is: frozen dataclasses, named components, and the overrides of the command line.
+"""Configs: frozen dataclasses that describe a run, its named components, and the overrides of the command line.
 
-Only the standard library is imported here, so that a misspelt key is refused before JAX starts; names become objects in
-`optlab.components` and `optlab.experiment`.
+Only the standard library is imported here, so that a misspelt key is refused before JAX starts. `optlab.experiment`
+turns names into objects.
 """
 
+from optlab._messages import nearest
 from optlab.config._files import load, slug, to_json
-from optlab.config._overrides import override
+from optlab.config._overrides import override, text_of
 from optlab.config._schema import (
     Checkpoint,
     Component,
@@ -21,7 +22,7 @@ from optlab.config._schema import (
     keys,
 )
 from optlab.config._strategies import STRATEGIES, Strategy, StrategyName, find_strategy
-from optlab.config._values import ConfigError, accepts, describe, nearest
+from optlab.config._values import ConfigError, accepts, describe
 
 __all__ = [
     "STRATEGIES",
@@ -47,5 +48,6 @@ __all__ = [
     "nearest",
     "override",
     "slug",
+    "text_of",
     "to_json",
 ]

@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from optlab._messages import nearest
 from optlab.config._schema import Config, flatten, from_tree
-from optlab.config._values import ConfigError, nearest
+from optlab.config._values import ConfigError
 
 
 def load(path: str | Path) -> Config:
-    """The config that a Python file's `get_config()` returns, or the one in a run folder's `config.json`.
+    """Loads the config that a Python file's `get_config()` returns, or the one in a run folder's `config.json`.
 
     Raises:
-      ConfigError: if there is no such file, or it doesn't hold a config.
+        ConfigError: if there is no such file, or it doesn't hold a config.
     """
     path = Path(path)
     if not path.is_file():
@@ -46,7 +47,7 @@ def load(path: str | Path) -> Config:
 
 
 def to_json(config: Config) -> dict[str, Any]:
-    """The config as plain JSON data. Raises ConfigError for an argument that JSON can't hold."""
+    """Converts a config to plain JSON data. Raises ConfigError for an argument that JSON can't hold."""
     tree = dataclasses.asdict(config)
     try:
         return json.loads(json.dumps(tree, allow_nan=False))
@@ -77,7 +78,7 @@ def _from_json(path: Path) -> Config:
 
 
 def slug(path: str | Path, assignments: Sequence[str]) -> str:
-    """The name of a run's folder: the config's name and the overrides, in letters that file systems bear."""
+    """Names a run's folder by the config and the overrides, in characters that every file system allows."""
     path = Path(path)
     stem = path.parent.name + "-again" if path.name == "config.json" else path.stem
     name = "-".join([stem, *(re.sub(r"[^\w.=+-]+", "_", a) for a in sorted(assignments))])

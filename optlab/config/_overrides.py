@@ -1,8 +1,9 @@
-"""Overrides: `key=value` strings from the command line applied to a config."""
+"""Overrides: `key=value` strings from the command line, applied to a config."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -12,14 +13,14 @@ from optlab.config._values import ConfigError, accepts, describe, parse
 
 
 def override(config: Config, assignments: Sequence[str]) -> Config:
-    """A config with `key=value` strings applied: components are swapped first, then arguments and fields are set.
+    """Applies `key=value` strings to a config: components are swapped first, then arguments and fields are set.
 
     Args:
-      config: what to start from; it is not changed.
-      assignments: such as `steps=500`, `optimizer=adamw`, `optimizer.learning_rate=0.01`, `metrics=[accuracy]`.
+        config: the config to start from; it isn't changed.
+        assignments: such as `steps=500`, `optimizer=adamw`, `optimizer.learning_rate=0.01`, `metrics=[accuracy]`.
 
     Raises:
-      ConfigError: for an unknown key, a key said twice or a value of the wrong type; it names the nearest right key.
+        ConfigError: for an unknown key, a key given twice or a value of the wrong type; it names the nearest right key.
     """
     values: dict[str, str] = {}
     for assignment in assignments:
@@ -34,7 +35,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
     tree = dataclasses.asdict(config)
     for key, text in sorted(values.items(), key=lambda item: item[0].count(".")):
         _set(Config, tree, key.split("."), text, key)
-    return from_tree(Config, tree)  # checked once, when all of them are in place
+    return from_tree(Config, tree)  # which checks the config once all values are in place
 
 
 def _set(kind: Any, tree: dict[str, Any], path: list[str], text: str, key: str) -> None:
@@ -61,7 +62,7 @@ def _set(kind: Any, tree: dict[str, Any], path: list[str], text: str, key: str) 
 
 
 def _set_argument(arguments: dict[str, Any], path: list[str], text: str) -> None:
-    """An argument of a component, or of one among its arguments. One whose name stays keeps what was said of it."""
+    """Sets an argument of a component or of its parts. A part that keeps its name keeps its arguments, too."""
     part: Any = arguments.get(path[0])
     if not is_component(part):
         arguments[".".join(path)] = parse(text)
@@ -69,3 +70,8 @@ def _set_argument(arguments: dict[str, Any], path: list[str], text: str) -> None
         _set_argument(part["arguments"], path[1:], text)
     elif text != part["name"]:
         arguments[path[0]] = parse(text)
+
+
+def text_of(value: Any) -> str:
+    """Writes a value as an override has it."""
+    return value if isinstance(value, str) else json.dumps(value).replace("null", "none").replace('"', "")

@@ -1,35 +1,35 @@
-"""What a run is, as frozen dataclasses: the one list of a config's keys, their meanings and their bounds."""
+"""Schema of a config, as frozen dataclasses: the one list of its keys, their meanings and their bounds."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from optlab._messages import closest, nearest
 from optlab.config._strategies import STRATEGIES, StrategyName
-from optlab.config._values import ConfigError, accepts, describe, nearest
+from optlab.config._values import ConfigError, accepts, describe
 
 
 @dataclass(frozen=True)
 class Component:
-    """A factory by name, and the keyword arguments it is called with. See `component`."""
+    """A factory's name and its keyword arguments. See `component`."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def component(name: str, /, **arguments: Any) -> Component:
-    """A part of a run that is chosen by name, such as `component("adamw", learning_rate=1e-3)`.
+    """Makes a part of a run that is chosen by name, such as `component("adamw", learning_rate=1e-3)`.
 
     Args:
-      name: a factory of optlab (`adamw`), of optax or optax.contrib (`optax.adamw`, `lbfgs`), or your own
-        (`module:function`).
-      **arguments: what the factory is called with; checked against its signature when the config is checked. What an
-        optimizer is made of can be a component too, as in `component("muon", rest=component("lion"))`.
+        name: a factory of optlab (`adamw`), of optax or optax.contrib (`optax.adamw`, `lbfgs`), or your own
+            (`module:function`).
+        **arguments: the factory's arguments, checked against its signature when the config is checked. A part of
+            an optimizer can be a component too, as in `component("muon", rest=component("lion"))`.
     """
     return Component(name, arguments)
 
@@ -43,16 +43,16 @@ def _key(
     below: float | None = None,
     **kwargs: Any,
 ) -> Any:
-    """A field, and what is to be known of it.
+    """Makes a field with its meaning, its bounds, and what happens when a continued run changes it.
 
     Args:
-      help: its meaning, for `optlab show`.
-      change: what another value means when a run is continued: "fixed" is refused, since it would be another run;
-        "noted" is allowed, and noted in the run's config.json; "changeable" isn't part of what the run is.
-      least: the bounds of a number: least <= value,
-      above: above < value,
-      below: value < below.
-      **kwargs: those of `dataclasses.field`.
+        help: meaning, for `optlab show`.
+        change: another value in a continued run is refused where "fixed", since it would be another run; is allowed and
+            noted in the run's config.json where "noted"; and is allowed where "changeable".
+        least: bound of a number, least <= value.
+        above: bound of a number, above < value.
+        below: bound of a number, value < below.
+        **kwargs: arguments of `dataclasses.field`.
     """
     metadata = {"help": help, "change": change, "least": least, "above": above, "below": below}
     return field(metadata=metadata, **kwargs)
@@ -60,7 +60,7 @@ def _key(
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What counts as better, and what is good enough: for the best checkpoint, early stopping and the summary."""
+    """Metric that the run is judged by, and its goal: for the best checkpoint, early stopping and the summary."""
 
     metric: str = _key(
         "name of a logged metric, such as validation/accuracy", change="fixed", default="validation/loss"
@@ -69,11 +69,11 @@ class Target:
         "whether lower (min) or higher (max) values are better", change="fixed", default="min"
     )
     value: float | None = _key(
-        "the value that the run is meant to reach; the summary names the step", change="fixed", default=None
+        "goal of the run; the summary names the step that reaches it", change="fixed", default=None
     )
 
     def gain(self, value: float, best: float | None) -> float:
-        """By how much a value is better than the best so far; one that isn't finite never is."""
+        """Returns by how much a value is better than the best so far; one that isn't finite never is."""
         if not math.isfinite(value):
             return -math.inf
         if best is None:
@@ -81,13 +81,13 @@ class Target:
         return best - value if self.mode == "min" else value - best
 
     def reached(self, value: float) -> bool:
-        """Whether a value is at least as good as the target's."""
+        """Returns whether a value is at least as good as the target's."""
         return self.value is not None and self.gain(value, self.value) >= 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:
-    """When a run ends before its last step."""
+    """Conditions that end a run before its last step."""
 
     patience: int | None = _key(
         "evaluations without a gain in target.metric before the run stops early; none: never",
@@ -95,9 +95,7 @@ class Stop:
         least=1,
         default=None,
     )
-    min_gain: float = _key(
-        "the least change of target.metric that counts as a gain", change="noted", least=0, default=0.0
-    )
+    min_gain: float = _key("least change of target.metric that counts as a gain", change="noted", least=0, default=0.0)
     gradient_norm: float | None = _key(
         "stop before the update whose gradient norm is at most this; none: never", change="noted", least=0, default=None
     )
@@ -105,12 +103,12 @@ class Stop:
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    """What is written down, and how often."""
+    """Logs of a run, and their frequency."""
 
     every: int = _key("steps between two lines of metrics", change="changeable", least=1, default=10)
     tensorboard: bool = _key("write TensorBoard events beside metrics.jsonl", change="changeable", default=True)
     wandb: str | None = _key(
-        "project of Weights & Biases that the metrics are sent to too; none: not sent",
+        "project of Weights & Biases that also gets the metrics; none: not sent",
         change="changeable",
         default=None,
     )
@@ -118,11 +116,9 @@ class Log:
 
 @dataclass(frozen=True, kw_only=True)
 class MeshShape:
-    """How the devices are arranged."""
+    """Arrangement of the devices."""
 
-    data: int | None = _key(
-        "devices that share the batch; none: all that there are", change="changeable", least=1, default=None
-    )
+    data: int | None = _key("devices that share the batch; none: all", change="changeable", least=1, default=None)
     model: int = _key(
         "devices that share each of the matrices, where the strategy can", change="changeable", least=1, default=1
     )
@@ -130,13 +126,13 @@ class MeshShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """When the whole state is saved, and how many of those are kept."""
+    """Frequency and number of checkpoints, each of the whole state."""
 
     every: int = _key(
         "steps between two checkpoints; the last step is always saved", change="changeable", least=1, default=500
     )
     keep: int = _key(
-        "how many of the latest checkpoints are kept, beside the best one", change="changeable", least=1, default=2
+        "number of latest checkpoints to keep, beside the best one", change="changeable", least=1, default=2
     )
 
 
@@ -145,23 +141,21 @@ class Config:
     """One run. `configs/*.py` return one from `get_config()`.
 
     Raises:
-      ConfigError: for a wrong type or an impossible value, as far as the values alone can tell.
+        ConfigError: for a wrong type or an impossible value, as far as the values alone show.
     """
 
     data: Component = _key("where the examples come from", change="fixed")
-    model: Component = _key("what is trained", change="fixed")
+    model: Component = _key("model to train", change="fixed")
     loss: Component = _key(
-        "what is minimized: a function of (outputs, batch)", change="fixed", default=Component("cross_entropy")
+        "loss to minimize: a function of (outputs, batch)", change="fixed", default=Component("cross_entropy")
     )
-    metrics: tuple[str, ...] = _key("what else is measured: functions of (outputs, batch)", change="noted", default=())
+    metrics: tuple[str, ...] = _key("other metrics: functions of (outputs, batch)", change="noted", default=())
     measure: tuple[str, ...] = _key(
-        "what is measured of the state along training: sharpness, noise_scale, agreement, norms, or module:function",
+        "measurements of the state along training: sharpness, noise_scale, agreement, norms, or module:function",
         change="noted",
         default=(),
     )
-    measure_every: int = _key(
-        "steps from one measurement of `measure` to the next", change="noted", least=1, default=50
-    )
+    measure_every: int = _key("steps between two measurements of `measure`", change="noted", least=1, default=50)
     optimizer: Component = _key("the rule that moves the parameters", change="fixed")
     schedule: Component = _key(
         "the learning rate over the steps; its peak is optimizer.learning_rate",
@@ -170,10 +164,10 @@ class Config:
     )
     steps: int = _key("updates of the parameters; the schedule's length", change="fixed", least=1)
     batch_size: int = _key(
-        "examples an update, over all devices and microbatches", change="fixed", least=1, default=128
+        "examples of an update, over all devices and microbatches", change="fixed", least=1, default=128
     )
     draw: Literal["shuffled", "replacement", "ordered", "stream"] = _key(
-        "how an update's examples are drawn: shuffled every epoch, at random with replacement, ordered as the data is, "
+        "drawing of an update's examples: shuffled every epoch, at random with replacement, in the data's order, "
         "or as a stream that shows each once",
         change="fixed",
         default="shuffled",
@@ -182,55 +176,55 @@ class Config:
         "microbatches that an update's gradient is averaged over", change="fixed", least=1, default=1
     )
     clip_norm: float | None = _key(
-        "gradients are scaled down to at most this global norm; none: not clipped",
+        "largest global norm of the gradients, which are scaled down to it; none: not clipped",
         change="fixed",
         above=0,
         default=None,
     )
     clip_value: float | None = _key(
-        "every entry of the gradients is cut to at most this size, before clip_norm; none: not cut",
+        "largest size of an entry of the gradients, which is cut to it before clip_norm; none: not cut",
         change="fixed",
         above=0,
         default=None,
     )
     ema: float | None = _key(
-        "decay of the weights' moving average, which is then what is evaluated; none: no average",
+        "decay of the weights' moving average, which is then evaluated; none: no average",
         change="fixed",
         least=0,
         below=1,
         default=None,
     )
     average_from: int | None = _key(
-        "the mean of the weights from this step on is what is evaluated; none: no such mean",
+        "evaluate the mean of the weights from this step on; none: no such mean",
         change="fixed",
         least=0,
         default=None,
     )
     guard: Literal["stop", "skip"] | None = _key(
-        "at a loss, gradient or new parameters that aren't finite stop the run, or skip the step; none: go on",
+        "at a loss, gradient or new parameters that aren't finite stop the run, or skip the step; none: continue",
         change="noted",
         default="stop",
     )
     skip_limit: int = _key(
-        "how many steps guard=skip may leave out in all of the run, and how many damaged examples",
+        "the most steps that guard=skip may leave out in the whole run, and the most damaged examples",
         change="noted",
         least=1,
         default=10,
     )
     spike: float | None = _key(
-        "a loss by more than so many standard deviations above its running mean is for the guard, too; none: it isn't",
+        "the guard also acts on a loss more than so many standard deviations above its running mean; none: it doesn't",
         change="noted",
         above=0,
         default=None,
     )
     strategy: StrategyName = _key(
-        "how a step runs on the devices; `optlab devices` says what each strategy does",
+        "how a step runs on the devices; `optlab devices` describes each strategy",
         change="changeable",
         default="single",
     )
     mesh: MeshShape = MeshShape()
     seed: int = _key(
-        "of the initialization, the order of the data and dropout", change="fixed", least=0, below=2**32, default=0
+        "seed of the initialization, the order of the data and dropout", change="fixed", least=0, below=2**32, default=0
     )
     deterministic: bool = _key(
         "the same command gives the same bits on GPUs too, more slowly; on a CPU it does anyway",
@@ -238,7 +232,7 @@ class Config:
         default=False,
     )
     init_from: str | None = _key(
-        "folder of another run, whose parameters this one starts from", change="fixed", default=None
+        "folder of another run, whose parameters initialize this one", change="fixed", default=None
     )
     evaluate_every: int | None = _key(
         "steps between two evaluations on the validation split; none: ten in a run",
@@ -279,7 +273,7 @@ def check(section: Any, prefix: str = "") -> None:
     """Checks a dataclass of this module: the types of its values, and their bounds.
 
     Raises:
-      ConfigError: naming the key, the value and what it must be.
+        ConfigError: it names the key, the value and the constraint.
     """
     hints = typing.get_type_hints(type(section))
     for f in dataclasses.fields(section):
@@ -303,7 +297,7 @@ def _check_bounds(key: str, value: float, bounds: Mapping[str, Any]) -> None:
 
 
 def keys(section: type, prefix: str = "") -> dict[str, tuple[Any, Mapping[str, Any]]]:
-    """(type, what `_key` was told) of every dotted key; a component's arguments are its factory's to list."""
+    """Returns (type, metadata of `_key`) of every dotted key, without the arguments of components."""
     found: dict[str, tuple[Any, Mapping[str, Any]]] = {}
     hints = typing.get_type_hints(section)
     for f in dataclasses.fields(section):
@@ -314,12 +308,12 @@ def keys(section: type, prefix: str = "") -> dict[str, tuple[Any, Mapping[str, A
 
 
 def covers(names: Iterable[str], key: str) -> bool:
-    """Whether one of the names is the key, or stands before a dot in it: "optimizer" is "optimizer.b1", too."""
+    """Returns whether a name is the key or a prefix of it that ends at a dot: "optimizer" covers "optimizer.b1"."""
     return any(f"{key}.".startswith(f"{name}.") for name in names)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Every dotted key of a config with its value; a component's own key holds its name."""
+    """Returns every dotted key of a config with its value; a component's own key holds its name."""
     flat: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value, key = getattr(config, f.name), prefix + f.name
@@ -340,10 +334,10 @@ def _flat_component(key: str, part: Component) -> dict[str, Any]:
 
 
 def from_tree(kind: Any, tree: Mapping[str, Any], prefix: str = "") -> Any:
-    """A dataclass of this module from nested dicts, the inverse of `dataclasses.asdict`.
+    """Makes a dataclass of this module from nested dicts, the inverse of `dataclasses.asdict`.
 
     Raises:
-      ConfigError: for a key that there isn't or that is missing, and whatever `check` finds.
+        ConfigError: for an unknown or missing key, and as `check`.
     """
     hints = typing.get_type_hints(kind)
     arguments = {}
@@ -367,14 +361,14 @@ def from_tree(kind: Any, tree: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 def is_component(value: Any) -> bool:
-    """Whether a dict is what `dataclasses.asdict` makes of a component among another's arguments."""
+    """Returns whether a value is a component among another's arguments, as `dataclasses.asdict` writes it."""
     return isinstance(value, dict) and value.keys() == {"name", "arguments"}
 
 
 def nearest_key(prefix: str, path: list[str], names: Iterable[str]) -> str:
-    """The end of an error message: which of the names behind the prefix was probably meant."""
+    """Ends an error message with the key behind a prefix that was probably meant, or with all of them."""
     names = list(names)
-    close = difflib.get_close_matches(path[0], names, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {prefix + '.'.join([close[0], *path[1:]])!r}?"
+    close = closest(path[0], names, cutoff=0.6)
+    if close is not None:
+        return f"did you mean {prefix + '.'.join([close, *path[1:]])!r}?"
     return f"there are {', '.join(prefix + name for name in names)}"

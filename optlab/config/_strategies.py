@@ -1,4 +1,4 @@
-"""The strategies: how a training step can run on the devices. One table, which needs no JAX to be read."""
+"""Strategies: the ways of running a training step on the devices, in one table that needs no JAX."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class Strategy:
     """One way of running a training step on the devices.
 
     Attributes:
-      name: as configs and `train` name it.
-      does: what it does, for people.
-      code: "module:class" of the `optlab.training.Parallel` that places states and batches, and compiles the step.
-      axes: the mesh's axes along which it can have more than one device.
-      axis_name: the mapped axis under which each device runs the step on its part of the batch; None where the step
-        gets the whole batch.
+        name: name in configs and for `train`.
+        does: description in `optlab devices`.
+        code: "module:class" of the `optlab.training.Parallel` that places states and batches, and compiles the step.
+        axes: axes of the mesh that may have more than one device.
+        axis_name: mapped axis, if each device runs the step on its part of the batch; None if the step gets the whole
+            batch.
     """
 
     name: str
@@ -57,10 +57,10 @@ STRATEGIES = {strategy.name: strategy for strategy in _ALL}
 
 
 def find_strategy(name: str) -> Strategy:
-    """The strategy of that name.
+    """Finds a strategy by name.
 
     Raises:
-      ValueError: if there is none; it names those that there are.
+        ValueError: for an unknown name; it lists the known ones.
     """
     if name not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {name!r}")

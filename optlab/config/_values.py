@@ -1,11 +1,10 @@
-"""Values as a config can say them: read from text, held against a type hint, and named in an error."""
+"""Values of a config: parsed from text, checked against a type hint, and described in an error."""
 
 from __future__ import annotations
 
 import ast
 import collections.abc
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -16,20 +15,8 @@ class ConfigError(ValueError):
     """A config that can't be run. The message names the key, the value and the way out, in one or two lines."""
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of an error message: the name that was probably meant, or all that there are."""
-    names = sorted(names)
-    initials = [n for n in names if name.rpartition(".")[2] == "".join(w[:1] for w in n.rpartition(".")[2].split("_"))]
-    if len(initials) == 1:
-        return f"did you mean {initials[0]!r}?"
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"there are {', '.join(names)}" if names else "it takes none"
-
-
 def accepts(value: Any, hint: Any) -> bool:
-    """Whether a value as a config can say it fits a type hint. What a config can't judge, it accepts."""
+    """Returns whether a config's value fits a type hint. Hints that a config can't judge accept every value."""
     origin, members = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or isinstance(hint, str | typing.TypeVar):
         return True
@@ -53,7 +40,7 @@ def accepts(value: Any, hint: Any) -> bool:
 
 
 def describe(hint: Any) -> str:
-    """A type hint in words."""
+    """Describes a type hint in words."""
     if typing.get_origin(hint) is Literal:
         return " or ".join(repr(m) for m in typing.get_args(hint))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -78,7 +65,7 @@ def describe(hint: Any) -> str:
 
 
 def parse(text: str, hint: Any = Any) -> Any:
-    """A value as it is written on a command line: number, true/false, none, [list], "quoted" or bare text."""
+    """Parses a value of a command line: number, true/false, none, [list], "quoted" or bare text."""
     if hint is str or (accepts(text, hint) and hint is not Any and text.lower() not in ("none", "null")):
         return text
     words = {"true": True, "false": False, "none": None, "null": None}
@@ -95,7 +82,7 @@ def parse(text: str, hint: Any = Any) -> Any:
 
 
 def _split(text: str) -> list[str]:
-    """Splits at the commas that stand outside brackets."""
+    """Splits at commas outside brackets."""
     parts, depth = [""], 0
     for char in text:
         depth += (char in "[(") - (char in "])")

@@ -1,4 +1,4 @@
-"""Data: sources of examples, and batches as a function of (seed, step). NumPy only; nothing here imports JAX.
+"""Data: sources of examples, and batches as a function of (seed, step). Built on NumPy; nothing here imports JAX.
 
 >>> from optlab import data
 >>> digits = data.digits()
@@ -7,8 +7,9 @@
 (128, 8, 8, 1)
 """
 
+from optlab.data import sources
 from optlab.data._fingerprint import fingerprint
-from optlab.data._types import Batch, DamagedRecordError, DataError, Source, Split
+from optlab.data._types import Batch, DamagedRecordError, DataError, Facts, Source, Split
 from optlab.data.batches import (
     Batches,
     Draw,
@@ -19,7 +20,7 @@ from optlab.data.batches import (
     evaluation_batches,
     prefetch,
 )
-from optlab.data.sources import arrays, cifar10, digits, fashion_mnist, text
+from optlab.data.sources import *  # noqa: F403
 
 __all__ = [
     "Batch",
@@ -27,18 +28,15 @@ __all__ = [
     "DamagedRecordError",
     "DataError",
     "Draw",
+    "Facts",
     "Share",
     "Source",
     "Split",
     "StepBatches",
-    "arrays",
     "as_batches",
     "check_splits",
-    "cifar10",
-    "digits",
     "evaluation_batches",
-    "fashion_mnist",
     "fingerprint",
     "prefetch",
-    "text",
 ]
+__all__ += sources.__all__

@@ -1,4 +1,4 @@
-"""A user's own NumPy arrays as a data source, and the statistics that standardize inputs."""
+"""NumPy arrays of a user as a data source, and the statistics that standardize inputs."""
 
 import numbers
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from numpy.typing import ArrayLike
 from optlab.data._files import check_whole, mapped
 from optlab.data._held_out import held_out_size, hold_out
 from optlab.data._rows import refuse_masked
-from optlab.data._types import Batch, DataError, Source
+from optlab.data._types import Batch, DataError, InMemory, Source
 
 
 @dataclass(frozen=True, eq=False)
-class ArraySplit:
-    """Rows of two arrays, as they are."""
+class ArraySplit(InMemory):
+    """Rows of two arrays, unchanged."""
 
     inputs: np.ndarray
     labels: np.ndarray
@@ -33,12 +33,12 @@ class ArraySplit:
 
 
 def statistics(inputs: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and 1/std of the rows along the last axis (features, channels), float64 of shape (C,).
+    """Computes mean and 1/std of the rows along the last axis (features, channels), in float64, of shape (C,).
 
-    Where the rows are constant the second is 1, so that standardizing gives 0 there and not 0/0.
+    Where the rows are constant 1/std is replaced by 1, so that standardizing gives 0 and not 0/0.
     """
     channels = inputs.shape[-1] if inputs.ndim > 1 else 1
-    # Shifted by one example's mean, a single pass is exact enough even where the mean is far larger than the spread.
+    # One pass is exact enough once the data are shifted by an example's mean, even if the mean is far above the spread.
     origin = np.asarray(inputs[rows[0]], np.float64).reshape(-1, channels).mean(axis=0)
     positions = inputs[rows[0]].size // channels
     shift, count = np.tile(origin, positions), positions * len(rows)
@@ -71,10 +71,10 @@ def _numbers(name: str, value: ArrayLike) -> np.ndarray:
 
 
 def _narrow(name: str, values: np.ndarray) -> np.ndarray:
-    """Floats as float32, whole numbers and booleans as int32: what a device computes with.
+    """Converts floats to float32, and integers and booleans to int32, the types that a device computes in.
 
-    A copy, since the owner may change an array later; but not of what is mapped from a file, which may be larger than
-    the memory.
+    The result is a copy, since the owner may change an array later; only a memory-mapped array, which may be larger
+    than the memory, isn't copied.
     """
     dtype = np.dtype(np.float32 if values.dtype.kind == "f" else np.int32)
     if values.dtype == dtype and mapped(values) is None:
@@ -99,7 +99,7 @@ def _pair(name: str, inputs: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, 
 
 
 def _given(name: str, held: Sequence[ArrayLike], like: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The held-out arrays that the user passed, checked against the training ones."""
+    """Checks held-out arrays of the user against the training ones."""
     if not isinstance(held, list | tuple) or len(held) != 2:
         found = f"{len(held)} things" if isinstance(held, list | tuple) else repr(held)[:80]
         raise DataError(f"{name} must be a fraction in [0, 1), 0 for none, or (inputs, labels), got {found}")
@@ -121,20 +121,18 @@ def arrays(
     test: float | Sequence[ArrayLike] = 0.1,
     standardize: bool = False,
 ) -> Source:
-    """Your own arrays, copied (but for memory-mapped ones). Floats become float32 and integers int32.
-
-    Integer labels are classes that count from 0; float labels are regression targets.
+    """A source made of your own arrays. They are copied, unless memory-mapped, as float32 or int32.
 
     Args:
-        inputs: Array of shape (N, …) with one example a row, its values finite.
-        labels: Array of shape (N,) or (N, …): integers are classes from 0 on, floats are regression targets.
-        validation: Fraction of the examples to hold out for validation, 0 for none, or a pair (inputs, labels).
-        test: Fraction of the examples to hold out for the test, 0 for none, or a pair (inputs, labels).
-        standardize: Whether to shift and scale the inputs to mean 0 and std 1 along their last axis, as measured on
+        inputs: array of shape (N, …) with one example a row, its values finite.
+        labels: array of shape (N,) or (N, …): integers are classes from 0 on, floats are regression targets.
+        validation: fraction of the examples to hold out for validation, 0 for none, or a pair (inputs, labels).
+        test: fraction of the examples to hold out for the test, 0 for none, or a pair (inputs, labels).
+        standardize: whether to shift and scale the inputs to mean 0 and std 1 along their last axis, as measured on
             the training examples.
 
     Raises:
-        DataError: Lengths differ, an array is empty, holds NaN or infinite values, or nothing is left to train on.
+        DataError: if lengths differ, an array is empty or holds NaN or infinite values, or no training example is left.
     """
     x, y = own = _pair("", inputs, labels)
     held: dict[str, Any] = {"validation": validation, "test": test}

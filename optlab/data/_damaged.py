@@ -1,4 +1,4 @@
-"""Examples that can't be read: left out inside the batch, so that no other example moves."""
+"""Damaged examples are left out inside their batch, so that no other example moves."""
 
 from typing import Any
 
@@ -9,13 +9,16 @@ from optlab.data._types import Batch, DamagedRecordError, DataError, Split
 
 
 def take_whole(split: Split, indices: np.ndarray, *how: Any) -> tuple[Batch, dict[int, str]]:
-    """The examples of these indices, as `Split.take` gives them, and which of them were left out, and why.
+    """Takes the examples of these indices, and replaces the damaged ones.
 
-    In the place of a damaged one stands the next example that is whole, with weight 0 in the batch's "weight": a
-    function of the index alone, whatever else is in the batch.
+    A damaged example is replaced by the next whole one, with 0 in the batch's "weight". The replacement depends on the
+    index alone, not on the rest of the batch.
+
+    Returns:
+        the batch, and the indices that were left out with the reason of each.
 
     Raises:
-      DataError: if the batches hold no "weight", or no example is whole.
+        DataError: if the batches hold no "weight", or no example is whole.
     """
     damaged: dict[int, str] = {}
     standing_in = np.asarray(indices)

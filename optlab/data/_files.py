@@ -1,4 +1,4 @@
-"""Where the files of a data set are: the user's path, OPTLAB_DATA, or a checked download."""
+"""Files of a data set, found at the user's path, below OPTLAB_DATA, or by a download whose hash is checked."""
 
 import importlib
 import os
@@ -15,13 +15,13 @@ from optlab.data._types import DataError
 
 
 def require(module: str, wanted_by: str) -> ModuleType:
-    """Imports a library that only some sources need, or says how to install it."""
+    """Imports a library that only some sources need. If it is missing, the error says how to install it."""
     need(wanted_by, module.partition(".")[0])
     return importlib.import_module(module)
 
 
 def places(name: str, path: str | os.PathLike | None) -> list[Path]:
-    """Where to look for the data set `name`: at the path alone if one is given, else below OPTLAB_DATA if it is set."""
+    """Lists where to look for a data set: at the path alone if one is given, else below OPTLAB_DATA if that is set."""
     if path is not None:
         place = Path(path).expanduser()
         if not place.exists():
@@ -39,7 +39,7 @@ def places(name: str, path: str | os.PathLike | None) -> list[Path]:
 
 
 def mapped(values: np.ndarray) -> np.memmap | None:
-    """The memory-mapped file that an array is a view of, or None."""
+    """Returns the memory-mapped file that an array is a view of, or None."""
     found: np.memmap | None = None
     owner: Any = values
     while isinstance(owner, np.ndarray):
@@ -52,13 +52,13 @@ def check_whole(name: str, values: np.ndarray) -> None:
     """Refuses an array whose file has become shorter since it was mapped: reading past its end kills the process.
 
     Raises:
-        DataError: It names the file.
+        DataError: it names the file.
     """
     file = mapped(values)
     mapping: Any = None if file is None else file.base
     if file is None or mapping is None:
         return
-    # The mapping's own descriptor is asked, since another file may have the name by now.
+    # The size comes from the mapping's own descriptor, since another file may have its name by now.
     held, needed = mapping.size(), file.offset + file.nbytes
     if held < needed:
         raise DataError(
@@ -68,16 +68,16 @@ def check_whole(name: str, values: np.ndarray) -> None:
 
 
 def not_found(name: str, wanted: str, looked: list[Path], url: str, reason: str = "") -> DataError:
-    """The error that says where the files were looked for and how to get them."""
+    """Makes the error for missing files: where they were looked for, and how to get them."""
     where = ", ".join(str(place) for place in looked)
     return DataError(
         f"{name}: no {wanted} in {where}{reason}.\n"
-        f"Get it from {url} and say data.path=FOLDER, or put it below a folder named by OPTLAB_DATA."
+        f"Get it from {url} and give path='FOLDER', or put it below a folder named by OPTLAB_DATA."
     )
 
 
 def download(name: str, url: str, sha256: str, looked: list[Path]) -> Path:
-    """The file behind the URL, from pooch's cache or downloaded into it with a progress bar; its hash is checked."""
+    """Returns the file behind a URL from pooch's cache, into which it is downloaded first. Its hash is checked."""
     pooch = require("pooch", f"{name}, to be downloaded,")
     require("tqdm", f"{name}, to be downloaded with a progress bar,")
     cache, file = pooch.os_cache("optlab"), url.rsplit("/", 1)[1]
@@ -92,7 +92,7 @@ def download(name: str, url: str, sha256: str, looked: list[Path]) -> Path:
 
 
 def gunzip(path: Path) -> tuple[bytes, bool]:
-    """What a .gz file holds, as far as it goes, and whether its end (and so its checksum) was reached."""
+    """Reads a .gz file. Returns its content and whether its end was reached, where the checksum stands."""
     stream = zlib.decompressobj(wbits=31)
     try:
         return stream.decompress(path.read_bytes()), stream.eof

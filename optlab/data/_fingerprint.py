@@ -1,4 +1,4 @@
-"""A fingerprint that tells one data set from another without reading all of it from a disk."""
+"""Fingerprints of data sets, computed without reading a whole data set from a disk."""
 
 import dataclasses
 import hashlib
@@ -7,27 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from optlab.data._arrays import ArraySplit
 from optlab.data._damaged import take_whole
-from optlab.data._images import ImageSplit
 from optlab.data._rows import named_arrays
-from optlab.data._text import EvaluationWindows, TrainingWindows
-from optlab.data._types import Batch
+from optlab.data._types import Batch, InMemory
 from optlab.data.batches import Batches, as_batches
 
-EXAMPLES = 64  # read of a split, evenly spaced: a number that costs milliseconds, whatever the length
-IN_MEMORY = (ArraySplit, ImageSplit, TrainingWindows, EvaluationWindows)
-BYTES = 2**30  # of arrays in memory that are read in full, at 2 GB/s
+EXAMPLES = 64  # that are read of a split, evenly spaced: milliseconds, however long it is
+BYTES = 2**30  # the most that is read in full of arrays in memory, at 2 GiB/s
 
 
 def fingerprint(data: Any) -> str:
-    """What the examples are, in a few words: the same for the same data, in every process of several.
+    """Identifies examples by a short text: the same for the same data, in every process of a run.
+
+    For a `Split` it is the number of examples and a hash of up to 64 of them, taken as for an evaluation, so that seed
+    and batch size make no difference; for an `InMemory` split the hash covers all of its arrays too, up to 1 GiB. For
+    data that makes its own batches it is a hash of the batch of step 0.
 
     Args:
-        data: As `as_batches` takes it. Of a `Split` it is the number of examples and a hash over up to 64 of them, as
-            they are taken for an evaluation, so that seed and batch size make no difference, and over all of the arrays
-            that optlab's own splits keep in memory, up to 1 GiB; of anything that makes its own batches a hash over
-            that of step 0.
+        data: a split, or batches, as `as_batches` takes them.
     """
     batches = as_batches(data, 1)
     if batches is data or not isinstance(batches, Batches):
@@ -40,8 +37,8 @@ def fingerprint(data: Any) -> str:
 
 
 def _in_memory(split: Any) -> Batch:
-    """A checksum of each array that a split is made of, for which none of its examples need be made."""
-    if type(split) not in IN_MEMORY:
+    """Returns a checksum of each array in a split's fields; no example is made for it."""
+    if not isinstance(split, InMemory):
         return {}
     fields = {f.name: getattr(split, f.name) for f in dataclasses.fields(split)}
     found = {name: x for name, x in fields.items() if isinstance(x, np.ndarray)}
@@ -51,7 +48,7 @@ def _in_memory(split: Any) -> Batch:
 
 
 def _hash(examples: Batch) -> str:
-    """Names, dtypes, shapes and bytes."""
+    """Hashes names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
     for name, x in sorted(named_arrays(examples), key=lambda found: found[0]):
         array = np.ascontiguousarray(x)

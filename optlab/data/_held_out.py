@@ -1,4 +1,4 @@
-"""Which examples are held out: a choice that no run's seed can change."""
+"""The choice of held-out examples, which no run's seed can change."""
 
 import numbers
 
@@ -9,7 +9,7 @@ from optlab.data._types import DataError
 
 
 def held_out_size(name: str, fraction: float, size: int) -> int:
-    """How many of `size` examples a fraction holds out: none for 0, at least one for more."""
+    """Converts a fraction of `size` examples to a number of them: none for 0, at least one otherwise."""
     if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real) or not 0 <= fraction < 1:
         raise DataError(f"{name} must be a fraction in [0, 1), got {fraction!r}")
     return max(1, round(float(fraction) * size)) if fraction else 0
@@ -18,7 +18,7 @@ def held_out_size(name: str, fraction: float, size: int) -> int:
 def hold_out(size: int, validation: int, test: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Splits range(size) at random into train, validation and test rows, each in ascending order.
 
-    The choice depends on nothing but the sizes: every run, whatever its seed, is judged on the same examples.
+    The choice depends on the sizes alone, so that every run is judged on the same examples, whatever its seed.
     """
     for name, count in (("validation", validation), ("test", test)):
         if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 0:

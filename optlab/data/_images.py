@@ -12,20 +12,20 @@ from optlab.data._files import download, not_found, places, require
 from optlab.data._held_out import hold_out
 from optlab.data._random import AUGMENT, random_bits
 from optlab.data._readers import find_cifar, read_cifar, read_idx
-from optlab.data._types import Batch, DataError, Source
+from optlab.data._types import Batch, DataError, InMemory, Source
 
 _PAD = 4
 
 
 def crop_and_flip(images_BxHxWxC: np.ndarray, bits_B: np.ndarray) -> np.ndarray:
-    """Crops each image at a random place of its zero-padded self, and mirrors every second one.
+    """Pads each image with zeros, crops it at a random place and mirrors it with probability ½.
 
-    The augmentation of He et al. (arXiv:1512.03385, section 4.2): 4 pixels of padding on each side, a crop of the old
-    size, a horizontal flip. The images are standardized before, so that the padding is the mean colour.
+    Source: He et al. (arXiv 1512.03385, section 4.2): 4 pixels of padding on each side, a crop of the old size, a
+    horizontal flip. The images are standardized before, so that the padding is the mean colour.
 
     Args:
-        images_BxHxWxC: Standardized images.
-        bits_B: 64 random bits an image, which choose one of the 2 · 9 · 9 outcomes.
+        images_BxHxWxC: standardized images.
+        bits_B: 64 random bits for each image, which choose one of the 2 · 9 · 9 outcomes.
     """
     B, H, W, C = images_BxHxWxC.shape
     shifts = 2 * _PAD + 1
@@ -41,13 +41,13 @@ def crop_and_flip(images_BxHxWxC: np.ndarray, bits_B: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSplit:
-    """Rows of a uint8 array of images, standardized (and augmented) as they are taken."""
+class ImageSplit(InMemory):
+    """Rows of a uint8 array of images, standardized (and augmented) when they are taken."""
 
     images: np.ndarray  # (N, H, W, C)
     labels: np.ndarray  # (N,)
     rows: np.ndarray
-    mean: np.ndarray  # (H · W · C,): a row of numbers a whole image long is what NumPy subtracts fastest
+    mean: np.ndarray  # (H · W · C,), repeated for each pixel: NumPy subtracts such a row fastest
     scale: np.ndarray
     augment: bool
 
@@ -74,7 +74,7 @@ def _source(
     test: int = 0,
     augment: bool = False,
 ) -> Source:
-    """Images and labels as a source of ten classes; the test split is `final`, or held out of `learn` as well."""
+    """Makes a source of ten classes from images and labels; the test split is `final`, or else held out of `learn`."""
     train, chosen, unseen = hold_out(len(learn[0]), validation, test)
     pixels = learn[0][0].size // learn[0].shape[-1]
     mean, scale = (np.tile(figure, pixels).astype(np.float32) for figure in statistics(learn[0], train))
@@ -88,7 +88,7 @@ def _source(
 
 
 def digits() -> Source:
-    """8×8 images of handwritten digits, which come with scikit-learn: 1,297 to train, 200 to validate, 300 to test.
+    """Handwritten digits, 8×8, which come with scikit-learn: 1,297 to train, 200 to validate, 300 to test.
 
     Inputs (B, 8, 8, 1) float32, labels (B,) int32 in 0 … 9. Standardized with one mean and one std for all pixels.
     """
@@ -98,7 +98,7 @@ def digits() -> Source:
 
 
 class _Published(NamedTuple):
-    """SHA-256 of a published .gz file, and of what it holds: copies by other packagers compress it differently."""
+    """SHA-256 of a published .gz file, and of its content: other packagers compress the same content differently."""
 
     file: str
     content: str
@@ -127,7 +127,7 @@ _FASHION_SYSTEM = Path("/usr/share/datasets/fashion-mnist")  # Debian's package 
 
 
 def _find_fashion(path: str | None) -> list[Path]:
-    """The four files: in the first folder that has any of them, or downloaded."""
+    """Returns the four files, from the first folder that has any of them, or downloaded."""
     looked = places("fashion_mnist", path) + ([_FASHION_SYSTEM] if path is None else [])
     for folder in looked:
         missing = [file for file in _FASHION_FILES if not (folder / file).is_file()]
@@ -151,18 +151,18 @@ def _read_fashion(path: Path) -> np.ndarray:
 
 
 def fashion_mnist(path: str | None = None, *, validation: int = 5_000) -> Source:
-    """28×28 grey images of clothing in ten classes (Xiao, Rasul and Vollgraf, arXiv:1708.07747): 60,000 and 10,000.
+    """28×28 grey images of clothing in ten classes (Xiao, Rasul and Vollgraf, arXiv 1708.07747): 60,000 and 10,000.
 
     Inputs (B, 28, 28, 1) float32, labels (B,) int32 in 0 … 9. Standardized with one mean and one std for all pixels.
     The content of the four files is checked against the published hash.
 
     Args:
-        path: Folder of the four published .gz files. By default $OPTLAB_DATA/fashion_mnist, $OPTLAB_DATA and Debian's
-            /usr/share/datasets/fashion-mnist are looked at, then the files are downloaded.
-        validation: How many of the 60,000 training images are held out for validation, always the same ones.
+        path: folder of the four published .gz files. By default they are looked for in $OPTLAB_DATA/fashion_mnist,
+            $OPTLAB_DATA and Debian's /usr/share/datasets/fashion-mnist, and then downloaded.
+        validation: number of the 60,000 training images that are held out for validation, always the same ones.
 
     Raises:
-        DataError: The files can't be had, or one is truncated, damaged or not Fashion-MNIST's.
+        DataError: if a file can't be found or downloaded, or is truncated, damaged or not Fashion-MNIST's.
     """
     images, labels, test_images, test_labels = map(_read_fashion, _find_fashion(path))
     learn, final = (images[..., None], labels), (test_images[..., None], test_labels)
@@ -191,15 +191,15 @@ def cifar10(path: str | None = None, *, augment: bool = True, validation: int = 
     Standardized with a mean and a std for each of red, green and blue.
 
     Args:
-        path: Folder cifar-10-batches-bin or cifar-10-batches-py, one of the published .tar.gz archives, or a folder
-            with one of these. By default $OPTLAB_DATA/cifar10 and $OPTLAB_DATA are looked at, then the binary archive
-            is downloaded (170 MB).
-        augment: Whether training images are shifted by up to 4 pixels (zero padding after standardization) and mirrored
+        path: folder cifar-10-batches-bin or cifar-10-batches-py, one of the published .tar.gz archives, or a folder
+            with one of these. By default they are looked for in $OPTLAB_DATA/cifar10 and $OPTLAB_DATA, and then the
+            binary archive is downloaded (162 MiB).
+        augment: whether training images are shifted by up to 4 pixels (zero padding after standardization) and mirrored
             at random.
-        validation: How many of the 50,000 training images are held out for validation, always the same ones.
+        validation: number of the 50,000 training images that are held out for validation, always the same ones.
 
     Raises:
-        DataError: The files can't be had, or one is missing, truncated or damaged.
+        DataError: if a file can't be found or downloaded, or is truncated or damaged.
     """
     learn, final = read_cifar(_find_cifar(path))
     return _source("cifar10", learn, final, validation=validation, augment=augment)

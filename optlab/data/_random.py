@@ -1,15 +1,15 @@
-"""Randomness as a pure function of integers, so that data never depends on what was drawn before.
+"""Random bits as a pure function of integers, so that data never depends on earlier draws.
 
 Each bit pattern is an output of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
 OOPSLA 2014): for a key s and a counter i, the i-th number of the stream that starts at s. Chained over the keys, it is
-a counter-based hash of all of them. It doesn't change with NumPy's version, which `np.random.Generator` may.
+a counter-based hash of all of them. Unlike `np.random.Generator`, it doesn't change with NumPy's version.
 """
 
 import operator
 
 import numpy as np
 
-# What the randomness is for: the first key, so that two purposes never share their numbers.
+# The first key is the purpose, so that two purposes never share random bits.
 HOLD_OUT, SHUFFLE, AUGMENT, OFFSET, DRAW = range(5)
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -22,10 +22,10 @@ def _mix(bits: np.ndarray) -> np.ndarray:
 
 
 def random_bits(*keys: int | np.ndarray) -> np.ndarray:
-    """64 random bits for every combination of the keys: integers, and arrays of shape (N,).
+    """Returns 64 random bits for every combination of the keys: integers, and arrays of shape (N,).
 
     Returns:
-        A uint64 array of shape (N,), or (1,) when every key is a Python integer.
+        uint64 array of shape (N,), or (1,) when every key is a Python integer.
     """
     bits = np.zeros(1, np.uint64)
     for key in keys:
@@ -38,5 +38,5 @@ def random_bits(*keys: int | np.ndarray) -> np.ndarray:
 
 
 def permutation(size: int, *keys: int) -> np.ndarray:
-    """A random order of range(size), of dtype int64: the indices sorted by their random bits."""
+    """Returns a random order of range(size), of dtype int64: the indices sorted by their random bits."""
     return np.argsort(random_bits(*keys, np.arange(size)), kind="stable")

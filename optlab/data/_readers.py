@@ -1,4 +1,4 @@
-"""The published file formats of the image data sets: bytes in, uint8 arrays out, every size checked."""
+"""Readers of the published image formats: bytes to uint8 arrays, with every size checked."""
 
 import io
 import os
@@ -24,7 +24,7 @@ def read_idx(path: Path) -> tuple[np.ndarray, bytes]:
     """Reads a gzipped IDX file of unsigned bytes (LeCun's format of MNIST).
 
     Returns:
-        The array, and the uncompressed content that it was read from.
+        the array, and the uncompressed content that it was read from.
     """
     content, _ = gunzip(path)
     ndim = content[3] if len(content) >= 4 else 0
@@ -40,7 +40,7 @@ def read_idx(path: Path) -> tuple[np.ndarray, bytes]:
 
 
 def _binary_batch(content: bytes, file: str) -> Labelled:
-    """The binary layout: records of one label byte and 3,072 pixel bytes."""
+    """Reads the binary layout: records of one label byte and 3,072 pixel bytes."""
     expected = RECORDS * (1 + _PIXELS)
     if len(content) != expected:
         state = "truncated" if len(content) < expected else "damaged"
@@ -50,7 +50,7 @@ def _binary_batch(content: bytes, file: str) -> Labelled:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Rebuilds NumPy arrays and bytes only: a pickle from the internet may name any function to be called."""
+    """Rebuilds NumPy arrays and bytes alone: a pickle from the internet could call any function."""
 
     _allowed = (
         ("numpy.core.multiarray", "_reconstruct"),
@@ -63,12 +63,12 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._allowed:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR-10 file needs")
-        # The published files were written when NumPy's core had another name; asking for that one warns.
+        # The published files name NumPy's core as it was called then; importing it by that name warns.
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
 def _python_batch(content: bytes, file: str) -> Labelled:
-    """The Python layout: a pickled dict whose keys b"data" and b"labels" hold (10,000, 3,072) pixels and a list."""
+    """Reads the Python layout: a pickled dict with (10,000, 3,072) pixels under b"data" and a list under b"labels"."""
     try:
         batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
         pixels, labels = batch[b"data"], np.asarray(batch[b"labels"], np.int64)
@@ -119,7 +119,7 @@ _FILES = {file for layout in _LAYOUTS for file in layout.files}
 
 
 def find_cifar(root: Path) -> Path | None:
-    """The folder or archive of CIFAR-10 at this path or just below it."""
+    """Finds the folder or archive of CIFAR-10 at this path or just below it."""
     below = [root / layout.folder for layout in _LAYOUTS] + [root / layout.archive for layout in _LAYOUTS]
     for place in [root, *below]:
         if place.is_file() or (place.is_dir() and _FILES & set(os.listdir(place))):
@@ -128,10 +128,10 @@ def find_cifar(root: Path) -> Path | None:
 
 
 def _contents(place: Path) -> dict[str, bytes]:
-    """The files of a folder or of a .tar.gz archive, by name."""
+    """Reads the files of a folder or of a .tar.gz archive, by name."""
     if place.is_dir():
         return {file: (place / file).read_bytes() for file in _FILES if (place / file).is_file()}
-    # Unpacked to its end before anything is read: only there stands the checksum.
+    # The checksum stands at the end, so the archive is unpacked whole before anything is read.
     archive, whole = gunzip(place)
     if not whole:
         raise DataError(
@@ -150,7 +150,7 @@ def read_cifar(place: Path) -> tuple[Labelled, Labelled]:
     """Reads CIFAR-10 from a folder or archive in the binary or the Python layout.
 
     Returns:
-        Training and test set: images (N, 32, 32, 3) uint8 and labels (N,) int32.
+        training and test set: images (N, 32, 32, 3) uint8 and labels (N,) int32.
     """
     contents = _contents(place)
     layout = max(_LAYOUTS, key=lambda layout: len(contents.keys() & set(layout.files)))

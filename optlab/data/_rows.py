@@ -1,4 +1,4 @@
-"""What a split or a loader gives is held against what was asked for: as many rows, in that order, none hidden."""
+"""Checks of the batches that splits and loaders return: as many rows as asked for, in that order, none masked."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from optlab.data._types import Batch, DataError
 
 
 def named_arrays(batch: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every array of a batch by its path: those in dicts, tuples and lists too. A list of numbers is an array."""
+    """Yields every array of a batch with its path, also from dicts, tuples and lists. A list of numbers is an array."""
     if isinstance(batch, dict):
         for key, x in batch.items():
             yield from named_arrays(x, f"{name}/{key}" if name else str(key))
@@ -21,7 +21,7 @@ def named_arrays(batch: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def map_arrays(function: Callable[..., Any], *batches: Any) -> Any:
-    """A batch of what a function gives of each array of batches that are made alike."""
+    """Applies a function to the arrays of batches of one structure."""
     first = batches[0]
     if isinstance(first, dict):
         return {key: map_arrays(function, *(batch[key] for batch in batches)) for key in first}
@@ -35,12 +35,12 @@ def check_rows(batch: Any, rows: int, giver: str) -> None:
     """Refuses arrays of another length, and masks that JAX would drop.
 
     Args:
-        batch: Arrays by name, also in dicts, tuples and lists below.
-        rows: How many rows each is to have.
-        giver: What gave it, for the message.
+        batch: arrays by name, also in dicts, tuples and lists.
+        rows: number of rows that each must have.
+        giver: origin of the batch, for the message.
 
     Raises:
-        DataError: For the first array that isn't as it has to be.
+        DataError: for the first array that has another length or a mask.
     """
     for name, x in named_arrays(batch):
         refuse_masked(repr(name), x)
@@ -53,7 +53,7 @@ def check_rows(batch: Any, rows: int, giver: str) -> None:
 
 
 def refuse_masked(name: str, x: Any) -> None:
-    """Refuses a masked array of NumPy's that masks something: what lies behind would be trained on."""
+    """Refuses a NumPy array that masks something: JAX would train on the masked values."""
     if isinstance(x, list | tuple):
         for each in x:
             refuse_masked(name, each)
@@ -65,16 +65,19 @@ def refuse_masked(name: str, x: Any) -> None:
 
 
 def check_order(name: str, once: Batch, again: Batch, reversed_: Batch) -> None:
-    """Refuses rows in an order of the split's own, where two takes of the same rows are alike.
+    """Refuses rows that come in the split's own order. Splits whose takes differ from each other can't be judged.
 
     Args:
-        name: The split's.
-        once: Two rows.
-        again: The same rows, taken once more.
-        reversed_: The same rows, asked for in the other order.
+        name: the split's.
+        once: two rows.
+        again: the same rows, taken once more.
+        reversed_: the same rows, asked for in the other order.
     """
-    flat = lambda batch: {name: np.asarray(x) for name, x in named_arrays(batch)}
-    once, again, reversed_ = flat(once), flat(again), flat(reversed_)
-    same = lambda a, b: all(a[name].tobytes() == b[name].tobytes() for name in once)
-    if same(once, again) and same(once, reversed_) and not same(once, {n: x[::-1] for n, x in once.items()}):
+    once, again, reversed_ = (dict(named_arrays(map_arrays(np.asarray, batch))) for batch in (once, again, reversed_))
+    turned = {n: x[::-1] for n, x in once.items()}
+    if _same(once, again) and _same(once, reversed_) and not _same(once, turned):
         raise DataError(f"take() of the {name} split gives its rows in an order of its own, not in that of the indices")
+
+
+def _same(a: Batch, b: Batch) -> bool:
+    return all(a[name].tobytes() == b[name].tobytes() for name in a)

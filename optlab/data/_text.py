@@ -1,4 +1,4 @@
-"""Text as bytes: a file, a folder, or the Python standard library, cut into windows of next-byte predictions."""
+"""Text as bytes: a file, a folder or the Python standard library, cut into windows for next-byte prediction."""
 
 import numbers
 import os
@@ -11,9 +11,9 @@ import numpy as np
 from optlab.data._files import check_whole, places
 from optlab.data._held_out import held_out_size
 from optlab.data._random import OFFSET, random_bits
-from optlab.data._types import Batch, DataError, Source
+from optlab.data._types import Batch, DataError, Facts, InMemory, Source
 
-# Of the standard library's folder: what isn't the library, and its tests (a third of it, with tables of odd bytes).
+# Folders in the standard library's that aren't the library, and its tests (a third of it, with tables of odd bytes).
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 
 
@@ -24,8 +24,8 @@ def _windows(tokens_N: np.ndarray, starts_B: np.ndarray, length: int) -> Batch:
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingWindows:
-    """Windows side by side, whose grid starts at another byte every epoch (at the first one without an epoch)."""
+class TrainingWindows(InMemory):
+    """Windows side by side, on a grid that starts at another byte every epoch (without an epoch at the first one)."""
 
     tokens: np.ndarray  # (N,) uint8
     length: int
@@ -43,8 +43,8 @@ class TrainingWindows:
 
 
 @dataclass(frozen=True, eq=False)
-class EvaluationWindows:
-    """Windows in which every byte but the first is predicted once: the last window reaches back, with weight 0."""
+class EvaluationWindows(InMemory):
+    """Windows that predict every byte but the first once: the last one overlaps the one before, there with weight 0."""
 
     tokens: np.ndarray  # (N,) uint8
     length: int
@@ -60,10 +60,10 @@ class EvaluationWindows:
 
 
 def _files(root: Path) -> list[Path]:
-    """Every file below a folder that isn't hidden, in the order of their names on every system.
+    """Lists the files below a folder that aren't hidden, in the same order on every system.
 
     Raises:
-        DataError: For what is there and can't be read: it would be missing in silence.
+        DataError: for an entry that can't be read, which would be missing in silence.
     """
 
     def refuse(error: OSError) -> None:
@@ -84,7 +84,7 @@ def _files(root: Path) -> list[Path]:
 
 
 def _library() -> list[Path]:
-    """The standard library's sources."""
+    """Lists the standard library's sources."""
     root, found = Path(sysconfig.get_path("stdlib")), []
     for folder, below, files in os.walk(root):
         below[:] = [name for name in below if name not in _NOT_LIBRARY and not name.startswith(".")]
@@ -93,7 +93,7 @@ def _library() -> list[Path]:
 
 
 def _join(files: list[Path]) -> np.ndarray:
-    """The text files' bytes, one after the other; a file with a zero byte near its start is no text (git's rule)."""
+    """Joins the bytes of the text files. A file with a zero byte near its start is no text (git's rule)."""
     contents = map(_content, files)
     return np.frombuffer(b"".join(content for content in contents if b"\0" not in content[:8192]), np.uint8)
 
@@ -118,21 +118,21 @@ def _tokens(path: str | None) -> np.ndarray:
 
 
 def text(path: str | None = None, *, length: int = 256, validation: float = 0.1, test: float = 0.1) -> Source:
-    """Any text, byte by byte, as windows in which each byte is predicted from those before it.
+    """Text as windows of bytes, each byte predicted from those before it.
 
     Inputs and labels (B, length) int32 in 0 … 255, the labels one byte ahead. The windows of the training split lie
     side by side, on a grid that starts elsewhere every epoch. In validation and test every byte of the split but its
     first is predicted exactly once: a "weight" (B, length) is 0 where the last window overlaps the one before.
 
     Args:
-        path: A file, or a folder whose text files are joined in the order of their names (hidden ones and those with
-            zero bytes are left out). By default the Python standard library's own sources, about 12 MB.
-        length: Bytes in a window, the T of a model's (B, T) inputs.
-        validation: Fraction of the bytes held out for validation, in one piece before the test's; 0 for none.
-        test: Fraction of the bytes held out for the test, in one piece at the end; 0 for none.
+        path: a file, or a folder whose text files are joined in the order of their names (without hidden ones and those
+            with zero bytes). By default the Python standard library's own sources, about 12 MB.
+        length: bytes in a window, the T of a model's (B, T) inputs.
+        validation: fraction of the bytes held out for validation, in one piece before the test's; 0 for none.
+        test: fraction of the bytes held out for the test, in one piece at the end; 0 for none.
 
     Raises:
-        DataError: The path doesn't exist, or a split has too few bytes for the length.
+        DataError: if the path doesn't exist, or a split has too few bytes for the length.
     """
     if isinstance(length, bool) or not isinstance(length, numbers.Integral) or length < 1:
         raise DataError(f"length must be a number of bytes, 1 or more, got {length!r}")
@@ -154,5 +154,5 @@ def text(path: str | None = None, *, length: int = 256, validation: float = 0.1,
             )
     held_out = EvaluationWindows(tokens[n_train : n_train + n_validation], length) if n_validation else None
     last = EvaluationWindows(tokens[n_train + n_validation :], length) if n_test else None
-    facts = {"vocabulary": 256, "length": length}
+    facts: Facts = {"vocabulary": 256, "length": length}
     return Source("text", TrainingWindows(tokens[:n_train], length), held_out, last, facts)

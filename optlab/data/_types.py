@@ -1,28 +1,28 @@
-"""The types that everything agrees on: what a batch, a split and a source of data are."""
+"""Batch, Split and Source: the types of data that everything else agrees on."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import numpy as np
 
-# Arrays by name whose first axis is the example: "inputs", "labels", and "weight" where some positions must not count.
+# Arrays by name whose first axis is the example: "inputs", "labels", and "weight" where some positions don't count.
 Batch = dict[str, np.ndarray]
 
 
 class DataError(ValueError):
-    """Data that is missing, truncated, damaged or impossible to use; one or two lines that say what to do."""
+    """Data that is missing, truncated, damaged or impossible to use. The message says what to do, in a line or two."""
 
 
 class DamagedRecordError(DataError):
-    """What `Split.take` raises for examples that can't be read, where the run should go on without them.
+    """Raised by `Split.take` for examples that can't be read, when the run should go on without them.
 
-    They are left out and named in the log of skips; every other example is seen as if they were there. For that the
-    split's batches hold a "weight" at all times, 1 for every value of the loss.
+    The run leaves them out and names them in its log of skips; no other example moves. To leave an example out, the
+    split's batches must always hold a "weight", 1 for every value of the loss.
 
     Args:
-        indices: Those that can't be read; not necessarily all of them.
-        why: What is wrong with them.
+        indices: examples that can't be read; not necessarily all of them.
+        why: the reason.
     """
 
     def __init__(self, indices: Iterable[int], why: str):
@@ -31,41 +31,62 @@ class DamagedRecordError(DataError):
 
 
 class Split(Protocol):
-    """Examples that can be taken by their index, in any order and any number of times."""
+    """Examples that can be taken by index, in any order and any number of times."""
 
     def __len__(self) -> int:
-        """The number of examples."""
+        """Returns the number of examples."""
         ...
 
     def take(self, indices: np.ndarray, epoch: int | None = None, seed: int = 0) -> Batch:
-        """The examples of these indices, as a batch.
+        """Returns the examples of these indices as a batch.
 
         Args:
-            indices: Integers in [0, len(self)), of shape (B,).
-            epoch: Which pass over the data it is; None means evaluation, where nothing is random.
-            seed: The run's seed; randomness is a function of (seed, epoch, index), never of the rest of the batch.
+            indices: integers in [0, len(self)), of shape (B,).
+            epoch: number of the pass over the data; None means evaluation, where nothing is random.
+            seed: the run's seed; randomness is a function of (seed, epoch, index), never of the rest of the batch.
 
         Raises:
-            DamagedRecordError: For examples that the run should leave out.
+            DamagedRecordError: for examples that the run should leave out.
         """
         ...
 
 
-@dataclass(frozen=True)
-class Source:
-    """A data set: its splits, and what a model must be told about it.
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """Base class of a split whose data are the arrays in its dataclass fields, so that its fingerprint covers them all.
+
+    The fingerprint of any other split covers 64 examples.
+    """
+
+
+class Facts(TypedDict, total=False):
+    """Arguments of a model that a data set fixes: a factory's argument with one of these names is filled in.
 
     Attributes:
-        name: What the data set is called in reports.
-        train: The examples to learn from.
-        validation: Held-out examples to choose hyperparameters on, or None; never a part of the test split.
-        test: Held-out examples for the final figure, or None.
-        facts: Arguments of a model that the data fixes: {"outputs": 10} for ten classes or ten regression targets,
-            {"vocabulary": 256, "length": 128} for text.
+        outputs: classes, or regression targets.
+        vocabulary: different tokens.
+        length: tokens of a sequence.
+    """
+
+    outputs: int
+    vocabulary: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: its splits, and the facts that fix arguments of a model.
+
+    Attributes:
+        name: the data set's name in reports.
+        train: examples to learn from.
+        validation: held-out examples to choose hyperparameters on, or None; never a part of the test split.
+        test: held-out examples for the final figure, or None.
+        facts: such as {"outputs": 10} for ten classes, or {"vocabulary": 256, "length": 128} for text.
     """
 
     name: str
     train: Split
     validation: Split | None
     test: Split | None
-    facts: Mapping[str, int]
+    facts: Facts

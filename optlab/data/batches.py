@@ -1,4 +1,4 @@
-"""A batch is a function of (seed, step): drawn in one of four ways, prepared while the device works."""
+"""Batches as a function of (seed, step), drawn in one of four ways and prepared while the device works."""
 
 import numbers
 import sys
@@ -25,33 +25,33 @@ def _check_batch_size(batch_size: int) -> None:
 
 
 class StepBatches(Protocol):
-    """What training needs of data: a batch for every step."""
+    """Protocol of training data: a batch for every step."""
 
     def batch(self, step: int) -> Batch:
-        """The batch of this step, counted from 0: the same one whenever it is asked for."""
+        """Returns the batch of this step, counted from 0; the same one every time."""
         ...
 
 
 class Batches:
-    """The endless sequence of training batches of a split.
+    """Endless sequence of training batches of a split.
 
-    The epochs follow each other without a gap: example number step · batch_size + i of the sequence is example i of
-    the batch, so that an epoch shows every example exactly once and drops none, and a batch may span two epochs. In the
-    place of one that is damaged (`DamagedRecordError`) stands another with weight 0; no other moves.
+    The epochs follow each other without a gap: example i of the batch of a step is number step · batch_size + i of the
+    sequence. So an epoch shows every example exactly once, and a batch may span two epochs. A damaged example
+    (`DamagedRecordError`) is replaced by another with weight 0; no other moves.
 
-    Other ways to draw: "replacement" takes every example at random, whatever was taken before, so that gradients are
-    unbiased at every step and some examples are left out of an epoch; "ordered" takes the data's order, epoch after
-    epoch, which biases the path where neighbours are alike (sorted by class, say); "stream" takes it once, and ends.
+    Other ways to draw: "replacement" takes each example at random, independently, so that gradients are unbiased at
+    every step and an epoch misses some examples; "ordered" takes the data's order, epoch after epoch, which biases the
+    path where neighbours are alike (sorted by class, say); "stream" takes that order once, and ends.
 
     Args:
-        split: The examples.
-        batch_size: How many examples a batch has; at most as many as the split.
-        seed: Chooses the order of every epoch, and the augmentation.
+        split: the examples.
+        batch_size: number of examples in a batch; at most as many as the split has.
+        seed: chooses the order of every epoch, and the augmentation.
         draw: "shuffled" every epoch, with "replacement", "ordered" as the data is, or as a "stream".
 
     Attributes:
-        damaged: By step the examples that were left out of its batch, and why; one that would have come in two epochs
-            is there twice. Who reads an entry may take it away.
+        damaged: for each step the examples that were left out of its batch, with the reason; an example that a batch
+            would have held in two epochs is listed twice. Readers may remove the entries that they have read.
     """
 
     def __init__(self, split: Split, batch_size: int, *, seed: int = 0, draw: Draw = "shuffled"):
@@ -62,11 +62,11 @@ class Batches:
             raise ValueError(f"batch_size must be at most {len(split)}, the examples of the split, got {batch_size}")
         self.split, self.batch_size, self.seed, self.draw = split, int(batch_size), int(seed), draw
         self.damaged: dict[int, list[tuple[int, str]]] = {}
-        # A batch spans two epochs at most, and steps are mostly asked for in order.
+        # A batch spans two epochs at most, and steps mostly come in order.
         self._order = lru_cache(maxsize=2)(self._drawn)
 
     def _drawn(self, epoch: int) -> np.ndarray:
-        """Which examples the epoch takes, in this order."""
+        """Returns the examples of an epoch, in order."""
         size = len(self.split)
         if self.draw == "shuffled":
             return permutation(size, SHUFFLE, self.seed, epoch)
@@ -75,10 +75,10 @@ class Batches:
         return np.arange(size)
 
     def check_steps(self, steps: int) -> None:
-        """Refuses more steps than the stream has batches.
+        """Refuses more steps than a stream has batches.
 
         Raises:
-            DataError: It names how many there are.
+            DataError: it names the number of batches.
         """
         if self.draw == "stream" and steps > (held := len(self.split) // self.batch_size):
             raise DataError(
@@ -88,11 +88,11 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> float:
-        """How many batches show every example once; seldom a whole number."""
+        """Number of batches that show every example once; seldom a whole number."""
         return len(self.split) / self.batch_size
 
     def indices(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which examples the batch of this step holds, and each one's epoch: two integer arrays of shape (B,)."""
+        """Returns the examples in the batch of this step and the epoch of each: two integer arrays of shape (B,)."""
         if step < 0:
             raise ValueError(f"step must be 0 or more, got {step}")
         self.check_steps(step + 1)
@@ -101,7 +101,7 @@ class Batches:
         return np.concatenate(parts), epochs
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
-        """The batch of this step: a function of (seed, step) and nothing else; or some of its rows, alone read."""
+        """Returns the batch of this step, a function of (seed, step) alone; only the given rows are read."""
         indices, epochs = (x[rows] for x in self.indices(step))
         parts: list[Batch] = []
         damaged: list[tuple[int, str]] = []
@@ -118,12 +118,12 @@ class Batches:
 
 @dataclass(frozen=True)
 class Share:
-    """The rows of every batch that one of several processes reads.
+    """Rows of every batch that belong to this process, one of several.
 
     Attributes:
-        batches: where all processes' batches come from. Of a `Split`'s the others' rows are never read; any other
-            kind makes the whole batch, of which the rows are taken.
-        rows: of a batch of so many examples the slice that is this process' own.
+        batches: the whole batches. `Batches` reads this process' rows alone; any other kind makes the whole batch, of
+            which the rows are taken.
+        rows: maps the number of examples in a batch to this process' slice of them.
         batch_size: examples of the whole batch.
     """
 
@@ -132,7 +132,7 @@ class Share:
     batch_size: int
 
     def batch(self, step: int) -> tuple[Batch, int]:
-        """This process' rows of the batch of this step, and how many examples the whole batch has."""
+        """Returns this process' rows of the batch of this step, and the number of examples in the whole batch."""
         if isinstance(self.batches, Batches):
             return self.batches.batch(step, self.rows(self.batch_size)), self.batch_size
         batch = self.batches.batch(step)
@@ -147,13 +147,13 @@ def evaluation_batches(
     rows: Callable[[int], slice] = slice,
     on_damage: Callable[[dict[int, str]], None] | None = None,
 ) -> Iterator[Batch]:
-    """The whole split once, in order and without randomness; the last batch may be short.
+    """Yields the whole split once, in order and without randomness; the last batch may be short.
 
     Args:
-        split: The examples.
-        batch_size: How many examples a batch has.
-        rows: Of a batch of so many examples the slice that is read: by default all.
-        on_damage: Told of the examples that are damaged, and why; they have weight 0.
+        split: the examples.
+        batch_size: number of examples in a batch.
+        rows: maps the number of examples in a batch to the slice that is read: by default all.
+        on_damage: called with the damaged examples and the reasons; they have weight 0.
     """
     _check_batch_size(batch_size)
     for start in range(0, len(split), batch_size):
@@ -165,20 +165,20 @@ def evaluation_batches(
 
 
 def check_splits(train: Any = None, validation: Any = None, test: Any = None, *, seed: int = 0) -> None:
-    """Refuses splits whose rows come in another order than asked for, as far as two rows of each can tell.
+    """Refuses splits whose rows come in another order than asked for, as judged by two rows of each.
 
-    They are taken as they are in the run: those to learn from in an epoch, shuffled; the others without one. A
-    held-out split may be one that is read in ascending order alone, as files are: what it raises for any other isn't
-    looked at, since the run asks for none.
+    The rows are taken as in the run: of the training split with an epoch, of the others without. A held-out split may
+    support ascending order alone, as files do; what it raises for another order is ignored, since the run never asks
+    for one.
 
     Args:
-        train: The examples to learn from, a split or anything else.
-        validation: Held-out ones.
-        test: Held-out ones.
-        seed: That of the run.
+        train: examples to learn from, a split or anything else.
+        validation: held-out ones.
+        test: held-out ones.
+        seed: that of the run.
 
     Raises:
-        DataError: It names the split.
+        DataError: it names the split.
     """
     for name, split, how in (("train", train, (0, seed)), ("validation", validation, ()), ("test", test, ())):
         if name != "train" and split is not None and not _is_split(split):
@@ -201,7 +201,7 @@ def check_splits(train: Any = None, validation: Any = None, test: Any = None, *,
 
 
 def _is_split(data: Any) -> bool:
-    """Whether examples can be taken by their index; NumPy's and JAX's arrays have `take` and a length, too."""
+    """Returns whether examples can be taken by index; NumPy's and JAX's arrays have `take` and a length, too."""
     return callable(getattr(data, "take", None)) and hasattr(data, "__len__") and not hasattr(data, "shape")
 
 
@@ -213,17 +213,17 @@ def prefetch(
     place: Callable[[Any], Any] = lambda batch: batch,
     depth: int = 2,
 ) -> Generator[Any, None, None]:
-    """The batches of the steps start … stop − 1, prepared by a thread while the caller works on the ones before.
+    """Yields the batches of the steps start … stop − 1, prepared by a thread while the caller uses earlier ones.
 
     An error is raised at the step whose batch it concerns, after all earlier ones. Closing the iterator waits for
     the batch under way and drops the rest.
 
     Args:
-        batches: Anything with `batch(step)`.
-        start: The first step.
-        stop: The step after the last one.
-        place: What the thread does with each batch: put it on the device, say.
-        depth: How many batches are prepared ahead.
+        batches: anything with `batch(step)`.
+        start: first step.
+        stop: step after the last one.
+        place: applied to each batch by the thread, for example to put it on the device.
+        depth: number of batches prepared ahead.
     """
     if depth < 1:
         raise ValueError(f"depth must be 1 or more, got {depth}")
@@ -247,7 +247,7 @@ def _prefetch(prepare: Callable[[int], Any], start: int, stop: int, depth: int) 
 
 
 class _GrainBatches:
-    """A Grain MapDataset of batches, asked for a step's batch by index."""
+    """Batches of a Grain MapDataset, indexed by step."""
 
     def __init__(self, dataset: Any):
         self._dataset = dataset
@@ -263,16 +263,16 @@ class _GrainBatches:
 
 
 def as_batches(data: Any, batch_size: int, seed: int = 0, draw: Draw = "shuffled") -> StepBatches:
-    """Training batches from whatever holds the data.
+    """Makes training batches from a split, or takes data that makes its own.
 
     Args:
-        data: A `Split`; anything with `batch(step)`, used as it is; or a Grain `MapDataset` of batches, used by index:
-            seeded, shuffled, repeated and batched by its maker.
-        batch_size: The examples of a batch of a `Split`.
-        seed: The order and augmentation of a `Split`.
-        draw: How the examples of a `Split` are drawn, see `Batches`; what makes its own batches draws as it does.
+        data: a `Split`; anything with `batch(step)`, used as it is; or a Grain `MapDataset` of batches, used by index,
+            which its maker has seeded, shuffled, repeated and batched.
+        batch_size: examples in a batch of a `Split`.
+        seed: chooses order and augmentation of a `Split`.
+        draw: how the examples of a `Split` are drawn, see `Batches`; refused for data that makes its own batches.
     """
-    # Nobody has a Grain data set who hasn't imported Grain. Asked first: its `batch` method is something else.
+    # Only someone who imported Grain can have a Grain data set. This comes first: its `batch` is another method.
     grain = sys.modules.get("grain")
     makes_its_own = callable(getattr(data, "batch", None))
     if draw != "shuffled" and makes_its_own:

@@ -1,7 +1,7 @@
-"""The data sets by name: what a config's data source can be.
+"""Data sources by name: the one list of those that a config can name.
 
-Each factory takes arguments that can be written in a config, reads its data from disk (or downloads it) when it is
-called, and raises `DataError` if that fails. A library that a source needs is imported when it is called.
+Each factory takes arguments that a config can hold, reads its data from disk (or downloads it) when it is called, and
+raises `DataError` if that fails. A library that one source alone needs is imported when the source is called.
 """
 
 from optlab.data._arrays import arrays

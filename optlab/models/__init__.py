@@ -1,8 +1,8 @@
 """Models in Flax Linen, and the factories that a config names.
 
 Every model is called as `model.apply(variables, inputs, train=…)` and gives logits in float32. Its collections are
-`params` and, with BatchNorm, `batch_stats`; dropout reads the key `dropout`. Parameters' names say what they are
-(`head`, `embedding`, `position`, `norm…`, `query`, …), for those who have no program for `optlab.roles` to read.
+`params` and, with BatchNorm, `batch_stats`; dropout reads the key `dropout`. Parameters are named by their role
+(`head`, `embedding`, `position`, `norm…`, `query`, …), so that `optlab.roles` can infer it from names alone.
 """
 
 # ruff: noqa: E402

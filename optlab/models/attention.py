@@ -1,4 +1,4 @@
-"""Attention, by XLA or by cuDNN.
+"""Multi-head attention, computed by XLA or by cuDNN.
 
 Letters in shapes: B batch, T tokens (S, where keys are counted apart from queries), D width, H heads,
 K width of a head.
@@ -15,25 +15,25 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from optlab.models.layers import INIT_STD, FloatName, check_dtypes, check_heads, check_name, make_norm, rotate
+from optlab.models.layers import INIT_STD, FloatName, check_float_names, check_heads, check_name, make_norm, rotate
 from optlab.models.linear import dense
 
 AttentionName = Literal["auto", "xla", "cudnn"]
 
 
 def attention_weights(query_BxTxHxK: jax.Array, key_BxSxHxK: jax.Array, *, causal: bool = False) -> jax.Array:
-    """The weights softmax(QKᵀ/√K) of scaled dot-product attention (arXiv 1706.03762, eq. 1), for a picture of them.
+    """Computes the weights softmax(QKᵀ/√K) of scaled dot-product attention (arXiv 1706.03762, eq. 1), to look at them.
 
-    The models call `jax.nn.dot_product_attention`, which gives the weights times V, and build this matrix in float64
-    alone.
+    The models call `jax.nn.dot_product_attention`, which returns the weights times V; only in float64 do they build
+    this matrix.
 
     Args:
-      query_BxTxHxK: queries.
-      key_BxSxHxK: keys.
-      causal: whether token t sees the tokens up to t only.
+        query_BxTxHxK: queries.
+        key_BxSxHxK: keys.
+        causal: whether token t sees the tokens up to t only.
 
     Returns:
-      weights_BxHxTxS in at least float32; the weights of each query, its row, sum to 1.
+        weights_BxHxTxS in at least float32; the weights of each query, its row, sum to 1.
     """
     T, S, K = query_BxTxHxK.shape[1], key_BxSxHxK.shape[1], query_BxTxHxK.shape[3]
     wide = jnp.promote_types(query_BxTxHxK.dtype, jnp.float32)
@@ -53,7 +53,7 @@ def attend(
     causal: bool,
     implementation: AttentionName,
 ) -> jax.Array:
-    """The weights times V: JAX's own, but in float64, where JAX's softmax is in float32 all the same."""
+    """Computes the weights times V, by JAX's own function except in float64, where JAX's softmax is in float32."""
     chosen = _chosen(implementation, query_BxTxHxK)
     if query_BxTxHxK.dtype == jnp.float64:
         weights_BxHxTxS = attention_weights(query_BxTxHxK, key_BxSxHxK, causal=causal)
@@ -63,7 +63,7 @@ def attend(
 
 
 def _chosen(implementation: AttentionName, query_BxTxHxK: jax.Array) -> Literal["xla", "cudnn"]:
-    """Chosen while tracing: `lax.platform_dependent` would keep what either one's gradient needs, T² numbers a head."""
+    """Chooses while tracing: `lax.platform_dependent` would keep the residuals of both, T² numbers for each head."""
     if implementation == "xla":
         return "xla"
     device = _device()
@@ -78,7 +78,7 @@ def _chosen(implementation: AttentionName, query_BxTxHxK: jax.Array) -> Literal[
 
 
 def _missing(device: Any, query_BxTxHxK: jax.Array) -> str:
-    """What cuDNN's attention needs and doesn't have here; "" if nothing."""
+    """Names the first requirement of cuDNN's attention that isn't met here; "" if all are."""
     K = query_BxTxHxK.shape[-1]
     if not _is_cuda(device) or float(device.compute_capability) < 8:
         return f"an NVIDIA GPU of compute capability 8.0 or more, and the device is {device.device_kind!r}"
@@ -92,7 +92,7 @@ def _missing(device: Any, query_BxTxHxK: jax.Array) -> str:
 
 
 def _device() -> Any:
-    """One of those that programs are compiled for, unless their arguments say otherwise."""
+    """Returns a device that programs are compiled for by default."""
     config: Any = jax.config
     default = config.jax_default_device
     if default is None or isinstance(default, str):
@@ -101,33 +101,33 @@ def _device() -> Any:
 
 
 def _is_cuda(device: Any) -> bool:
-    """AMD's GPUs have names, as gfx942, where NVIDIA's have a version."""
+    """Returns whether a device is NVIDIA's, whose capability is a version; AMD's is a name such as gfx942."""
     return device.platform == "gpu" and device.compute_capability.replace(".", "").isdigit()
 
 
 class MultiHeadAttention(nn.Module):
     """Multi-head self-attention with an output projection (arXiv 1706.03762, section 3.2.2): x_BxTxD -> x_BxTxD.
 
-    Query, key and value stay three matrices (D, D), so that a rule for matrices, such as Muon, sees each as what it is.
-    `model.apply(variables, inputs, mutable=["intermediates"])` gives the weights too, as `attention_weights` (a tuple
-    of one array BxHxTxT); without that they are never computed.
+    Query, key and value are three matrices (D, D), so that a rule for matrices, such as Muon, sees each by itself.
+    `model.apply(variables, inputs, mutable=["intermediates"])` also returns the weights, as `attention_weights` (a
+    tuple of one array BxHxTxT); otherwise they are never computed.
 
     Attributes:
-      width: D, of the input and of the output.
-      heads: H; each is D / H wide.
-      causal: whether token t sees the tokens up to t only.
-      rotary: whether queries and keys are rotated by their position.
-      qk_norm: whether each head's queries and keys pass an RMSNorm (arXiv 2302.05442, section 2, there a LayerNorm).
-      bias: whether the four projections have biases.
-      out_std: standard deviation that the output projection starts with.
-      implementation: of the weights times V: "xla", "cudnn" (an NVIDIA GPU's fused one, in bfloat16 alone), or "auto":
-        cuDNN's where it can be had.
-      dtype: of the computation.
-      param_dtype: of the parameters.
+        width: D, of the input and of the output.
+        heads: H; each is D / H wide.
+        causal: whether token t sees the tokens up to t only.
+        rotary: whether queries and keys are rotated by their position.
+        qk_norm: whether each head's queries and keys pass an RMSNorm (arXiv 2302.05442, section 2, there a LayerNorm).
+        bias: whether the four projections have biases.
+        out_std: standard deviation that the output projection starts with.
+        implementation: computes the weights times V: "xla", "cudnn" (fused, on NVIDIA GPUs, in 16 bits), or "auto":
+            cuDNN where it is available.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters.
 
     Raises:
-      ValueError: if the heads don't divide the width, or, with rotary positions, an odd width is left to each; when
-        called, for "cudnn" where it can't be had.
+        ValueError: if the heads don't divide the width, or leave each an odd width under rotary positions; when called,
+            for "cudnn" where it isn't available.
     """
 
     width: int
@@ -145,7 +145,7 @@ class MultiHeadAttention(nn.Module):
     def __post_init__(self) -> None:
         check_heads(self.width, self.heads, self.rotary)
         check_name("implementation", self.implementation, AttentionName)
-        check_dtypes(self.dtype, self.param_dtype)
+        check_float_names(self.dtype, self.param_dtype)
         super().__post_init__()
 
     @nn.compact

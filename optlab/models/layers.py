@@ -1,4 +1,4 @@
-"""What the models are made of: norms and activations by name, rotary positions, and checks of settings.
+"""Parts of the models: norms and activations by name, rotary positions, the feed-forward layer, checks of settings.
 
 Letters in shapes: B batch, T tokens, D width, H heads, K width of a head, F hidden width of the feed-forward layer.
 """
@@ -6,7 +6,6 @@ Letters in shapes: B batch, T tokens, D width, H heads, K width of a head, F hid
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import operator
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from optlab._messages import closest
 from optlab.models.linear import at_least_float32, dense
 
 NormName = Literal["batch", "layer", "rms", "none"]
@@ -41,8 +41,8 @@ def check_name(what: str, value: str, names: Any) -> None:
     """Raises a ValueError with the nearest right name, unless `value` is one of the strings of the Literal `names`."""
     choices = get_args(names)
     if value not in choices:
-        close = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f": did you mean {close[0]!r}?" if close else ""
+        close = closest(str(value), choices, cutoff=0.6)
+        hint = f": did you mean {close!r}?" if close is not None else ""
         raise ValueError(f"{what} must be one of {', '.join(choices)}, got {value!r}{hint}")
 
 
@@ -62,7 +62,7 @@ def check_dropout(rate: float) -> None:
         raise ValueError(f"dropout must lie in [0, 1), got {rate}")
 
 
-def check_dtypes(dtype: str, param_dtype: str) -> None:
+def check_float_names(dtype: str, param_dtype: str) -> None:
     """Raises a ValueError unless both are names of float types that the models compute in."""
     check_name("dtype", dtype, FloatName)
     check_name("param_dtype", param_dtype, FloatName)
@@ -88,7 +88,7 @@ def check_images(images: jax.Array) -> None:
 
 
 def activation(name: ActivationName) -> Layer:
-    """The elementwise nonlinearity of that name."""
+    """Returns the elementwise nonlinearity of a name."""
     return _ACTIVATIONS[name]
 
 
@@ -103,17 +103,17 @@ def make_norm(
     dtype: FloatName = "float32",
     param_dtype: FloatName = "float32",
 ) -> Layer:
-    """A normalization layer by name, to be made inside a compact method; statistics are taken in at least float32.
+    """Makes a normalization layer inside a compact method; statistics are computed in at least float32.
 
     Args:
-      kind: "batch" (arXiv 1502.03167), "layer" (1607.06450), "rms" (1910.07467, has no bias) or "none" (does nothing).
-      name: of the layer in the tree of parameters.
-      train: whether BatchNorm uses the batch's statistics and updates the running ones, or else uses the running ones.
-      bias: whether an offset is learned beside the gain.
-      zero_gain: whether the gain starts at 0 instead of 1.
-      axis_name: of the mapped axis (pmap, shard_map) that BatchNorm's statistics are averaged over; not for jit.
-      dtype: of the output.
-      param_dtype: of gain and bias.
+        kind: "batch" (arXiv 1502.03167), "layer" (1607.06450), "rms" (1910.07467, no bias) or "none" (does nothing).
+        name: name of the layer in the tree of parameters.
+        train: whether BatchNorm uses the batch's statistics and updates the running ones; else it uses the latter.
+        bias: whether an offset is learned beside the gain.
+        zero_gain: whether the gain starts at 0 instead of 1.
+        axis_name: mapped axis (pmap, shard_map) that BatchNorm's statistics are averaged over; None under jit.
+        dtype: dtype of the output.
+        param_dtype: dtype of gain and bias.
     """
     settings: dict[str, Any] = {
         "name": name,
@@ -123,7 +123,7 @@ def make_norm(
         "param_dtype": param_dtype,
     }
     if kind == "batch":
-        # A running mean with 0.9 of the old is what torch calls momentum = 0.1.
+        # 0.9 of the old running mean is kept, which torch calls momentum = 0.1.
         return nn.BatchNorm(use_running_average=not train, momentum=0.9, use_bias=bias, axis_name=axis_name, **settings)
     if kind == "layer":
         return nn.LayerNorm(use_bias=bias, **settings)
@@ -149,13 +149,13 @@ class FeedForward(nn.Module):
     """σ(xW)V, or SwiGLU's (silu(xG) ⊙ xW)V (arXiv 2002.05202): x_BxTxD -> x_BxTxD.
 
     Attributes:
-      width: D, of the input and of the output.
-      hidden: F.
-      activation: an activation, or "swiglu".
-      bias: whether the matrices have biases.
-      out_std: standard deviation that the last matrix starts with.
-      dtype: of the computation.
-      param_dtype: of the parameters.
+        width: D, of the input and of the output.
+        hidden: F.
+        activation: an activation, or "swiglu".
+        bias: whether the matrices have biases.
+        out_std: standard deviation that the last matrix starts with.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters.
     """
 
     width: int

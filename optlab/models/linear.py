@@ -1,9 +1,9 @@
-"""What the models' parameters enter by: products, lookups and sums, whose gradients are summed in at least float32.
+"""Products, lookups and sums of parameters, whose gradients are summed in at least float32.
 
-A parameter's gradient is a sum over the batch, and over the devices that share it. Cast to bfloat16 before it is used,
-as Flax does, a parameter gets that sum in bfloat16; here, whatever is computed in, it is float32's. Products are of two
-bfloat16 arrays all the same, but for the gradient of a convolution's kernel: not every backend has that one with a
-float32 result. What is computed in float32 or float64 uses Flax's layers as they are.
+A parameter's gradient is a sum over the batch, and over the devices that share it. Flax casts a parameter to bfloat16
+before its use, and so sums the gradient in bfloat16; the layers here sum it in float32. They still multiply two
+bfloat16 arrays, except for the gradient of a convolution's kernel, for which not every backend has a float32 result.
+Computation in float32 or float64 uses Flax's own layers.
 
 Gradients of the bfloat16 layers can be differentiated once more in reverse mode only, not by `jax.jvp`.
 """
@@ -26,14 +26,14 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 
 
 def dense(features: int, *, dtype: str, **settings: Any) -> nn.Dense:
-    """`nn.Dense`."""
+    """Makes an `nn.Dense`."""
     if dtype != "bfloat16":
         return nn.Dense(features, dtype=dtype, **settings)
     return _Dense(features, dtype=dtype, promote_dtype=_promoted, dot_general=_product, **settings)
 
 
 def convolution(features: int, kernel_size: tuple[int, int], *, dtype: str, **settings: Any) -> nn.Conv:
-    """`nn.Conv` of images, without groups and dilation."""
+    """Makes an `nn.Conv` of images, without groups and dilation."""
     if dtype != "bfloat16":
         return nn.Conv(features, kernel_size, dtype=dtype, **settings)
     settings |= {"promote_dtype": _promoted, "conv_general_dilated": _filtered}
@@ -41,12 +41,12 @@ def convolution(features: int, kernel_size: tuple[int, int], *, dtype: str, **se
 
 
 def embed(num_embeddings: int, features: int, *, dtype: str, **settings: Any) -> nn.Embed:
-    """`nn.Embed`."""
+    """Makes an `nn.Embed`."""
     return (_Embed if dtype == "bfloat16" else nn.Embed)(num_embeddings, features, dtype=dtype, **settings)
 
 
 def shifted(x: jax.Array, parameter: jax.Array) -> jax.Array:
-    """x + parameter, in the dtype of x."""
+    """Returns x + parameter in the dtype of x."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return (x.astype(wide) + parameter.astype(wide)).astype(x.dtype)
 
@@ -70,7 +70,7 @@ class _Embed(nn.Embed):
 
 
 def _promoted(*arrays: jax.Array | None, dtype: Any = None, inexact: bool = True) -> list[Any]:
-    """Of inputs, kernel and bias the first in the dtype; the kernel stays what it is until it is multiplied by."""
+    """Casts the inputs to the dtype and the bias to at least float32; the kernel is cast when it is multiplied."""
     inputs, kernel, bias = arrays
     return [jnp.asarray(inputs, dtype), kernel, None if bias is None else at_least_float32(bias)]
 
@@ -84,14 +84,14 @@ def _filtered(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **_: 
 
 
 def _varying_as(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The kernel, in shard_map as one of each device's own, so that its gradient is summed over the devices."""
-    varying = lambda x: jax.typeof(x).manual_axis_type.varying
-    return lax.pcast(kernel, tuple(varying(x) - varying(kernel)), to="varying")
+    """Marks the kernel as varying over shard_map's devices, so that its gradient is summed over them."""
+    of_x, of_kernel = (jax.typeof(each).manual_axis_type.varying for each in (x, kernel))
+    return lax.pcast(kernel, tuple(of_x - of_kernel), to="varying")
 
 
 @jax.custom_vjp
 def _multiplied(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x · kernel over the last axis of x, in the dtype of x."""
+    """Multiplies over the last axis of x, in the dtype of x."""
     return lax.dot_general(x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
 
 
@@ -104,8 +104,11 @@ def _multiplied_backward(saved: Any, gradient: jax.Array) -> Any:
     last, batch = gradient.ndim - 1, tuple(range(gradient.ndim - 1))
     of_x = lax.dot_general(gradient, kernel.astype(x.dtype), (((last,), (1,)), ((), ())))
     product = partial(lax.dot_general, dimension_numbers=((batch, batch), ((), ())), preferred_element_type=jnp.float32)
+
+    def widened(x: jax.Array, gradient: jax.Array) -> jax.Array:
+        return product(at_least_float32(x), at_least_float32(gradient))
+
     # XLA for the CPU compiles some of these products of two bfloat16 arrays, and then can't run them (jax 0.10.2).
-    widened = lambda x, gradient: product(at_least_float32(x), at_least_float32(gradient))
     of_kernel = lax.platform_dependent(x, gradient, cpu=widened, default=product)
     return of_x, of_kernel.astype(kernel.dtype)
 
@@ -115,7 +118,7 @@ _multiplied.defvjp(_multiplied_forward, _multiplied_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolved(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> jax.Array:
-    """The convolution of images x with the kernel, in the dtype of x."""
+    """Convolves images x with the kernel, in the dtype of x."""
     return lax.conv_general_dilated(x, kernel.astype(x.dtype), strides, padding, dimension_numbers=_IMAGES)
 
 
@@ -125,7 +128,7 @@ def _convolved_forward(x: jax.Array, kernel: jax.Array, strides: Any, padding: A
 
 def _convolved_backward(strides: Any, padding: Any, saved: Any, gradient: jax.Array) -> Any:
     x, kernel = saved
-    filtered = lambda x, kernel: lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_IMAGES)
+    filtered = partial(lax.conv_general_dilated, window_strides=strides, padding=padding, dimension_numbers=_IMAGES)
     (of_x,) = jax.vjp(lambda x: filtered(x, kernel.astype(x.dtype)), x)[1](gradient)
     (of_kernel,) = jax.vjp(lambda kernel: filtered(at_least_float32(x), kernel), at_least_float32(kernel))[1](
         at_least_float32(gradient)

@@ -1,4 +1,4 @@
-"""The multilayer perceptron: the shallow network of the approximation theorems, and its deep form."""
+"""Multilayer perceptrons: the shallow network of the approximation theorems, and its deep form."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from optlab.models.layers import (
     activation,
     check_count,
     check_dropout,
-    check_dtypes,
+    check_float_names,
     check_name,
     make_norm,
 )
@@ -25,10 +25,10 @@ from optlab.models.linear import at_least_float32, dense
 
 
 class MLP(nn.Module):
-    """h ← σ(norm(Wᵀh + b)) for every width, then a linear head: inputs (B, ...) -> logits (B, outputs) in float32.
+    """A multilayer perceptron, h ← σ(norm(Wᵀh + b)) for every width, then a linear head.
 
-    The input is flattened. With one width n it is the shallow network Σᵢ aᵢ σ(wᵢᵀx + bᵢ), plus an offset.
-    The attributes are the arguments of `mlp`, which explains them.
+    Inputs (B, ...) -> logits (B, outputs) in float32. The input is flattened. With one width n it is the shallow
+    network Σᵢ aᵢ σ(wᵢᵀx + bᵢ), plus an offset. The attributes are the arguments of `mlp`, which explains them.
     """
 
     outputs: int
@@ -49,14 +49,14 @@ class MLP(nn.Module):
         check_name("activation", self.activation, ActivationName)
         check_name("norm", self.norm, NormName)
         check_dropout(self.dropout)
-        check_dtypes(self.dtype, self.param_dtype)
+        check_float_names(self.dtype, self.param_dtype)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm = functools.partial(make_norm, self.norm, train=train, axis_name=self.axis_name, **types)
-        # He's gain of 2 makes up for the half that a rectifier cuts off (arXiv 1502.01852, eq. 10).
+        # He's gain of 2 makes up for the half that a rectifier sets to 0 (arXiv 1502.01852, eq. 10).
         rectifies = self.activation in ("relu", "gelu", "silu")
         kernel_init = nn.initializers.he_normal() if rectifies else nn.initializers.lecun_normal()
         x_BxD = inputs.reshape(inputs.shape[0], -1)
@@ -78,20 +78,20 @@ def mlp(
     dtype: FloatName = "float32",
     param_dtype: FloatName = "float32",
 ) -> MLP:
-    """A multilayer perceptron; one width makes the shallow network, many a deep one, none a linear model.
+    """Makes a multilayer perceptron; one width is the shallow network, many a deep one, none a linear model.
 
     Args:
-      outputs: numbers that come out: classes, or 1 for a regression.
-      widths: units of each hidden layer, from the input on.
-      activation: relu, sigmoid, tanh, gelu or silu.
-      norm: before each activation: batch, layer, rms or none.
-      dropout: share of each hidden layer's activations that a training step leaves out.
-      axis_name: of the mapped axis that BatchNorm's statistics are averaged over; needed under pmap only.
-      dtype: of the computation: float32, bfloat16 or float64; logits are at least float32.
-      param_dtype: of the parameters: float32, bfloat16 or float64.
+        outputs: size of the output: the number of classes, or of regression targets.
+        widths: units of each hidden layer, from the input on.
+        activation: relu, sigmoid, tanh, gelu or silu.
+        norm: before each activation: batch, layer, rms or none.
+        dropout: share of each hidden layer's activations that a training step leaves out.
+        axis_name: mapped axis that BatchNorm's statistics are averaged over; needed under pmap only.
+        dtype: dtype of the computation: float32, bfloat16 or float64; logits are at least float32.
+        param_dtype: dtype of the parameters: float32, bfloat16 or float64.
 
     Raises:
-      ValueError: for an unknown name, or a width, number of outputs or dropout rate that can't be.
+        ValueError: for an unknown name, or an impossible width, number of outputs or dropout rate.
     """
     return MLP(
         outputs,

@@ -1,7 +1,8 @@
 """Residual networks of He et al. (arXiv 1512.03385), their plain twins, and the published sizes.
 
-Two things are as in torchvision instead of the paper: wherever the shape changes the shortcut is a learned projection
-(the paper's option B; its own 32×32 networks pad with zeros), and a bottleneck strides in its 3×3 convolution.
+They follow torchvision rather than the paper in two things: wherever the shape changes the shortcut is a learned
+projection (the paper's option B; its own 32×32 networks pad with zeros), and the 3×3 convolution of a bottleneck has
+the stride.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from optlab.models.layers import (
     Layer,
     NormName,
     check_count,
-    check_dtypes,
+    check_float_names,
     check_images,
     check_name,
     make_norm,
@@ -33,13 +34,13 @@ class ResidualBlock(nn.Module):
     """relu(F(x) + shortcut(x)), where F is two 3×3 convolutions, or 1×1, 3×3 and 1×1 as a bottleneck.
 
     Attributes:
-      channels: that come out.
-      stride: by which height and width shrink.
-      bottleneck: whether F works in a quarter of the channels.
-      residual: whether there is a shortcut; without it the block is a piece of the plain network.
-      zero_gain: whether F's last gain starts at 0, so that the block starts as the identity (1706.02677, section 5.1).
-      conv: makes a convolution from channels, side, stride and name.
-      norm: makes a norm from a name.
+        channels: channels of the output.
+        stride: factor by which height and width shrink.
+        bottleneck: whether F works in a quarter of the channels.
+        residual: whether there is a shortcut; without it the block is one of the plain network.
+        zero_gain: whether F's last gain starts at 0, so that the block starts as the identity (arXiv 1706.02677, 5.1).
+        conv: makes a convolution from channels, side, stride and name.
+        norm: makes a norm from a name.
     """
 
     channels: int
@@ -76,18 +77,18 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """A residual network: images (B, height, width, channels) -> logits (B, outputs) in float32.
 
-    Every stage after the first halves height and width and doubles the channels. `resnet20` and its siblings build the
+    Every stage after the first halves height and width and doubles the channels. `resnet20` and its siblings make the
     published sizes, and explain the attributes from `norm` on.
 
     Attributes:
-      outputs: classes.
-      stages: blocks of each stage.
-      width: channels of the first stage's 3×3 convolutions; a bottleneck's block gives out four times as many.
-      bottleneck: whether blocks are bottlenecks.
-      stem: "small" is a 3×3 convolution; "large" is 7×7 with stride 2 and a 3×3 maximum with stride 2.
+        outputs: classes.
+        stages: number of blocks in each stage.
+        width: channels of the first stage's 3×3 convolutions; a bottleneck's output has four times as many.
+        bottleneck: whether blocks are bottlenecks.
+        stem: "small" is a 3×3 convolution; "large" is 7×7 with stride 2 and a 3×3 maximum with stride 2.
 
     Raises:
-      ValueError: for an unknown name, a count below 1, or `zero_gain` where there is no gain or no shortcut.
+        ValueError: for an unknown name, a count below 1, or `zero_gain` where there is no gain or no shortcut.
     """
 
     outputs: int
@@ -112,7 +113,7 @@ class ResNet(nn.Module):
         check_count("width", self.width)
         check_name("stem", self.stem, StemName)
         check_name("norm", self.norm, NormName)
-        check_dtypes(self.dtype, self.param_dtype)
+        check_float_names(self.dtype, self.param_dtype)
         if self.zero_gain and self.norm == "none":
             raise ValueError("zero_gain needs a norm whose gain can start at 0, got norm='none'")
         if self.zero_gain and not self.residual:
@@ -125,7 +126,7 @@ class ResNet(nn.Module):
     def __call__(self, images_BxHxWxC: jax.Array, *, train: bool = False) -> jax.Array:
         check_images(images_BxHxWxC)
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        # An offset behind every convolution: the norm's where it has one.
+        # Each convolution is followed by one offset: the norm's, or its own where the norm has none.
         conv = functools.partial(_conv, use_bias=self.norm in ("rms", "none"), **types)
         norm = functools.partial(make_norm, self.norm, train=train, axis_name=self.axis_name, **types)
         large = self.stem == "large"
@@ -147,7 +148,7 @@ class ResNet(nn.Module):
         return at_least_float32(dense(self.outputs, name="head", **types)(x_BxHxWxC.mean(axis=(1, 2))))
 
     def _blocks(self) -> list[tuple[int, int]]:
-        """Channels and stride of every block."""
+        """Lists channels and stride of every block."""
         first = self.width * (4 if self.bottleneck else 1)
         return [
             (first * 2**stage, 2 if stage > 0 and block == 0 else 1)
@@ -157,14 +158,14 @@ class ResNet(nn.Module):
 
 
 def _conv(channels: int, side: int, stride: int, /, **settings: Any) -> nn.Conv:
-    # With stride 2, "SAME" would pad one side only, and look at other pixels than the published networks do.
+    # With stride 2, "SAME" would pad one side alone, and so read other pixels than the published networks.
     padding = [(side // 2, side // 2)] * 2
     init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # arXiv 1502.01852, eq. 14
     return convolution(channels, (side, side), strides=stride, padding=padding, kernel_init=init, **settings)
 
 
 def _published(depth: int, **structure: Any) -> Callable[..., ResNet]:
-    """The factory of one published size."""
+    """Makes the factory of one published size."""
 
     def build(
         outputs: int,
@@ -196,26 +197,26 @@ def _published(depth: int, **structure: Any) -> Callable[..., ResNet]:
 _FACTORY_DOC = """
 
     Args:
-      outputs: classes.
-      norm: after each convolution: batch, layer (over the channels), rms or none.
-      residual: whether blocks have shortcuts; without them it is the plain twin, whose training error rises with depth.
-      zero_gain: whether the last gain of each block starts at 0, so that a block starts as the identity.
-      axis_name: of the mapped axis that BatchNorm's statistics are averaged over; needed under pmap only.
-      dtype: of the computation: float32, bfloat16 or float64; logits are at least float32.
-      param_dtype: of the parameters: float32, bfloat16 or float64.
+        outputs: classes.
+        norm: after each convolution: batch, layer (over the channels), rms or none.
+        residual: whether blocks have shortcuts; without them it is the plain network, whose error rises with depth.
+        zero_gain: whether the last gain of each block starts at 0, so that a block starts as the identity.
+        axis_name: mapped axis that BatchNorm's statistics are averaged over; needed under pmap only.
+        dtype: dtype of the computation: float32, bfloat16 or float64; logits are at least float32.
+        param_dtype: dtype of the parameters: float32, bfloat16 or float64.
 
     Raises:
-      ValueError: for an unknown name, or `zero_gain` where there is no gain or no shortcut.
+        ValueError: for an unknown name, or `zero_gain` where there is no gain or no shortcut.
     """
 
 
 def _small(depth: int) -> Callable[..., ResNet]:
-    """Section 4.2: depth = 6n + 2, three stages of n blocks, 16, 32 and 64 channels."""
+    """Makes a size of section 4.2: depth = 6n + 2, three stages of n blocks, 16, 32 and 64 channels."""
     return _published(depth, stages=((depth - 2) // 6,) * 3, width=16, bottleneck=False, stem="small")
 
 
 def _large(depth: int, stages: Sequence[int], *, bottleneck: bool) -> Callable[..., ResNet]:
-    """Table 1: four stages, 64 to 512 channels, of basic blocks or bottlenecks."""
+    """Makes a size of table 1: four stages, 64 to 512 channels, of basic blocks or bottlenecks."""
     return _published(depth, stages=stages, width=64, bottleneck=bottleneck, stem="large")
 
 

@@ -1,4 +1,4 @@
-"""The pre-norm Transformer, as a causal language model and as an encoder over image patches: one body, two ends.
+"""Pre-norm Transformers: one body, used in a causal language model and in an encoder over image patches.
 
 Letters in shapes: B batch, T tokens or patches, D width, V vocabulary, L length of the context.
 """
@@ -24,7 +24,7 @@ from optlab.models.layers import (
     Layer,
     check_count,
     check_dropout,
-    check_dtypes,
+    check_float_names,
     check_heads,
     check_images,
     check_name,
@@ -33,18 +33,18 @@ from optlab.models.layers import (
 from optlab.models.linear import at_least_float32, dense, embed, shifted
 
 PositionName = Literal["learned", "rotary", "none"]
-TokenNormName = Literal["layer", "rms"]  # BatchNorm would let a token see those after it
+TokenNormName = Literal["layer", "rms"]  # not BatchNorm, whose statistics would show a token those after it
 
 
 class Block(nn.Module):
-    """x ← x + attention(norm(x)), then x ← x + feed_forward(norm(x)): x_BxTxD -> x_BxTxD.
+    """A block: x ← x + attention(norm(x)), then x ← x + feed_forward(norm(x)); x_BxTxD -> x_BxTxD.
 
     Attributes:
-      attention: makes the attention from a name.
-      feed_forward: makes the feed-forward layer from a name.
-      norm: makes a norm from a name.
-      dropout: share of what each of the two adds that is left out in training.
-      train: whether it is training; an attribute, so that remat and scan need not carry it.
+        attention: makes the attention from a name.
+        feed_forward: makes the feed-forward layer from a name.
+        norm: makes a norm from a name.
+        dropout: share of each sum's second term that training sets to 0.
+        train: whether it is training; an attribute, so that remat and scan need not pass it on.
     """
 
     attention: Callable[..., Layer]
@@ -65,13 +65,13 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """The body: `depth` blocks and a last norm, x_BxTxD -> x_BxTxD in the compute dtype.
 
-    It knows no positions but rotary ones; without them, and not causal, it is permutation equivariant. Blocks are
+    Rotary positions are its only ones; without them, and not causal, it is permutation equivariant. Blocks are
     `block_0`, `block_1`, …, or with `scan` one stack `blocks` whose leaves have the layer as their first axis. Matrices
     start as in GPT-2: with a standard deviation of 0.02, or 0.02/√(2·depth) where they write to the residual stream.
     `transformer` explains the attributes.
 
     Raises:
-      ValueError: for an unknown name, or a width, depth, number of heads, hidden width or dropout rate that can't be.
+        ValueError: for an unknown name, or an impossible width, depth, number of heads, hidden width or dropout rate.
     """
 
     width: int
@@ -101,7 +101,7 @@ class Transformer(nn.Module):
         check_name("norm", self.norm, TokenNormName)
         check_dropout(self.dropout)
         check_name("attention", self.attention, AttentionName)
-        check_dtypes(self.dtype, self.param_dtype)
+        check_float_names(self.dtype, self.param_dtype)
         super().__post_init__()
 
     @nn.compact
@@ -122,7 +122,7 @@ class Transformer(nn.Module):
             FeedForward, self.width, hidden=self._hidden(), activation=self.activation, **writer
         )
         norm = functools.partial(make_norm, self.norm, bias=self.bias, **types)
-        # The loop of a scan already keeps XLA from merging the recomputation with the first computation.
+        # Inside the loop of a scan XLA can't merge the recomputation with the first computation anyway.
         kind = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
         block = functools.partial(kind, attention, feed_forward, norm, dropout=self.dropout, train=train)
         if self.scan:
@@ -151,16 +151,16 @@ def _scan(block: Block, depth: int, x_BxTxD: jax.Array) -> jax.Array:
 
 
 class LanguageModel(nn.Module):
-    """A decoder-only language model: tokens (B, T) -> logits (B, T, V) in float32 for the token after each.
+    """A decoder-only language model: tokens (B, T) -> logits (B, T, V) in float32 for the token that follows each.
 
     Attributes:
-      vocabulary: V.
-      body: the blocks, causal.
-      length: most tokens of a sequence, the rows of the learned positions; None: no learned positions.
-      tied: whether the embedding is also the head.
+        vocabulary: V.
+        body: the blocks, causal.
+        length: the most tokens of a sequence, the rows of the learned positions; None: no learned positions.
+        tied: whether the embedding is also the head.
 
     Raises:
-      ValueError: for a count below 1, a body that isn't causal, or (when called) a sequence longer than `length`.
+        ValueError: for a count below 1, a body that isn't causal, or (when called) a sequence longer than `length`.
     """
 
     vocabulary: int
@@ -199,19 +199,19 @@ class LanguageModel(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """The body over image patches: images (B, height, width, channels) -> logits (B, outputs) in float32.
+    """An encoder over image patches: images (B, height, width, channels) -> logits (B, outputs) in float32.
 
     The patches are embedded by one matrix, row by row (arXiv 2010.11929), and pooled by their mean instead of a class
     token (arXiv 2205.01580). Without positions their order doesn't matter.
 
     Attributes:
-      outputs: classes.
-      body: the blocks.
-      patch: side of a patch in pixels.
-      learned_position: whether a learned position is added to each patch, which fixes the image size.
+        outputs: number of classes.
+        body: the blocks.
+        patch: side of a patch in pixels.
+        learned_position: whether a learned position is added to each patch, which fixes the image size.
 
     Raises:
-      ValueError: for a count below 1, or (when called) for images that patches don't fill.
+        ValueError: for a count below 1, or (when called) for images that patches don't fill.
     """
 
     outputs: int
@@ -240,10 +240,10 @@ class VisionTransformer(nn.Module):
 
 
 def split_into_patches(images_BxHxWxC: jax.Array, side: int) -> jax.Array:
-    """Images (B, height, width, C) -> patches (B, T, side²·C), row by row.
+    """Cuts images (B, height, width, C) into patches (B, T, side²·C), row by row.
 
     Raises:
-      ValueError: if `side` doesn't divide height and width.
+        ValueError: if `side` doesn't divide height and width.
     """
     B, H, W, C = images_BxHxWxC.shape
     if H % side or W % side:
@@ -273,33 +273,33 @@ def transformer(
     dtype: FloatName = "float32",
     param_dtype: FloatName = "float32",
 ) -> LanguageModel:
-    """A causal language model: as it stands, a small GPT-2.
+    """Makes a causal language model: by default a small GPT-2.
 
     With position="rotary", norm="rms", activation="swiglu", bias=False and tied=False it is a small Llama.
 
     Args:
-      vocabulary: different tokens.
-      length: most tokens of a sequence; read by learned positions only.
-      width: numbers that stand for a token, between the layers.
-      depth: blocks, each of attention and a feed-forward layer.
-      heads: of the attention; they must divide the width.
-      hidden: width of the feed-forward layers; none: 4 times the width, or 8/3 times for swiglu's three matrices.
-      position: how order gets in: learned (a vector for each position), rotary (queries and keys are turned) or none.
-      norm: before attention, before the feed-forward layer and at the end: layer or rms.
-      activation: of the feed-forward layers: swiglu, gelu, silu, relu, tanh or sigmoid.
-      qk_norm: whether queries and keys are normalized in each head, which keeps the attention's logits small.
-      bias: whether linear layers and LayerNorms have biases.
-      tied: whether the embedding is also the head, as in GPT-2.
-      dropout: share of the embedding and of what each layer adds that training leaves out; not of attention weights.
-      attention: whose: xla, cudnn (on an NVIDIA GPU, in bfloat16; its gradient has no further derivatives) or auto:
-        cudnn where it can be had.
-      remat: whether a block's activations are computed again in the backward pass: less memory, more time.
-      scan: whether the layers are one loop over stacked parameters, which compiles faster.
-      dtype: of the computation: float32, bfloat16 or float64; logits are at least float32.
-      param_dtype: of the parameters: float32, bfloat16 or float64.
+        vocabulary: number of different tokens.
+        length: the most tokens of a sequence; read by learned positions only.
+        width: size of a token's vector between the layers.
+        depth: number of blocks, each of attention and a feed-forward layer.
+        heads: number of attention heads; it must divide the width.
+        hidden: width of the feed-forward layers; none: 4 times the width, or 8/3 times for swiglu's three matrices.
+        position: encoding of the order: learned (a vector each), rotary (queries and keys are turned) or none.
+        norm: before attention, before the feed-forward layer and at the end: layer or rms.
+        activation: of the feed-forward layers: swiglu, gelu, silu, relu, tanh or sigmoid.
+        qk_norm: whether queries and keys are normalized in each head, which keeps the attention's logits small.
+        bias: whether linear layers and LayerNorms have biases.
+        tied: whether the embedding is also the head, as in GPT-2.
+        dropout: share of the embedding and of each layer's output that training sets to 0; not of attention weights.
+        attention: implementation: xla, cudnn (on an NVIDIA GPU, in bfloat16; its gradient can't be differentiated) or
+            auto: cudnn where it is available.
+        remat: whether a block's activations are recomputed in the backward pass: less memory, more time.
+        scan: whether the layers are one loop over stacked parameters, which compiles faster.
+        dtype: dtype of the computation: float32, bfloat16 or float64; logits are at least float32.
+        param_dtype: dtype of the parameters: float32, bfloat16 or float64.
 
     Raises:
-      ValueError: for an unknown name, or a size that can't be, such as heads that don't divide the width.
+        ValueError: for an unknown name, or an impossible size, such as heads that don't divide the width.
     """
     check_name("position", position, PositionName)
     body = Transformer(
@@ -334,21 +334,21 @@ def gpt2_small(
     dtype: FloatName = "float32",
     param_dtype: FloatName = "float32",
 ) -> LanguageModel:
-    """GPT-2 small (Radford et al. 2019): 124,439,808 parameters with its own vocabulary and length.
+    """Makes GPT-2 small (Radford et al. 2019): 124,439,808 parameters with its own vocabulary and length.
 
     Args:
-      vocabulary: different tokens.
-      length: most tokens of a sequence.
-      dropout: share of the embedding and of what each layer adds that training leaves out; GPT-2 had 0.1.
-      attention: whose: xla, cudnn (on an NVIDIA GPU, in bfloat16; its gradient has no further derivatives) or auto:
-        cudnn where it can be had.
-      remat: whether a block's activations are computed again in the backward pass: less memory, more time.
-      scan: whether the layers are one loop over stacked parameters, which compiles faster.
-      dtype: of the computation: float32, bfloat16 or float64; logits are at least float32.
-      param_dtype: of the parameters: float32, bfloat16 or float64.
+        vocabulary: number of different tokens.
+        length: the most tokens of a sequence.
+        dropout: share of the embedding and of each layer's output that training sets to 0; GPT-2 had 0.1.
+        attention: implementation: xla, cudnn (on an NVIDIA GPU, in bfloat16; its gradient can't be differentiated) or
+            auto: cudnn where it is available.
+        remat: whether a block's activations are recomputed in the backward pass: less memory, more time.
+        scan: whether the layers are one loop over stacked parameters, which compiles faster.
+        dtype: dtype of the computation: float32, bfloat16 or float64; logits are at least float32.
+        param_dtype: dtype of the parameters: float32, bfloat16 or float64.
 
     Raises:
-      ValueError: for an unknown dtype, or a vocabulary, length or dropout rate that can't be.
+        ValueError: for an unknown dtype, or an impossible vocabulary, length or dropout rate.
     """
     return transformer(
         vocabulary,
@@ -385,30 +385,30 @@ def vision_transformer(
     dtype: FloatName = "float32",
     param_dtype: FloatName = "float32",
 ) -> VisionTransformer:
-    """An encoder over image patches with a mean pool; the widths are those of ViT-Tiny, the depth is half of its.
+    """Makes an encoder over image patches with a mean pool; by default as wide as ViT-Tiny, and half as deep.
 
     Args:
-      outputs: classes.
-      patch: side of a patch in pixels; it must divide the images' height and width.
-      width: numbers that stand for a patch, between the layers.
-      depth: blocks, each of attention and a feed-forward layer.
-      heads: of the attention; they must divide the width.
-      hidden: width of the feed-forward layers; none: 4 times the width, or 8/3 times for swiglu's three matrices.
-      position: how order gets in: learned (a vector for each patch), rotary (by the patch's number) or none.
-      norm: before attention, before the feed-forward layer and at the end: layer or rms.
-      activation: of the feed-forward layers: swiglu, gelu, silu, relu, tanh or sigmoid.
-      qk_norm: whether queries and keys are normalized in each head, which keeps the attention's logits small.
-      bias: whether linear layers and LayerNorms have biases; the patch embedding and the head always have one.
-      dropout: share of the embedding and of what each layer adds that training leaves out; not of attention weights.
-      attention: whose: xla, cudnn (on an NVIDIA GPU, in bfloat16; its gradient has no further derivatives) or auto:
-        cudnn where it can be had.
-      remat: whether a block's activations are computed again in the backward pass: less memory, more time.
-      scan: whether the layers are one loop over stacked parameters, which compiles faster.
-      dtype: of the computation: float32, bfloat16 or float64; logits are at least float32.
-      param_dtype: of the parameters: float32, bfloat16 or float64.
+        outputs: number of classes.
+        patch: side of a patch in pixels; it must divide the images' height and width.
+        width: size of a patch's vector between the layers.
+        depth: number of blocks, each of attention and a feed-forward layer.
+        heads: number of attention heads; it must divide the width.
+        hidden: width of the feed-forward layers; none: 4 times the width, or 8/3 times for swiglu's three matrices.
+        position: encoding of the order: learned (a vector for each patch), rotary (by the patch's number) or none.
+        norm: before attention, before the feed-forward layer and at the end: layer or rms.
+        activation: of the feed-forward layers: swiglu, gelu, silu, relu, tanh or sigmoid.
+        qk_norm: whether queries and keys are normalized in each head, which keeps the attention's logits small.
+        bias: whether linear layers and LayerNorms have biases; the patch embedding and the head always have one.
+        dropout: share of the embedding and of each layer's output that training sets to 0; not of attention weights.
+        attention: implementation: xla, cudnn (on an NVIDIA GPU, in bfloat16; its gradient can't be differentiated) or
+            auto: cudnn where it is available.
+        remat: whether a block's activations are recomputed in the backward pass: less memory, more time.
+        scan: whether the layers are one loop over stacked parameters, which compiles faster.
+        dtype: dtype of the computation: float32, bfloat16 or float64; logits are at least float32.
+        param_dtype: dtype of the parameters: float32, bfloat16 or float64.
 
     Raises:
-      ValueError: for an unknown name, or a size that can't be, such as heads that don't divide the width.
+        ValueError: for an unknown name, or an impossible size, such as heads that don't divide the width.
     """
     check_name("position", position, PositionName)
     body = Transformer(

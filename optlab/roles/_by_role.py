@@ -1,7 +1,6 @@
 """`by_role`: which rule moves which parameter."""
 
 import dataclasses
-import difflib
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from optlab._messages import closest
 from optlab._trees import matched
 from optlab.roles._ask import LayoutLike, check_layout, layout_of, resolve
 from optlab.roles._axes import MatrixAxes
@@ -123,8 +123,8 @@ def check_roles(what: str, names: Iterable[str], known: tuple[str, ...] = ROLES)
     """
     for name in names:
         if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, 1, 0)[0]
-            raise ValueError(f"{what} knows no role {name!r}: did you mean {nearest!r}? Known: {', '.join(known)}")
+            near = closest(str(name), known)
+            raise ValueError(f"{what} knows no role {name!r}: did you mean {near!r}? Known: {', '.join(known)}")
 
 
 def _label(layout: Layout, rules: Mapping[str, Any]) -> Labels:

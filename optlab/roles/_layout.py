@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -12,6 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 from jax.tree_util import PyTreeDef
 
+from optlab._messages import aligned, closest
 from optlab.roles._axes import MatrixAxes
 from optlab.roles._paths import matches, paths_of, pattern_over_layers
 
@@ -163,8 +163,8 @@ class Layout:
                 "optax.flatten makes: put flatten inside, around what moves every coordinate by itself"
             )
         if key is None:
-            nearest = difflib.get_close_matches(keys[-1], self.readings, 1, 0)
-            near = f"the nearest that it has is {nearest[0]!r}" if nearest else "it has none"
+            found = closest(keys[-1], self.readings)
+            near = f"the nearest that it has is {found!r}" if found is not None else "it has none"
             raise LayoutError(f"the layout has no parameter {path!r} of shape {shape}: {near}")
         reading = self.readings[key]
         if reading.shape != tuple(shape):
@@ -236,8 +236,7 @@ class Layout:
             notes += [] if r.role is not None else [f"unknown: {', '.join(sorted(r.uses)) or 'unused'}"]
             shape = "×".join(map(str, r.shape))
             rows.append((path, shape, r.role or "?", *(axes if r.axes.is_matrix else ["", "", ""]), "; ".join(notes)))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+        return aligned(rows)
 
     def __repr__(self) -> str:
         return f"<Layout of {len(self.readings)} parameters, read from the {self.source}>"

@@ -1,6 +1,5 @@
 """The one way to name a parameter: the names on its path, and the overrides that they match."""
 
-import difflib
 import fnmatch
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,6 +7,8 @@ from typing import Any, TypeVar
 
 import jax
 from jax.tree_util import FlattenedIndexKey, GetAttrKey, KeyPath
+
+from optlab._messages import closest
 
 T = TypeVar("T")
 
@@ -57,8 +58,8 @@ def matches(overrides: Mapping[str, T], paths: Sequence[str]) -> dict[str, T]:
     matched = {key: [key] if key in paths else fnmatch.filter(paths, key) for key in overrides}
     for key, some in matched.items():
         if paths and not some:
-            nearest = difflib.get_close_matches(key, paths, 1, 0)[0]
-            raise ValueError(f"the override {key!r} matches no parameter: the nearest path is {nearest!r}")
+            near = closest(key, paths)
+            raise ValueError(f"the override {key!r} matches no parameter: the nearest path is {near!r}")
     return {path: overrides[key] for key in reversed(list(overrides)) for path in matched[key]}
 
 

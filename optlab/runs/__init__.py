@@ -1,4 +1,7 @@
-"""The run folder, read and written: metrics, checkpoints, curves. JAX is imported where arrays are read or written."""
+"""The run folder, read and written: config, metrics, summary, checkpoints, curves.
+
+`Run(folder)` reads it. Only checkpoints need JAX, which is imported when they are used.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -7,6 +10,7 @@ from optlab._extras import need
 from optlab.runs._curves import plot_curves
 from optlab.runs._errors import CheckpointError, DamagedError
 from optlab.runs._metrics import MetricsFile, Observer, Record, StepLog, TensorBoard, WeightsAndBiases, read_metrics
+from optlab.runs._run import Run
 from optlab.runs._summary import SummaryFile
 
 if TYPE_CHECKING:
@@ -21,6 +25,7 @@ __all__ = [
     "MetricsFile",
     "Observer",
     "Record",
+    "Run",
     "StepLog",
     "SummaryFile",
     "TensorBoard",

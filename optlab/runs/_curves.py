@@ -1,4 +1,4 @@
-"""curves.png: a run's loss, its metrics and its learning rate over the steps."""
+"""curves.png: the loss, the metrics and the learning rate of a run over its steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def plot_curves(run: str | Path) -> Path:
     figure = Figure(figsize=(7, 2.2 * len(names)), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(len(names), sharex=True, squeeze=False)[:, 0], names, strict=True):
-        for key in (key for key in keys if key.split("/")[-1] == name):  # of every split, or of every probe
+        for key in (key for key in keys if key.split("/")[-1] == name):  # one line a split, or a probe
             points = [(r["step"], r[key]) for r in records if key in r]
             axes.plot(*zip(*points, strict=True), label=key, **_STYLES.get(key.split("/")[0], {}))
         axes.set_ylabel(name)
@@ -41,5 +41,5 @@ def plot_curves(run: str | Path) -> Path:
 
 
 def _order(name: str) -> tuple[int, str]:
-    """Loss first, then metrics, then what explains them."""
+    """A sort key: loss first, then metrics, then learning rate and gradient norm."""
     return ({"loss": 0, "learning_rate": 2, "gradient_norm": 3}.get(name, 1), name)

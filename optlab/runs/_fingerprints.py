@@ -21,28 +21,28 @@ _MIXERS = (((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)), ((16, 0x45D9F3B), (16,
 
 
 def fingerprints(arrays: Mapping[str, jax.Array | np.ndarray]) -> dict[str, str]:
-    """Of every array 16 hexadecimal digits, which another value of any bit changes.
+    """16 hexadecimal digits of every array; a change of any bit changes them.
 
-    Every 32-bit word is mixed with its place and the results are summed up modulo 2³², so that the order of the sum,
-    and with it the devices that hold the parts, change nothing. It finds faults, not forgeries. Keys of random numbers
-    are given as their data.
+    Every 32-bit word is mixed with its place, and the results are summed modulo 2³². The order of the sum doesn't
+    matter, so neither do the devices that hold the parts. Fingerprints find faults, not forgeries. Random keys are
+    given as their data.
     """
-    return {name: "".join(f"{int(n):08x}" for n in pair) for name, pair in _of_each(fingerprint, arrays).items()}
+    return {name: "".join(f"{int(n):08x}" for n in pair) for name, pair in _of_each(array_fingerprint, arrays).items()}
 
 
 def host_fingerprints(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """The same of NumPy's arrays; of doubles even where JAX isn't told to enable them."""
+    """`fingerprints` of NumPy's arrays, which may be wider than JAX's are allowed to be here."""
     with jax.default_device(_host()):
         return fingerprints({name: _halves(x) for name, x in arrays.items()})
 
 
 def non_finite(arrays: Mapping[Name, jax.Array]) -> list[Name]:
-    """The names of those that hold a NaN or an infinity."""
+    """The names of the arrays that hold a NaN or an infinity."""
     return [name for name, is_finite in _of_each(_is_finite, arrays).items() if not is_finite]
 
 
-def fingerprint(x: jax.Array) -> jax.Array:
-    """The two numbers of an array: uint32, shape (2,)."""
+def array_fingerprint(x: jax.Array) -> jax.Array:
+    """The two numbers of an array, uint32 of shape (2,); they may be computed inside a program on the device."""
     words = _words(x)
     strides = [math.prod(words.shape[d + 1 :]) % 2**32 for d in range(words.ndim)]
     place = sum(
@@ -57,7 +57,7 @@ def fingerprint(x: jax.Array) -> jax.Array:
 
 
 def _halves(x: np.ndarray) -> np.ndarray:
-    """What is wider than 32 bits as uint32, in the order of `_words`."""
+    """An array whose numbers are wider than 32 bits as uint32, in the order of `_words`."""
     if x.dtype == np.complex128:
         x = np.stack([x.real, x.imag])
     if x.dtype.itemsize != 8 or x.dtype == np.complex64:
@@ -66,10 +66,10 @@ def _halves(x: np.ndarray) -> np.ndarray:
 
 
 def _host() -> jax.Device:
-    """A device that takes no memory of an accelerator, if JAX has its CPU at hand."""
+    """JAX's CPU, so that no memory of an accelerator is taken; else the first device."""
     try:
         return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS names others alone
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
         return jax.local_devices()[0]
 
 
@@ -78,7 +78,7 @@ def _is_finite(x: jax.Array) -> jax.Array:
 
 
 def _of_each(measure: Callable[[jax.Array], jax.Array], arrays: Mapping[Name, Any]) -> dict[Name, np.ndarray]:
-    """What is measured of each array, on the host, by one program for those in one place."""
+    """Measures each array, and returns the values on the host. Arrays in one place share one program."""
     groups: dict[Any, list[Name]] = {}
     for name, x in arrays.items():
         groups.setdefault(_place(x), []).append(name)
@@ -91,7 +91,7 @@ def _of_each(measure: Callable[[jax.Array], jax.Array], arrays: Mapping[Name, An
 
 
 def _place(x: Any) -> Mesh | frozenset[jax.Device] | None:
-    """Which arrays one program can take together: those of one mesh, or of one device, or NumPy's."""
+    """The key of the arrays that one program can take together: their mesh, their devices, or None for NumPy's."""
     sharding = getattr(x, "sharding", None)
     if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
         return sharding.mesh
@@ -104,7 +104,7 @@ def _jitted(measure: Callable[[jax.Array], jax.Array], sharding: NamedSharding |
 
 
 def _words(x: jax.Array) -> jax.Array:
-    """The bits as uint32; what is wider has an axis more, and so has a random key."""
+    """An array's bits as uint32; wider numbers and random keys get one more axis."""
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
     if x.dtype == jnp.bool_:

@@ -1,21 +1,16 @@
-"""Which checkpoints a folder holds, for those who have no JAX at hand as well."""
+"""Lists a folder's checkpoints without importing JAX."""
 
 import re
 from pathlib import Path
 
-METADATA = "_CHECKPOINT_METADATA"  # Orbax's JSON file, which holds what is given to it as custom metadata
-LOCK = "writer.lock"  # who writes to the folder
+METADATA = "_CHECKPOINT_METADATA"  # the JSON file in which Orbax keeps custom metadata
+LOCK = "writer.lock"  # names the process that writes to the folder
 
 
-def is_complete(path: Path) -> bool:
-    """Whether Orbax saved a checkpoint there: it gives a folder its name last, so any part of one will do.
-
-    One that lost some of its files since is damaged, not absent: the fingerprints tell.
-    """
-    try:
-        return any((path / part).exists() for part in ("commit_success.txt", METADATA, "state"))
-    except PermissionError:  # something is there: who reads it is told
-        return True
+def checkpoint_folder(run: str | Path) -> Path:
+    """The folder of checkpoints of a run; or the given folder itself, if it has no such folder inside."""
+    inner = Path(run) / "checkpoints"
+    return inner if inner.is_dir() else Path(run)
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -23,8 +18,19 @@ def saved_steps(folder: Path) -> list[int]:
     return [int(path.name) for path in numbered(folder) if is_complete(path)]
 
 
+def is_complete(path: Path) -> bool:
+    """Whether Orbax saved a checkpoint there. It names a folder last, so any part of a checkpoint is proof.
+
+    A checkpoint that has lost some of its files since then is damaged rather than absent: its fingerprints show it.
+    """
+    try:
+        return any((path / part).exists() for part in ("commit_success.txt", METADATA, "state"))
+    except PermissionError:  # something is there, and reading it will raise the error
+        return True
+
+
 def numbered(folder: Path) -> list[Path]:
-    """What has a step's name in a folder, complete or not, ascending; a folder like `020` has none."""
+    """The entries that are named like a step, complete or not, ascending; `020` is not a step's name."""
     if not folder.is_dir():
         return []
     found = (path for path in folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name))

@@ -32,7 +32,7 @@ class WriterLock:
         """Holds the lock, making the folder if need be; yields whether this is the first hold.
 
         Raises:
-          CheckpointError: if another process holds it, or the folder can't be written to.
+            CheckpointError: If another process holds it, or the folder can't be written to.
         """
         if self._file is None:
             self._file = self._locked()

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard, Weights & Biases, each an observer of the loop."""
+"""Observers that keep a run's numbers: metrics.jsonl, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Record = dict[str, float]
 
 
 class Observer(Protocol):
-    """What the loop tells of a run. Yours may do anything; it is called from the loop's thread."""
+    """An object that the loop calls from its own thread. It may do anything."""
 
     def begin(self, start: int, steps: int) -> None:
         """Called once before the first step: `start` updates were made earlier, the run ends after `steps`."""
@@ -29,20 +29,20 @@ class Observer(Protocol):
         """Called with {"step": …, "train/loss": …, …}, steps ascending, each once."""
 
     def end(self, outcome: str) -> None:
-        """Called once at the end, also after an error: "finished", "interrupted", …, or the error's name."""
+        """Called once at the end, also after an error: "finished", "interrupted by SIGTERM", …, or the error's name."""
 
 
 class StepLog:
-    """A file of JSON lines, each with its "step"; any thread may add one.
+    """A file of JSON lines, each with its "step". Any thread may add a line.
 
     A continued run first drops the lines after the step that it continues from: they are computed again.
 
     Args:
-      path: the file's.
-      is_ascending: whether every line is of a later step than the ones before it.
+        path: The file.
+        is_ascending: Whether every line is of a later step than the ones before it.
 
     Attributes:
-      lines: how many the file holds, from `begin` on.
+        lines: How many lines the file holds, from `begin` on.
     """
 
     def __init__(self, path: str | Path, *, is_ascending: bool = False):
@@ -51,7 +51,10 @@ class StepLog:
         self._lock = threading.Lock()
 
     def begin(self, start: int) -> None:
-        """Opens the file. A copy keeps damaged lines, and all of them where the run starts from 0; stderr says so."""
+        """Opens the file, without the lines after `start`.
+
+        Damaged lines are kept in a copy of the file, and so are all lines if the run starts from 0; stderr reports it.
+        """
         entries, damaged = _read(self.path, self.is_ascending) if self.path.exists() else ([], {})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lost = [_damage(self.path, damaged)] if damaged else []
@@ -75,6 +78,11 @@ class StepLog:
         self._file = self.path.open("a")
 
     def add(self, entry: Mapping[str, Any]) -> None:
+        """Writes a line.
+
+        Raises:
+            FileNotFoundError: If the file was deleted or replaced.
+        """
         with self._lock:
             self._file.write(_line(entry))
             self._file.flush()
@@ -89,10 +97,11 @@ class StepLog:
             return False
 
     def sync(self) -> None:
-        """Returns once every line so far would outlive the machine, not only the process."""
+        """Returns once every line so far would survive a crash of the machine, not only of the process."""
         os.fsync(self._file.fileno())
 
     def end(self) -> None:
+        """Closes the file."""
         self._file.close()
 
 
@@ -119,11 +128,11 @@ def _line(entry: Mapping[str, Any]) -> str:
 
 
 def read_metrics(path: str | Path) -> list[Record]:
-    """The records of a metrics.jsonl, or of the run folder that holds one, without a last line that a kill cut off.
+    """Reads the records of a metrics.jsonl, or of the run folder that holds one. A cut last line is left out.
 
     Warns:
-      UserWarning: of other lines that can't be read, or that aren't of a later step than those before; they are left
-        out.
+        UserWarning: For other lines that can't be read, or that aren't of a later step than those before. They are left
+            out, too.
     """
     path = Path(path)
     file = path / "metrics.jsonl" if path.is_dir() else path
@@ -134,7 +143,7 @@ def read_metrics(path: str | Path) -> list[Record]:
 
 
 def _read(path: Path, is_ascending: bool) -> tuple[list[Any], dict[str, list[int]]]:
-    """The entries of a file of JSON lines, and by its fault the numbers of the other lines, but for a cut last one."""
+    """(entries, numbers of the damaged lines by their fault); a last line that a kill cut off is no damage."""
     entries: list[Any] = []
     damaged: dict[str, list[int]] = {}
     lines = path.read_bytes().split(b"\n")
@@ -156,13 +165,17 @@ def _read(path: Path, is_ascending: bool) -> tuple[list[Any], dict[str, list[int
 
 
 def _damage(path: Path, damaged: Mapping[str, list[int]]) -> str:
-    """What is wrong with which lines, the first of them named."""
-    named = lambda numbers: ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" * (len(numbers) > 10))
-    return f"{path}: {'; '.join(f'what was line {named(numbers)} {fault}' for fault, numbers in damaged.items())}"
+    """A message that names up to ten lines of each fault."""
+    return f"{path}: {'; '.join(f'what was line {_named(numbers)} {fault}' for fault, numbers in damaged.items())}"
+
+
+def _named(numbers: list[int]) -> str:
+    more = f" and {len(numbers) - 10} more" if len(numbers) > 10 else ""
+    return ", ".join(map(str, numbers[:10])) + more
 
 
 class TensorBoard:
-    """Event files beside metrics.jsonl. A continued run purges what was logged after the step it continues from."""
+    """Event files beside metrics.jsonl. A continued run purges the events after the step that it continues from."""
 
     def __init__(self, folder: str | Path):
         need("log.tensorboard", "tensorboardX")
@@ -183,12 +196,12 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """The same numbers in a project of Weights & Biases; a continued run goes on in the same one.
+    """Logs to a project of Weights & Biases. A continued run goes on in the same run there.
 
     Args:
-      project: the project's name.
-      folder: the run's folder: its name is the run's, its path the run's identity.
-      config: what is shown as the run's config.
+        project: The project's name.
+        folder: The run's folder: its name names the run, its path identifies it.
+        config: Shown as the run's config.
     """
 
     def __init__(self, project: str, *, folder: str | Path, config: Mapping[str, Any]):

@@ -1,4 +1,4 @@
-"""The contract that every gradient transformation should keep, as checks for transforms of anybody's.
+"""Checks of the contract that every gradient transformation should keep, for transforms of your own too.
 
 from optlab.testing import check_transform
 
@@ -28,26 +28,26 @@ def check_transform(
     skip: Sequence[str] = (),
     raise_errors: bool = True,
 ) -> Report:
-    """Runs every check of `CHECKS` on a transform. They take some seconds, most of them to compile.
+    """Runs every check of `CHECKS` on a transform, in some seconds, most of them for compilation.
 
-    The transform trains towards targets, ½Σ(θ − target)², for a few steps, and `update` is given what
-    `optlab.training.make_step` gives it: `value`, `grad` and `value_fn` (and `obj_fn`, which is the same). The updates
-    that come under `jax.jit` are what those under scan, vmap, optax's wrappers, other trees and meshes are held to, to
-    1e-4 of a leaf's largest entry; those in bfloat16 and float16 to a tenth of the norm of float32's. Meshes and pmap
-    need two devices (better four), `nnx.State` needs Flax.
+    The transform minimizes ½Σ(θ − target)² for a few steps, with a new target at each. `update` gets the extra
+    arguments of `optlab.training.make_step`: `value`, `grad` and `value_fn` (and `obj_fn`, the same function). The
+    updates under `jax.jit` are the reference: those under scan, vmap, optax's wrappers, other trees and meshes must
+    agree to 1e-4 of a leaf's largest entry, and those in bfloat16 and float16 to a tenth of the norm of float32's.
+    Meshes and pmap need two devices (better four), `nnx.State` needs Flax.
 
     Args:
         transform: a transform, or a factory of transforms.
-        hyperparams: what the factory is called with; optax.inject_hyperparams gets those that are floats.
-        params: what is moved, in float32; None is a matrix, a vector and a scalar. Give a tree of matrices for what
-            moves matrices only.
-        laws: which of `LAWS` the transform claims to keep: "bias_correction" (equal gradients give equal updates),
+        hyperparams: arguments of the factory; those that are floats are injected by optax.inject_hyperparams too.
+        params: parameters in float32; None for a matrix, a vector and a scalar. A transform of matrices alone needs a
+            tree of matrices.
+        laws: the `LAWS` that the transform claims to keep: "bias_correction" (equal gradients give equal updates),
             "weight_decay" (claimed by every factory that takes `weight_decay`).
-        skip: names of checks that are left out.
+        skip: names of checks to leave out.
         raise_errors: whether a failure raises; False only reports it.
 
     Returns:
-        What passed, what failed and why, and what was skipped and why.
+        report of the checks that passed, failed and were skipped, with the reasons.
 
     Raises:
         ContractError: if a check fails, and `raise_errors`; it lists all failures and holds the report.

@@ -13,28 +13,28 @@ import optax
 from optlab.testing._report import Skipped
 
 STEPS = 3
-TRACES = 3  # of one update, to see whether they are the same
-EXTRA_ARGS = (  # what update is given: the first that it takes
-    ("value", "grad", "value_fn"),  # as optlab.training.make_step gives it
+TRACES = 3  # of one update, which must be the same
+EXTRA_ARGS = (  # of update: the first of these that it accepts
+    ("value", "grad", "value_fn"),  # those of optlab.training.make_step
     ("value", "grad", "value_fn", "obj_fn"),  # sophia's name for value_fn; optax's line searches refuse it
     (),
 )
-UNKNOWN = "known_to_others"  # an extra argument that is meant for another transform
+UNKNOWN = "known_to_others"  # an extra argument for another transform
 SIZES = (1.0, 3.0, 3.0, 3.0)  # of gradients, in long runs
 
 
 class Run(NamedTuple):
-    """updates: those of each step. states: those after each step, the initial one before them."""
+    """Updates of each step, and the states: the initial one, then those after each step."""
 
     updates: list[Any]
     states: list[Any]
 
 
 class Case:
-    """A transform, the parameters that it moves, and how it moves them.
+    """A transform under test, its parameters, and the runs that checks share.
 
-    Everything trains towards targets: ½Σ(θ − target)² with another target at every step, so that the gradient is
-    θ − target, `value`, `grad`, `value_fn` and `obj_fn` agree, and a target θ gives exactly zero.
+    Every run minimizes ½Σ(θ − target)² with another target at each step. So the gradient is θ − target, `value`,
+    `grad`, `value_fn` and `obj_fn` agree, and the target θ gives exactly zero.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Case:
         self.params = default_params() if params is None else jax.tree.map(representable, params)
         self.targets = [like(self.params, seed) for seed in range(1, STEPS + 1)]
         self.extra_args: tuple[str, ...] = EXTRA_ARGS[0]
-        self.programs: list[Any] = []  # that tracing one update gave, from the very first use of `tx` on
-        self.traces = self.traces_of_plain = 0  # how often the step was traced: ever, and in `plain`
+        self.programs: list[Any] = []  # traces of one update, from the very first use of `tx` on
+        self.traces = self.traces_of_plain = 0  # number of traces of the step: in all, and in `plain`
         self.jitted = jax.jit(self._counted)
 
     def _counted(self, params: Any, state: Any, target: Any, size: float) -> Any:
@@ -60,7 +60,7 @@ class Case:
 
     @functools.cached_property
     def plain(self) -> Run:
-        """The transform under `jax.jit`, for a few steps, from a state that was made outside."""
+        """Reference run: a few steps under `jax.jit`, from a state made outside."""
         self.need_update()
         before = self.traces
         run = self.run_jitted(self.params, self.targets)
@@ -68,7 +68,7 @@ class Case:
         return run
 
     def need_update(self) -> None:
-        """Raises Skipped where there is nothing to compare with: another check tells why."""
+        """Raises Skipped where no update can be compared; another check reports why."""
         if self.error:
             raise Skipped("see jit: not one update can be made")
         if not self.is_pure:
@@ -76,9 +76,9 @@ class Case:
 
     @functools.cached_property
     def error(self) -> Exception | None:
-        """What stops a single update, traced as `jax.jit` does. Finds out which extra arguments there have to be.
+        """Error of a single update, traced as by `jax.jit`, or None. Finds the extra arguments that update accepts.
 
-        Whatever is asked of a transform, this comes first: a flag that its first use turns is still as it was made.
+        This is the transform's very first use, so that a flag which that use turns is seen.
         """
         errors = []
         for self.extra_args in EXTRA_ARGS:
@@ -89,8 +89,11 @@ class Case:
         return errors[0]
 
     def error_with(self, *extra_args: str) -> Exception | None:
-        """What stops an update that gets these extra arguments."""
-        update = lambda p, t: step(self.tx, p, self.tx.init(p), t, extra_args=extra_args)
+        """Returns the error of an update with these extra arguments, or None."""
+
+        def update(params: Any, target: Any) -> Any:
+            return step(self.tx, params, self.tx.init(params), target, extra_args=extra_args)
+
         try:
             traced = jax.make_jaxpr(update)(self.params, self.targets[0])
         except Exception as error:  # whatever a stranger's transform raises
@@ -100,11 +103,11 @@ class Case:
         return None
 
     def step(self, tx: Any, params: Any, state: Any, target: Any, size: Any = 1.0) -> tuple[Any, Any, Any]:
-        """One step of a transform, this one or one made of it."""
+        """Takes one step of a transform, this one or one made of it."""
         return step(tx, params, state, target, size, extra_args=self.extra_args)
 
     def play(self, tx: Any, params: Any, targets: Sequence[Any]) -> list[Any]:
-        """The updates of a few steps."""
+        """Returns the updates of a few steps."""
         state, all_updates = tx.init(params), []
         for target in targets:
             params, state, updates = self.step(tx, params, state, target)
@@ -121,20 +124,20 @@ class Case:
 
     @functools.cached_property
     def is_pure(self) -> bool:
-        """Whether the update is the same program whenever it is traced, the first time as well."""
+        """Whether every trace of the update, the first one too, gives the same program."""
         errors = [self.error, *(self.error_with(*self.extra_args) for _ in range(TRACES - 1))]
         return not any(errors) and all(each == self.programs[0] for each in self.programs)
 
     @functools.cached_property
     def other(self) -> tuple[Any, list[Any], list[Any]]:
-        """Another model: its parameters, and the targets and updates of two steps."""
+        """Parameters of another model, with the targets and updates of two steps."""
         self.need_update()
         params, targets = like(self.params, 10), [like(self.params, seed) for seed in (11, 12)]
         return params, targets, self.run_jitted(params, targets).updates
 
     @functools.cached_property
     def is_random(self) -> bool:
-        """Whether the update draws random numbers: those of another dtype are others."""
+        """Whether the update draws random numbers, which differ between dtypes."""
         return "random_" in str(self.traced())
 
     @functools.cached_property
@@ -142,14 +145,17 @@ class Case:
         return jax.eval_shape(self.tx.init, self.params)
 
     def traced(self, **settings: Any) -> Any:
-        """The jaxpr of one step, traced anew. It takes the leaves of the parameters, the state and the target."""
-        fresh = lambda p, s, t: self.step(self.tx, p, s, t)
+        """Traces one step anew. Its jaxpr takes the leaves of the parameters, the state and the target."""
+
+        def fresh(params: Any, state: Any, target: Any) -> Any:
+            return self.step(self.tx, params, state, target)
+
         return jax.make_jaxpr(fresh, **settings)(self.params, self.abstract_state, self.targets[0])
 
     def long_run(self, dtype: str, steps: int, size: float) -> Any:
-        """The last update from gradients g, 3g, 3g, 3g, g, …, the parameters staying where they are.
+        """Returns the last update from gradients g, 3g, 3g, 3g, g, …, with the parameters held fixed.
 
-        They have a variance, which some transforms divide by, and a sign that rounding can't turn.
+        These gradients have a variance, which some transforms divide by, and a sign that rounding can't change.
         """
         self.need_update()
         params, target = cast(self.params, dtype), cast(self.targets[0], dtype)
@@ -162,25 +168,25 @@ class Case:
 
 
 def program(jaxpr: Any) -> tuple[str, list[bytes]]:
-    """A traced function as text without addresses, and its constants."""
+    """Returns a traced function as text without addresses, and its constants."""
     constants = [np.asarray(x).tobytes() for x in getattr(jaxpr, "consts", ())]
     return re.sub("0x[0-9a-f]+", "", str(jaxpr)), constants
 
 
 def default_params() -> Any:
-    """A matrix, a vector and a scalar, under the names that Flax would give them."""
+    """Makes a matrix, a vector and a scalar, named as by Flax."""
     shapes = {"dense": {"bias": (6,), "kernel": (4, 6)}, "gain": ()}
     return like(jax.tree.map(lambda shape: np.zeros(shape), shapes, is_leaf=lambda x: isinstance(x, tuple)), 0)
 
 
 def like(tree: Any, seed: int) -> Any:
-    """A tree of normal numbers with the shapes of another."""
+    """Makes a tree of normal numbers with the shapes of another tree."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: representable(rng.standard_normal(np.shape(x))), tree)
 
 
 def check_real(params: Any) -> None:
-    """Refuses what `representable` would make a real number of."""
+    """Refuses arrays that `representable` would turn into real ones."""
     for name, x in named_leaves(params):
         if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
             raise ValueError(f"params must be floating-point arrays, and {name!r} is {jnp.result_type(x)}")
@@ -191,19 +197,22 @@ def cast(tree: Any, dtype: str) -> Any:
 
 
 def representable(x: Any) -> jax.Array:
-    """In float32, rounded to what bfloat16 and float16 can hold: in every dtype training starts from the same."""
+    """Rounds float32 to values that bfloat16 and float16 hold too, so that training starts the same in each dtype."""
     return jnp.asarray(x, jnp.bfloat16).astype(jnp.float32)
 
 
 def objective(params: Any, target: Any, size: Any = 1.0) -> jax.Array:
-    """½ · size · Σ(θ − target)², in float32."""
+    """Computes ½ · size · Σ(θ − target)² in float32."""
     squares = jax.tree.map(lambda p, t: jnp.sum(jnp.square((p - t).astype(jnp.float32))), params, target)
     return 0.5 * size * sum(jax.tree.leaves(squares), jnp.zeros((), jnp.float32))
 
 
 def gradient(params: Any, target: Any, size: Any, extra_args: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-    """The gradient, and the extra arguments of those names, for an update."""
-    value_fn = lambda params: objective(params, target, size)
+    """Returns the gradient, and the extra arguments of an update by these names."""
+
+    def value_fn(params: Any) -> jax.Array:
+        return objective(params, target, size)
+
     value, grads = jax.value_and_grad(value_fn)(params)
     known = {"value": value, "grad": grads, "value_fn": value_fn, "obj_fn": value_fn, UNKNOWN: value}
     return grads, {name: known[name] for name in extra_args}
@@ -212,7 +221,7 @@ def gradient(params: Any, target: Any, size: Any, extra_args: Sequence[str]) -> 
 def step(
     tx: Any, params: Any, state: Any, target: Any, size: Any = 1.0, *, extra_args: Sequence[str]
 ) -> tuple[Any, Any, Any]:
-    """One step of training, as `optlab.training.make_step` makes it: (params, state, updates)."""
+    """Takes one step of training as `optlab.training.make_step` does: (params, state, updates)."""
     grads, given = gradient(params, target, size, extra_args)
     updates, state = optax.with_extra_args_support(tx).update(grads, state, params, **given)
     return optax.apply_updates(params, updates), state, updates
@@ -233,5 +242,5 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 
 
 def message(error: BaseException) -> str:
-    """What an error says, on one line."""
+    """Returns an error's message on one line."""
     return " ".join(str(error).split())[:200]

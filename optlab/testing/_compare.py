@@ -1,4 +1,4 @@
-"""Comparisons that say what differs: the leaf, the step, and by how much."""
+"""Comparisons whose errors name the leaf, the step and the difference."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +10,11 @@ import numpy as np
 from optlab.testing._case import named_leaves
 from optlab.testing._report import require
 
-TOLERANCE = 1e-4  # of a leaf's largest entry: another program adds in another order, and three steps let that grow
+TOLERANCE = 1e-4  # of a leaf's largest entry: another program adds in another order, and three steps amplify that
 
 
 def require_same(got: Sequence[Any], wanted: Sequence[Any], where: str) -> None:
-    """The updates of each step, leaf by leaf in the tree's order, are those that were wanted."""
+    """Compares the updates of each step with the reference, leaf by leaf in the tree's order."""
     for t, (left, right) in enumerate(zip(got, wanted, strict=True), start=1):
         leaves, expected = named_leaves(left), jax.tree.leaves(right)
         require(len(leaves) == len(expected), f"{where} the update has {len(leaves)} leaves, not {len(expected)}")
@@ -52,7 +52,7 @@ def require_structure(got: Any, wanted: Any, what: str) -> None:
 
 
 def require_types(got: Any, wanted: Any, what: str) -> None:
-    """Shapes and dtypes, leaf by leaf."""
+    """Compares shapes and dtypes, leaf by leaf."""
     for (name, x), y in zip(named_leaves(got), jax.tree.leaves(wanted), strict=True):
         kind, other = (f"{jnp.result_type(a)}{list(np.shape(a))}" for a in (x, y))
         require(kind == other, f"{what} {name or 'itself'!r} is {kind}, not {other}")

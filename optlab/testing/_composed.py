@@ -1,7 +1,7 @@
-"""Checks by composition: under JAX's transformations, inside optax's wrappers, in trees of other kinds, saved and read.
+"""Checks by composition: under JAX's transformations, inside optax's wrappers, in other kinds of trees, restored.
 
-The updates have to be those of the transform alone under `jax.jit`. What needs no compilation goes without: it is
-faster by far for trees as small as these.
+The updates must be those of the transform alone under `jax.jit`. Checks that need no compilation do without, which is
+far faster for trees as small as these.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ from optlab.testing._report import Skipped, check, require
 
 @check("Python decides by values, or numbers are taken out of arrays: use jnp.where, lax.cond and jnp functions")
 def jit(case: Case) -> None:
-    """Under jit it does what it does without."""
+    """Updates under jit are those without."""
     if case.error:
         raise case.error
     require_same(case.play(case.tx, case.params, case.targets[:1]), case.plain.updates[:1], "without jit")
@@ -31,10 +31,11 @@ def jit(case: Case) -> None:
     "a part of the state that isn't an array changes, or an array's weak type: make arrays of a stated dtype in init"
 )
 def no_recompilation(case: Case) -> None:
-    """Step after step the compiled program is the same."""
-    states = case.plain.states
-    weak = lambda tree: {name for name, x in named_leaves(tree) if getattr(x, "weak_type", False)}
-    changed = sorted(weak(states[0]) ^ weak(states[1]))
+    """Every step runs the same compiled program."""
+    first, second = (
+        {name for name, x in named_leaves(state) if getattr(x, "weak_type", False)} for state in case.plain.states[:2]
+    )
+    changed = sorted(first ^ second)
     why = f": {changed[0]!r} changes its weak type" if changed else ""
     require(case.traces_of_plain <= 1, f"{len(case.targets)} steps were compiled {case.traces_of_plain} times{why}")
 
@@ -54,7 +55,7 @@ def scan(case: Case) -> None:
 
 @check("something is computed over a whole array, or an axis is counted from the wrong side, so that models mix")
 def vmap(case: Case) -> None:
-    """Two models side by side under vmap are each moved as they are alone."""
+    """Two models under vmap are each moved as if alone."""
     params, targets, updates = case.other
     both = jax.jit(jax.vmap(lambda p, ts: case.play(case.tx, p, ts)))
     together = both(stack([case.params, params]), [stack(pair) for pair in zip(case.targets[:2], targets, strict=True)])
@@ -64,7 +65,7 @@ def vmap(case: Case) -> None:
 
 @check("update_fn has no **extra_args, or refuses what it doesn't know: optax asks for both of whoever takes any")
 def extra_args(case: Case) -> None:
-    """Extra arguments that are meant for others in a chain are ignored."""
+    """Extra arguments for other members of a chain are ignored."""
     case.need_update()
     error = case.error_with(*EXTRA_ARGS[0]) and case.error_with(*EXTRA_ARGS[1])
     error = error or case.error_with(*case.extra_args, UNKNOWN)
@@ -74,7 +75,7 @@ def extra_args(case: Case) -> None:
 
 @check("it isn't a GradientTransformation: make one of init_fn and update_fn")
 def chain(case: Case) -> None:
-    """Between others in optax.chain."""
+    """Inside optax.chain, between others."""
     case.need_update()
     tx = optax.chain(optax.identity(), case.tx, optax.identity())
     require_same(case.play(tx, case.params, case.targets[:2]), case.plain.updates[:2], "inside optax.chain")
@@ -82,7 +83,7 @@ def chain(case: Case) -> None:
 
 @check("it looks at leaves that aren't its own: it gets a tree with optax.MaskedNode() in their places")
 def masked(case: Case) -> None:
-    """Under optax.masked: its own leaves move as they do alone, and the last one's gradient stays."""
+    """Under optax.masked: its own leaves move as if alone, and the last one's gradient is unchanged."""
     case.need_update()
     tx = optax.masked(case.tx, _all_but_last(case, True, False), mask_compatible_extra_args=True)
     _require_part(case, tx, 1.0, "inside optax.masked")
@@ -90,11 +91,12 @@ def masked(case: Case) -> None:
 
 @check("it looks at leaves that aren't its own: it gets a tree with optax.MaskedNode() in their places")
 def partition(case: Case) -> None:
-    """Under optax.partition: its own leaves move as they do alone."""
+    """Under optax.partition: its own leaves move as if alone."""
     case.need_update()
     rules = {"moved": case.tx, "kept": optax.set_to_zero()}
     labels = _all_but_last(case, "moved", "kept")
-    tx = optax.partition(rules, lambda _: labels, mask_compatible_extra_args=True)  # optax calls trees that can be
+    # Labels come from a function: optax would call labels that are callable, as an Equinox module is.
+    tx = optax.partition(rules, lambda _: labels, mask_compatible_extra_args=True)
     _require_part(case, tx, 0.0, "inside optax.partition")
 
 
@@ -126,7 +128,7 @@ def inject_hyperparams(case: Case) -> None:
 
 @check("an array in float32 times an update in 16 bits is in float32: cast the update at the end")
 def wide_hyperparams(case: Case) -> None:
-    """A learning rate that is an array in float32 leaves updates in bfloat16 what they are."""
+    """A learning rate that is an array in float32 keeps updates in bfloat16."""
     tx = _injected(case)
     params = cast(case.params, "bfloat16")
     state = jax.eval_shape(tx.init, params)
@@ -175,7 +177,7 @@ def nnx_state(case: Case) -> None:
 
 @check("init puts an array into the state that is the parameters', its factory's or there twice: copy it by jnp.array")
 def donated_buffers(case: Case) -> None:
-    """A step that is given parameters and state to overwrite."""
+    """A step whose parameters and state are donated."""
     case.need_update()
     params = jax.tree.map(jnp.array, case.params)
     state, again = case.tx.init(params), case.tx.init(params)
@@ -197,7 +199,7 @@ def donated_buffers(case: Case) -> None:
 
 @check("something of the state isn't in its leaves, or two leaves share a name: keep all that changes in named arrays")
 def checkpoint(case: Case) -> None:
-    """Saved as NumPy arrays by the paths of the leaves, and read into the structure that init gives, it goes on."""
+    """A state saved as NumPy arrays by path, and restored into init's structure, continues the run."""
     state = case.plain.states[1]
     saved = {name: _save(x) for name, x in named_leaves(state)}
     require(len(saved) == len(jax.tree.leaves(state)), "two leaves of the state have the same path")
@@ -220,15 +222,18 @@ def _all_but_last(case: Case, own: Any, other: Any) -> Any:
 
 
 def _require_part(case: Case, tx: Any, of_last: float, where: str) -> None:
-    """All leaves but the last move as they do without it, the last by its gradient times `of_last`.
+    """Requires that all leaves but the last move as if alone, and the last by its gradient times `of_last`.
 
-    The loss, and so `value`, is of all leaves.
+    The loss, and so `value`, is that of all leaves.
     """
     names = [name for name in case.extra_args if name in ("value", "grad")]
     if case.error_with(*names) is not None:
         raise Skipped("it needs the loss as a function of all parameters, and would be given a part of them")
     structure, params, wanted = jax.tree.structure(case.params), case.params, []
-    drop = lambda tree: jax.tree.unflatten(structure, [*jax.tree.leaves(tree)[:-1], optax.MaskedNode()])
+
+    def drop(tree: Any) -> Any:
+        return jax.tree.unflatten(structure, [*jax.tree.leaves(tree)[:-1], optax.MaskedNode()])
+
     alone = optax.with_extra_args_support(case.tx)
     state = alone.init(drop(params))
     for target in case.targets[:2]:
@@ -242,7 +247,7 @@ def _require_part(case: Case, tx: Any, of_last: float, where: str) -> None:
 
 
 def _in_tree(case: Case, wrap: Callable[[Any], Any], where: str) -> None:
-    """One step with the parameters in another container; without jit, which takes long and tells no more."""
+    """Takes one step with the parameters in another container; without jit, which would only take longer."""
     case.need_update()
     params = wrap(case.params)
     updates = case.play(case.tx, params, [wrap(case.targets[0])])
@@ -251,7 +256,7 @@ def _in_tree(case: Case, wrap: Callable[[Any], Any], where: str) -> None:
 
 
 def _save(x: Any) -> tuple[np.ndarray, str | None]:
-    """The array, and how to make a random key of it if it was one."""
+    """Converts a leaf to an array, with the implementation of a random key if it is one."""
     if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
         return np.asarray(jax.random.key_data(x)), str(jax.random.key_impl(x))
     return np.asarray(x), None

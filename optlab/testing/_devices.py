@@ -1,4 +1,4 @@
-"""Checks on many devices: meshes with Auto and Explicit axes, and pmap. One device has to give the same updates."""
+"""Checks on many devices, where updates must equal those of one: meshes with Auto and Explicit axes, and pmap."""
 
 import jax
 from jax.sharding import AxisType, NamedSharding
@@ -11,19 +11,19 @@ from optlab.testing._report import Skipped, check
 
 @check("the result depends on where the arrays are: compute by shapes and values, and let the compiler divide the work")
 def auto_mesh(case: Case) -> None:
-    """Parameters over a mesh whose axes the compiler looks after."""
+    """Parameters over a mesh with Auto axes, which the compiler divides."""
     _on_mesh(case, AxisType.Auto, "on a mesh with Auto axes")
 
 
 @check("an operation doesn't say where its result is to be (jax.sharding.auto_axes helps), or looks at the sharding")
 def explicit_mesh(case: Case) -> None:
-    """Parameters over a mesh whose axes are in the arrays' types."""
+    """Parameters over a mesh with Explicit axes, which stand in the arrays' types."""
     _on_mesh(case, AxisType.Explicit, "on a mesh with Explicit axes")
 
 
 @check("each device's model is its own under pmap: the update has to look at no other device")
 def pmap(case: Case) -> None:
-    """Two devices train two models under pmap, each as it does alone."""
+    """Two devices train two models under pmap, each as if alone."""
     devices = _devices(2)
     params, targets, updates = case.other
     run = jax.pmap(lambda p, ts: case.play(case.tx, p, ts), axis_name="population", devices=devices)
@@ -39,7 +39,7 @@ def _on_mesh(case: Case, kind: AxisType, where: str) -> None:
     mesh = jax.make_mesh(shape, ("rows", "columns"), (kind,) * 2, devices=devices[: shape[0] * shape[1]])
 
     def place(x: jax.Array) -> jax.Array:
-        """Over the rows and columns of the mesh, where the lengths can be divided."""
+        """Divides an array over the rows and columns of the mesh, where its lengths can be divided."""
         spec = [name if n % size == 0 else None for n, name, size in zip(x.shape, mesh.axis_names, shape, strict=False)]
         return jax.device_put(x, NamedSharding(mesh, P(*spec)))
 

@@ -1,4 +1,4 @@
-"""Checks of numbers: zero gradients, 16 bits, and the laws that a transform may claim to keep."""
+"""Checks of numbers: zero gradients, 16 bits, and the laws that a transform may claim."""
 
 import inspect
 
@@ -10,12 +10,12 @@ from optlab.testing._case import Case, cast, named_leaves
 from optlab.testing._compare import require_finite, require_same
 from optlab.testing._report import Skipped, check, require
 
-OFF = 0.1  # of an update's norm: momentum with decay 0.95 in bfloat16 stops 4 % short, which is allowed
+OFF = 0.1  # of an update's norm; momentum with decay 0.95 in bfloat16 stops 4 % short, which is allowed
 
 
 @check("0 / 0: add an epsilon where it can't vanish (1e-8 is 0 in float16), or compute in float32")
 def zero_gradients(case: Case) -> None:
-    """Zero gradients give finite updates, in every dtype, and so does what comes after them; zero parameters too."""
+    """Zero gradients give finite updates in every dtype, as do the gradients after them; zero parameters too."""
     case.need_update()
     for dtype in ("float32", "bfloat16", "float16"):
         params, target = cast(case.params, dtype), cast(case.targets[0], dtype)
@@ -40,22 +40,22 @@ def zero_parameters(case: Case) -> None:
 
 @check("state or arithmetic in bfloat16, where 0.999 is 1: keep sums of squares in float32, and compute in it")
 def bfloat16(case: Case) -> None:
-    """Three thousand gradients in bfloat16 come to what they come to in float32.
+    """Three thousand gradients in bfloat16 give the update of float32.
 
-    By then an average with decay 0.999 should have arrived; kept in bfloat16 it has long stopped half way.
+    By then an average with decay 0.999 has converged; kept in bfloat16 it stops half way.
     """
     _low_precision(case, "bfloat16", 3000, 1.0)
 
 
 @check("state or arithmetic in float16, where 1e-8 is 0 and squares of small gradients are too: use float32 for them")
 def float16(case: Case) -> None:
-    """Three hundred gradients in float16, a thousandth in size, come to what they come to in float32."""
+    """Three hundred gradients in float16, a thousandth in size, give the update of float32."""
     _low_precision(case, "float16", 300, 2.0**-10)
 
 
 @check("update_fn doesn't use params, or goes on without them: add the decay from them, and raise if they are None")
 def weight_decay(case: Case) -> None:
-    """Law, of every factory that takes `weight_decay`: it moves parameters without a gradient, and needs them."""
+    """Law of every factory that takes `weight_decay`: it moves parameters without a gradient, and needs them."""
     case.need_update()
     tx = case.tx
     if case.factory is not None and "weight_decay" in inspect.signature(case.factory).parameters:
@@ -77,7 +77,7 @@ def weight_decay(case: Case) -> None:
 
 @check("the power in 1 − βᵗ is off by one, or the count grows at the wrong place: t is 1 in the first step")
 def bias_correction(case: Case) -> None:
-    """Law, where it is claimed: equal gradients give equal updates from the first step on."""
+    """Law, if claimed: equal gradients give equal updates from the first step on."""
     if "bias_correction" not in case.laws:
         raise Skipped("it isn't claimed: laws=['bias_correction']")
     state, updates = case.plain.states[0], []

@@ -1,4 +1,4 @@
-"""What the checks found: names, failures with their likely cause, and a table to be printed."""
+"""Report of the checks, the failures with their likely cause, and the registry of checks."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,13 +7,13 @@ from typing import Any, TypeAlias
 Check: TypeAlias = Callable[[Any], None]
 
 
-class Skipped(Exception):  # noqa: N818  # no error: it says why there is nothing to check
-    """A check that doesn't apply here. The message is the reason."""
+class Skipped(Exception):  # noqa: N818  # not an error
+    """Raised by a check that doesn't apply. The message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A check that failed: its name, what was seen, and what the cause is likely to be."""
+    """A failed check: its name, the observation, and the likely cause."""
 
     check: str
     seen: str
@@ -25,7 +25,7 @@ class Failure:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `check_transform` found. `print(report)` shows it."""
+    """Result of `check_transform`. `print(report)` shows it."""
 
     name: str
     passed: tuple[str, ...]
@@ -34,7 +34,7 @@ class Report:
 
     @property
     def failures(self) -> dict[str, Failure]:
-        """The failures by the name of their check."""
+        """Failures by the name of their check."""
         return {failure.check: failure for failure in self.failed}
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class Report:
 
 
 class ContractError(AssertionError):
-    """A transform breaks the contract. `report` holds all that was found; the message lists the failures."""
+    """A transform breaks the contract. `report` holds all results; the message lists the failures."""
 
     def __init__(self, report: Report):
         super().__init__(str(report))
@@ -54,14 +54,14 @@ class ContractError(AssertionError):
 
 CHECKS: dict[str, Check] = {}
 CAUSES: dict[str, str] = {}
-LAWS = ("weight_decay", "bias_correction")  # checks of what only some transforms claim
+LAWS = ("weight_decay", "bias_correction")  # checks of claims that only some transforms make
 
 
 def check(cause: str) -> Callable[[Check], Check]:
     """Registers a function of a `Case` under its own name.
 
     Args:
-        cause: what is likely to be wrong in a transform that fails it, and the way out.
+        cause: likely fault of a transform that fails it, and the way out.
     """
 
     def register(function: Check) -> Check:
@@ -73,6 +73,6 @@ def check(cause: str) -> Callable[[Check], Check]:
 
 
 def require(holds: Any, seen: str) -> None:
-    """Raises AssertionError with what was seen, unless it holds (unlike `assert`, under `python -O` too)."""
+    """Raises AssertionError with the observation unless it holds; unlike `assert`, under `python -O` too."""
     if not holds:
         raise AssertionError(seen)

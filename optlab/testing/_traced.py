@@ -22,7 +22,7 @@ AXIS_NAMES = tuple(USUAL_AXES.split())
 
 @check("the update reads or writes something outside its arguments, as a counter in its closure: put it into the state")
 def pure(case: Case) -> None:
-    """Traced again and again, from its first use on, the update is the same program."""
+    """Every trace of the update, from its first use on, is the same program."""
     if case.error:
         case.need_update()
     require(case.is_pure, "traced again, the update is another program")
@@ -48,7 +48,7 @@ def inputs_unchanged(case: Case) -> None:
 
 @check("a collective, such as lax.pmean, is in the update: average the gradients before it, where the axis is known")
 def axis_names(case: Case) -> None:
-    """The update uses no mapped axis: whether devices hold replicas or different models isn't its business."""
+    """The update uses no mapped axis: devices may hold replicas or different models."""
     error = case.error
     require(not isinstance(error, NameError), f"outside of any map it fails: {message(error)}" if error else "")
     case.need_update()
@@ -87,7 +87,7 @@ def updates_keep_dtypes(case: Case) -> None:
 
 @check("it expects at least one leaf: a sum, a maximum or a concatenation over the leaves needs a start")
 def empty_tree(case: Case) -> None:
-    """A tree without leaves goes through: under optax.partition it is what a rule gets that has nothing to move."""
+    """A tree without leaves is accepted: optax.partition passes one to a rule that moves nothing."""
     case.need_update()
     for tree in ({}, (), {"nothing": None, "masked": optax.MaskedNode()}):
         updates = jax.eval_shape(lambda p: case.step(case.tx, p, case.tx.init(p), p)[2], tree)
@@ -95,7 +95,7 @@ def empty_tree(case: Case) -> None:
 
 
 def _states(case: Case) -> list[tuple[Any, Any]]:
-    """(before, after) of two updates in every dtype, the first from init's state."""
+    """Returns (before, after) of two updates in every dtype, the first from init's state."""
     case.need_update()
     pairs = []
     for dtype in ("float32", "bfloat16", "float16"):

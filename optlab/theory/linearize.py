@@ -13,7 +13,7 @@ import optax
 from jax import lax
 from scipy import stats
 
-from optlab.minimization import minimize
+from optlab._minimization import minimize
 from optlab.theory._arrays import as_floats, check_not_negative, check_symmetric
 
 __all__ = [

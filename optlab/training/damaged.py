@@ -80,4 +80,4 @@ class DamagedExamples:
 
     def load(self, notes: Mapping[str, Any]) -> None:
         """The inverse of dump."""
-        self.known = {(split, index) for split, index in notes.get("damaged", [])}
+        self.known = {(split, index) for split, index in notes["damaged"]}

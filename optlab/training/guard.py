@@ -189,7 +189,7 @@ class Skips:
 
     def load(self, notes: Mapping[str, Any]) -> None:
         """The inverse of dump."""
-        self.steps = list(notes.get("skipped", []))
+        self.steps = list(notes["skipped"])
 
 
 def _reason(fault: str, values: Record) -> str:

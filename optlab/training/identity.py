@@ -31,18 +31,6 @@ PROGRAMS = {"model": "model", "loss": "loss", "loss.training": "loss", "optimize
 _OTHERS = {**PROGRAMS, "initial": "initial", "ema.function": "ema"}
 
 
-class OtherRunError(CheckpointError):
-    """The latest checkpoint is another run's.
-
-    Attributes:
-      keys: the settings that differ, as `allow_change` takes them.
-    """
-
-    def __init__(self, message: str, keys: tuple[str, ...] = ()):
-        super().__init__(message)
-        self.keys = keys
-
-
 def identity(
     workload: Workload,
     tx: optax.GradientTransformation,
@@ -90,7 +78,7 @@ def changed_keys(path: Path, saved: Mapping[str, Any], here: Identity, allowed: 
 
     Args:
       path: the checkpoint's.
-      saved: its run's identity; empty in checkpoints that are older than this check.
+      saved: its run's identity.
       here: this run's.
       allowed: keys that may differ although they are fixed.
 
@@ -105,10 +93,9 @@ def changed_keys(path: Path, saved: Mapping[str, Any], here: Identity, allowed: 
     once_each = tuple(dict.fromkeys(names[k] for k in refused))
     with together(CheckpointError):
         if refused:
-            raise OtherRunError(
+            raise CheckpointError(
                 f"{path} is of another run: {_listed(refused, 'there')}; name another folder, or go on all the same: "
-                f"allow_change={once_each}",
-                once_each,
+                f"allow_change={once_each}"
             )
     if is_first():
         _say_what_goes_on(path, saved, here, {k: v for k, v in differ.items() if k in _OTHERS})
@@ -169,16 +156,9 @@ def _differing(saved: Mapping[str, Any], here: Identity) -> dict[str, tuple[Any,
             return are_other(saved[k], here[k])
         if k == "initial" and here[k] is None:  # a run that is continued doesn't start from anything
             return False
-        return saved[k] != here[k] and not _are_made_otherwise(k, saved[k], here[k])
+        return saved[k] != here[k]
 
     return {k: (saved[k], here[k]) for k in saved if k in here and is_other(k)}
-
-
-def _are_made_otherwise(key: str, a: Any, b: Any) -> bool:
-    """Whether two fingerprints of data can only be compared by their number of examples: an older one hashed less."""
-    parts = [x.split() for x in (a, b) if key.startswith("data") and isinstance(x, str)]
-    ways = {tuple(words[2:-1]) for words in parts}
-    return len(parts) == 2 and parts[0][:2] == parts[1][:2] and ways == {(), ("in", "memory")}
 
 
 def _listed(differ: Mapping[str, tuple[Any, Any]], where: str) -> str:

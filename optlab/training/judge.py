@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optlab.config import ConfigError, Stop, Target, check
-from optlab.runs import CheckpointError, Record
+from optlab.runs import Record
 
 CONVERGED = "gradient norm reached"  # the outcome of a run that stop.gradient_norm ended
 INTERRUPTED = "interrupted by "  # begins the outcome of a run that a signal ended; the next call continues it
@@ -85,15 +85,7 @@ class Judge:
         Args:
           notes: what dump gave.
           changed: the config's keys that have other values since.
-
-        Raises:
-          CheckpointError: if dump didn't give them.
         """
-        if missing := [name for name in self.dump() if name not in notes]:
-            raise CheckpointError(
-                f"the latest checkpoint isn't one that a run of `train` saved: its notes hold no {', '.join(missing)}; "
-                "name another folder, or give its parameters as `initial`"
-            )
         self.best = notes["best"] and tuple(notes["best"])
         self.waited, self.mark, self.ended, self.reached = (notes[n] for n in ("waited", "mark", "ended", "reached"))
         if any(key in ("target.metric", "target.mode") or key.startswith("data") for key in changed):

@@ -31,9 +31,9 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
     """
     count = jax.device_count()
     if model < 1 or (data is not None and data < 1):
-        raise ValueError(f"data and model must be at least 1, got {data} and {model}")
+        raise ValueError(f"data={data} and model={model} must be at least 1")
     if data is None and count % model:
-        raise ValueError(f"model must divide the {count} devices, got {model}")
+        raise ValueError(f"model={model} must divide the {count} devices")
     data = count // model if data is None else data
     if data * model > count:
         raise ValueError(

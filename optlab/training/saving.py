@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from optlab._processes import is_first
-from optlab.runs import Checkpoints, MetricsFile, Observer, Record, StepLog, SummaryFile, read_metrics
+from optlab.runs import CheckpointError, Checkpoints, MetricsFile, Observer, Record, StepLog, SummaryFile, read_metrics
 from optlab.runs._fingerprints import non_finite
 from optlab.training.guard import not_finite
 from optlab.training.identity import Identity, changed_keys, with_settings
@@ -38,7 +38,7 @@ class Saver:
         """Restores the latest checkpoint, compared with this run; without any the first state stays.
 
         Raises:
-          CheckpointError: if it is another run's.
+          CheckpointError: if it is another run's, or no run of `train` saved it.
         """
         checkpoints, self.about = self.checkpoints, about
         if checkpoints is None:
@@ -47,9 +47,14 @@ class Saver:
         if found is None:
             return first
         state, self.notes = found
-        saved = self.notes.get("run", {})
+        if missing := [name for name in (*self.ledger.dump(), "lines", "run") if name not in self.notes]:
+            raise CheckpointError(
+                f"the latest checkpoint isn't one that a run of `train` saved: its notes hold no {', '.join(missing)}; "
+                "name another folder, or give its parameters as `initial`"
+            )
+        saved = self.notes["run"]
         changed = changed_keys(checkpoints.folder / str(int(state.step)), saved, about, allow_change)
-        about["initial"] = about["initial"] or saved.get("initial")
+        about["initial"] = about["initial"] or saved["initial"]
         self.ledger.load(self.notes, changed)
         self.saved = int(state.step)
         return with_settings(state, first, changed)
@@ -87,8 +92,9 @@ class Saver:
 
     def check_lines(self, records: Records) -> None:
         """Says which file doesn't hold the lines any more that were there at the checkpoint: what is gone is gone."""
+        before = self.notes["lines"] if self.notes else {}
         for log in self._logs(records):
-            if (lines := self.notes.get("lines", {}).get(log.path.name, log.lines)) != log.lines:
+            if (lines := before.get(log.path.name, log.lines)) != log.lines:
                 print(f"optlab: {log.path} has {log.lines} lines up to here, and had {lines}", file=sys.stderr)
 
     def after(self, t: int, state: TrainState, outcome: str | None, records: Records) -> None:

@@ -132,11 +132,7 @@ class Workload:
         if taken:
             raise ValueError(f"metrics can't be named {', '.join(sorted(taken))}: the step has values of that name")
         measures = {"loss": loss, **(metrics or {})}
-
-        def example() -> Any:
-            return as_batches(data.train, 1, 0).batch(0)["inputs"]
-
-        init, apply = _linen(model, example) if isinstance(model, nn.Module) else _nnx(model)
+        init, apply = as_functions(model, data)
 
         def loss_fn(params: Params, model_state: ModelState, batch: Batch, key: jax.Array, train: bool) -> Any:
             outputs, model_state = apply(params, model_state, batch["inputs"], key, train)
@@ -160,6 +156,12 @@ class Workload:
             batch_size=batch_size,
             target=Target(metric="validation/accuracy", mode="max", value=0.97),
         )
+
+
+def as_functions(model: Any, data: Source) -> tuple[Init, Apply]:
+    """A Flax model, as `Workload.from_model` takes it, as two pure functions. The data's first example gives shapes."""
+    example = lambda: as_batches(data.train, 1, 0).batch(0)["inputs"]
+    return _linen(model, example) if isinstance(model, nn.Module) else _nnx(model)
 
 
 def _linen(model: nn.Module, example: Callable[[], Any]) -> tuple[Init, Apply]:

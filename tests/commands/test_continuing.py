@@ -8,7 +8,6 @@ import pytest
 
 from optlab.commands import main
 from optlab.training import Checkpoints, read_metrics
-from optlab.training.identity import OtherRunError
 
 
 @pytest.fixture
@@ -110,15 +109,3 @@ def test_a_config_json_that_is_none_is_refused_with_the_way_out(content, train, 
         True,
     )
     assert main(["show", "run/config.json"]) == 2
-
-
-def test_what_another_run_may_change_is_said_as_the_command_line_says_it(train, monkeypatch):
-    train()
-
-    def refuse(*arguments, **settings):
-        raise OtherRunError("checkpoints/4 is of another run: go on by allow_change=('data', 'ema')", ("data", "ema"))
-
-    monkeypatch.setattr("optlab.commands.train._train", refuse)
-    code, said, _ = train("steps=6")
-    assert code == 1
-    assert said.endswith("allow_change=('data', 'ema'), here --allow-change data --allow-change ema\n")

@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-import optlab.explanation
+import optlab._explanation
 import optlab.training  # noqa: F401  here, as Optax and Flax use jax.jit when they are imported
 from optlab.commands import main
 
@@ -30,11 +30,11 @@ def test_every_parameter_its_rule_and_the_plan_without_compiling(here, capsys, m
     assert main(["explain", "small.py", "--devices", "2"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"parameter +shape +role +rule +matrices +state +GFLOP", out)
-    assert re.search(r"hidden_0/kernel +64×16 +matrix +matrix +1 of 64×16 +4\.1 kB +\d", out)
-    assert re.search(r"hidden_1/kernel +16×16 +matrix +matrix +1 of 16×16 +1\.0 kB +\d", out)
-    assert re.search(r"head/kernel +16×10 +head +default +1\.3 kB *\n", out)
+    assert re.search(r"hidden_0/kernel +64×16 +matrix +matrix +1 of 64×16 +4\.00 KiB +\d", out)
+    assert re.search(r"hidden_1/kernel +16×16 +matrix +matrix +1 of 16×16 +1\.00 KiB +\d", out)
+    assert re.search(r"head/kernel +16×10 +head +default +1\.25 KiB *\n", out)
     assert out.index("hidden_1/kernel") < out.index("head/bias")  # by rule
-    assert re.search(r"all +6 +1,482 +\d+\.\d kB +\S+ +3 vector, 2 matrix, 1 head", out)
+    assert re.search(r"all +6 +1,482 +\d+\.\d+ KiB +\S+ +3 vector, 2 matrix, 1 head", out)
     assert "Each of 2 devices: " in out
     assert re.search(r"The matrices of the rule 'matrix' are done by this plan:\nmatrices +shape +on +form", out)
     assert [p.name for p in here.iterdir() if p.suffix != ".pyc" and p.name != "__pycache__"] == ["small.py"]
@@ -43,7 +43,7 @@ def test_every_parameter_its_rule_and_the_plan_without_compiling(here, capsys, m
 def test_another_optimizer_by_an_override(here, capsys):
     assert main(["explain", "small.py", "optimizer=adamw", "optimizer.learning_rate=1e-3", "clip_norm=1"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"hidden_1/kernel +16×16 +matrix +\(opaque\) +2\.0 kB", out)
+    assert re.search(r"hidden_1/kernel +16×16 +matrix +\(opaque\) +2\.00 KiB", out)
     assert "What (opaque) rules do can't be seen" in out
     assert "One device: " in out
 

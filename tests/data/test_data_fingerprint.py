@@ -1,13 +1,18 @@
 """The data's fingerprint: the same for the same examples, another one for others, and cheap."""
 
 import dataclasses
+import importlib
+import inspect
+import pkgutil
 
 import numpy as np
 import pytest
 
+import optlab.data
 from optlab.data import Batches, arrays, fingerprint
 from optlab.data._images import ImageSplit
 from optlab.data._text import TrainingWindows
+from optlab.data._types import InMemory
 
 X, Y = np.arange(200.0).reshape(100, 2), np.arange(100)
 
@@ -47,6 +52,15 @@ def test_in_memory_one_bit_of_one_example_makes_another():
     assert fingerprint(TrainingWindows(tokens, 10)) != fingerprint(
         TrainingWindows(np.where(tokens == 77, 7, tokens), 10)
     )
+
+
+def test_every_split_of_optlabs_declares_its_arrays():
+    """One that forgot would be sampled in silence."""
+    modules = [importlib.import_module(f"optlab.data.{m.name}") for m in pkgutil.iter_modules(optlab.data.__path__)]
+    kinds = {kind for module in modules for _, kind in inspect.getmembers(module, inspect.isclass)}
+    splits = {kind for kind in kinds if hasattr(kind, "take") and kind is not optlab.data.Split}
+    assert {ImageSplit, TrainingWindows} < splits
+    assert all(issubclass(kind, InMemory) for kind in splits), splits
 
 
 def test_the_same_bytes_of_another_dtype_are_others():

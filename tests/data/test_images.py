@@ -258,7 +258,7 @@ def test_offline_says_where_it_looked_and_what_to_do(tmp_path: Path, monkeypatch
     for place in (tmp_path / "cifar10", tmp_path, tmp_path / "cache" / "optlab"):
         assert f"{place}, " in lines[0]
     assert lines[0].endswith("it can't be downloaded: there is no connection.")
-    assert lines[1].startswith("Get it from http://127.0.0.1:9/cifar-10-binary.tar.gz and say data.path=FOLDER")
+    assert lines[1].startswith("Get it from http://127.0.0.1:9/cifar-10-binary.tar.gz and give path='FOLDER'")
     assert len(lines) == 2
 
 

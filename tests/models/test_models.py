@@ -41,6 +41,7 @@ def trained(model, variables, inputs):
     return compiled(model, train=True, mutable="batch_stats")(variables, inputs, rngs=rngs)[0]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_parameters_are_float32_whatever_is_computed_in(name, dtype):

@@ -8,6 +8,7 @@ import logging
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from optlab.runs import _checkpoints as checkpoint
 from optlab.runs import _storage as storage
+from optlab.runs._listing import METADATA
 from optlab.training import (
     CheckpointError,
     Checkpoints,
@@ -289,7 +291,7 @@ def test_what_is_wrong_with_the_machine_sets_nothing_aside(error, tmp_path, monk
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(storage.Path, "read_bytes", failing)
+        patched.setattr(Path, "read_bytes", failing)
         with pytest.raises(CheckpointError, match="could not be read: OSError"):
             Checkpoints(tmp_path).restore_latest(state(1))
     monkeypatch.setattr(storage.ocp, "load", failing)
@@ -301,7 +303,7 @@ def test_what_is_wrong_with_the_machine_sets_nothing_aside(error, tmp_path, monk
 @pytest.mark.parametrize("seal", ["null", "[]", "3", '"x"', '{"content": 3, "sha256": "x"}'])
 def test_a_seal_that_is_none_is_damage(seal, tmp_path):
     save(tmp_path, state(), state(1, step=20))
-    file = tmp_path / "20" / storage.METADATA
+    file = tmp_path / "20" / METADATA
     about = json.loads(file.read_text())
     file.write_text(json.dumps({**about, "custom_metadata": json.loads(seal)}))
     assert bits(Checkpoints(tmp_path).restore_latest(state(1))[0]) == bits(state())
@@ -339,9 +341,9 @@ def test_what_may_not_be_read_is_told(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     with monkeypatch.context() as patched:
-        patched.setattr(storage.Path, "read_bytes", refused)
-        exists = storage.Path.exists
-        patched.setattr(storage.Path, "exists", lambda p: refused(p) if p.parent.name == "10" else exists(p))
+        patched.setattr(Path, "read_bytes", refused)
+        exists = Path.exists
+        patched.setattr(Path, "exists", lambda p: refused(p) if p.parent.name == "10" else exists(p))
         with pytest.raises(CheckpointError, match="could not be read: PermissionError"):
             Checkpoints(tmp_path).restore_latest(state(1))
     assert Checkpoints(tmp_path).steps() == [10]
@@ -427,12 +429,7 @@ def test_the_step_just_saved_is_kept_after_a_rollback(tmp_path):
     assert checkpoints.steps() == [11, 20, 30]
 
 
-@pytest.mark.parametrize("is_older", [False, True])
-def test_a_copy_under_another_step_is_set_aside(tmp_path, monkeypatch, is_older):
-    if is_older:  # than the step in the sealed list
-        begin = storage.save_async
-        without = lambda content: {name: value for name, value in content.items() if name != "step"}
-        monkeypatch.setattr(storage, "save_async", lambda path, arrays, content: begin(path, arrays, without(content)))
+def test_a_copy_under_another_step_is_set_aside(tmp_path):
     checkpoints = save(tmp_path, state(step=20), state(step=30))
     shutil.copytree(tmp_path / "20", tmp_path / "20000")
     with pytest.raises(DamagedError, match="20000 is a copy of step 20"):

@@ -16,7 +16,15 @@ def modules_after(code):
 
 
 def test_a_run_is_looked_at_without_jax():
-    code = f"import optlab.runs; dir(optlab.runs); assert len(optlab.runs.read_metrics({str(SAVED)!r})) == 4"
+    code = f"""
+from optlab.runs import Run
+run = Run({str(SAVED)!r})
+assert run.config.steps == 4
+assert len(run.metrics()["step"]) == 4
+assert run.summary is None
+assert run.checkpoints == [2, 4]
+dir(run)
+"""
     assert not HEAVY & modules_after(code)
 
 

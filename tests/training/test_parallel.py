@@ -421,8 +421,8 @@ def test_whole_numbers_in_the_model_state_that_devices_count_differently_are_ref
         ("pmap", lambda: make_mesh(4, 2), "strategy='pmap' has one axis, 'data', got {'data': 4, 'model': 2}"),
         ("jit", lambda: jax.make_mesh((8,), ("data",), (AxisType.Explicit,)), "the mesh's axes must be Auto"),
         ("jit", lambda: make_mesh(16), "data=16 times model=1 is more than the 8 devices"),
-        ("jit", lambda: make_mesh(model=3), "model must divide the 8 devices, got 3"),
-        ("jit", lambda: make_mesh(0), "data and model must be at least 1, got 0 and 1"),
+        ("jit", lambda: make_mesh(model=3), "model=3 must divide the 8 devices"),
+        ("jit", lambda: make_mesh(0), "data=0 and model=1 must be at least 1"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(strategy, mesh, message):

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from optlab.runs import CheckpointError, _checkpoints
+from optlab.runs import CheckpointError, _background
 from optlab.runs._lock import WriterLock
 from optlab.training.signals import catch_signals
 
@@ -97,8 +97,8 @@ def refuses(folder):
 
 def test_a_worker_does_not_wait_for_a_save_of_the_run(monkeypatch):
     pending = Future()
-    _checkpoints._UNAWAITED.add(pending)
+    _background._UNAWAITED.add(pending)
     try:
-        assert forked(_checkpoints._await_saves) == 0
+        assert forked(_background._await_all) == 0
     finally:
-        _checkpoints._UNAWAITED.discard(pending)
+        _background._UNAWAITED.discard(pending)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optlab._trees import shapes_of
-from optlab.runs._fingerprints import fingerprint
+from optlab.runs._fingerprints import array_fingerprint
 from optlab.training.strategies._base import DATA, OnMesh, Program, Step, is_of_axis
 
 
@@ -94,7 +94,7 @@ class _Program:
 
 def _fingerprints(leaves: list[jax.Array]) -> list[jax.Array]:
     """One row for each leaf: a device's own, of what it holds."""
-    return [fingerprint(_bits(x))[None] for x in leaves]
+    return [array_fingerprint(_bits(x))[None] for x in leaves]
 
 
 def _bits(x: jax.Array) -> jax.Array:

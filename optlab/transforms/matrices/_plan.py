@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 
+from optlab._messages import aligned
 from optlab.transforms.matrices._divide import axes_to_divide, share
 
 Platform: TypeAlias = Literal["cpu", "gpu", "tpu"]
@@ -118,9 +119,7 @@ class Plan:
                 cost = f"{gflop:.3g}" if gflop < 1e3 else f"{gflop:,.0f}"
                 shape = f"{group.shape[0]}×{group.shape[1]}"
                 rows.append((str(group.count), shape, on, work.form, work.steps, work.dtype, cost))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join(lines)
+        return aligned(rows)
 
 
 FACTORIZATIONS: dict[str, Callable[[int, int], int]] = {  # of m × n, m ≥ n (Golub and Van Loan 2013)

@@ -1,4 +1,4 @@
-"""`minimize`: an optax transformation on a plain function, in one compiled loop."""
+"""`minimize`: applies an optax transformation to a plain function in one compiled loop."""
 
 import functools
 import inspect
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 )
 @dataclass(frozen=True)
 class Path:
-    """Where a minimization went. Under vmap every array has the mapped axes in front.
+    """Path of a minimization. Under vmap every array has the mapped axes in front.
 
-    Entries behind the last update (after a stop by tolerance) repeat the last one, so that index -1 is the end.
+    After a stop by tolerance the entries behind the last update repeat it, so that index -1 is always the end.
 
     Attributes:
-        x: the iterates x₀ … x_T, a tree with one more axis of length T + 1 in front; or what `record` made of them.
+        x: the iterates x₀ … x_T, a tree with one more axis of length T + 1 in front; or the values of `record`.
         values: f(x₀) … f(x_T), shape (T + 1,).
         gradient_norms: ‖∇f(x₀)‖ … ‖∇f(x_T)‖, shape (T + 1,).
-        steps: updates made, shape (), int32.
+        steps: number of updates, shape (), int32.
         final: the last iterate, a tree like x₀.
-        f: the function.
+        f: the minimized function.
     """
 
     x: Any
@@ -48,13 +48,13 @@ class Path:
     f: Callable[..., Any] = field(repr=False)
 
     def plot(self, f: Callable[[Any], Any] | None = None, *, ax: "Axes | None" = None) -> "Axes":
-        """Draws the iterates of one dimension on the graph of f, those of two on its level lines.
+        """Draws the iterates on the graph of f in one dimension, on its level lines in two.
 
         Paths from a vmap are drawn into one picture.
 
         Args:
-            f: what the graph or the level lines are of; by default the minimized function, if it isn't noisy.
-            ax: where to draw; by default in a new figure.
+            f: the function of the graph or the level lines; by default the minimized one, if it isn't noisy.
+            ax: axes to draw into; by default those of a new figure.
 
         Returns:
             the axes; `.figure.savefig(path)` saves the picture.
@@ -77,8 +77,8 @@ def minimize(
 ) -> Path:
     """Applies an optax transformation to the gradients of f until ‖∇f(x)‖ ≤ tolerance or `steps` updates are made.
 
-    No update is made from a point whose gradient is small enough: the last iterate is the one that was tested. `tx`
-    also gets `value`, `grad` and `value_fn`, so that L-BFGS, Polyak and line searches work. Everything runs in the
+    No update follows a point whose gradient is small enough, so the last iterate is the one that was tested. `tx` also
+    gets `value`, `grad` and `value_fn`, so that L-BFGS, Polyak and line searches work. Everything is computed in the
     dtype of x0. It vmaps over starts, keys and hyperparameters:
     `jax.vmap(lambda lr: optlab.minimize(f, optlab.sgd(lr), x0, steps=100).final)(rates)`.
 
@@ -86,11 +86,11 @@ def minimize(
         f: x -> scalar; with a `key` (x, key) -> scalar, a noisy function. It must be differentiable by JAX.
         tx: any optax transformation that ends in the learning rate.
         x0: the start, any tree of floating-point (or complex) numbers.
-        steps: updates at most (T).
-        tolerance: the gradient norm at which it stops, of a noisy f that of the sampled gradient; None never stops
-            early, and allows reverse-mode differentiation through the whole path.
+        steps: largest number of updates (T).
+        tolerance: gradient norm at which it stops; for a noisy f that of the sampled gradient. None never stops early,
+            and allows reverse-mode differentiation through the whole path.
         key: a JAX random key; evaluation t of f, counted from 0, gets fold_in(key, t).
-        record: what is kept of every iterate as `Path.x`, a function of x; None keeps nothing.
+        record: function of x whose values become `Path.x`; None keeps nothing.
 
     Returns:
         the path.
@@ -117,7 +117,7 @@ def _looped(
     tolerance: float | None,
     record: Callable[[Any], Any] | None,
 ) -> Callable[..., Any]:
-    """(x0, key) -> the fields of a `Path`."""
+    """Returns (x0, key) -> the fields of a `Path`."""
 
     def evaluated(x: Any, t: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any, jax.Array]:
         value, grad = jax.value_and_grad(_at(f, t, key))(x)
@@ -168,7 +168,7 @@ def _looped(
 
 
 def _at(f: Callable[..., Any], t: jax.Array, key: jax.Array | None) -> Callable[[Any], Any]:
-    """f with the randomness of evaluation t."""
+    """Returns f with the randomness of evaluation t."""
     return f if key is None else lambda x: f(x, jax.random.fold_in(key, t))
 
 
@@ -224,7 +224,7 @@ def _plot(path: Path, f: Callable[[Any], Any] | None, ax: "Axes | None") -> "Axe
         return ax
     grid = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1).reshape(-1, 2)
     heights = np.asarray(at(jnp.asarray(grid, points.dtype))).reshape(_GRID, _GRID)
-    # Quantiles rather than equal steps: the floor of a ravine is far below its walls.
+    # Quantiles, not equal steps: the floor of a ravine is far below its walls.
     levels = np.unique(np.quantile(heights[np.isfinite(heights)], np.linspace(0, 1, 24) ** 1.5))
     ax.contour(*sides, heights.T, levels=levels, colors="0.75", linewidths=0.8)
     for line in points:
@@ -234,12 +234,11 @@ def _plot(path: Path, f: Callable[[Any], Any] | None, ax: "Axes | None") -> "Axe
 
 
 def _points(path: Path) -> tuple[np.ndarray, Any]:
-    """The iterates (paths, T + 1, d), and one iterate as a tree."""
+    """Returns the iterates, of shape (paths, T + 1, d), and one iterate as a tree."""
     mapped = path.values.ndim - 1
     one = jax.tree.map(lambda x: x[(0,) * mapped], path.final)
     recorded = jax.tree.map(lambda x: x[(0,) * (mapped + 1)], path.x)
-    shapes = lambda tree: str(jax.tree.map(jnp.shape, tree))
-    if shapes(recorded) != shapes(one):
+    if str(jax.tree.map(jnp.shape, recorded)) != str(jax.tree.map(jnp.shape, one)):
         raise ValueError("plot needs the iterates themselves: minimize without record=")
     length = path.values.shape[-1]
     flat = [np.asarray(x).reshape(-1, length, int(np.prod(jnp.shape(y)))) for x, y in _pairs(path.x, one)]

@@ -1,4 +1,4 @@
-"""Components: a name's factory is found, and its arguments are held against the signature."""
+"""Components: finds the factory of a name, and checks arguments against its signature."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from optlab.config import Component, Config, ConfigError, accepts, describe, flatten, keys, nearest, to_json
 
-# Where a bare name is looked for, in this order.
+# Modules that are searched for a bare name, in this order.
 MODULES = {
     "data": ("optlab.data.sources",),
     "loss": ("optlab.training.losses",),
@@ -24,38 +24,47 @@ MODULES = {
     "part": ("optlab.optimizers", "optlab.transforms", "optax", "optax.contrib"),  # of an optimizer
     "model": ("optlab.models",),
 }
-# What a run says by itself, and where it comes from: a config may not say it again. Of the names in a tuple, which are
-# optlab's and optax's for one thing, the first that a factory has is meant.
+_STRATEGY: dict[tuple[str, ...], str] = {("axis_name",): "the strategy"}
+_CALL: dict[tuple[str, ...], str] = {("outputs",): "the model", ("batch",): "the data"}
+# Arguments that the run fills in, and their origin: a config can't set them. A tuple has optlab's and optax's names for
+# one thing, of which the first that a factory has is filled. A model's come from the data too: `optlab.data.Facts`.
 FILLED: dict[str, dict[tuple[str, ...], str]] = {
     "schedule": {
         ("peak", "peak_value", "init_value", "value"): "optimizer.learning_rate",
         ("steps", "decay_steps", "transition_steps"): "steps",
     },
-    "model": {
-        ("outputs",): "the data",
-        ("vocabulary",): "the data",
-        ("length",): "the data",
-        ("axis_name",): "the strategy",
-    },
-    "optimizer": {("axis_name",): "the strategy"},
-    "part": {("axis_name",): "the strategy"},
-    "loss": {("outputs",): "the model", ("batch",): "the data"},
-    "metrics": {("outputs",): "the model", ("batch",): "the data"},
+    "model": _STRATEGY,
+    "optimizer": _STRATEGY,
+    "part": _STRATEGY,
+    "loss": _CALL,
+    "metrics": _CALL,
 }
 
 
 def filled(kind: str, factory: Callable[..., Any]) -> dict[str, str]:
-    """The arguments of a factory that a config can't say, and what says them."""
-    names = inspect.signature(factory).parameters
-    found = {next((n for n in aliases if n in names), ""): source for aliases, source in FILLED.get(kind, {}).items()}
+    """Returns the arguments of a factory that a config can't set, with the origin of each."""
+    names, table = inspect.signature(factory).parameters, FILLED.get(kind, {})
+    if kind == "model":
+        from optlab.data import Facts
+
+        table = {**{(fact,): "the data" for fact in Facts.__annotations__}, **table}
+    found = {next((n for n in aliases if n in names), ""): source for aliases, source in table.items()}
     return {name: source for name, source in found.items() if name}
 
 
+def in_keys(prefix: str, factory: Callable[..., Any], error: Exception) -> str:
+    """Writes a factory's error in a config's words: `path=` is `data.path=` there."""
+    text = str(error)
+    for name in inspect.signature(factory).parameters:
+        text = re.sub(rf"(?<![\w.]){name}=", f"{prefix}.{name}=", text)
+    return text
+
+
 def find(kind: str, name: str) -> Callable[..., Any]:
-    """The factory that a component's name stands for.
+    """Finds the factory of a component's name.
 
     Raises:
-      ConfigError: if there is none; it names the nearest one.
+        ConfigError: if there is none; it names the nearest one.
     """
     if ":" in name:
         return _find_users(kind, name)
@@ -69,16 +78,16 @@ def find(kind: str, name: str) -> Callable[..., Any]:
 
 
 def _names(module: str) -> list[str]:
-    """The public functions of a module; what it only offers with a warning is not among them."""
+    """Lists the public functions of a module, without deprecated ones, which a module's `__getattr__` serves."""
     found = vars(importlib.import_module(module))
     public = found.get("__all__", [n for n in found if not n.startswith("_")])
     return [n for n in public if callable(found.get(n)) and n.islower()]
 
 
 def _is_a(kind: str, module: str, name: str) -> bool:
-    """Whether a function can be meant: optax's modules hold more than optimizers and schedules."""
+    """Returns whether a function is of the kind: optax's modules hold more than optimizers and schedules."""
     if kind == "loss":
-        return name != "accuracy"  # it has no gradient
+        return name != "accuracy"  # which has no gradient
     if not module.startswith("optax"):
         return True
     if kind == "schedule":
@@ -106,21 +115,21 @@ def _find_users(kind: str, name: str) -> Callable[..., Any]:
 
 
 def parameters(kind: str, factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The arguments of a factory that a config can say, by name."""
+    """Returns the arguments of a factory that a config can set, by name."""
     return {n: p for n, p in inspect.signature(factory).parameters.items() if n not in filled(kind, factory)}
 
 
 def check_arguments(kind: str, part: Component, factory: Callable[..., Any], key: str | None = None) -> None:
-    """Holds what a config says of a component against its factory's signature.
+    """Checks a component's arguments against its factory's signature.
 
     Args:
-      kind: of component, as in `MODULES`.
-      part: the component.
-      factory: what its name stands for.
-      key: of the component in the config; None is its kind.
+        kind: kind of component, as in `MODULES`.
+        part: the component.
+        factory: the factory that its name stands for.
+        key: key of the component in the config; None is its kind.
 
     Raises:
-      ConfigError: for an argument that is unknown, of the wrong type, missing, or not a config's to say.
+        ConfigError: for an argument that is unknown, of the wrong type, missing, or filled in by the run.
     """
     allowed, key = parameters(kind, factory), key or kind
     open_ended = any(p.kind is p.VAR_KEYWORD for p in allowed.values())
@@ -139,13 +148,13 @@ def check_arguments(kind: str, part: Component, factory: Callable[..., Any], key
     for name, p in allowed.items():
         needed = p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
         if kind == "part" and name == "learning_rate":
-            continue  # where none is said, it is the optimizer's
+            continue  # its default is the optimizer's
         if needed and name not in part.arguments:
             raise ConfigError(f"{key}={part.name} needs {key}.{name}=…")
 
 
 def takes_part(hint: Any) -> bool:
-    """Whether an argument of that type is a transformation, which a config names as a component."""
+    """Returns whether arguments of a type are transformations, which a config names as components."""
     import optax
 
     members = typing.get_args(hint) or (hint,)
@@ -153,7 +162,7 @@ def takes_part(hint: Any) -> bool:
 
 
 def _with_parts(key: str, part: Component, hints: dict[str, Any]) -> Component:
-    """The component with its parts as components: rest=adamw and rest.b2=0.99 are one, with an argument."""
+    """Collects the parts of a component: rest=adamw and rest.b2=0.99 become one component with an argument."""
     plain = {n: v for n, v in part.arguments.items() if "." not in n}
     parts = {
         n: v if isinstance(v, Component) else Component(v)
@@ -174,7 +183,7 @@ def _with_parts(key: str, part: Component, hints: dict[str, Any]) -> Component:
 
 
 def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
-    """The type of each argument; Any where a hint is there for type checkers only."""
+    """Returns the type of each argument; Any where only a type checker can resolve the annotation."""
     hints = {}
     for name, p in inspect.signature(factory).parameters.items():
         hints[name] = Any if p.annotation is p.empty else p.annotation
@@ -197,12 +206,12 @@ def _plain_defaults(kind: str, factory: Callable[..., Any]) -> dict[str, Any]:
 
 
 def components(config: Config) -> Iterator[tuple[str, Component]]:
-    """The components of a config by key; the data first, since checking them needs no JAX."""
+    """Yields the components of a config by key; the data come first, since checking them needs no JAX."""
     return ((kind, getattr(config, kind)) for kind in MODULES if kind not in ("metrics", "measure", "part"))
 
 
 def _fit(kind: str, part: Component, factory: Callable[..., Any]) -> Component:
-    """The component with arguments read again where their type is known: none and 12 can be names too."""
+    """Converts arguments to their type now that it is known: the words none and 12 can be strings."""
     hints = hints_of(factory)
 
     def again(name: str, value: Any) -> Any:
@@ -216,7 +225,7 @@ def _fit(kind: str, part: Component, factory: Callable[..., Any]) -> Component:
 
 
 def _resolved(key: str, kind: str, part: Component) -> Component:
-    """The component at a key, checked, with its factory's defaults; and its parts likewise."""
+    """Checks a component and its parts, and fills in their factories' defaults."""
     factory = find(kind, part.name)
     part = _fit(kind, _with_parts(key, part, hints_of(factory)), factory)
     check_arguments(kind, part, factory, key)
@@ -227,10 +236,10 @@ def _resolved(key: str, kind: str, part: Component) -> Component:
 
 
 def resolve(config: Config) -> Config:
-    """The config with every component checked against its factory's signature, and the factories' defaults filled in.
+    """Checks every component of a config against its factory's signature, and fills in the factories' defaults.
 
     Raises:
-      ConfigError: for an unknown name or argument, a wrong type, a missing argument, or one that a config can't say.
+        ConfigError: for an unknown name or argument, a wrong type, a missing argument, or one that the run fills in.
     """
     full: dict[str, Any] = {kind: _resolved(kind, kind, part) for kind, part in components(config)}
     for name in config.metrics:
@@ -242,8 +251,8 @@ def resolve(config: Config) -> Config:
     return config
 
 
-def explain(config: Config) -> list[tuple[str, Any, str, str]]:
-    """Every key of a resolved config: (key, value, type, meaning); arguments' meanings are read from docstrings."""
+def explain_keys(config: Config) -> list[tuple[str, Any, str, str]]:
+    """Describes every key of a resolved config: (key, value, type, meaning); docstrings explain the arguments."""
     help = {
         k: ("name" if hint is Component else describe(hint), about["help"]) for k, (hint, about) in keys(Config).items()
     }
@@ -253,7 +262,7 @@ def explain(config: Config) -> list[tuple[str, Any, str, str]]:
 
 
 def _help(key: str, kind: str, part: Component) -> dict[str, tuple[str, str]]:
-    """(type, meaning) of a component's arguments and of its parts', by key."""
+    """Returns (type, meaning) of the arguments of a component and of its parts, by key."""
     factory = find(kind, part.name)
     hints, texts = hints_of(factory), _argument_texts(factory)
     help = {f"{key}.{n}": (describe(hints.get(n, Any)), texts.get(n, "")) for n in parameters(kind, factory)}
@@ -264,7 +273,7 @@ def _help(key: str, kind: str, part: Component) -> dict[str, tuple[str, str]]:
 
 
 def _argument_texts(factory: Callable[..., Any]) -> dict[str, str]:
-    """The first sentence of each argument in a Google-style docstring."""
+    """Reads the first sentence about each argument from a Google-style docstring."""
     section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", inspect.getdoc(factory) or "", re.MULTILINE)
     if not section:
         return {}

@@ -5,12 +5,16 @@ from pathlib import Path
 import pytest
 from config.example import config
 
-from optlab.changes import changes, kind_of_change
-from optlab.components import resolve
 from optlab.config import Config, ConfigError, flatten, keys, override
 from optlab.config._schema import _key
+from optlab.experiment import kind_of_change, resolve
+from optlab.runs import _changes
 
 RUN = Path("runs/x")
+
+
+def changes(run, before, after, allowed=()):
+    return _changes.changes(run, before, after, kind_of_change, allowed)
 
 
 def kinds(*assignments):
@@ -74,7 +78,7 @@ def test_what_is_fixed_is_refused_with_both_values_unless_it_is_allowed():
         "seed (0 there, 3 here)",
         "optimizer ('muon' there, 'adamw' here)",
         "optimizer.beta (0.95 there, None here)",
-        "go on all the same: --allow-change optimizer --allow-change seed",
+        "go on all the same: allow_change=('optimizer', 'seed')",
     ):
         assert part in str(refused.value)
     assert "learning_rate" not in str(refused.value)
@@ -85,6 +89,6 @@ def test_what_is_fixed_is_refused_with_both_values_unless_it_is_allowed():
 
 def test_an_allowed_key_that_there_is_not_is_refused():
     before = resolve(config())
-    with pytest.raises(ConfigError, match=r"unknown key 'sed' in --allow-change; did you mean 'seed'\?"):
+    with pytest.raises(ConfigError, match=r"unknown key 'sed' in allow_change; did you mean 'seed'\?"):
         changes(RUN, before, before, allowed=["sed"])
     assert changes(RUN, before, before, allowed=["stop", "optimizer.beta"]) == []

@@ -1,4 +1,4 @@
-"""A config's names become objects: data, model, loss and optimizer, made and held against one another."""
+"""Builds the objects of an experiment, and checks that they fit together."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optlab.components import filled, find, hints_of, is_rate, parameters, resolve
 from optlab.config import STRATEGIES, Component, Config, ConfigError, Target
+from optlab.experiment._components import filled, find, hints_of, in_keys, is_rate, parameters, resolve
 
 if TYPE_CHECKING:
     import optax
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A config's objects, ready for `optlab.training.train`."""
+    """Objects of a config, ready for `optlab.training.train`."""
 
     config: Config
     workload: Workload
@@ -34,7 +34,7 @@ class Experiment:
 
     @property
     def settings(self) -> StepSettings:
-        """The step's; `average_from` is a moving average whose decay is a function of the step."""
+        """Settings of the step; `average_from` is a moving average whose decay is a function of the step."""
         from optlab.schedules import tail_average
         from optlab.training import StepSettings
 
@@ -44,10 +44,11 @@ class Experiment:
 
 
 def build(config: Config) -> Experiment:
-    """Everything a run needs, made and checked; nothing is compiled.
+    """Builds and checks everything that a run needs; compiles nothing.
 
     Raises:
-      ConfigError: for whatever can't work: as `resolve`, values that a factory refuses, a batch larger than the data.
+        ConfigError: as `resolve`, and for values that a factory refuses, parts that don't fit together, a batch larger
+            than the data, or devices that aren't there.
     """
     config = resolve(config)
     source: Source = _call("data", config.data)
@@ -66,7 +67,7 @@ def build(config: Config) -> Experiment:
             )
     mesh = _mesh(config)
     workload, tx, schedules = _parts(config, source, axis_name=None)
-    _check_fit(config, workload, tx)  # as on one device: the same step, and no axis
+    _check_fit(config, workload, tx)  # of the step on one device, which has no axis
     if axis_name := STRATEGIES[config.strategy].axis_name:
         _check_statistics(config, workload)
         workload, tx, schedules = _parts(config, source, axis_name)
@@ -75,7 +76,7 @@ def build(config: Config) -> Experiment:
 
 
 def _mesh(config: Config) -> Mesh | None:
-    """The devices, held against the batch."""
+    """Arranges the devices, and checks that they divide the batch."""
     if not STRATEGIES[config.strategy].axes:
         import jax
 
@@ -87,7 +88,7 @@ def _mesh(config: Config) -> Mesh | None:
     try:
         mesh = make_mesh(config.mesh.data, config.mesh.model)
     except ValueError as error:
-        raise ConfigError(f"mesh.{error}") from error
+        raise ConfigError(in_keys("mesh", make_mesh, error)) from error
     parts = mesh.shape["data"] * config.accumulate
     if config.batch_size % parts:
         raise ConfigError(
@@ -101,7 +102,7 @@ def _mesh(config: Config) -> Mesh | None:
 def _parts(
     config: Config, source: Source, axis_name: str | None
 ) -> tuple[Workload, optax.GradientTransformation, dict[str, Callable[[Any], Any]]]:
-    """Workload, optimizer and its schedules, for a step under the mapped axis of that name, if there is one."""
+    """Builds workload, optimizer and schedules, for a step under a mapped axis if `axis_name` is given."""
     import optax
 
     from optlab.training import Workload
@@ -112,7 +113,7 @@ def _parts(
     if config.clip_value is not None:
         tx = optax.chain(optax.clip(config.clip_value), tx)
     workload = Workload.from_model(
-        _model(config, source, axis_name),
+        build_model(config, source, axis_name),
         source,
         loss=functools.partial(find("loss", config.loss.name), **config.loss.arguments),
         metrics={name: find("metrics", name) for name in config.metrics},
@@ -137,7 +138,7 @@ def _check_source(config: Config, source: Source) -> None:
 
 
 def _check_fit(config: Config, workload: Workload, tx: optax.GradientTransformation) -> None:
-    """Traces an evaluation and a step, without computing anything, so that parts that don't fit are named here."""
+    """Traces an evaluation and a step, which computes nothing, to name parts that don't fit."""
     import jax
 
     from optlab.roles import layout_around
@@ -158,14 +159,17 @@ def _check_fit(config: Config, workload: Workload, tx: optax.GradientTransformat
 
 
 def _check_statistics(config: Config, workload: Workload) -> None:
-    """Under a mapped axis BatchNorm would see a device's part of the batch, unless its factory takes the axis."""
+    """Refuses BatchNorm without a mapped axis: its statistics would be of a device's part of the batch."""
     import jax
     from flax import nnx
 
     if "axis_name" in filled("model", find("model", config.model.name)):
         return
     _, model_state = jax.eval_shape(workload.init, jax.random.key(0))
-    is_running = lambda x: isinstance(x, nnx.BatchStat)
+
+    def is_running(x: Any) -> bool:
+        return isinstance(x, nnx.BatchStat)
+
     is_linens = isinstance(model_state, dict) and "batch_stats" in model_state
     if is_linens or any(map(is_running, jax.tree.leaves(model_state, is_leaf=is_running))):
         raise ConfigError(
@@ -175,15 +179,17 @@ def _check_statistics(config: Config, workload: Workload) -> None:
 
 
 def _call(kind: str, part: Component, **filled: Any) -> Any:
+    factory = find(kind, part.name)
     try:
-        return find(kind, part.name)(**filled, **part.arguments)
+        return factory(**filled, **part.arguments)
     except ConfigError:
         raise
     except Exception as error:  # whatever a user's factory raises
-        raise ConfigError(f"{kind}={part.name}: {error}") from error
+        raise ConfigError(f"{kind}={part.name}: {in_keys(kind, factory, error)}") from error
 
 
-def _model(config: Config, source: Source, axis_name: str | None) -> Any:
+def build_model(config: Config, source: Source, axis_name: str | None = None) -> Any:
+    """Builds a config's model, with what it has to know of the data, and of the mapped axis if there is one."""
     factory = find("model", config.model.name)
     names, facts = filled("model", factory), {**source.facts, **({"axis_name": axis_name} if axis_name else {})}
     for name in names:
@@ -195,7 +201,7 @@ def _model(config: Config, source: Source, axis_name: str | None) -> Any:
 def _optimizer(
     config: Config, axis_name: str | None
 ) -> tuple[optax.GradientTransformation, dict[str, Callable[[Any], Any]]]:
-    """The optimizer, every learning rate of which is the peak of the config's schedule."""
+    """Builds the optimizer; the config's schedule shapes each of its learning rates."""
     schedules: dict[str, Callable[[Any], Any]] = {}
     tx = _transformation(config, "optimizer", config.optimizer, axis_name, schedules)
     if not _is_flat(config) and not schedules:
@@ -218,9 +224,9 @@ def _transformation(
     schedules: dict[str, Callable[[Any], Any]],
     rate: Any = None,
 ) -> optax.GradientTransformation:
-    """The optimizer, or a part of it that has the rate of what it is a part of, if it doesn't say its own.
+    """Builds the optimizer, or a part of it, whose learning rate is that of the whole unless it sets its own.
 
-    The schedules that are said join those that are there.
+    Adds to `schedules` those of the learning rates that the config sets.
     """
     kind = "optimizer" if key == "optimizer" else "part"
     factory, arguments = find(kind, part.name), dict(part.arguments)
@@ -235,18 +241,18 @@ def _transformation(
         peak = arguments.get(name)
         if is_rate(name) and isinstance(peak, int | float) and _takes_schedule(hints.get(name, Any)):
             schedule = _schedule(config, peak)
-            # A constant stays a number: some rules take no schedule, and a number needs no count in the state.
+            # A constant stays a number: some rules take no schedule, and with a number the state needs no count.
             arguments[name] = peak if _is_flat(config) else schedule
             if name in part.arguments:
                 schedules[f"{key}.{name}".removeprefix("optimizer.")] = schedule
-    is_told = axis_name and "axis_name" in filled(kind, factory) and not arguments.get("orthogonalizer")
-    axes = {"axis_name": axis_name} if is_told else {}
+    takes_axis = axis_name and "axis_name" in filled(kind, factory) and not arguments.get("orthogonalizer")
+    axes = {"axis_name": axis_name} if takes_axis else {}
     try:
         tx = factory(**axes, **arguments)
     except ConfigError:
         raise
     except Exception as error:  # whatever a user's factory raises
-        raise ConfigError(f"{key}={part.name}: {error}") from error
+        raise ConfigError(f"{key}={part.name}: {in_keys(key, factory, error)}") from error
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         raise ConfigError(f"{key}={part.name} must return an optax.GradientTransformation, got {type(tx).__name__}")
     return tx

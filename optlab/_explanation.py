@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab._checks import is_count
+from optlab._messages import aligned, in_bytes
 from optlab._rules import OPAQUE, Leaf, Leaves, Rule, owner, read_leaves, rules_of
 from optlab.transforms.matrices import Plan
 from optlab.transforms.matrices._map import Report, reported
@@ -56,7 +57,8 @@ class Row:
         role = (self.role or "?") + ("*" if self.is_said else "")
         matrices = "{} of {}×{}".format(*self.matrices) if self.matrices else ""
         shape = "×".join(map(str, self.shape))
-        return self.path, shape, role, self.rule, matrices, _in_bytes(self.state_bytes), _in_gflop(self.flops)
+        state = in_bytes(self.state_bytes) if self.state_bytes else ""
+        return self.path, shape, role, self.rule, matrices, state, _in_gflop(self.flops)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +107,8 @@ class Explanation:
         devices = math.prod(self.sizes.values())
         each = "One device" if devices == 1 else f"Each of {devices} devices"
         parts = [
-            _aligned(self._totals()),
-            f"{each}: {_in_bytes(self.state_bytes_per_device) or 'no bytes'} of state{self._work()}.",
+            aligned(self._totals()),
+            f"{each}: {in_bytes(self.state_bytes_per_device)} of state{self._work()}.",
         ]
         if any(OPAQUE in row.rule for row in self.rows):
             parts.append(f"What {OPAQUE} rules do can't be seen; the roles there are what names and shapes tell.")
@@ -120,14 +122,14 @@ class Explanation:
         return "\n\n".join(parts)
 
     def __str__(self) -> str:
-        return f"{_aligned([COLUMNS, *(row.cells() for row in self.rows)])}\n\n{self.summary()}"
+        return f"{aligned([COLUMNS, *(row.cells() for row in self.rows)])}\n\n{self.summary()}"
 
     def _totals(self) -> list[tuple[str, ...]]:
         total = lambda name, rows, state: (
             name,
             str(len(rows)),
             f"{sum(math.prod(row.shape) for row in rows):,}",
-            _in_bytes(state),
+            in_bytes(state),
             _in_gflop(sum(row.flops for row in rows)),
             ", ".join(f"{n} {role or '?'}" for role, n in Counter(row.role for row in rows).most_common()),
         )
@@ -138,7 +140,7 @@ class Explanation:
         return [
             ("rule", "parameters", "numbers", "state", "GFLOP", "roles"),
             *(total(rule, rows, bytes_of(rows)) for rule, rows in rules.items()),
-            ("(no parameter)", "", "", _in_bytes(self.state_bytes - bytes_of(self.rows)), "", ""),
+            ("(no parameter)", "", "", in_bytes(self.state_bytes - bytes_of(self.rows)), "", ""),
             total("all", self.rows, self.state_bytes),
         ]
 
@@ -233,19 +235,6 @@ def _row(leaf: Leaf, rules: Sequence[Rule], matrices: tuple[int, int, int] | Non
     role = next((rule.roles[leaf] for rule in mine if rule.roles[leaf] != leaf.guess), leaf.guess)
     name = " + ".join(rule.name for rule in mine) or OPAQUE
     return Row(leaf.path, leaf.value.shape, role, leaf.guess, name, matrices, state_bytes, flops)
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
-
-
-def _in_bytes(count: int) -> str:
-    for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
-        if count >= 1000**power:
-            return f"{count / 1000**power:.1f} {unit}"
-    return f"{count} B" if count else ""
 
 
 def _in_gflop(count: int) -> str:

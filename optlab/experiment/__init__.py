@@ -1,0 +1,24 @@
+"""Names become objects: a config's components are found, checked and built into an experiment.
+
+>>> from optlab.experiment import build
+>>> experiment = build(optlab.config.load("configs/digits.py"))
+>>> history = optlab.training.train(experiment.workload, experiment.tx, steps=experiment.config.steps)
+"""
+
+from optlab.experiment._build import Experiment, build
+from optlab.experiment._components import explain_keys, filled, find, is_rate, resolve
+from optlab.experiment._kinds import kind_of_change
+from optlab.experiment._load import LoadedRun, load_run
+
+__all__ = [
+    "Experiment",
+    "LoadedRun",
+    "build",
+    "explain_keys",
+    "filled",
+    "find",
+    "is_rate",
+    "kind_of_change",
+    "load_run",
+    "resolve",
+]
