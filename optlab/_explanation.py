@@ -1,4 +1,4 @@
-"""`explain`: what an optimizer does with each parameter, what that costs, and why, read from shapes alone."""
+"""`explain`: the rule that moves each parameter, its cost and the reason, read from shapes alone."""
 
 import dataclasses
 import math
@@ -29,8 +29,8 @@ class Row:
     Attributes:
         path: its names, with slashes between them.
         shape: its shape.
-        role: what it is; None where no rule says it and nothing tells.
-        guess: what names and shapes alone tell, or None. A role that differs was read from the program, or is an
+        role: its role; None where neither a rule nor its name shows it.
+        guess: the role that names and shapes alone show, or None. Another role was read from the program, or is an
             override.
         rule: the key of the rule that moves it; "(opaque)" where it isn't one of by_role's.
         matrices: (count, fan_in, fan_out) as a function of matrices sees it, or None.
@@ -49,7 +49,7 @@ class Row:
 
     @property
     def is_said(self) -> bool:
-        """Whether the role is another than names and shapes tell."""
+        """Whether the role isn't the one that names and shapes show."""
         return self.role != self.guess
 
     def cells(self) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What `explain` found: print it, or read it.
+    """The result of `explain`: print it, or read it.
 
     Attributes:
         rows: the parameters by rule, the one with most work first, and within a rule in the tree's order.
@@ -148,7 +148,7 @@ class Explanation:
 def explain(
     tx: optax.GradientTransformation, params: optax.Params, *, devices: int | Mapping[str, int] = 1
 ) -> Explanation:
-    """What each parameter is, which rule of the optimizer moves it, how much state it needs, and how much work.
+    """Reports each parameter's role, the rule of the optimizer that moves it, its state and its work.
 
     The state is that of `tx.init`, and the work what `optlab.transforms.matrices.on_matrices` is asked for while
     `tx.update` is traced: that of `orthogonalize`, SOAP, Shampoo and of blocks of your own. Nothing is computed. The

@@ -807,9 +807,9 @@ def test_names_are_read_once():
     """Every block asks for the layout of the same tree, at init and at each trace."""
     tree = shapes({"layers": [{"kernel": (W, F), "bias": (F,)} for _ in range(3)]})
     first = read_names(tree)
-    before = optlab.roles._names._told.cache_info()
+    before = optlab.roles._names._inferred.cache_info()
     second = read_names(jax.tree.map(lambda x: jnp.zeros(x.shape), tree))
-    after = optlab.roles._names._told.cache_info()
+    after = optlab.roles._names._inferred.cache_info()
     assert (after.hits, after.misses) == (before.hits + 1, before.misses)
     assert second == first
     assert read_names({"layers": tree["layers"][:2]}) != first  # other paths

@@ -8,7 +8,7 @@ import optax
 from optlab import transforms
 from optlab._checks import check_choice, check_decay, check_not_negative
 from optlab._trees import matched
-from optlab.transforms._numerics import cast_like, check_dtypes, check_holds, check_wide, computed_wide, widen
+from optlab.transforms._numerics import cast_like, check_holds, check_state_dtypes, check_wide, computed_wide, widen
 
 ScalarOrSchedule: TypeAlias = float | optax.Schedule
 Mask: TypeAlias = Any | Callable[[optax.Params], Any]
@@ -298,7 +298,7 @@ def lion(
 def _scale_by_lion(b1: float, b2: float, mu_dtype: Any | None) -> optax.GradientTransformationExtraArgs:
     """optax's, computed in at least float32."""
     check_wide(b1=b1, b2=b2)
-    check_dtypes(mu_dtype=mu_dtype)
+    check_state_dtypes(mu_dtype=mu_dtype)
     check_decay("b1", b1)
     check_decay("b2", b2)
     direction = computed_wide(optax.scale_by_lion(b1, b2, mu_dtype))

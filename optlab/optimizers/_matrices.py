@@ -95,8 +95,7 @@ def normuon(
     O is the orthogonalized momentum, as in `muon`, and v has a number for each neuron, the mean being over its inputs.
     The whole matrix keeps the size of Adam's updates, so that one learning rate does for both rules.
 
-    Source: Li et al. 2025 (arXiv 2510.05491), Algorithm 1, which is had by nesterov=False; their code has Nesterov's
-    momentum.
+    Source: Li et al. 2025 (arXiv 2510.05491), Algorithm 1, with nesterov=False; their code has Nesterov's momentum.
 
     Args:
         learning_rate: step size (η), a number or a schedule.
@@ -149,7 +148,7 @@ def adamuon(
     O is what the signs of the momentum become when they are orthogonalized; the signs keep it steady, so that v says
     something. The whole matrix keeps the size of Adam's updates, so that one learning rate does for both rules.
 
-    Source: Si et al. 2025 (arXiv 2507.11005), Algorithm 1, with β₂ = β, which is had by nesterov=False.
+    Source: Si et al. 2025 (arXiv 2507.11005), Algorithm 1, with β₂ = β and nesterov=False.
 
     Args:
         learning_rate: step size (η), a number or a schedule.
@@ -315,15 +314,14 @@ def shampoo(
         eps: added to the root of Adam's update (ε).
         every: steps from one root to the next; None is 10.
         max_precond_dim: the longest axis that has a factor; None is 10,000.
-        weight_decay: the decay (λ) under both rules, a number or a schedule, times the learning rate.
-        decay_roles: names of the roles that decay, as ["matrix", "conv"]; None is all.
-        mu_dtype: the dtype that both rules' momenta are stored in; None is at least float32, and under AdamW the
-            parameters'.
-        nu_dtype: the dtype that both rules' second moments are stored in; None is at least float32.
+        weight_decay: the decay (λ), as in `soap`.
+        decay_roles: names of the roles that decay, as in `soap`.
+        mu_dtype: as in `soap`.
+        nu_dtype: as in `soap`.
         factor_dtype: the dtype that L, R and their roots are stored in; None is at least float32.
-        rest: what moves everything else, with its own learning rate and decay; None is AdamW with the settings above.
+        rest: what moves everything else, as in `soap`.
         layout: what each parameter is, and how it is a matrix, as in `muon`.
-        axis_name: axes of pmap or shard_map along which all devices hold the same gradients.
+        axis_name: as in `soap`.
     """
     adam: dict[str, Any] = {"b1": b1, "b2": b2, "eps": eps, "mu_dtype": mu_dtype, "nu_dtype": nu_dtype}
     hidden = optax.chain(

@@ -9,7 +9,7 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class MatrixAxes:
-    """How a leaf is seen as a matrix, or a stack of them. Every axis of the leaf is in one of the first three tuples.
+    """A view of a leaf as a matrix, or a stack of them. Every axis of the leaf is in one of the first three tuples.
 
     A dense kernel: ((), (0,), (1,)). A convolution (H, W, in, out): ((), (0, 1, 2), (3,)). A query, key or value kernel
     (width, heads, head width): ((), (0,), (1, 2)), or by head ((1,), (0,), (2,)). An attention's output kernel (heads,
@@ -65,5 +65,5 @@ class MatrixAxes:
 
 
 def _transposed(x: jax.Array, order: Sequence[int]) -> jax.Array:
-    """What changes nothing needn't be traced, hundreds of times."""
+    # A transposition that changes nothing would be traced hundreds of times.
     return x if list(order) == list(range(x.ndim)) else x.transpose(order)

@@ -10,16 +10,16 @@ import optax
 
 from optlab._messages import closest
 from optlab._trees import matched
-from optlab.roles._ask import LayoutLike, check_layout, layout_of, resolve
 from optlab.roles._axes import MatrixAxes
 from optlab.roles._layout import ROLES, Layout, LayoutError, Reading
+from optlab.roles._lookup import LayoutLike, check_layout, layout_of, resolve
 
 KNOWN = (*ROLES, "input", "default")
 
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """What `by_role` decided when a state was made, to be read, as by `print(state.labels)`. It decides nothing.
+    """The decisions of `by_role` when a state was made, to be read, as by `print(state.labels)`. They decide nothing.
 
     A pytree node without leaves, so it passes through jit, `jax.eval_shape` and checkpoints; a state with other labels
     is another kind of state.
@@ -62,7 +62,7 @@ class ByRoleState(NamedTuple):
 def by_role(
     rules: Mapping[str, optax.GradientTransformation], layout: LayoutLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Each parameter is moved by the rule of its role, as by `optax.partition`; the rule "default" moves the rest.
+    """Moves each parameter by the rule of its role, as `optax.partition` does; the rule "default" moves the rest.
 
     A rule sees its own parameters only. So the layout is found on the whole tree here, and given to the rules: at init
     as by `with layout:`, at update as the extra argument `layout` too. A rule that is a `by_role` itself, as `muon` is,
@@ -149,7 +149,7 @@ def _key(reading: Reading, rules: Mapping[str, Any]) -> str:
 
 
 def _within(layout: Layout) -> Layout:
-    """What rules are given: in place of a role of one's own, what was found before, which a by_role inside needs."""
+    """The layout for the rules: in place of a role of one's own the inferred one, which a by_role inside needs."""
     plain = lambda r: r if r.role in ROLES else dataclasses.replace(r, role=r.found)
     return dataclasses.replace(layout, readings={path: plain(r) for path, r in layout.readings.items()})
 

@@ -25,7 +25,7 @@ class LayoutError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What is known of one parameter.
+    """A parameter's role and matrix axes, and what they were inferred from.
 
     Attributes:
         shape: its shape.
@@ -283,7 +283,7 @@ def around() -> Layout | None:
 
 
 def _shared(keys: list[tuple[list[str], list[str]]]) -> int:
-    """How many first names all have in common, the last of each not counted."""
+    """The number of first names that all have in common, the last of each not counted."""
     paths = [path for path, _ in keys]
     least = min((len(path) - 1 for path in paths), default=0)
     return next((n for n in range(least) if len({path[n] for path in paths}) > 1), least)

@@ -24,6 +24,7 @@ from optlab.runs._fingerprints import fingerprints, non_finite
 from optlab.runs._listing import checkpoint_folder, is_complete, saved_steps
 from optlab.runs._lock import WriterLock
 from optlab.runs._manifest import Manifest, State, compare, flatten, nest, unpack
+from optlab.runs._place import run_place
 from optlab.runs._seal import check_step, read_sealed
 
 
@@ -61,11 +62,11 @@ class Checkpoints:
         for name, value in (("every", every), ("keep", keep)):
             if not is_count(value):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if any(sign in str(Path(folder).absolute()) for sign in "[]*?"):
+        self.folder, self.every, self.keep = run_place(folder).absolute(), every, keep
+        if any(sign in str(self.folder) for sign in "[]*?\\"):
             raise ConfigError(
-                f"{folder}: Orbax can't read from a folder with [, ], * or ? in its path; name another one"
+                f"{folder}: Orbax can't read from a folder with [, ], *, ? or \\ in its path; name another one"
             )
-        self.folder, self.every, self.keep = Path(folder).absolute(), every, keep
         self._lock = WriterLock(self.folder)
         self._pending: _Pending | None = None
 

@@ -14,8 +14,8 @@ from optlab._checks import check_choice, check_decay, check_not_negative
 from optlab.transforms._numerics import (
     abs_square,
     cast_like,
-    check_dtypes,
     check_holds,
+    check_state_dtypes,
     check_wide,
     roots,
     squares_like,
@@ -57,7 +57,7 @@ def scale_by_adam(
         nu_dtype: the dtype that v is stored in; None is at least float32.
     """
     check_wide(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
-    check_dtypes(mu_dtype=mu_dtype, nu_dtype=nu_dtype)
+    check_state_dtypes(mu_dtype=mu_dtype, nu_dtype=nu_dtype)
     check_decay("b1", b1)
     check_decay("b2", b2)
     check_not_negative("eps", eps)
@@ -132,7 +132,7 @@ def scale_by_rms(
         nu_dtype: the dtype that v is stored in; None is at least float32.
     """
     check_wide(decay=decay, eps=eps, initial_scale=initial_scale)
-    check_dtypes(nu_dtype=nu_dtype)
+    check_state_dtypes(nu_dtype=nu_dtype)
     check_decay("decay", decay)
     check_not_negative("eps", eps)
     check_not_negative("initial_scale", initial_scale)
@@ -164,7 +164,7 @@ def scale_by_adagrad(
 ) -> optax.GradientTransformation:
     """g / √(s + ε), or g / (√s + ε), with s ← s + g².
 
-    By default the numbers are those of `optax.scale_by_rss`. The paper's are had by initial_accumulator_value=0 and
+    By default the numbers are those of `optax.scale_by_rss`. The paper's need initial_accumulator_value=0 and
     eps_in_sqrt=False. Where s = 0 the update is 0.
 
     Source: Duchi, Hazan and Singer 2011, Figure 1.

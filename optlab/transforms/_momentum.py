@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from optlab._checks import check_choice, check_decay, check_fraction
-from optlab.transforms._numerics import add_scaled, cast_like, check_dtypes, check_holds, check_wide, widen
+from optlab.transforms._numerics import add_scaled, cast_like, check_holds, check_state_dtypes, check_wide, widen
 
 
 class MomentumState(NamedTuple):
@@ -44,7 +44,7 @@ def momentum(
         accumulator_dtype: the dtype that m is stored in; None takes the parameters'.
     """
     check_wide(decay=decay)
-    check_dtypes(accumulator_dtype=accumulator_dtype)
+    check_state_dtypes(accumulator_dtype=accumulator_dtype)
     check_decay("decay", decay)
     own = None if isinstance(nesterov, bool | np.bool_) else nesterov
     if own is not None:

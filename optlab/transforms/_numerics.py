@@ -96,7 +96,7 @@ def _roots_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
     return found, jax.tree.map(lambda s, dx: dx / (2 * jnp.where(s > 0, s, jnp.inf)), found, *tangents)
 
 
-def check_dtypes(**dtypes: Any) -> None:
+def check_state_dtypes(**dtypes: Any) -> None:
     """Refuses to store moments as anything but floating-point numbers: in integers most of them are 0."""
     for name, dtype in dtypes.items():
         try:

@@ -87,7 +87,7 @@ def probe(name: str, *, every: int | None = 100) -> optax.GradientTransformation
 
 
 def _norms(updates: Any, params: Any | None, grad: Any | None) -> dict[str, jax.Array]:
-    """What can be measured of `NORMS`."""
+    """Those of `NORMS` that can be measured."""
     u, theta, g = _widened(updates, updates) or [], _widened(updates, params), _widened(updates, grad)
     found = {"update_norm": _norm(u)}
     if theta is not None:

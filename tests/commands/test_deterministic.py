@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import pytest
 
 from optlab.commands import main
 from optlab.training import Checkpoints
@@ -41,6 +42,7 @@ def python(program, *words, flags="--xla_force_host_platform_device_count=8"):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
 
 
+@pytest.mark.slow
 def test_the_same_command_twice_gives_the_same_bits(here):
     for strategy, words in STRATEGIES.items():
         assert main(["train", "small.py", *words, "--run", f"{strategy}-here"]) == 0

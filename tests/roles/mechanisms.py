@@ -707,3 +707,189 @@ def a_gated_recurrent_unit(p, x):
 @mechanism([(W, 1), (W, W), (W, V)], [MATRIX, MATRIX, HEAD])
 def a_gate_of_one_number(p, x):
     return jnp.sum((x + jax.nn.sigmoid(x @ p[0]) * jnp.tanh(x @ p[1])) @ p[2])
+
+
+# What a walk that forgets something gets wrong.
+
+PARTS = ("matrix", (1,), (0,), (2,), (W, 2, F))
+BY_HEAD = ("matrix", (), (0,), (1, 2))
+
+
+@mechanism([(W, W), (W, W), (W, W), (W, W)], [MATRIX] * 4)
+def a_trunk_without_a_head(p, x):
+    x = x + jnp.tanh(x @ p[0]) @ p[1]
+    return jnp.sum((x + jnp.tanh(x @ p[2]) @ p[3]) ** 2)
+
+
+@mechanism([(W, 2 * F), (F, V)], [MATRIX, HEAD])
+def parts_that_are_added_are_one(p, x):
+    a, b = jnp.split(x @ p[0], 2, -1)
+    return jnp.sum(jnp.tanh(a + b) @ p[1])
+
+
+@mechanism([(W, 2 * F), (F, V)], [PARTS, HEAD])
+def parts_that_are_added_behind_a_function_are_apart(p, x):
+    a, b = jnp.split(x @ p[0], 2, -1)
+    return jnp.sum((jnp.tanh(a) + b) @ p[1])
+
+
+@mechanism([(W, 2 * F), (2 * F, V)], [MATRIX, HEAD])
+def parts_that_are_concatenated_again_are_one(p, x):
+    a, b = jnp.split(x @ p[0], 2, -1)
+    return jnp.sum(jnp.tanh(jnp.concatenate([jnp.sin(b), a], -1)) @ p[1])
+
+
+@mechanism([(W, 2 * F), (W, F), (2 * F, V)], [PARTS, MATRIX, HEAD])
+def parts_that_are_concatenated_behind_a_gate_are_apart(p, x):
+    a, b = jnp.split(x @ p[0], 2, -1)
+    return jnp.sum(jnp.tanh(jnp.concatenate([a * (x @ p[1]), b], -1)) @ p[2])
+
+
+@mechanism([(W, 2 * F), (2 * F, V)], [MATRIX, HEAD])
+def rotary_pairs_that_are_neighbours(p, x):
+    q = (x @ p[0]).reshape(B, T, F, 2)
+    a, b = q[..., 0], q[..., 1]
+    c, s = jnp.cos(jnp.arange(T))[:, None], jnp.sin(jnp.arange(T))[:, None]
+    return jnp.sum(jnp.tanh(jnp.stack([a * c - b * s, b * c + a * s], -1).reshape(B, T, 2 * F)) @ p[1])
+
+
+@mechanism([(L, W), (W, V)], ["vector", HEAD])
+def a_scanned_shift(p, x):
+    return jnp.sum(lax.scan(lambda x, b: (jnp.tanh(x + b), None), x, p[0])[0] @ p[1])
+
+
+@mechanism([(W, F), (F, K), (K, F), (F, V)], [MATRIX, MATRIX, MATRIX, HEAD])
+def three_weights_multiplied_first(p, x):
+    return jnp.sum(jnp.tanh(x @ (p[0] @ p[1] @ p[2])) @ p[3])
+
+
+@mechanism([(W,), (W, V)], ["vector", HEAD])
+def a_gain_by_einsum(p, x):
+    return jnp.sum(jnp.tanh(jnp.einsum("btw,w->btw", x, p[0])) @ p[1])
+
+
+@mechanism([(W, 9 * 3 * F), (F, V)], [MATRIX, HEAD], IMAGES, ROWS)
+def a_kernel_made_by_the_batch(p, x, c):
+    kernel = jnp.mean(c @ p[0], 0).reshape(3, 3, 3, F)
+    y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jnp.sum(jnp.tanh(y) @ p[1])
+
+
+@mechanism([(W, F), (F, V)], [MATRIX, HEAD], X, TOKENS)
+def positions_picked_by_the_batch(p, x, tokens):
+    y = jnp.take_along_axis(jnp.tanh(x @ p[0]), tokens[..., None] % T, 1)
+    return jnp.sum(y @ p[1])
+
+
+@mechanism([(W, F), (F,), (F, W), (W, V)], [MATRIX, "vector", MATRIX, HEAD])
+def positions_through_layers(p, x):
+    angles = jnp.sin(jnp.arange(T)[:, None] * jnp.arange(1.0, W + 1))
+    return jnp.sum(jnp.tanh(x + jnp.tanh(angles @ p[0] + p[1]) @ p[2]) @ p[3])
+
+
+@mechanism([(W, F), (F, V)], ["vector", HEAD])
+def a_sum_behind_a_function_is_no_product(p, x):
+    return jnp.sum(jnp.sum(jnp.tanh(x[..., None] * p[0]), -2) @ p[1])
+
+
+def behind(name):
+    """A bias of heads is no table of positions behind an operation that leaves its axes where they are."""
+    operations = {
+        "sort": lambda y: jnp.sort(y, 1),
+        "cumsum": lambda y: jnp.cumsum(y, 1),
+        "tile": lambda y: jnp.tile(y, (1, 2, 1, 1)),
+        "top_k": lambda y: jnp.moveaxis(lax.top_k(jnp.moveaxis(y, 1, -1), 3)[0], -1, 1),
+        "scatter": lambda y: jnp.zeros((B, T + 1, H, K)).at[:, 1:].set(y),
+        "cond": lambda y: lax.cond(y[0, 0, 0, 0] > 0, lambda y: y, jnp.tanh, y),
+        "pad": lambda y: jnp.pad(y, ((0, 0), (1, 0), (0, 0), (0, 0))),
+        "roll": lambda y: jnp.roll(y, 1, 1),
+    }
+
+    def bias_of_heads(p, x):
+        y = operations[name](jnp.einsum("btw,whk->bthk", x, p[0])) + p[1]
+        return jnp.sum(jnp.einsum("bthk,hkv->btv", jnp.tanh(y), p[2]))
+
+    bias_of_heads.__name__ += f"_behind_{name}"
+    return bias_of_heads
+
+
+for name in ("sort", "cumsum", "tile", "top_k", "scatter", "cond", "pad", "roll"):
+    mechanism([(W, H, K), (H, K), (H, K, V)], [BY_HEAD, "vector", ("head", (), (0, 1), (2,))])(behind(name))
+
+
+@mechanism([(W, E), (E, W, F), (F, V)], [MATRIX, STACKED, HEAD])
+def experts_of_one_layer(p, x):
+    gates = jax.nn.softmax(x @ p[0])
+    return jnp.sum(jnp.tanh(jnp.einsum("bte,btef->btf", gates, jnp.einsum("btw,ewf->btef", x, p[1]))) @ p[2])
+
+
+@mechanism(
+    [(W, H, K), (W, K), (W, K), (H, K, W), (W, V)], [BY_HEAD, MATRIX, MATRIX, ("matrix", (), (0, 1), (2,)), HEAD]
+)
+def one_key_for_all_queries(p, x):
+    q, k, v = jnp.einsum("btw,whk->bthk", x, p[0]), x @ p[1], x @ p[2]
+    a = jax.nn.softmax(jnp.einsum("bthk,bsk->bhts", q, k))
+    return jnp.sum(jnp.einsum("bthk,hkw->btw", jnp.einsum("bhts,bsk->bthk", a, v), p[3]) @ p[4])
+
+
+@mechanism([(W, F), (F, V)], [MATRIX, HEAD], ROWS, jax.ShapeDtypeStruct((B, V), "float32"))
+def a_step_of_learning_in_the_loss(p, x, y):
+    loss = lambda w: jnp.mean((jnp.tanh(x @ w[0]) @ w[1] - y) ** 2)
+    return loss([w - 0.1 * g for w, g in zip(p, jax.grad(loss)(p), strict=True)])
+
+
+@mechanism(
+    [(W, F), (F, V)],
+    [MATRIX, HEAD],
+    jax.ShapeDtypeStruct((3, B, W), "float32"),
+    jax.ShapeDtypeStruct((3, B, V), "float32"),
+)
+def steps_of_learning_for_many_tasks(p, x, y):
+    loss = lambda w, x, y: jnp.mean((jnp.tanh(x @ w[0]) @ w[1] - y) ** 2)
+
+    def task(x, y):
+        gradient = jax.grad(loss)(p, x, y)
+        return loss([w - 0.1 * g for w, g in zip(p, gradient, strict=True)], x, y)
+
+    return jnp.mean(jax.vmap(task)(x, y))
+
+
+@mechanism([(K, W), (W, W), (W, F), (F, V)], [TURNED, MATRIX, MATRIX, HEAD])
+def a_stream_that_starts_as_learned_queries(p, x):
+    scores = jax.nn.softmax(jnp.einsum("qw,btw->bqt", p[0], x))
+    y = p[0] + jnp.einsum("bqt,btw->bqw", scores, x @ p[1])
+    return jnp.sum(jnp.tanh(y @ p[2]) @ p[3])
+
+
+@mechanism([(T, W), (W, V)], ["vector", HEAD])
+def a_gain_by_a_product_without_a_sum(p, x):
+    y = lax.dot_general(x, p[0], (((), ()), ((1, 2), (0, 1))))
+    return jnp.sum(jnp.tanh(jnp.moveaxis(y, -1, 0)) @ p[1])
+
+
+@mechanism([(W, 2, H, K), (W, H, K), (H, K, V)], [("matrix", (1,), (0,), (2, 3)), BY_HEAD, ("head", (), (0, 1), (2,))])
+def a_state_that_is_read_out(p, x):
+    k, v = jnp.moveaxis(jnp.einsum("btw,wshk->btshk", x, p[0]), 2, 0)
+    state, q = jnp.einsum("bthk,bthv->bhkv", k, v), jnp.einsum("bw,whk->bhk", x[:, -1], p[1])
+    return jnp.sum(jnp.einsum("bhv,hvo->bo", jnp.einsum("bhk,bhkv->bhv", q, state), p[2]))
+
+
+@mechanism([(L, V, W), (W, V)], [("embedding", (0,), (1,), (2,)), HEAD], X, TOKENS)
+def a_table_in_every_layer(p, x, tokens):
+    return jnp.sum(lax.scan(lambda x, table: (jnp.tanh(x + table[tokens]), None), x, p[0])[0] @ p[1])
+
+
+@mechanism([(L, W, W), (L, W), (W, V)], [STACKED, "vector", HEAD])
+def a_loop_that_looks_its_bias_up(p, x):
+    return jnp.sum(lax.fori_loop(0, L, lambda i, x: jnp.tanh(x @ p[0][i]) + p[1][i], x) @ p[2])
+
+
+@mechanism([(T, W), (W, V)], ["embedding", HEAD])
+def a_state_that_is_learned(p, x):
+    return jnp.sum(lax.scan(lambda h, x: (jnp.tanh(h + x), None), p[0], x)[0] @ p[1])
+
+
+@mechanism([(T, W), (W, V)], ["embedding", HEAD])
+def a_choice_of_tokens(p, x):
+    y = lax.cond(jnp.sum(x) > 0, lambda x: x, lambda x: jnp.broadcast_to(p[0], x.shape), x)
+    return jnp.sum(jnp.tanh(y) @ p[1])

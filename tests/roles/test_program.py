@@ -10,7 +10,7 @@ from jax.extend import core as jcore
 from jax.sharding import PartitionSpec as P
 
 from optlab.roles import MatrixAxes, read_program
-from optlab.roles import _primitives as primitives
+from optlab.roles._program import _primitives as primitives
 
 from .mechanisms import MECHANISMS, B, F, T, V, W
 from .published import PUBLISHED
@@ -178,7 +178,7 @@ def test_a_step_per_device_of_the_batch():
 
 def test_the_time_is_linear_in_the_layers():
     def equations(depth):
-        from optlab.roles._reader import Reader
+        from optlab.roles._program._walk import Reader
 
         count = 0
 
@@ -188,7 +188,7 @@ def test_the_time_is_linear_in_the_layers():
                 count += 1
                 return super().equation(eqn, ins)
 
-        from optlab.roles import _verdicts
+        from optlab.roles._program import _conclusions
 
         def loss(p, x):
             for a, b in p:
@@ -200,8 +200,8 @@ def test_the_time_is_linear_in_the_layers():
             jax.tree.leaves(params), struct(B, T, W)
         )
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_verdicts, "Reader", Counting)
-            _verdicts.read_jaxpr(closed.jaxpr, [x.shape for x in jax.tree.leaves(params)])
+            patch.setattr(_conclusions, "Reader", Counting)
+            _conclusions.read_jaxpr(closed.jaxpr, [x.shape for x in jax.tree.leaves(params)])
         return count
 
     assert equations(32) - equations(16) == 2 * (equations(16) - equations(8))

@@ -1,5 +1,7 @@
 """Curvature by products, beside dense matrices; what descent does at the edge of stability."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ same = np.testing.assert_allclose
 KEY = jax.random.key(0)
 
 
+@functools.cache
 def network():
     keys = jax.random.split(KEY, 4)
     params = {"W": jax.random.normal(keys[0], (4, 6), float), "A": jax.random.normal(keys[1], (6, 3), float)}
@@ -26,16 +29,16 @@ def network():
 def dense(product, like):
     """The matrix of a product."""
     flat, unravel = ravel_pytree(like)
-    return np.asarray(
-        jax.vmap(lambda v: ravel_pytree(product(unravel(v)))[0], out_axes=1)(jnp.eye(len(flat), dtype=flat.dtype))
-    )
+    columns = jax.vmap(lambda v: ravel_pytree(product(unravel(v)))[0], out_axes=1)
+    return np.asarray(jax.jit(columns)(jnp.eye(len(flat), dtype=flat.dtype)))
 
 
+@functools.cache
 def hessian_and_matrix():
     params, outputs, loss = network()
     product = curvature.hessian(lambda p: loss(outputs(p)), params)
     flat, unravel = ravel_pytree(params)
-    return params, product, np.asarray(jax.hessian(lambda v: loss(outputs(unravel(v))))(flat))
+    return params, product, np.asarray(jax.jit(jax.hessian(lambda v: loss(outputs(unravel(v)))))(flat))
 
 
 def test_the_product_is_that_of_the_dense_hessian():

@@ -109,6 +109,7 @@ def lazy():
         return {a: jax.tree.map(lambda *w: np.stack(w, axis=1), *fields) for a, fields in by_width.items()}
 
 
+@pytest.mark.slow
 def test_the_gap_to_the_tangent_falls_like_one_over_the_root_of_the_width(lazy):
     slope = lin.slope_with_width(WIDTHS, lazy["relu"].gap)
     assert slope.low < -0.5 < slope.high, slope
@@ -142,6 +143,7 @@ def test_a_slope_has_students_interval():
 # Probing.
 
 
+@pytest.mark.slow
 def test_a_linear_probe_is_the_one_minimum():
     features = jax.random.normal(jax.random.key(0), (60, 4), float)
     labels = jnp.argmax(features[:, :3] + 0.5 * jax.random.normal(jax.random.key(1), (60, 3), float), axis=1)

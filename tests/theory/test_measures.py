@@ -59,6 +59,7 @@ def run(steps=12, tx=None, **settings):
     return train(workload(), tx or optlab.adam(0.01), steps=steps, log_every=100, evaluate_every=100, **settings)
 
 
+@pytest.mark.slow
 def test_the_sharpness_is_the_dense_hessians_of_the_state_before_the_step():
     history = run(measure=[sharpness(every=5, examples=None, matvecs=14)])
     steps, values = history["measure/sharpness"]

@@ -40,6 +40,7 @@ def test_their_mean_is_the_batchs_gradient_and_each_is_an_examples():
     jax.tree.map(lambda a, b: same(a[7], b, rtol=1e-10), found, alone)
 
 
+@pytest.mark.slow
 def test_a_workloads_loss_works_as_it_is():
     from optlab.training import Workload
 

@@ -115,6 +115,7 @@ def test_what_was_found_under_another_target_is_forgotten(tmp_path):
     assert history.reached is None
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("steps", [4, 6])
 @pytest.mark.parametrize(
     ("changed", "message"),

@@ -140,7 +140,10 @@ def test_continuing_a_finished_run_does_nothing(tmp_path):
         train(workload(), optax.sgd(0.1), steps=3, checkpoints=Checkpoints(tmp_path))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+slow = lambda *values: pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, *map(slow, (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP))])
 def test_a_signal_saves_and_the_next_call_continues(tmp_path, number):
     watcher = Watcher(lambda: os.kill(os.getpid(), number), at=20)
     make = lambda observers: train(
@@ -234,6 +237,7 @@ def test_gradient_descent_stops_at_a_small_gradient():
     assert int(history.state.step) == steps[-1] - 1  # the last step tested the gradient and made no update
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("tolerance", [1e9, 1.0, 1e-2])
 @pytest.mark.parametrize("log_every", [1, 7])
 def test_no_update_is_made_once_the_gradient_is_small(tolerance, log_every):
@@ -390,7 +394,7 @@ def test_an_unknown_metric_names_those_there_are():
         train(workload(), optax.sgd(0.1), steps=1)["loss"]
 
 
-STRATEGIES = [("single", None), ("pmap", (4, 1)), ("jit", (8, 1)), ("zero1", (4, 1)), ("fsdp", (2, 1))]
+STRATEGIES = [("pmap", (4, 1)), ("fsdp", (2, 1)), slow("single", None), slow("jit", (8, 1)), slow("zero1", (4, 1))]
 
 
 @pytest.mark.parametrize(("strategy", "shape"), STRATEGIES)

@@ -43,6 +43,7 @@ OPTIMIZERS = {
 }
 
 
+slow = lambda *values: pytest.param(*values, marks=pytest.mark.slow)
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -104,14 +105,14 @@ def require_close(expected, result, limit):
     ("strategy", "mesh", "model", "optimizer", "settings"),
     [
         ("pmap", (8, 1), "resnet", "sgd", {"accumulate": 2}),
-        ("pmap", (8, 1), "gpt", "muon", {"clip": 0.1}),
-        ("jit", (8, 1), "resnet", "muon", {"clip": 0.1}),
-        ("jit", (8, 1), "gpt", "sgd", {"ema": 0.9, "types": {"dropout": 0.2}}),
         ("jit", (4, 2), "gpt", "adamw", {"accumulate": 2}),
         ("zero1", (8, 1), "mlp", "adamw", {"ema": 0.9}),
-        ("zero1", (4, 2), "resnet", "sgd", {}),
         ("fsdp", (8, 1), "mlp", "muon", {"accumulate": 2}),
-        ("fsdp", (4, 2), "gpt", "muon", {}),
+        slow("pmap", (8, 1), "gpt", "muon", {"clip": 0.1}),
+        slow("jit", (8, 1), "resnet", "muon", {"clip": 0.1}),
+        slow("jit", (8, 1), "gpt", "sgd", {"ema": 0.9, "types": {"dropout": 0.2}}),
+        slow("zero1", (4, 2), "resnet", "sgd", {}),
+        slow("fsdp", (4, 2), "gpt", "muon", {}),
     ],
     ids=str,
 )
@@ -125,6 +126,7 @@ def test_every_strategy_trains_what_one_device_trains(strategy, mesh, model, opt
     require_close(one, many, 1e-9)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("strategy", ["single", "jit", "zero1", "fsdp"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_step_writes_its_new_state_where_the_old_one_was(strategy, optimizer):
@@ -138,7 +140,7 @@ def test_a_step_writes_its_new_state_where_the_old_one_was(strategy, optimizer):
     assert expected <= memory.alias_size_in_bytes <= expected + 64  # the key, and padding
 
 
-@pytest.mark.parametrize("strategy", ["pmap", "jit", "zero1", "fsdp"])
+@pytest.mark.parametrize("strategy", ["fsdp", slow("pmap"), slow("jit"), slow("zero1")])
 def test_bfloat16_remat_and_a_scan_over_layers_work_under_every_strategy(strategy):
     types = {"dtype": "bfloat16", "remat": True, "scan": True}
     (params, _, _), one = trained("single", None, "gpt", "adamw", types=types, steps=3)
@@ -162,9 +164,9 @@ def uncached():
     ("strategy", "mesh", "model", "types"),
     [
         ("jit", (8, 1), "gpt", {"scan": True, "remat": True}),
-        ("zero1", (8, 1), "resnet", {}),
         ("fsdp", (8, 1), "gpt", {"tied": False}),
-        ("jit", (4, 2), "gpt", {}),
+        slow("zero1", (8, 1), "resnet", {}),
+        slow("jit", (4, 2), "gpt", {}),
     ],
 )
 def test_the_gradients_of_a_bfloat16_model_are_summed_over_the_devices_in_float32(
@@ -231,7 +233,7 @@ NONE = {"grads": lambda x: x, "seen": lambda x: x, "loss": lambda x: x}
 def test_a_step_of_ones_own_trains_what_one_device_trains(strategy, mean):
     expected, result = run_own("single", NONE), run_own(strategy, mean)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(result), strict=True):
-        np.testing.assert_allclose(b, a, rtol=2e-6)
+        np.testing.assert_allclose(b, a, rtol=2e-6, atol=1e-8)  # a parameter of 0.003 is a difference of larger ones
 
 
 def test_what_a_step_of_ones_own_forgets_to_average_is_refused_by_its_name():

@@ -27,8 +27,6 @@ ENVIRONMENT = {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",  # quick to compile
-    "JAX_COMPILATION_CACHE_DIR": str(WORKER.parents[2] / ".jax_cache"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     "PYTHONPATH": str(WORKER.parents[2]),
 }
 
@@ -75,6 +73,7 @@ def difference(found, wanted):
     return np.max([np.abs(x - y).max() / max(np.abs(y).max(), 1e-30) for x, y in pairs])  # NaN if one is
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_come_to_what_one_device_does(ran, strategy):
     alone, first, *_ = ran
@@ -85,6 +84,7 @@ def test_two_processes_come_to_what_one_device_does(ran, strategy):
         assert mine == pytest.approx(theirs, rel=1e-5)  # metrics are float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_process_reads_its_share_alone_and_has_the_same_metrics(ran, strategy):
     alone, first, second, *_ = ran
@@ -94,6 +94,7 @@ def test_every_process_reads_its_share_alone_and_has_the_same_metrics(ran, strat
     assert mine["read"] == theirs["read"] == len(mine["records"]) * 24 // 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_first_process_alone_tells_the_observers(ran, strategy):
     _, first, second, *_ = ran
@@ -101,6 +102,7 @@ def test_the_first_process_alone_tells_the_observers(ran, strategy):
     assert second[strategy]["told"] == []
 
 
+@pytest.mark.slow
 def test_one_process_continues_from_two_and_two_from_one(ran):
     alone, first, _, rest, here = ran
     assert [r["step"] for r in first["fsdp"]["records"]] == [r["step"] for r in rest["records"]] == [4, 5, 6]
@@ -111,6 +113,7 @@ def test_one_process_continues_from_two_and_two_from_one(ran):
         assert sorted(p.name for p in (here / folder / "checkpoints").iterdir()) == ["3", "6", "writer.lock"]
 
 
+@pytest.mark.slow
 def test_a_damaged_example_is_left_out_by_whichever_process_reads_it_and_logged_by_the_first(ran):
     alone, first, *_ = ran
     assert [(e["split"], e["examples"], e["why"]) for e in alone["skipped"]][:3] == [("train", [7], "torn")] * 3
@@ -208,6 +211,7 @@ def launch(*words):
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
 
 
+@pytest.mark.slow
 def test_a_dead_process_takes_the_run_back_to_its_last_checkpoint_and_no_further(here):
     words = ["train", "small.py", "log.every=5"]
     assert main([*words, "mesh.data=4", "--run", "undisturbed"]) == 0
@@ -260,6 +264,7 @@ def test_too_many_deaths_end_the_launch(here):
     assert "killed by SIGKILL; given up after 0 restarts; the same command goes on from the beginning" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_ends_all_at_one_step_saved(here):
     done = launch("-n", "2", "--", "train", "small.py", "data.number=15", "--run", "ended")
     assert done.returncode == 75, done.stderr

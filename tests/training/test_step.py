@@ -99,6 +99,7 @@ def test_what_devices_share_in_the_loss_counts_by_the_weight_of_each():
         np.testing.assert_allclose(found.params["w"], expected.params["w"], rtol=1e-12)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("make", [optax.lbfgs, lambda: optax.polyak_sgd(1.0), lambda: optax.contrib.momo(0.1)])
 def test_rules_that_ask_for_value_and_gradient_get_them(make, accumulate):

@@ -74,6 +74,7 @@ RULES = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("model", [Net(), Noisy(), Newer], ids=["plain", "noisy", "nnx"])
 def test_a_workload_of_the_users_is_trained_by_rules_of_any_house(name, model):
@@ -101,6 +102,7 @@ def test_the_architectures_example_runs():
     assert history.reached is None or history.reached <= 150
 
 
+@pytest.mark.slow
 def test_an_nnx_model_keeps_its_statistics_its_dropout_and_its_bits(tmp_path):
     make = lambda steps, folder: train(workload(Newer), optax.adamw(1e-2), steps=steps, checkpoints=Checkpoints(folder))
     whole = make(12, tmp_path / "whole")
@@ -191,6 +193,7 @@ def test_two_functions_are_a_workload():
     assert "test/loss" not in history.records[-1]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, np.int32, np.float16, jnp.bfloat16, np.float32])
 @pytest.mark.parametrize("is_scalar", [False, True])
 def test_metrics_of_every_dtype_are_means(dtype, is_scalar):

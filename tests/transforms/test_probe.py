@@ -295,6 +295,7 @@ CHAINS = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("make", CHAINS.values(), ids=CHAINS)
 def test_a_chain_with_probes_takes_the_path_of_one_without(make, dtype):

@@ -31,7 +31,7 @@ def axes_to_divide(count: int, sizes: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def share(count: int, axes: Sequence[str], sizes: Mapping[str, int]) -> int:
-    """How many of `count` matrices a device gets, the padding included: ⌈count / devices⌉."""
+    """The number of matrices on each device, the padding included: ⌈count / devices⌉."""
     return -(-count // math.prod(sizes[a] for a in axes))
 
 
@@ -52,7 +52,7 @@ def on_auto_axes(f: Callable[..., Any], mesh: Mesh | None, like: Any) -> Callabl
 
 
 def by_mesh(arrays: Sequence[jax.Array], mesh: Mesh | None) -> list[tuple[list[int], Mesh | None]]:
-    """Which arrays (by their place) are divided together, and over which mesh.
+    """Groups of arrays (by their place) that are divided together, each with its mesh.
 
     Where all that is seen is Auto, all of them. Arrays whose types show an Explicit mesh stay on theirs, each kind by
     itself; the others go to the ambient one if that is Explicit, else over `mesh` as if it were Auto.
@@ -134,7 +134,7 @@ def _size_of(axis: str) -> int:
 
 
 def _shows_equal(arrays: Sequence[jax.Array], axis: str) -> bool:
-    """Whether the types tell that all devices along a mapped axis hold the same. Without tracking nothing varies."""
+    """Whether the types show that all devices along a mapped axis hold the same. Without tracking nothing varies."""
     varies = lambda x: axis in jax.typeof(x).manual_axis_type.varying
     return varies(lax.axis_index(axis)) and not any(map(varies, arrays))
 
@@ -179,5 +179,5 @@ def _over_mesh(f: OnStacks, mesh: Mesh, axes: tuple[str, ...]) -> OnStacks:
 
 
 def placed_like(y: jax.Array, x: jax.Array) -> jax.Array:
-    """y. A choice between the two costs nothing, and tells the partitioner that y is to be placed like x."""
+    """y. A choice between the two costs nothing, and makes the partitioner place y like x."""
     return jnp.where(True, y, x.astype(y.dtype))

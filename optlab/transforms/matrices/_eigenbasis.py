@@ -14,7 +14,7 @@ import optax
 from jax import lax
 
 from optlab._checks import check_decay, check_not_negative, check_positive, is_count, is_number
-from optlab.transforms._numerics import cast_like, check_dtypes, check_wide, roots, squares_like, wide_dtype
+from optlab.transforms._numerics import cast_like, check_state_dtypes, check_wide, roots, squares_like, wide_dtype
 from optlab.transforms.matrices._divide import Mesh
 from optlab.transforms.matrices._leaves import check_real, matrix_leaves
 from optlab.transforms.matrices._map import on_matrices, stacks_of
@@ -165,10 +165,9 @@ def scale_by_shampoo(
     """L^-¼·m̂·R^-¼ at the size of Adam's update, with L ← β₂L + (1 − β₂)GGᵀ and R ← β₂R + (1 − β₂)GᵀG.
 
     Each matrix has the Frobenius norm of m̂ / (√v̂ + ε), which is grafting. The roots are those of L + ρλI, λ being its
-    largest eigenvalue, found by `eigh` at the first step and then every few steps, under a `lax.cond`; under `jax.vmap`
-    over states, as in a population, that is a choice between results, and every step decomposes. An axis longer than
-    `max_precond_dim` has no factor; the other's root is then L^-½. Everything is computed in at least float32, and
-    divided over devices as in `orthogonalize`.
+    largest eigenvalue, found by `eigh` at the first step and then every few steps. An axis longer than
+    `max_precond_dim` has no factor; the other's root is then L^-½. Dtypes, devices and `jax.vmap` are as in
+    `scale_by_soap`.
 
     Source: Gupta, Koren and Singer 2018 (arXiv 1802.09568), Algorithm 1; averages, grafting and roots that are kept for
     some steps: Shi et al. 2023 (arXiv 2309.06497), sections 2 and 3; a ridge relative to λ: Anil et al. 2020 (arXiv
@@ -181,11 +180,11 @@ def scale_by_shampoo(
         ridge: what is added to the eigenvalues, as a share of the largest (ρ), positive.
         every: steps from one root to the next.
         max_precond_dim: the longest axis that has a factor.
-        mu_dtype: the dtype that m is stored in; None is at least float32.
-        nu_dtype: the dtype that v is stored in; None is at least float32.
+        mu_dtype: as in `scale_by_soap`.
+        nu_dtype: as in `scale_by_soap`.
         factor_dtype: the dtype that L, R and their roots are stored in; None is at least float32.
-        mesh: over which the work is divided, where the leaves' types don't show it.
-        axis_name: mapped axes of pmap or shard_map along which all devices hold the same gradients (after their mean).
+        mesh: as in `scale_by_soap`.
+        axis_name: as in `scale_by_soap`.
     """
     check_positive("ridge", ridge)
 
@@ -263,7 +262,7 @@ def _by_factors(
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation whose update is step(G, m, v, L, R, left, right, count, **numbers), computed wide."""
     check_wide(**numbers)
-    check_dtypes(**dtypes)
+    check_state_dtypes(**dtypes)
     check_decay("b1", numbers["b1"])
     check_decay("b2", numbers["b2"])
     check_not_negative("eps", numbers["eps"])

@@ -93,7 +93,7 @@ def stacks_of(x: Any, axes: MatrixAxes, turned: bool = True) -> tuple[int, int, 
 
 
 class _Call(NamedTuple):
-    """What is static of a call: the arguments of `on_matrices`; trees is how many there are."""
+    """The static part of a call, by the arguments of `on_matrices`; trees is their number."""
 
     f: Callable[..., Any]
     axes: tuple[MatrixAxes, ...]
@@ -164,7 +164,7 @@ def _called(columns: list[list[Any]], shared: tuple[Any, ...], call: _Call, mesh
 
 
 def _kind(x: Any) -> Hashable:
-    """What must be equal where trees are stacked: structure and dtypes."""
+    """The structure and dtypes, which are equal in what is stacked."""
     leaves, structure = jax.tree.flatten(x)
     return (structure, *(str(leaf.dtype) for leaf in leaves))
 

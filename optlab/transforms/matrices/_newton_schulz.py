@@ -105,7 +105,7 @@ def restarts(steps: int, most: int) -> tuple[int, ...]:
 
 
 class Recipe(NamedTuple):
-    """How the quintics are computed on a platform.
+    """The way in which the quintics are computed on a platform.
 
     form: "standard" or "gram"; "svd" computes none.
     chunks: steps between the Gram form's restarts; its sum is the number of steps.
@@ -153,7 +153,7 @@ def newton_schulz(X: jax.Array, coefficients: Coefficients, recipes: Recipes, ep
 
 
 def _by_platform(X: jax.Array, branches: dict[str, Callable[[jax.Array], jax.Array]]) -> jax.Array:
-    """Where the program is lowered, only the branch of its platform gets into it."""
+    """Chooses by the platform for which the program is lowered: only its branch gets into the program."""
     return lax.platform_dependent(X, **branches)
 
 

@@ -14,7 +14,7 @@ import optax
 from optlab._checks import check_decay, check_not_negative, check_positive
 from optlab._trees import matched
 from optlab.roles import MatrixAxes
-from optlab.transforms._numerics import abs_square, cast_like, check_dtypes, check_wide, roots, widen
+from optlab.transforms._numerics import abs_square, cast_like, check_state_dtypes, check_wide, roots, widen
 from optlab.transforms.matrices._divide import reshaped
 from optlab.transforms.matrices._leaves import matrix_leaves
 
@@ -42,7 +42,7 @@ def scale_by_neuron_rms(
         nu_dtype: the dtype that v is stored in; None is at least float32.
     """
     check_wide(decay=decay, eps=eps)
-    check_dtypes(nu_dtype=nu_dtype)
+    check_state_dtypes(nu_dtype=nu_dtype)
     check_decay("decay", decay)
     check_not_negative("eps", eps)
     who = "scale_by_neuron_rms"
@@ -191,7 +191,7 @@ def _like(updates: Any, views: list[jax.Array], *params: Any) -> Any:
 def _unboxed(params: Any, values: list[jax.Array]) -> Any:
     """A tree like the parameters, but of bare values: what boxes say of a sharding fits the parameters' shapes alone.
 
-    Linen's boxes and NNX's variables are told by what both have, ways to add and to remove an axis.
+    Linen's boxes and NNX's variables are recognized by what both have, ways to add and to remove an axis.
     """
     is_box = lambda x: hasattr(x, "add_axis") and hasattr(x, "remove_axis")
     rest = iter(values)

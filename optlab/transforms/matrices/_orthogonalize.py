@@ -32,7 +32,7 @@ from optlab.transforms.matrices._plan import Work, Works
 
 
 class Settings(NamedTuple):
-    """What `orthogonalize` was asked for; its arguments say what each means.
+    """The settings of `orthogonalize`; its arguments say what each means.
 
     coefficients: of the quintics, one triple a step; empty for an SVD.
     dtype: the name of the working dtype, or None.
@@ -151,8 +151,16 @@ def orthogonalize(
         del params
         if method != "svd":
             check_real("orthogonalize by Newton–Schulz", updates, "take method='svd', which can do it, or ")
-        where: dict[str, Any] = {"layout": extra_args.get("layout"), "mesh": mesh, "axis_name": axis_name}
-        return on_matrices(f, updates, who="orthogonalize", describe=describe, **where), state
+        done = on_matrices(
+            f,
+            updates,
+            layout=extra_args.get("layout"),
+            who="orthogonalize",
+            describe=describe,
+            mesh=mesh,
+            axis_name=axis_name,
+        )
+        return done, state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
 

@@ -20,7 +20,7 @@ PLATFORMS: tuple[Platform, ...] = get_args(Platform)
 
 
 class Work(NamedTuple):
-    """How one matrix is done.
+    """The way in which one matrix is computed.
 
     form: of the computation, in a word or two.
     steps: how many or how often, or "-".
@@ -44,7 +44,7 @@ class Works(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Matrices:
-    """What a leaf is to the plan: `count` matrices of `shape` in `dtype`; what is stacked has the same `kind`, too."""
+    """A leaf of the plan: `count` matrices of `shape` in `dtype`; leaves that are stacked have the same `kind`, too."""
 
     count: int
     shape: tuple[int, int]
@@ -70,12 +70,12 @@ class Group:
 
     @property
     def count(self) -> int:
-        """How many matrices."""
+        """The number of matrices."""
         return sum(self.counts)
 
     @property
     def starts(self) -> list[int]:
-        """Where each member's matrices begin in the stack."""
+        """The place in the stack at which each member's matrices begin."""
         return list(itertools.accumulate(self.counts[:-1], initial=0))
 
 

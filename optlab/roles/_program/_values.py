@@ -1,15 +1,15 @@
-"""What `read_program` knows of each value of a program, and what it notes of each use of a parameter."""
+"""A value of a program and a use of a parameter, as `read_program` knows them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from optlab.roles._factors import Axes, Factor, Factors, factors_in
-from optlab.roles._primitives import COPIES, LINEAR, PAIRS
+from optlab.roles._program._factors import Axes, Factor, Factors, factors_in
+from optlab.roles._program._primitives import COPIES, LINEAR, MOVES, PAIRS
 
 
 class Use(NamedTuple):
-    """How a parameter is used, or seen, at one place of the program.
+    """A use of a parameter at one place of the program, or a way in which it is seen there.
 
     kind: "dot" and "conv", the products with an activation; "table", "token", "add", "mul"; "unknown"; or what only
         says how it is seen: "stack", "index", "route", "const", "inner", "cut", "whole", "expert", "shard".
@@ -80,7 +80,7 @@ class Value(NamedTuple):
 
 
 def plain(name: str, ins: Sequence[Value], views: Mapping[int, Axes] | None = None) -> Value:
-    """What an equation gives, with these views."""
+    """The result of an equation, with these views."""
     tagged = [v for v in ins if v.views]
     level = min((v.level for v in tagged), default=2)
     if name in PAIRS and (any(v.up and not v.views for v in ins) or any(v.views != tagged[0].views for v in tagged)):
@@ -94,14 +94,15 @@ def plain(name: str, ins: Sequence[Value], views: Mapping[int, Axes] | None = No
     lost = frozenset[tuple[int, Factor]]()
     if level and name != "dot_general" and not (name in PAIRS and len({v.lost for v in tagged}) > 1):
         lost = lost.union(*(v.lost for v in ins))
-    is_onehot = ins[0].is_onehot if name in COPIES else name == "eq" and is_data and not is_seen
+    is_same = len(ins) == 1 and name in COPIES | MOVES
+    is_onehot = ins[0].is_onehot if is_same else name == "eq" and is_data and not is_seen
     views = {leaf: axes for leaf, axes in (views or {}).items() if not is_data or any(axes)}
     maybe = () if is_data else tuple(m for v in ins for m in v.maybe)
     return Value(views, is_data, up, near, level, is_seen or bool(tagged), is_onehot, lost, maybe)
 
 
 def mapped(name: str, ins: Sequence[Value], move: Callable[[Axes], Axes]) -> Value:
-    """What an equation gives that moves the axes of its first operand."""
+    """The result of an equation that moves the axes of its first operand."""
     views = {leaf: move(axes) for leaf, axes in ins[0].views.items()}
     gone = {
         (leaf, f)

@@ -1,11 +1,11 @@
-"""What `read_program` notes where a parameter meets an activation: in a product, a lookup, a sum."""
+"""The log of `read_program`: an entry where a parameter meets an activation, in a product, a lookup or a sum."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from optlab.roles._factors import Axes, Factors, cut, factors_in
-from optlab.roles._primitives import ADDS
-from optlab.roles._values import Use, Value, mapped, plain, together
+from optlab.roles._program._factors import Axes, Factors, cut, factors_in
+from optlab.roles._program._primitives import ADDS
+from optlab.roles._program._values import Use, Value, mapped, plain, together
 
 Dims = Sequence[int]
 
@@ -22,6 +22,7 @@ class Uses:
     def __init__(self) -> None:
         self.log: list[Use] = []
         self.sums: list[tuple[int, int]] = []
+        self.own: dict[int, int] = {}  # the products of each parameter, as bits
         self.feeds: list[int] = []
         self.bits: dict[tuple[Any, int], int] = {}  # of each product, by its place: a loop's turns find it again
         self.place: tuple[int, ...] = ()
@@ -37,7 +38,9 @@ class Uses:
     def used(self, out: Value, up: int, uses: Iterable[Use]) -> Value:
         """The result of a product of an activation, which has these products upstream, with a weight."""
         bit = self.new_product(up)
-        self.log += [use._replace(product=bit.bit_length() - 1, is_input=up == 0) for use in uses]
+        for use in uses:
+            self.log.append(use._replace(product=bit.bit_length() - 1, is_input=up == 0))
+            self.own[use.leaf] = self.own.get(use.leaf, 0) | bit
         return out._replace(
             is_data=True, up=out.up | bit, near=bit, level=2, is_onehot=False, maybe=(), lost=frozenset()
         )
@@ -60,7 +63,7 @@ class Uses:
         return v
 
     def unknown(self, name: str, ins: Sequence[Value]) -> Value:
-        """What a primitive gives of which nothing is known; nor of the parameters that go into it."""
+        """The result of a primitive that isn't known; nor are the parameters that go into it from here on."""
         self.log += [Use("unknown", leaf, name=name) for v in ins if v.is_weight for leaf in v.views]
         return plain(name, ins)._replace(level=0)
 
@@ -87,6 +90,8 @@ class Uses:
             ]
             if not out.is_data and x.is_weight:
                 self.log += [Use("inner", u.leaf, stack=u.input, name=("output", "input")[i]) for u in uses]
+            if w.is_data and x.is_data and not free[1 - i]:
+                self.log += [Use("expert", u.leaf, stack=u.input) for u in uses if _is_mixture(u)]
             if not w.is_weight or x.is_weight:
                 continue
             if not contract[i]:  # elementwise
@@ -190,6 +195,8 @@ class Uses:
         acts = [v for v in fit if v.is_data]
         if not acts:
             return self._among_weights(name, fit, out)
+        if (is_sum or name == "sub") and (stepped := self._stepped(name, fit, acts, out)):
+            return stepped
         for v in fit:
             for leaf, axes in v.views.items() if v.is_weight else ():
                 self._met(name, leaf, axes, acts)
@@ -199,8 +206,20 @@ class Uses:
         found = plain(name, [v if v.is_data else v._replace(views={}) for v in fit], together(acts))
         return found._replace(is_seen=any(v.is_seen for v in ins), scaled=scaled)
 
+    def _stepped(self, name: str, ins: Sequence[Value], acts: Sequence[Value], out: Dims) -> Value | None:
+        """A weight after a step along its own gradient, as in MAML: a weight again. Its uses so far were training.
+
+        Tasks side by side give it an axis more. A sum with one more may be a residual stream that starts as a weight.
+        """
+        is_whole = lambda v: name == "sub" or all(n == 1 or v.has_axis(d) for d, n in enumerate(out))
+        weights = [v for v in ins if v.is_weight and is_whole(v)]
+        if len(weights) != 1 or not any(self.own.get(leaf, 0) & acts[0].up for leaf in weights[0].views):
+            return None
+        self.log += [Use("step", leaf, product=len(self.feeds)) for leaf in weights[0].views]
+        return weights[0]._replace(is_seen=True)
+
     def _among_weights(self, name: str, ins: Sequence[Value], out: Dims) -> Value:
-        """What has fewer axes than the fullest is its gain or bias."""
+        """A combination of weights: one with fewer axes than the fullest is its gain or bias."""
         spans = [sum(v.has_axis(d) for d in range(len(out))) for v in ins]
         full = [v if n == max(spans) else v._replace(views={}) for v, n in zip(ins, spans, strict=True)]
         for v, n in zip(ins, spans, strict=True):
@@ -254,6 +273,12 @@ def _views_of_product(ins: Sequence[Value], batch: Sequence[Dims], free: Sequenc
             mine = (*(axes[d] for d in batch[i]), *(axes[d] if k == i else () for k in (0, 1) for d in free[k]))
             views[leaf] = tuple(a or b for a, b in zip(views[leaf], mine, strict=True)) if leaf in views else mine
     return views
+
+
+def _is_mixture(use: Use) -> bool:
+    """Whether the batch sums over one axis of what a parameter made and leaves another: a gate's, over experts."""
+    left = {f.axis for f in use.output}
+    return bool(left) and left.isdisjoint(f.axis for f in use.input)
 
 
 def _group(axes: Axes, dims: Iterable[int]) -> Factors:

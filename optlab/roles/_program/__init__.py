@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from optlab.roles._layout import Layout
 from optlab.roles._paths import paths_of
-from optlab.roles._verdicts import read_jaxpr
+from optlab.roles._program._conclusions import read_jaxpr
 
 
 def read_program(loss: Callable[..., Any], params: Any, *batch: Any) -> Layout:
@@ -25,33 +25,32 @@ def read_program(loss: Callable[..., Any], params: Any, *batch: Any) -> Layout:
 
     What the program takes apart into k equal parts after the product is k matrices (queries, keys and values; gates),
     unless the parts come together again with nothing between that mixes them (rotary embeddings). Unequal parts are
-    reported as `parts`. A matrix is a head if no other product lies between it and the loss, and it isn't added to a
-    stream that others read; `is_input` is one that no product lies before. A grouped convolution is a stack by group; a
-    depthwise one has no matrix. Where a parameter goes into a primitive that isn't known here, or a kernel (Pallas, a
-    custom call), its role is None.
+    reported as `parts`. What the batch weighs and sums up, as a gate does experts, is as many matrices. A matrix is a
+    head if no other product lies between it and the loss, and it isn't added to a stream that others read; `is_input`
+    is one that no product lies before. A grouped convolution is a stack by group; a depthwise one has no matrix. A
+    parameter that steps along its own gradient within the program, as in MAML, is read from its uses after the last
+    step. Where a parameter goes into a primitive that isn't known here, or a kernel (Pallas, a custom call), its role
+    is None.
 
     Args:
         loss: a function of the parameters and the batch, which gives a scalar or any tree: every output counts.
         params: the parameters. Arrays or `jax.ShapeDtypeStruct`s; leaves that are no arrays, such as an Equinox
             module's functions, are passed to `loss` and left out.
-        *batch: what else the loss takes, likewise arrays or shapes. Batches of 2 or more examples show most.
+        *batch: what else the loss takes, likewise arrays or shapes. Batches of 2 or more examples show most. A function
+            of the parameters alone, as `optlab.minimize` takes, has no activation, so it shows little: leave its layout
+            to names and shapes, or give one by `read_names` with overrides.
 
     Raises:
         ValueError: if two parameters have one path.
     """
-    leaves, structure = jax.tree.flatten(params)
-    is_array = [_is_array(x) for x in leaves]
+    arrays = jax.tree.map(lambda x: x if _is_array(x) else None, params)
 
-    def program(arrays: list[Any], *batch: Any) -> Any:
-        rest = iter(arrays)
-        filled = [next(rest) if is_one else x for x, is_one in zip(leaves, is_array, strict=True)]
-        return loss(jax.tree.unflatten(structure, filled), *batch)
+    def program(arrays: Any, *batch: Any) -> Any:
+        return loss(jax.tree.map(lambda x, array: x if array is None else array, params, arrays), *batch)
 
-    arrays = [x for x, is_one in zip(leaves, is_array, strict=True) if is_one]
     closed = jax.make_jaxpr(program)(arrays, *batch)
-    readings = read_jaxpr(closed.jaxpr, [tuple(jnp.shape(x)) for x in arrays])
-    tree = jax.tree.unflatten(structure, [x if a else None for a, x in zip(is_array, leaves, strict=True)])
-    return Layout(dict(zip(paths_of(tree), readings, strict=True)), jax.tree.structure(tree), "program")
+    readings = read_jaxpr(closed.jaxpr, [tuple(jnp.shape(x)) for x in jax.tree.leaves(arrays)])
+    return Layout(dict(zip(paths_of(arrays), readings, strict=True)), jax.tree.structure(arrays), "program")
 
 
 def _is_array(x: Any) -> bool:

@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 
-from optlab.roles import _telling
 from optlab.roles._axes import MatrixAxes
 from optlab.roles._layout import Layout, Override, Reading
-from optlab.roles._parameters import Leaves, Parameter, read
+from optlab.roles._names._heads import roles as infer_roles
+from optlab.roles._names._matrices import axes as infer_axes
+from optlab.roles._names._matrices import by_head
+from optlab.roles._names._parameter import Leaves, Parameter, read
 from optlab.roles._paths import matches, paths_of
 
 
@@ -36,22 +38,24 @@ def read_names(
     leaves = tuple((path, names, tuple(getattr(x, "shape", ()))) for path, (names, x) in paths_of(params).items())
     given = matches(overrides or {}, [path for path, _, _ in leaves])
     readings = {}
-    for p, role, axes in _told(leaves):
-        over = given.get(p.path)
+    for p, role in _inferred(leaves):
+        over, axes = given.get(p.path), p.axes
         if isinstance(over, MatrixAxes | tuple):
             axes = MatrixAxes()  # which by_head might refuse to find
         elif per_head:
-            axes = _telling.by_head(p, head_width)
+            axes = by_head(p, head_width)
         reading = Reading(tuple(p.shape), role, axes, found=role)
         readings[p.path] = reading if over is None else reading.overridden(over)
     return Layout(readings, jax.tree.structure(params), "names")
 
 
 @functools.lru_cache(maxsize=64)
-def _told(leaves: Leaves) -> tuple[tuple[Parameter, str | None, MatrixAxes], ...]:
-    """What names and shapes alone show of every parameter: every block asks for it at init and at each trace."""
+def _inferred(leaves: Leaves) -> tuple[tuple[Parameter, str | None], ...]:
+    """Every parameter with its axes, and its role. Cached: every block asks for it at init and at each trace."""
     parameters = read(leaves)
-    return tuple((p, role, _telling.axes(p)) for p, role in zip(parameters, _telling.roles(parameters), strict=True))
+    for p in parameters:
+        p.axes = infer_axes(p)
+    return tuple(zip(parameters, infer_roles(parameters), strict=True))
 
 
 def roles(params: Any, overrides: Mapping[str, Override] | None = None) -> Any:
@@ -76,7 +80,7 @@ def matrix_axes(
     per_head: bool = False,
     head_width: int | None = None,
 ) -> Any:
-    """How every parameter is a matrix by names and shapes: a tree like `params` of `MatrixAxes`, empty for the rest.
+    """The matrix axes of every parameter by names and shapes: a tree like `params` of `MatrixAxes`, empty for the rest.
 
     The arguments and errors are those of `read_names`.
     """

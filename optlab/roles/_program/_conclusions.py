@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from optlab.roles._axes import MatrixAxes
-from optlab.roles._factors import Factor, whole_axes
 from optlab.roles._layout import Reading
-from optlab.roles._reader import Reader
-from optlab.roles._values import Use, Value
+from optlab.roles._program._factors import Factor, whole_axes
+from optlab.roles._program._values import Use, Value
+from optlab.roles._program._walk import Reader
 
 # These say only how a parameter is seen, not that it is used.
-SEEN = {"stack", "cut", "whole", "index", "const", "route", "inner", "shard", "expert"}
+SEEN = {"stack", "cut", "whole", "index", "const", "route", "inner", "shard", "expert", "step"}
 
 
 def read_jaxpr(jaxpr: Any, shapes: Sequence[tuple[int, ...]]) -> list[Reading]:
@@ -21,9 +21,7 @@ def read_jaxpr(jaxpr: Any, shapes: Sequence[tuple[int, ...]]) -> list[Reading]:
     reader = Reader()
     ins = [Value({i: whole_axes(shape)}, is_seen=True) for i, shape in enumerate(shapes)]
     ins += [Value(is_data=True)] * (len(jaxpr.invars) - len(ins))
-    reached = 0
-    for v in reader.read(jaxpr, ins):
-        reached |= v.up
+    reached = _union(v.up for v in reader.read(jaxpr, ins))
     uses: list[dict[str, list[Use]]] = [{} for _ in shapes]
     for use in dict.fromkeys(reader.log):  # each once, in order
         uses[use.leaf].setdefault(use.kind, []).append(use)
@@ -33,7 +31,7 @@ def read_jaxpr(jaxpr: Any, shapes: Sequence[tuple[int, ...]]) -> list[Reading]:
 
 def _behind(reader: Reader, uses: Sequence[dict[str, list[Use]]]) -> int:
     """The products, as bits, that others lie behind, or whose results are added to a stream that others read."""
-    own = [_bits(use.product for use in _products(some)) for some in uses]
+    own = [_union(1 << use.product for use in _last_products(some)) for some in uses]
     products = _union(own)
     followed = _union(up for i, up in enumerate(reader.feeds) if products >> i & 1)
     for bits in own:  # a parameter is followed wherever it is used
@@ -48,8 +46,10 @@ def _products(uses: dict[str, list[Use]]) -> list[Use]:
     return [*uses.get("conv", ()), *uses.get("dot", ())]
 
 
-def _bits(places: Iterable[int]) -> int:
-    return _union(1 << i for i in places)
+def _last_products(uses: dict[str, list[Use]]) -> list[Use]:
+    """Those after the last step that the parameter took within the program."""
+    first = max((use.product for use in uses.get("step", ())), default=0)
+    return [use for use in _products(uses) if use.product >= first]
 
 
 def _union(masks: Iterable[int]) -> int:
@@ -60,21 +60,21 @@ def _union(masks: Iterable[int]) -> int:
 
 
 def _reading(shape: tuple[int, ...], uses: dict[str, list[Use]], behind: int, reached: int) -> Reading:
-    products = _products(uses)
+    last = _last_products(uses)
     named = frozenset(f"unknown {u.name}" for u in uses.get("unknown", ())) | frozenset(uses) - {"unknown"}
     role, axes = _role(shape, uses), MatrixAxes()
     parts: tuple[int, ...] = ()
     if role in ("matrix", "conv"):
         axes, parts = _axes_of(shape, uses)
-        if not any(behind >> u.product & 1 for u in products):
+        if not any(behind >> u.product & 1 for u in last):
             # Of a product that no other lies behind, and that doesn't reach the loss, nothing can be said.
-            role = "head" if any(reached >> u.product & 1 for u in products) else None
+            role = "head" if any(reached >> u.product & 1 for u in last) else None
         if role == "matrix" and not axes.is_matrix:  # a side of it was lost on the way to its use
             role = None
     if role == "embedding":
         own = tuple(_own(shape, _meant(uses, "stack")))
         axes = MatrixAxes(tuple(a for a in range(len(shape)) if a not in own), own[:-1], own[-1:])
-    is_input = bool(products) and role in ("matrix", "conv", "head") and all(u.is_input for u in products)
+    is_input = bool(last) and role in ("matrix", "conv", "head") and all(u.is_input for u in last)
     return Reading(shape, role, axes, is_input, named, parts, role)
 
 

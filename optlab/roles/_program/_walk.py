@@ -6,10 +6,10 @@ from typing import Any
 import jax
 from jax.extend import core as jcore
 
-from optlab.roles._factors import Axes, Factor, Factors, cut, merged, reshaped, size_of
-from optlab.roles._primitives import ALONG_AXES, CALLS, ELEMENTWISE, GATHERS, OF_MATRICES
-from optlab.roles._uses import Uses
-from optlab.roles._values import Use, Value, mapped, plain
+from optlab.roles._program._factors import Axes, Factor, Factors, cut, merged, reshaped, size_of
+from optlab.roles._program._primitives import ALONG_AXES, CALLS, ELEMENTWISE, GATHERS, OF_MATRICES
+from optlab.roles._program._uses import Uses
+from optlab.roles._program._values import Use, Value, mapped, plain
 
 TURNS = 8  # of a loop: what a turn learns of the one before it reaches its end long before
 
@@ -143,7 +143,7 @@ class Reader(Uses):
     def operation(
         self, name: str, p: Any, ins: list[Value], shapes: Sequence[Sequence[int]], outs: Sequence[Sequence[int]]
     ) -> list[Value]:
-        """What a primitive gives that holds no program, where a parameter goes in."""
+        """The results of a primitive without a program of its own, where a parameter goes in."""
         out = outs[0] if outs else ()
         if name == "dot_general":
             return [self.product(ins, shapes, *p["dimension_numbers"])]
@@ -245,7 +245,7 @@ def _open(jaxpr: Any) -> Any:
 
 
 def _counts(p: Any, operands: int) -> tuple[int, int]:
-    """How many of a scan's operands are constants, and how many are carried."""
+    """The number of a scan's constants, and of its carried operands."""
     if "num_consts" in p:
         return p["num_consts"], p["num_carry"]
     consts, carried, _ = p["ft_in"].update(list(range(operands))).unpack()  # since JAX 0.12
@@ -269,7 +269,7 @@ def _ranges(name: str, p: Any, shape: Sequence[int]) -> list[list[tuple[int, int
 def _movement(
     name: str, p: Any, shape: Sequence[int], out: Sequence[int], is_weight: bool
 ) -> Callable[[Axes], Axes] | None:
-    """How a primitive moves the axes of its first operand, if that is what it does."""
+    """The function by which a primitive moves the axes of its first operand, if that is all it does."""
     if name == "transpose":
         return lambda axes: tuple(axes[d] for d in p["permutation"])
     if name == "squeeze":

@@ -1,4 +1,4 @@
-"""The one way in which a block asks how its leaves are matrices, and what they are."""
+"""`layout_of`: the one way in which a block looks up the roles and matrix axes of its leaves."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
