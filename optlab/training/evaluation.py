@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from optlab._trees import shapes_of
 from optlab.config import Target
 from optlab.data import Batch, DataError, Split, evaluation_batches
 from optlab.runs import Record
@@ -32,8 +33,7 @@ class Labels:
 
     def __init__(self, loss: Loss, state: TrainState):
         self.loss = make_evaluation(loss)
-        shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-        self.model = jax.tree.map(shape, (state.params, state.model_state))
+        self.model = shapes_of((state.params, state.model_state))
         self._sound: set[str] = set()  # what was NaN with labels that are classes: a look costs a trace of the model
 
     def check(

@@ -93,11 +93,10 @@ def _if_due(every: int, function: Callable[..., Metrics], state: TrainState, bat
 
 def is_rare(names: Iterable[str]) -> bool:
     """Whether something among the metrics of these names is measured seldom, so that its step needs a record."""
-    return any(name.startswith("measure/") or _is_of_spectrum(name) for name in names)
-
-
-def _is_of_spectrum(name: str) -> bool:
-    return name.startswith("probe/") and name.rpartition("/")[2] in SPECTRUM
+    return any(
+        name.startswith("measure/") or (name.startswith("probe/") and name.rpartition("/")[2] in SPECTRUM)
+        for name in names
+    )
 
 
 def _probed(state: TrainState, batch: Batch, *, after: TrainState) -> Metrics:

@@ -96,15 +96,15 @@ def check_memory(parallel: Parallel, state: Any, batch: Any = None) -> int:
     needed = held if batch is None else memory_needed(parallel, state, batch)
     limit = memory_of(jax.local_devices()[0])
     if limit is not None and needed > limit:
-        gib = lambda n: f"{n / 2**30:.2f} GiB"
+        needs, has = f"{needed / 2**30:.2f} GiB", f"{limit / 2**30:.2f} GiB"
         divide = "divide the state over the devices (strategy='fsdp')"
         if batch is None:
             raise DeviceMemoryError(
-                f"the state alone needs {gib(needed)} on every device, which has {gib(limit)}: {divide}, or take an "
+                f"the state alone needs {needs} on every device, which has {has}: {divide}, or take an "
                 "optimizer that keeps less"
             )
         raise DeviceMemoryError(
-            f"a step needs {gib(needed)} on every device, which has {gib(limit)}: {gib(held)} for the "
+            f"a step needs {needs} on every device, which has {has}: {held / 2**30:.2f} GiB for the "
             "state, the rest mostly for the batch's activations. Cut the batch into microbatches (accumulate=4), "
             f"compute activations twice (a model with remat=True), or {divide}"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from optlab.runs import Observer, Record
@@ -30,13 +30,13 @@ class Unread:
         self.most = most
         self.queue: collections.deque[tuple[int, PackedMetrics]] = collections.deque()
 
-    def push(self, t: int, metrics: PackedMetrics) -> Iterator[Record]:
-        """Adds a step's metrics; yields the records of older steps if it is full."""
+    def push(self, t: int, metrics: PackedMetrics) -> Iterable[Record]:
+        """Adds a step's metrics; returns the records of older steps if it is full."""
         self.queue.append((t, metrics))
-        return self._read((len(self.queue) + 1) // 2 if len(self.queue) >= self.most else 0)
+        return self._read((len(self.queue) + 1) // 2) if len(self.queue) >= self.most else ()
 
-    def drain(self) -> Iterator[Record]:
-        """Waits for all steps, and yields their records."""
+    def drain(self) -> Iterable[Record]:
+        """Waits for all steps, and returns their records."""
         return self._read(len(self.queue))
 
     def _read(self, count: int) -> Iterator[Record]:

@@ -73,9 +73,12 @@ def evaluation_params(state: TrainState) -> Any:
     """
     if state.ema is not None:
         return jax.tree.map(lambda a, p: a.astype(p.dtype), state.ema, state.params)
-    is_free = lambda s: isinstance(s, optax.contrib.ScheduleFreeState)
-    free = [s for s in jax.tree.leaves(state.opt_state, is_leaf=is_free) if is_free(s)]
+    free = [s for s in jax.tree.leaves(state.opt_state, is_leaf=_is_schedule_free) if _is_schedule_free(s)]
     structure: Any = jax.tree.structure(state.params)
     if len(free) == 1 and jax.tree.structure(free[0].z) == structure:
         return optax.contrib.schedule_free_eval_params(free[0], state.params)
     return state.params
+
+
+def _is_schedule_free(state: Any) -> bool:
+    return isinstance(state, optax.contrib.ScheduleFreeState)

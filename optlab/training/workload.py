@@ -215,8 +215,10 @@ def _sown(model_state: ModelState, used: Callable[[ModelState], ModelState]) -> 
 def _as_wide_as(params: Params, model_state: ModelState) -> ModelState:
     """Flax starts running statistics in float32, which a step of a float64 model would turn into float64."""
     dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
-    is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
-    widen = lambda x: x.astype(jnp.promote_types(x.dtype, dtype)) if is_float(x) else x
+
+    def widen(x: jax.Array) -> jax.Array:
+        return x.astype(jnp.promote_types(x.dtype, dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
     return jax.tree.map(widen, model_state)
 
 
