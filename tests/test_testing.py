@@ -354,7 +354,10 @@ def test_what_a_transform_keeps_outside_its_state_is_seen_from_its_first_use_on(
     assert set(report.failures) == {"pure"}
 
 
-@pytest.mark.parametrize("axis", ["batch", "data", "dp", "fsdp", "tp", "devices", "hosts", "seq", "ensemble", "i"])
+OTHER_AXES = ["data", "dp", "fsdp", "tp", "devices", "hosts", "seq", "ensemble", "i"]
+
+
+@pytest.mark.parametrize("axis", ["batch", *(pytest.param(axis, marks=pytest.mark.slow) for axis in OTHER_AXES)])
 def test_a_guessed_axis_is_named(axis):
     with pytest.raises(AssertionError, match=f"a mapped axis called '{axis}' the update is another program"):
         CHECKS["axis_names"](Case(guessed_axis_name(axis)))
