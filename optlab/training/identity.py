@@ -47,7 +47,7 @@ def identity(
     hyperparameters in the optimizer's first state and of the initial parameters, if they were given.
 
     Raises:
-      CheckpointError: if the data of several processes aren't the same.
+        CheckpointError: if the data of several processes aren't the same.
     """
     held_out = {f"data.{name}": getattr(workload.data, name) for name in ("validation", "test")}
     found = {
@@ -77,13 +77,13 @@ def changed_keys(path: Path, saved: Mapping[str, Any], here: Identity, allowed: 
     """Compares a checkpoint's run with this one, and returns the keys that differ.
 
     Args:
-      path: the checkpoint's.
-      saved: its run's identity.
-      here: this run's.
-      allowed: keys that may differ although they are fixed.
+        path: the checkpoint's.
+        saved: its run's identity.
+        here: this run's.
+        allowed: keys that may differ although they are fixed.
 
     Raises:
-      CheckpointError: for a fixed key that differs and isn't allowed; it names each with both values.
+        CheckpointError: for a fixed key that differs and isn't allowed; it names each with both values.
     """
     table, differ = keys(Config), _differing(saved, here)
     names = {k: _name(k) for k in differ}

@@ -21,8 +21,8 @@ class PackedMetrics:
     """Metrics in one array, because the host pays for every array that it reads.
 
     Attributes:
-      names: of the metrics.
-      pairs: their (sum, weight), an array of shape (names, 2).
+        names: of the metrics.
+        pairs: their (sum, weight), an array of shape (names, 2).
     """
 
     names: tuple[str, ...]

@@ -27,9 +27,9 @@ class Progress:
     """An observer that shows a run on the terminal.
 
     Args:
-      batch_size: examples an update, for the examples a second.
-      metric: the metric that is shown beside the losses, such as validation/accuracy.
-      console: where to write; by default standard output.
+        batch_size: examples an update, for the examples a second.
+        metric: the metric that is shown beside the losses, such as validation/accuracy.
+        console: where to write; by default standard output.
     """
 
     def __init__(self, *, batch_size: int, metric: str | None = None, console: Console | None = None):

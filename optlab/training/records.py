@@ -23,7 +23,7 @@ class Unread:
     """A queue of the metrics that the devices may still be computing.
 
     Args:
-      most: how many steps it holds; then the older half is read, with one wait and one copy for many steps.
+        most: how many steps it holds; then the older half is read, with one wait and one copy for many steps.
     """
 
     def __init__(self, most: int):
@@ -48,14 +48,14 @@ class Records:
     """The records of one call of `train`: which steps have one, and what is in it.
 
     Args:
-      feed: the training batches,
-      evaluator: and what measures a state on the held-out splits.
-      ledger: what judges the records.
-      observers: what they are reported to.
-      schedules: functions of the step, logged in each.
-      steps: of the run.
-      log_every: steps between two records,
-      evaluate_every: and between two that are evaluated.
+        feed: the training batches,
+        evaluator: and what measures a state on the held-out splits.
+        ledger: what judges the records.
+        observers: what they are reported to.
+        schedules: functions of the step, logged in each.
+        steps: of the run.
+        log_every: steps between two records,
+        evaluate_every: and between two that are evaluated.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Records:
         """Takes a step's metrics, which the device may still be computing.
 
         Raises:
-          GuardError: for an earlier step that is at fault.
+            GuardError: for an earlier step that is at fault.
         """
         for record in self.unread.push(t, metrics):
             self._take(record)

@@ -26,13 +26,13 @@ class TrainState:
     """Everything that changes while training.
 
     Attributes:
-      step: updates made so far, int32 ().
-      params: what is trained.
-      model_state: what training changes without a gradient (BatchNorm's running statistics).
-      opt_state: the optax transformation's.
-      key: typed random key; a step's randomness is fold_in(key, step), so the key itself never changes.
-      ema: the weights' moving average, of params' structure and in at least float32, or None.
-      losses: the statistics by which a spike of the loss is recognized, or None.
+        step: updates made so far, int32 ().
+        params: what is trained.
+        model_state: what training changes without a gradient (BatchNorm's running statistics).
+        opt_state: the optax transformation's.
+        key: typed random key; a step's randomness is fold_in(key, step), so the key itself never changes.
+        ema: the weights' moving average, of params' structure and in at least float32, or None.
+        losses: the statistics by which a spike of the loss is recognized, or None.
     """
 
     step: jax.Array
