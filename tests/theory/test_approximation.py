@@ -85,7 +85,7 @@ def test_training_finds_no_better_than_the_best_error():
     fit = lambda layers: jnp.mean((jax.vmap(lambda x: ap.network(layers, x, polynomial))(x) - jnp.abs(x)) ** 2)
     path = optlab.minimize(fit, optlab.adam(0.02), start, steps=400, record=None)
     best = ap.best_error(lambda x: x ** jnp.arange(3), jnp.abs, x)
-    assert best**2 <= path.values[-1] < 1.2 * best**2
+    assert (1 - 1e-9) * best**2 <= path.values[-1] < 1.2 * best**2  # which it all but reaches
 
 
 # Two dimensions.

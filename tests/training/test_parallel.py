@@ -233,7 +233,7 @@ NONE = {"grads": lambda x: x, "seen": lambda x: x, "loss": lambda x: x}
 def test_a_step_of_ones_own_trains_what_one_device_trains(strategy, mean):
     expected, result = run_own("single", NONE), run_own(strategy, mean)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(result), strict=True):
-        np.testing.assert_allclose(b, a, rtol=2e-6)
+        np.testing.assert_allclose(b, a, rtol=2e-6, atol=1e-8)  # a parameter of 0.003 is a difference of larger ones
 
 
 def test_what_a_step_of_ones_own_forgets_to_average_is_refused_by_its_name():
