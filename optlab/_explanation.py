@@ -106,9 +106,10 @@ class Explanation:
         """The totals by rule, what was said against the names, and the plans."""
         devices = math.prod(self.sizes.values())
         each = "One device" if devices == 1 else f"Each of {devices} devices"
+        held = self.state_bytes_per_device
         parts = [
             aligned(self._totals()),
-            f"{each}: {in_bytes(self.state_bytes_per_device)} of state{self._work()}.",
+            f"{each}: {in_bytes(held) if held else 'no bytes'} of state{self._work()}.",
         ]
         if any(OPAQUE in row.rule for row in self.rows):
             parts.append(f"What {OPAQUE} rules do can't be seen; the roles there are what names and shapes tell.")

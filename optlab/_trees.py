@@ -1,9 +1,10 @@
-"""Pairs of trees, one of which lacks leaves that the other has; names of leaves."""
+"""Pairs of trees, one of which lacks leaves that the other has; names and shapes of leaves."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -30,3 +31,8 @@ def complex_leaf(tree: Any) -> tuple[str, Any] | None:
         if jnp.issubdtype(dtype := jnp.result_type(x), jnp.complexfloating):
             return jax.tree_util.keystr(path, simple=True, separator="/"), dtype
     return None
+
+
+def shapes_of(tree: Any) -> Any:
+    """The tree with a `jax.ShapeDtypeStruct` in place of every leaf."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)), tree)

@@ -354,7 +354,10 @@ def test_what_a_transform_keeps_outside_its_state_is_seen_from_its_first_use_on(
     assert set(report.failures) == {"pure"}
 
 
-@pytest.mark.parametrize("axis", ["batch", "data", "dp", "fsdp", "tp", "devices", "hosts", "seq", "ensemble", "i"])
+OTHER_AXES = ["data", "dp", "fsdp", "tp", "devices", "hosts", "seq", "ensemble", "i"]
+
+
+@pytest.mark.parametrize("axis", ["batch", *(pytest.param(axis, marks=pytest.mark.slow) for axis in OTHER_AXES)])
 def test_a_guessed_axis_is_named(axis):
     with pytest.raises(AssertionError, match=f"a mapped axis called '{axis}' the update is another program"):
         CHECKS["axis_names"](Case(guessed_axis_name(axis)))
@@ -385,9 +388,9 @@ def test_no_check_is_without_a_bug():
     ("transform", "skipped"),
     [
         (optax.identity(), set()),
-        (optlab.adam(0.1), set()),
+        pytest.param(optlab.adam(0.1), set(), marks=pytest.mark.slow),
         (optax.polyak_sgd(0.1), set()),
-        (optax.add_noise(0.1, 0.5, key=0), {"bfloat16", "float16"}),
+        pytest.param(optax.add_noise(0.1, 0.5, key=0), {"bfloat16", "float16"}, marks=pytest.mark.slow),
     ],
     ids=["stateless", "a chain", "it needs the loss", "it draws random numbers"],
 )

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import os
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from optlab import __version__
 from optlab._extras import MissingExtraError
@@ -20,6 +24,9 @@ COMMANDS = ("train", "compare", "launch", "show", "explain", "checkpoints", "dev
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; the return value is the process's exit code (2: bad input, 130: Ctrl-C)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that isn't UTF-8 shows ? for …
     arguments = parsed(argv)
     try:
         return importlib.import_module(f"optlab.commands.{arguments.command}").run(arguments)
@@ -29,6 +36,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("optlab: interrupted", file=sys.stderr)
         return 130
+    except (RuntimeError, AssertionError) as error:
+        # Without a CUDA plugin JAX 0.10 fails an assertion.
+        is_backend = Path(traceback.extract_tb(error.__traceback__)[-1].filename).name == "xla_bridge.py"
+        if not is_backend:
+            raise
+        print(f"optlab: {_no_platform(error)}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of the output has left, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _no_platform(error: Exception) -> str:
+    wanted = os.environ.get("JAX_PLATFORMS")
+    if not wanted:
+        return str(error).splitlines()[0]
+    return (
+        f"JAX_PLATFORMS={wanted} names a platform that JAX doesn't find here: unset it, or install JAX for it "
+        "(such as jax[cuda13])"
+    )
 
 
 def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from optlab.config import Config, ConfigError, override, slug
 from optlab.runs._folder import load_anchored, places
+from optlab.runs._place import run_place
 
 
 def add_config(parser: argparse.ArgumentParser, *, nargs: str | None = None) -> None:
@@ -44,7 +45,7 @@ def read(arguments: argparse.Namespace) -> Config:
 
 def run_folder(arguments: argparse.Namespace) -> Path:
     """Returns the folder of the run that `train` starts or continues."""
-    return Path(arguments.run or Path("runs") / slug(arguments.config, arguments.overrides))
+    return run_place(arguments.run or Path("runs") / slug(arguments.config, arguments.overrides))
 
 
 def connect(arguments: argparse.Namespace) -> None:

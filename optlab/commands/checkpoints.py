@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optlab._extras import need
 from optlab.config import ConfigError
 from optlab.runs._listing import LOCK
+from optlab.runs._place import run_place
 
 if TYPE_CHECKING:
     from optlab.training import Checkpoints
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from optlab.commands import _tables
     from optlab.training import Checkpoints
 
-    folder = Path(arguments.folder)
+    folder = run_place(arguments.folder)
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder; optlab checkpoints RUN wants a run's, such as runs/digits")
     checkpoints = Checkpoints.of(folder)

@@ -12,8 +12,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-
 from optlab._checks import is_count
 from optlab._processes import is_first, once, together
 from optlab.config import ConfigError
@@ -23,8 +21,10 @@ from optlab.runs._errors import CheckpointError, DamagedError
 from optlab.runs._fingerprints import fingerprints, non_finite
 from optlab.runs._listing import checkpoint_folder, is_complete, saved_steps
 from optlab.runs._lock import WriterLock
-from optlab.runs._manifest import Manifest, State, compare, flatten, nest, unpack
-from optlab.runs._seal import check_step, read_sealed
+from optlab.runs._manifest import Manifest, State, flatten
+from optlab.runs._place import run_place
+from optlab.runs._restore import restore_collection, restore_state
+from optlab.runs._seal import read_sealed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +61,11 @@ class Checkpoints:
         for name, value in (("every", every), ("keep", keep)):
             if not is_count(value):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if any(sign in str(Path(folder).absolute()) for sign in "[]*?"):
+        self.folder, self.every, self.keep = run_place(folder).absolute(), every, keep
+        if any(sign in str(self.folder) for sign in "[]*?\\"):
             raise ConfigError(
-                f"{folder}: Orbax can't read from a folder with [, ], * or ? in its path; name another one"
+                f"{folder}: Orbax can't read from a folder with [, ], *, ? or \\ in its path; name another one"
             )
-        self.folder, self.every, self.keep = Path(folder).absolute(), every, keep
         self._lock = WriterLock(self.folder)
         self._pending: _Pending | None = None
 
@@ -109,25 +109,7 @@ class Checkpoints:
             DamagedError: If an array isn't what was saved, or can't be read.
             CheckpointError: If the structure, a shape or a dtype differs; it names the leaves.
         """
-        path = self.folder / str(step)
-        saved = self.contents(step)
-        there = {leaf["path"][0] for leaf in saved}
-        given = {name for name in optional if getattr(like, name) is not None and name not in there}
-        if given:
-            without: dict[str, Any] = dict.fromkeys(given)
-            restored = self.restore(dataclasses.replace(like, **without), step, optional=optional)
-            average = jax.tree.map(storage.copied_like, restored.params, like.ema) if "ema" in given else None
-            own: dict[str, Any] = {name: average if name == "ema" else getattr(like, name) for name in given}
-            return dataclasses.replace(restored, **own)
-        left_out = {name for name in optional if getattr(like, name) is None}
-        arrays, manifest = flatten(like)
-        compare(path, saved=[leaf for leaf in saved if leaf["path"][0] not in left_out], wanted=manifest)
-        loaded = storage.load(path, saved, {name: storage.abstract(x) for name, x in arrays.items()})
-        loaded = {name: storage.placed_like(x, arrays[name]) for name, x in loaded.items()}
-        leaves = [unpack(loaded.get(leaf["name"]), leaf) for leaf in manifest]
-        restored = jax.tree.unflatten(jax.tree.structure(like), leaves)
-        check_step(path, int(restored.step))
-        return restored
+        return restore_state(self.folder / str(step), like, optional)
 
     def restore_latest(
         self, like: State, *, optional: Collection[str] = ("losses",)
@@ -352,13 +334,7 @@ def load_params(run: str | Path, *, step: int | Literal["best"] | None = None, c
         CheckpointError: If there is no such checkpoint, or it holds nothing of that collection.
     """
     checkpoints = Checkpoints.of(run)
-    path = checkpoints.folder / str(checkpoints.find(step))
-    saved = read_sealed(path)["manifest"]
-    manifest = [leaf for leaf in saved if leaf["path"][0] == collection]
-    if not manifest and collection != "model_state":
-        raise CheckpointError(f"{path} holds no {collection}")
-    loaded = storage.load(path, saved, storage.on_device(manifest, jax.local_devices()[0]))
-    return nest([(leaf["path"][1:], unpack(loaded.get(leaf["name"]), leaf)) for leaf in manifest])
+    return restore_collection(checkpoints.folder / str(checkpoints.find(step)), collection)
 
 
 def _text(notes: Mapping[str, Any]) -> str:

@@ -164,14 +164,12 @@ def _versions() -> dict[str, str]:
 def _git(folder: Path) -> dict[str, Any] | None:
     """Commit of the repository around a folder, and whether tracked files differ from it; None without a repository."""
 
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
+    def git(*words: str) -> bytes:  # a file's name may be in any encoding
+        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=True).stdout.strip()
 
     try:
         return {
-            "commit": git("rev-parse", "HEAD"),
+            "commit": git("rev-parse", "HEAD").decode(),
             "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
         }
     except (OSError, subprocess.CalledProcessError):

@@ -3,14 +3,16 @@
 import re
 from pathlib import Path
 
+from optlab.runs._place import run_place
+
 METADATA = "_CHECKPOINT_METADATA"  # the JSON file in which Orbax keeps custom metadata
 LOCK = "writer.lock"  # names the process that writes to the folder
 
 
 def checkpoint_folder(run: str | Path) -> Path:
     """The folder of checkpoints of a run; or the given folder itself, if it has no such folder inside."""
-    inner = Path(run) / "checkpoints"
-    return inner if inner.is_dir() else Path(run)
+    folder = run_place(run)
+    return folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
 
 
 def saved_steps(folder: Path) -> list[int]:

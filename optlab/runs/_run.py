@@ -9,6 +9,7 @@ from optlab.config import load
 from optlab.runs._curves import plot_curves
 from optlab.runs._listing import checkpoint_folder, saved_steps
 from optlab.runs._metrics import read_metrics
+from optlab.runs._place import run_place
 from optlab.runs._summary import read_summary
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Run:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder = run_place(folder)
         if not self.folder.is_dir():
             raise FileNotFoundError(f"{self.folder} is no folder; name a run's, such as runs/digits")
 

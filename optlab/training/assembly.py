@@ -31,13 +31,13 @@ class Assembly:
     """What `assemble` returns; nothing is made or compiled yet.
 
     Attributes:
-      workload: what is trained.
-      settings: the step's.
-      parallel: the step on its devices, and what places states and batches there. The step returns its metrics as
-        `PackedMetrics`, under their names in the records.
-      first: the function that makes the first state,
-      arguments: and its arguments.
-      read_layout: the layout of the workload's parameters; it is read once, when a block first asks for it.
+        workload: what is trained.
+        settings: the step's.
+        parallel: the step on its devices, and what places states and batches there. The step returns its metrics as
+            `PackedMetrics`, under their names in the records.
+        first: the function that makes the first state,
+        arguments: and its arguments.
+        read_layout: the layout of the workload's parameters; it is read once, when a block first asks for it.
     """
 
     workload: Workload
@@ -60,7 +60,7 @@ class Assembly:
         """Makes the first state on the devices.
 
         Raises:
-          DeviceMemoryError: if a device has no memory for it; nothing is made then.
+            DeviceMemoryError: if a device has no memory for it; nothing is made then.
         """
         check_memory(self.parallel, self.shapes())
         with self.layout():
@@ -70,12 +70,12 @@ class Assembly:
         """Checks a step before the first one; it is compiled for it.
 
         Args:
-          state: placed.
-          batch: placed.
+            state: placed.
+            batch: placed.
 
         Raises:
-          DeviceMemoryError: if it needs more memory than a device has.
-          ValueError: if the loss isn't the mean that it measures, where means of its parts are taken.
+            DeviceMemoryError: if it needs more memory than a device has.
+            ValueError: if the loss isn't the mean that it measures, where means of its parts are taken.
         """
         check_memory(self.parallel, state, batch)
         if self.settings.accumulate > 1 or self.parallel.strategy.axis_name is not None:
@@ -89,7 +89,7 @@ class Assembly:
         """The bytes that a step needs on each device, from the compiled program; 0 where the backend doesn't say.
 
         Args:
-          batch: placed.
+            batch: placed.
         """
         state = self.shapes() if self.parallel.compiles_shapes else self.place_state()
         return memory_needed(self.parallel, state, batch)
@@ -111,19 +111,19 @@ def assemble(
     """Puts a workload's first state and its step together, for the devices of a strategy.
 
     Args:
-      workload: what is trained.
-      tx: any optax transformation that ends in the learning rate.
-      settings: the step's.
-      strategy: how the step runs on the devices, see `parallelize`,
-      mesh: on which,
-      rules: and where the mesh's axis "model" goes.
-      seed: of the initialization and of what the loss draws.
-      initial: (params, model_state) in place of `workload.init`.
-      stop: the step makes no update where its gradient's norm is at most stop.gradient_norm.
-      measure: what else is measured in the step; the optimizer's probes always are.
+        workload: what is trained.
+        tx: any optax transformation that ends in the learning rate.
+        settings: the step's.
+        strategy: how the step runs on the devices, see `parallelize`,
+        mesh: on which,
+        rules: and where the mesh's axis "model" goes.
+        seed: of the initialization and of what the loss draws.
+        initial: (params, model_state) in place of `workload.init`.
+        stop: the step makes no update where its gradient's norm is at most stop.gradient_norm.
+        measure: what else is measured in the step; the optimizer's probes always are.
 
     Raises:
-      ValueError: as `parallelize`, and for a seed beyond 32 bits.
+        ValueError: as `parallelize`, and for a seed beyond 32 bits.
     """
     if not -(2**31) <= seed < 2**32:  # of a longer one JAX takes the last 32 bits
         raise ValueError(f"seed must lie in [-2**31, 2**32), got {seed}")

@@ -19,9 +19,9 @@ class DamagedExamples:
     """The examples that `optlab.data.DamagedRecordError` named.
 
     Args:
-      workload: whose they are; its loss has to leave them out.
-      limit: how many different examples there may be.
-      log: where they have a line: in training every time that one is left out, in evaluation the first time.
+        workload: whose they are; its loss has to leave them out.
+        limit: how many different examples there may be.
+        log: where they have a line: in training every time that one is left out, in evaluation the first time.
     """
 
     def __init__(self, workload: Workload, limit: int, log: StepLog | None):
@@ -34,7 +34,7 @@ class DamagedExamples:
         """Adds what this process found; one process logs it at once, several do at the next `settle`.
 
         Raises:
-          DataError: if the loss or a metric would count what stands in for them; as `settle`.
+            DataError: if the loss or a metric would count what stands in for them; as `settle`.
         """
         for i, why in damaged:
             self._check_weighted(split, i, why)
@@ -57,7 +57,7 @@ class DamagedExamples:
         """Logs what all processes found; all of them call it at the same step.
 
         Raises:
-          DataError: if there are more than may be.
+            DataError: if there are more than may be.
         """
         found, self._found = self._found, []
         everyones = gathered(json.dumps(found)) if jax.process_count() > 1 else [json.dumps(found)]

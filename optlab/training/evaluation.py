@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from optlab._trees import shapes_of
 from optlab.config import Target
 from optlab.data import Batch, DataError, Split, evaluation_batches
 from optlab.runs import Record
@@ -26,14 +27,13 @@ class Labels:
     """Looks for the cause of a NaN in the labels, which a program on the device can't refuse.
 
     Args:
-      loss: the workload's.
-      state: any of the run's, for its shapes.
+        loss: the workload's.
+        state: any of the run's, for its shapes.
     """
 
     def __init__(self, loss: Loss, state: TrainState):
         self.loss = make_evaluation(loss)
-        shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-        self.model = jax.tree.map(shape, (state.params, state.model_state))
+        self.model = shapes_of((state.params, state.model_state))
         self._sound: set[str] = set()  # what was NaN with labels that are classes: a look costs a trace of the model
 
     def check(
@@ -42,12 +42,12 @@ class Labels:
         """Looks at the batches if one of their values is NaN, and wasn't with sound labels before.
 
         Args:
-          values: means by name.
-          batches: what they were measured on, each with its name; it is read if there is a NaN.
-          always: names for which a look is worth its cost every time.
+            values: means by name.
+            batches: what they were measured on, each with its name; it is read if there is a NaN.
+            always: names for which a look is worth its cost every time.
 
         Raises:
-          DataError: if a label that counts is no class of the outputs.
+            DataError: if a label that counts is no class of the outputs.
         """
         bad = {name for name, value in values.items() if math.isnan(value)} - self._sound
         if not bad:
@@ -78,9 +78,9 @@ class Evaluator:
         Shapes are traced for it, nothing is compiled.
 
         Args:
-          target: the workload's.
-          is_needed: whether something waits for it.
-          key: the state's.
+            target: the workload's.
+            is_needed: whether something waits for it.
+            key: the state's.
         """
         data, evaluate = self.workload.data, functools.partial(jax.eval_shape, make_evaluation(self.workload.loss))
         try:

@@ -17,7 +17,7 @@ class Feed:
     A loader of the user's may fill the same buffer for every batch.
 
     Raises:
-      ValueError: if the data can't give as many batches, or its splits have examples in common.
+        ValueError: if the data can't give as many batches, or its splits have examples in common.
     """
 
     def __init__(self, workload: Workload, parallel: Parallel, *, seed: int, steps: int):

@@ -58,17 +58,17 @@ def guarded(
     """The state after a step that may have gone wrong, and what the guard measured.
 
     Args:
-      old: the state before the step.
-      new: the state after it.
-      value: the loss, the same on every device.
-      norm: the gradient's.
-      guard: "skip" keeps everything of `old` but the step's number if anything is at fault; nothing of what went wrong
-        gets into the state, which for a moment is there twice.
-      spike: by how many standard deviations the loss may lie above its running mean.
+        old: the state before the step.
+        new: the state after it.
+        value: the loss, the same on every device.
+        norm: the gradient's.
+        guard: "skip" keeps everything of `old` but the step's number if anything is at fault; nothing of what went
+            wrong gets into the state, which for a moment is there twice.
+        spike: by how many standard deviations the loss may lie above its running mean.
 
     Returns:
-      (state, {"fault": 0 or one more than the index in `FAULTS`, with `spike` also "loss_z": how many standard
-      deviations above its mean the loss lies}).
+        (state, {"fault": 0 or one more than the index in `FAULTS`, with `spike` also "loss_z": how many standard
+        deviations above its mean the loss lies}).
     """
     measured: dict[str, jax.Array] = {}
     losses, is_calm = old.losses, jnp.asarray(True)
@@ -125,11 +125,11 @@ class Skips:
     """The steps that a run left out: counted over all of its calls, logged, and bounded.
 
     Attributes:
-      guard: what a fault does.
-      limit: how many there may be.
-      log: where each has a line.
-      examples: step -> the examples of its batch, if they are known.
-      steps: those that were left out, ascending.
+        guard: what a fault does.
+        limit: how many there may be.
+        log: where each has a line.
+        examples: step -> the examples of its batch, if they are known.
+        steps: those that were left out, ascending.
     """
 
     guard: Guard | None
@@ -142,7 +142,7 @@ class Skips:
         """Takes a step's values, and returns its record.
 
         Raises:
-          GuardError: if the step is at fault and isn't to be skipped, or too many were.
+            GuardError: if the step is at fault and isn't to be skipped, or too many were.
         """
         step, fault = int(values["step"]), int(values.pop("train/fault", 0))
         if not fault:

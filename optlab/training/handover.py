@@ -19,7 +19,7 @@ def owned(batch: Any, name: str = "") -> Any:
     other devices are as they are.
 
     Raises:
-      DataError: for numbers that don't fit, and what are no numbers.
+        DataError: for numbers that don't fit, and what are no numbers.
     """
     if isinstance(batch, dict):
         return {key: owned(x, f"{name}/{key}" if name else str(key)) for key, x in batch.items()}

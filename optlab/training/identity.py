@@ -31,18 +31,6 @@ PROGRAMS = {"model": "model", "loss": "loss", "loss.training": "loss", "optimize
 _OTHERS = {**PROGRAMS, "initial": "initial", "ema.function": "ema"}
 
 
-class OtherRunError(CheckpointError):
-    """The latest checkpoint is another run's.
-
-    Attributes:
-      keys: the settings that differ, as `allow_change` takes them.
-    """
-
-    def __init__(self, message: str, keys: tuple[str, ...] = ()):
-        super().__init__(message)
-        self.keys = keys
-
-
 def identity(
     workload: Workload,
     tx: optax.GradientTransformation,
@@ -59,7 +47,7 @@ def identity(
     hyperparameters in the optimizer's first state and of the initial parameters, if they were given.
 
     Raises:
-      CheckpointError: if the data of several processes aren't the same.
+        CheckpointError: if the data of several processes aren't the same.
     """
     held_out = {f"data.{name}": getattr(workload.data, name) for name in ("validation", "test")}
     found = {
@@ -89,13 +77,13 @@ def changed_keys(path: Path, saved: Mapping[str, Any], here: Identity, allowed: 
     """Compares a checkpoint's run with this one, and returns the keys that differ.
 
     Args:
-      path: the checkpoint's.
-      saved: its run's identity.
-      here: this run's.
-      allowed: keys that may differ although they are fixed.
+        path: the checkpoint's.
+        saved: its run's identity.
+        here: this run's.
+        allowed: keys that may differ although they are fixed.
 
     Raises:
-      CheckpointError: for a fixed key that differs and isn't allowed; it names each with both values.
+        CheckpointError: for a fixed key that differs and isn't allowed; it names each with both values.
     """
     table, differ = keys(Config), _differing(saved, here)
     names = {k: _name(k) for k in differ}
@@ -105,10 +93,9 @@ def changed_keys(path: Path, saved: Mapping[str, Any], here: Identity, allowed: 
     once_each = tuple(dict.fromkeys(names[k] for k in refused))
     with together(CheckpointError):
         if refused:
-            raise OtherRunError(
+            raise CheckpointError(
                 f"{path} is of another run: {_listed(refused, 'there')}; name another folder, or go on all the same: "
-                f"allow_change={once_each}",
-                once_each,
+                f"allow_change={once_each}"
             )
     if is_first():
         _say_what_goes_on(path, saved, here, {k: v for k, v in differ.items() if k in _OTHERS})
@@ -126,8 +113,8 @@ def _say_what_goes_on(path: Path, saved: Mapping[str, Any], here: Identity, chan
     """Prints which programs differ from here on, or that they can't be compared."""
     if changed:
         print(f"optlab: {path} goes on with another {_listed(changed, 'there')}", file=sys.stderr)
-    made = lambda run: next((run[k]["made"] for k in run if isinstance(run[k], dict)), None)
-    if None not in (there := made(saved), now := made(here)) and there != now:
+    there, now = (next((run[k]["made"] for k in run if isinstance(run[k], dict)), None) for run in (saved, here))
+    if None not in (there, now) and there != now:
         print(
             f"optlab: {path} was made with {there}, here is {now}: whether model, loss and optimizer are the same "
             "isn't compared",

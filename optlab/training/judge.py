@@ -36,7 +36,7 @@ class Judge:
         """Takes an evaluated record; "stopped early" once patience has run out.
 
         Raises:
-          ValueError: under a patience, if the held-out examples measured nothing at all.
+            ValueError: under a patience, if the held-out examples measured nothing at all.
         """
         step, metric = int(record["step"]), self.target.metric
         if metric not in record:  # no example of the batch counted, or the step was skipped: neither better nor worse
@@ -83,8 +83,8 @@ class Judge:
         """The inverse of dump; what was found under another target or stop, or on other data, isn't taken over.
 
         Args:
-          notes: what dump gave.
-          changed: the config's keys that have other values since.
+            notes: what dump gave.
+            changed: the config's keys that have other values since.
         """
         self.best = notes["best"] and tuple(notes["best"])
         self.waited, self.mark, self.ended, self.reached = (notes[n] for n in ("waited", "mark", "ended", "reached"))

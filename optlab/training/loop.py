@@ -44,15 +44,15 @@ class History:
     """The result of a run.
 
     Attributes:
-      records: one {"step": …, "train/loss": …, "validation/…": …} a logged step of this call, ascending.
-      state: the last TrainState.
-      outcome: "finished", "stopped early", "gradient norm reached", or the name of the signal that interrupted it.
-      best: step and value of the target's metric at its best.
-      reached: the first evaluated step at which the target's value was reached, or None.
-      skipped: the steps that the guard left out, those before a continued run's checkpoint included.
-      saved: the last step that is saved; 0 if none is.
-      start: the step that this call went on from. Where that is the last one already, nothing was trained, and the
-        records are those of the calls before.
+        records: one {"step": …, "train/loss": …, "validation/…": …} a logged step of this call, ascending.
+        state: the last TrainState.
+        outcome: "finished", "stopped early", "gradient norm reached", or the name of the signal that interrupted it.
+        best: step and value of the target's metric at its best.
+        reached: the first evaluated step at which the target's value was reached, or None.
+        skipped: the steps that the guard left out, those before a continued run's checkpoint included.
+        saved: the last step that is saved; 0 if none is.
+        start: the step that this call went on from. Where that is the last one already, nothing was trained, and the
+            records are those of the calls before.
     """
 
     records: list[Record]
@@ -112,48 +112,50 @@ def train(
     """Trains a workload with an optax transformation.
 
     Args:
-      workload: what is trained, on what.
-      tx: any optax transformation that ends in the learning rate.
-      steps: updates in all, those before a continued run's checkpoint included.
-      strategy: how a step runs on the devices, see `parallelize`. Under pmap BatchNorm needs `axis_name="data"`,
-        which isn't checked here: without it each device normalizes its own part of the batch.
-      mesh: the devices, for every strategy but "single"; see `make_mesh`.
-      rules: where the mesh's axis "model" goes, by role or path, see `parallelize`.
-      seed: of the initialization, the order of the data and dropout.
-      skip_limit: how many steps may be skipped in all of a run, continued or not, and how many damaged examples left
-        out (`optlab.data.DamagedRecordError`); one more ends it with the error.
-      skip_log: a file with a line for each skipped step, with the reason and the examples of its batch, and for each
-        damaged example.
-      evaluate_every: steps between two evaluations on the validation split, by default a tenth of the run; the last
-        step is always evaluated, there on the test split too.
-      log_every: steps between two records; "train/loss" is the loss of that step's batch, "probe/<name>/<metric>" what
-        a probe in `tx` measured in that step. A step in which one measured singular values has a record of its own.
-      stop: when the run ends before its last step. Once a step's gradient norm is at most stop.gradient_norm it makes
-        no update, and the run ends with the parameters that were tested; its record has the step's number all the same.
-      checkpoints: where the state is saved; if there are any, the run continues from the latest. Ctrl-C and SIGTERM
-        then end the run after the step, saved. What `tx`, the model and the loss compute is compared with what the
-        checkpoint's run computed, constants (a learning rate, a schedule's steps) included; what they do in host
-        callbacks isn't seen. A run that is over gives its records.
-      allow_change: settings that may differ from the latest checkpoint's run, by the config's keys: "data", "seed",
-        "batch_size", "accumulate", "ema", "target" (all of it, or "target.metric", …); and "optimizer", "model",
-        "loss" and "initial" for the arguments.
-      observers: they get every record, such as `MetricsFile(path)` or `Progress()`; in several processes, the first
-        one's do.
-      schedules: functions of the step that are logged beside the metrics, such as {"learning_rate": schedule}.
-      initial: (params, model_state) to start from instead of `workload.init`.
-      profile: folder for a `jax.profiler` trace of ten steps.
-      measure: measurements in the step's program, every so many steps, logged as "measure/<name>"; see `Measure`, and
-        `optlab.theory.measures` for some. A step in which one is made has a record of its own.
-      **settings: the step's, those of `StepSettings`: accumulate, ema, guard, spike.
+        workload: what is trained, on what.
+        tx: any optax transformation that ends in the learning rate.
+        steps: updates in all, those before a continued run's checkpoint included.
+        strategy: how a step runs on the devices, see `parallelize`. Under pmap BatchNorm needs `axis_name="data"`,
+            which isn't checked here: without it each device normalizes its own part of the batch.
+        mesh: the devices, for every strategy but "single"; see `make_mesh`.
+        rules: where the mesh's axis "model" goes, by role or path, see `parallelize`.
+        seed: of the initialization, the order of the data and dropout.
+        skip_limit: how many steps may be skipped in all of a run, continued or not, and how many damaged examples left
+            out (`optlab.data.DamagedRecordError`); one more ends it with the error.
+        skip_log: a file with a line for each skipped step, with the reason and the examples of its batch, and for each
+            damaged example.
+        evaluate_every: steps between two evaluations on the validation split, by default a tenth of the run; the last
+            step is always evaluated, there on the test split too.
+        log_every: steps between two records; "train/loss" is the loss of that step's batch, "probe/<name>/<metric>"
+            what a probe in `tx` measured in that step. A step in which one measured singular values has a record of its
+            own.
+        stop: when the run ends before its last step. Once a step's gradient norm is at most stop.gradient_norm it makes
+            no update, and the run ends with the parameters that were tested; its record has the step's number all the
+            same.
+        checkpoints: where the state is saved; if there are any, the run continues from the latest. Ctrl-C and SIGTERM
+            then end the run after the step, saved. What `tx`, the model and the loss compute is compared with what the
+            checkpoint's run computed, constants (a learning rate, a schedule's steps) included; what they do in host
+            callbacks isn't seen. A run that is over gives its records.
+        allow_change: settings that may differ from the latest checkpoint's run, by the config's keys: "data", "seed",
+            "batch_size", "accumulate", "ema", "target" (all of it, or "target.metric", …); and "optimizer", "model",
+            "loss" and "initial" for the arguments.
+        observers: they get every record, such as `MetricsFile(path)` or `Progress()`; in several processes, the first
+            one's do.
+        schedules: functions of the step that are logged beside the metrics, such as {"learning_rate": schedule}.
+        initial: (params, model_state) to start from instead of `workload.init`.
+        profile: folder for a `jax.profiler` trace of ten steps.
+        measure: measurements in the step's program, every so many steps, logged as "measure/<name>"; see `Measure`, and
+            `optlab.theory.measures` for some. A step in which one is made has a record of its own.
+        **settings: the step's, those of `StepSettings`: accumulate, ema, guard, spike.
 
     Returns:
-      The records, the last state, and how it ended.
+        The records, the last state, and how it ended.
 
     Raises:
-      CheckpointError: if the latest checkpoint is another run's; it names what differs. Or as `Checkpoints`.
-      NonFiniteError: see `guard`.
-      StepsError: if `steps` is below the latest checkpoint's.
-      ValueError: among others for a loss that isn't the mean it measures, where its parts are averaged.
+        CheckpointError: if the latest checkpoint is another run's; it names what differs. Or as `Checkpoints`.
+        NonFiniteError: see `guard`.
+        StepsError: if `steps` is below the latest checkpoint's.
+        ValueError: among others for a loss that isn't the mean it measures, where its parts are averaged.
     """
     evaluate_every = max(1, steps // 10) if evaluate_every is None else evaluate_every
     _check_counts(steps=steps, log_every=log_every, skip_limit=skip_limit, evaluate_every=evaluate_every)

@@ -25,18 +25,18 @@ def cross_entropy(outputs: jax.Array, batch: Batch, *, label_smoothing: float = 
     For its gradient the logits alone are kept, as they are; the probabilities are computed again.
 
     Args:
-      outputs: logits (..., classes).
-      batch: integer classes (...) under "labels". A label that counts must be a class: one that only pads needs weight
-        0 under "weight".
-      label_smoothing: share of the target's mass that is spread evenly over all classes, in [0, 1).
+        outputs: logits (..., classes).
+        batch: integer classes (...) under "labels". A label that counts must be a class: one that only pads needs
+            weight 0 under "weight".
+        label_smoothing: share of the target's mass that is spread evenly over all classes, in [0, 1).
 
     Returns:
-      losses (...), float32.
+        losses (...), float32.
 
     Raises:
-      ValueError: for labels of another shape or dtype.
-      DataError: for a label that is no class, where it can be read (outside of jit); in training the guard finds the
-        NaN, and `train` names the label.
+        ValueError: for labels of another shape or dtype.
+        DataError: for a label that is no class, where it can be read (outside of jit); in training the guard finds the
+            NaN, and `train` names the label.
     """
     check_decay("label_smoothing", label_smoothing)  # has a decay's range
     logits = wide(outputs)
@@ -75,14 +75,14 @@ def squared_error(outputs: jax.Array, batch: Batch) -> jax.Array:
     """The squared distance to the labels, summed over the last axis; (B,) stands for (B, 1), in outputs and labels.
 
     Args:
-      outputs: predictions (B, d) or (B,).
-      batch: what should have come out, of the same shape but for axes of length 1, under "labels".
+        outputs: predictions (B, d) or (B,).
+        batch: what should have come out, of the same shape but for axes of length 1, under "labels".
 
     Returns:
-      losses (B,), at least float32.
+        losses (B,), at least float32.
 
     Raises:
-      ValueError: for labels of another shape.
+        ValueError: for labels of another shape.
     """
     labels = jnp.asarray(batch["labels"])
     of_example = lambda x: (x.shape[:1], tuple(n for n in x.shape[1:] if n != 1))
@@ -97,8 +97,8 @@ def accuracy(outputs: jax.Array, batch: Batch) -> jax.Array:
     """1 where the largest logit is the label's, 0 elsewhere; NaN where the label is no class of the outputs.
 
     Args:
-      outputs: logits (..., classes).
-      batch: integer classes (...) under "labels", as for `cross_entropy`.
+        outputs: logits (..., classes).
+        batch: integer classes (...) under "labels", as for `cross_entropy`.
     """
     labels, is_outside = _classes("accuracy", outputs, batch)
     is_hit = jnp.argmax(outputs, axis=-1) == labels

@@ -29,16 +29,16 @@ def measured(
     """What is measured in a step, as (sum, weight) by its name in the records; (0, 0) in steps that aren't due.
 
     Args:
-      measures: all that there are.
-      loss: the workload's.
-      state: before the step.
-      batch: the step's; under a mapped axis the device's part of it, which is gathered where one is due.
-      gradient: the step's, averaged over devices and microbatches.
-      after: the state after the step.
-      axis_name: the mapped axis that the step runs under, if there is one.
+        measures: all that there are.
+        loss: the workload's.
+        state: before the step.
+        batch: the step's; under a mapped axis the device's part of it, which is gathered where one is due.
+        gradient: the step's, averaged over devices and microbatches.
+        after: the state after the step.
+        axis_name: the mapped axis that the step runs under, if there is one.
 
     Raises:
-      ValueError: if two measures have one name.
+        ValueError: if two measures have one name.
     """
     found: Metrics = {}
     for measure in measures:
@@ -93,11 +93,10 @@ def _if_due(every: int, function: Callable[..., Metrics], state: TrainState, bat
 
 def is_rare(names: Iterable[str]) -> bool:
     """Whether something among the metrics of these names is measured seldom, so that its step needs a record."""
-    return any(name.startswith("measure/") or _is_of_spectrum(name) for name in names)
-
-
-def _is_of_spectrum(name: str) -> bool:
-    return name.startswith("probe/") and name.rpartition("/")[2] in SPECTRUM
+    return any(
+        name.startswith("measure/") or (name.startswith("probe/") and name.rpartition("/")[2] in SPECTRUM)
+        for name in names
+    )
 
 
 def _probed(state: TrainState, batch: Batch, *, after: TrainState) -> Metrics:

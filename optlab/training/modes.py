@@ -36,7 +36,7 @@ def of_call(call: Callable[..., Any]) -> Modes:
     """The arguments of a model's call that choose.
 
     Raises:
-      TypeError: for one that can't be set to True or False.
+        TypeError: for one that can't be set to True or False.
     """
     found = {}
     for name, argument in inspect.signature(call).parameters.items():
@@ -84,7 +84,7 @@ def watched(train: bool, is_chosen: bool) -> Iterator[None]:
     """Refuses layers of a Linen model that act as in the other mode, where the model has none to choose.
 
     Raises:
-      TypeError: it names the module.
+        TypeError: it names the module.
     """
     if is_chosen:
         yield
@@ -108,7 +108,7 @@ def watched_nnx(model: nnx.Module, train: bool, is_chosen: bool) -> Iterator[Non
     thread alone; other threads wait, or pass through.
 
     Raises:
-      TypeError: it names the layer's class.
+        TypeError: it names the layer's class.
     """
     layers = [] if is_chosen else [module for _, module in nnx.iter_modules(model) if module is not model]
     kinds: list[Any] = list(dict.fromkeys(filter(None, map(_giver_of_call, map(type, layers)))))

@@ -21,8 +21,8 @@ class PackedMetrics:
     """Metrics in one array, because the host pays for every array that it reads.
 
     Attributes:
-      names: of the metrics.
-      pairs: their (sum, weight), an array of shape (names, 2).
+        names: of the metrics.
+        pairs: their (sum, weight), an array of shape (names, 2).
     """
 
     names: tuple[str, ...]
@@ -31,6 +31,10 @@ class PackedMetrics:
     @classmethod
     def pack(cls, metrics: Metrics) -> PackedMetrics:
         return cls(tuple(metrics), jnp.stack([jnp.stack(pair) for pair in metrics.values()]))
+
+    def value(self, name: str) -> jax.Array:
+        """The sum of that name; it may be traced."""
+        return self.pairs[self.names.index(name), 0]
 
     def sums(self) -> dict[str, np.ndarray]:
         """(sum, weight) by name, on the host; waits until they are there."""
@@ -57,10 +61,9 @@ def unless_small(step: PackedStep, gradient_norm: float | None) -> PackedStep:
 
     def testing(state: Any, batch: Any) -> tuple[Any, PackedMetrics]:
         new_state, packed = step(state, batch)
-        value = lambda name: packed.pairs[packed.names.index(name), 0]
-        is_small = value("train/gradient_norm") <= gradient_norm
+        is_small = packed.value("train/gradient_norm") <= gradient_norm
         if "train/fault" in packed.names:
-            is_small &= value("train/fault") == 0  # a skipped step's gradient says nothing
+            is_small &= packed.value("train/fault") == 0  # a skipped step's gradient says nothing
         return jax.tree.map(lambda old, new: jnp.where(is_small, old, new), state, new_state), packed
 
     return testing

@@ -23,11 +23,11 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
     """The devices as a mesh of two axes, "data" and "model", as `parallelize` takes it.
 
     Args:
-      data: devices that share the batch; None takes all that there are.
-      model: devices that share each of the matrices.
+        data: devices that share the batch; None takes all that there are.
+        model: devices that share each of the matrices.
 
     Raises:
-      ValueError: if there aren't as many devices.
+        ValueError: if there aren't as many devices.
     """
     count = jax.device_count()
     if model < 1 or (data is not None and data < 1):
@@ -55,23 +55,24 @@ def parallelize(
     over the axis "data" between the gradient and the update: `make_step(..., axis_name="data")`.
 
     Args:
-      step: from `make_step`, or your own (state, batch) -> (state, metrics). State and batch are pytrees of arrays; a
-        batch's leaves have the example as their first axis; metrics are the same on every device. Under zero1 and fsdp
-        the parameters are found by the name `params` on the state's first level (an attribute or a key). Under pmap
-        the step must make the same state and metrics on every device, which is checked after 1, 2, 4, 8 … steps.
-      strategy: a name from that table.
-      mesh: of Auto axes. The axis "model", if there is one, divides the matrices (tensor parallelism); all others
-        share the batch. None is all devices along "data". Under pmap "data" is the only axis longer than 1.
-      rules: where the axis "model" goes, by role or by path, as {"embedding": P("model", None), "*/up/kernel":
-        P(None, "model")}; the first that matches wins, before what `optlab.training.sharding` does by itself. Each has
-        to match a parameter; "single" has no axes, and takes none.
+        step: from `make_step`, or your own (state, batch) -> (state, metrics). State and batch are pytrees of arrays; a
+            batch's leaves have the example as their first axis; metrics are the same on every device. Under zero1 and
+            fsdp the parameters are found by the name `params` on the state's first level (an attribute or a key). Under
+            pmap the step must make the same state and metrics on every device, which is checked after 1, 2, 4, 8 …
+            steps.
+        strategy: a name from that table.
+        mesh: of Auto axes. The axis "model", if there is one, divides the matrices (tensor parallelism); all others
+            share the batch. None is all devices along "data". Under pmap "data" is the only axis longer than 1.
+        rules: where the axis "model" goes, by role or by path, as {"embedding": P("model", None), "*/up/kernel":
+            P(None, "model")}; the first that matches wins, before what `optlab.training.sharding` does by itself. Each
+            has to match a parameter; "single" has no axes, and takes none.
 
     Returns:
-      (place_state, place_batch, step), and more: see `Parallel`.
+        (place_state, place_batch, step), and more: see `Parallel`.
 
     Raises:
-      ValueError: for a strategy that there isn't, a mesh or rules that don't fit; at the first step for one with a mean
-        over an axis that the strategy doesn't have, or under pmap without one.
+        ValueError: for a strategy that there isn't, a mesh or rules that don't fit; at the first step for one with a
+            mean over an axis that the strategy doesn't have, or under pmap without one.
     """
     chosen = find_strategy(strategy)
     if mesh is not None and not isinstance(mesh, Mesh):
@@ -85,26 +86,26 @@ def check_memory(parallel: Parallel, state: Any, batch: Any = None) -> int:
     """The bytes that a step needs on a device, from the compiled program; it compiles, and computes nothing.
 
     Args:
-      parallel: what `parallelize` gave.
-      state: placed, or `parallel.shapes` of one.
-      batch: placed; None asks what the state alone needs, and compiles nothing.
+        parallel: what `parallelize` gave.
+        state: placed, or `parallel.shapes` of one.
+        batch: placed; None asks what the state alone needs, and compiles nothing.
 
     Raises:
-      DeviceMemoryError: if that is more than a device has.
+        DeviceMemoryError: if that is more than a device has.
     """
     held = memory_held(state)
     needed = held if batch is None else memory_needed(parallel, state, batch)
     limit = memory_of(jax.local_devices()[0])
     if limit is not None and needed > limit:
-        gib = lambda n: f"{n / 2**30:.2f} GiB"
+        needs, has = f"{needed / 2**30:.2f} GiB", f"{limit / 2**30:.2f} GiB"
         divide = "divide the state over the devices (strategy='fsdp')"
         if batch is None:
             raise DeviceMemoryError(
-                f"the state alone needs {gib(needed)} on every device, which has {gib(limit)}: {divide}, or take an "
+                f"the state alone needs {needs} on every device, which has {has}: {divide}, or take an "
                 "optimizer that keeps less"
             )
         raise DeviceMemoryError(
-            f"a step needs {gib(needed)} on every device, which has {gib(limit)}: {gib(held)} for the "
+            f"a step needs {needs} on every device, which has {has}: {held / 2**30:.2f} GiB for the "
             "state, the rest mostly for the batch's activations. Cut the batch into microbatches (accumulate=4), "
             f"compute activations twice (a model with remat=True), or {divide}"
         )

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optlab._trees import shapes_of
 from optlab.runs._fingerprints import fingerprints
 from optlab.training.state import TrainState
 from optlab.training.workload import Workload
@@ -47,15 +48,13 @@ _HOW = re.compile(
 
 
 def programs(workload: Workload, tx: optax.GradientTransformation, first: TrainState) -> dict[str, Program]:
-    """Those of a run: "model" (how it begins), "loss", "loss.training" (its gradient, dropout and all), "optimizer".
+    """Digests a run's programs: "model" (its initialization), "loss", "loss.training" (its gradient), "optimizer".
 
     Each is traced as on one device. One that needs a mapped axis (BatchNorm's, under pmap) is left out.
     """
     batch = workload.example()
-    shape = lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x))
-    params, model_state, opt_state = jax.tree.map(shape, (first.params, first.model_state, first.opt_state))
-    batch = jax.tree.map(shape, batch)
-
+    params, model_state, opt_state = shapes_of((first.params, first.model_state, first.opt_state))
+    batch = shapes_of(batch)
     arguments = (params, model_state, batch, first.key)
 
     def loss(train: bool, params: Any, model_state: Any, batch: Any, key: Any) -> Any:
@@ -89,18 +88,20 @@ def program(function: Callable[..., Any], *arguments: Any) -> Program:
 
 
 def are_other(a: Program, b: Program) -> bool:
-    """Whether two programs that were made alike aren't the same; of others nobody can say."""
+    """Whether two programs differ; those made with other versions or settings can't be compared, and don't."""
     return a["made"] == b["made"] and a["digest"] != b["digest"]
 
 
 def described(a: Program, b: Program) -> tuple[str, str]:
-    """In what two programs differ: the constants that only one of them has, as far as there are any."""
-    only = lambda x, y: ", ".join(f"{n:g}" for n in x["numbers"] if n not in y["numbers"])
-    there, here = only(a, b), only(b, a)
+    """Describes each of two programs by the constants that only it has, or by its digest where there are none."""
+    there, here = (", ".join(f"{n:g}" for n in x["numbers"] if n not in y["numbers"]) for x, y in ((a, b), (b, a)))
     if there and here:
         return there, here
-    whole = lambda x, numbers: f"program {x['digest'][:8]}" + (f" with {numbers}" if numbers else "")
-    return whole(a, there), whole(b, here)
+    return _summary(a, there), _summary(b, here)
+
+
+def _summary(program: Program, numbers: str) -> str:
+    return f"program {program['digest'][:8]}" + (f" with {numbers}" if numbers else "")
 
 
 def _updates(tx: optax.GradientTransformation) -> Callable[[Any, Any], Any]:
@@ -122,11 +123,10 @@ def _updates(tx: optax.GradientTransformation) -> Callable[[Any, Any], Any]:
 
 
 def _made(batch: Any) -> str:
-    version = lambda name: f"{name} {_version(name)}"
     config: Any = jax.config
     settings = (config.jax_enable_x64, config.jax_default_matmul_precision, jax.default_backend())
     shapes = [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(batch)]
-    return f"{', '.join(map(version, _PACKAGES))}, {settings}, {' '.join(shapes)}"
+    return f"{', '.join(f'{name} {_version(name)}' for name in _PACKAGES)}, {settings}, {' '.join(shapes)}"
 
 
 def _version(name: str) -> str:
@@ -158,7 +158,10 @@ class _Reader:
         """The digests of the outputs, from those of the inputs."""
         values = dict(zip(jaxpr.invars, inputs, strict=True))
         values |= zip(jaxpr.constvars, map(self._constant, constants), strict=True)
-        value = lambda atom: self._constant(atom.val) if hasattr(atom, "val") else values[atom]
+
+        def value(atom: Any) -> str:
+            return self._constant(atom.val) if hasattr(atom, "val") else values[atom]
+
         for equation in _live(jaxpr):
             values |= zip(equation.outvars, self._outputs(equation, [value(x) for x in equation.invars]), strict=True)
         return [value(x) for x in jaxpr.outvars]
@@ -212,10 +215,14 @@ class _Reader:
 
 def _live(jaxpr: Any) -> list[Any]:
     """The equations that the outputs depend on."""
-    is_variable = lambda atom: not hasattr(atom, "val")
-    needed, found = set(filter(is_variable, jaxpr.outvars)), []
+    needed, found = _variables(jaxpr.outvars), []
     for equation in reversed(jaxpr.eqns):
         if not needed.isdisjoint(equation.outvars):
             found.append(equation)
-            needed.update(filter(is_variable, equation.invars))
+            needed |= _variables(equation.invars)
     return found[::-1]
+
+
+def _variables(atoms: Sequence[Any]) -> set[Any]:
+    """Those that aren't literal constants."""
+    return {atom for atom in atoms if not hasattr(atom, "val")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -12,18 +13,28 @@ from rich.text import Text
 from optlab.runs import Record
 
 
+class _Console(Console):
+    """A console whose reader may leave (`optlab train … | head`): the run goes on without a word."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
+
+
 class Progress:
     """An observer that shows a run on the terminal.
 
     Args:
-      batch_size: examples an update, for the examples a second.
-      metric: the metric that is shown beside the losses, such as validation/accuracy.
-      console: where to write; by default standard output.
+        batch_size: examples an update, for the examples a second.
+        metric: the metric that is shown beside the losses, such as validation/accuracy.
+        console: where to write; by default standard output.
     """
 
     def __init__(self, *, batch_size: int, metric: str | None = None, console: Console | None = None):
         self.batch_size, self.metric = batch_size, metric
-        self.console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.console = console or _Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self.seen: Record = {}
         self.live: Live | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from optlab.runs import Observer, Record
@@ -23,20 +23,20 @@ class Unread:
     """A queue of the metrics that the devices may still be computing.
 
     Args:
-      most: how many steps it holds; then the older half is read, with one wait and one copy for many steps.
+        most: how many steps it holds; then the older half is read, with one wait and one copy for many steps.
     """
 
     def __init__(self, most: int):
         self.most = most
         self.queue: collections.deque[tuple[int, PackedMetrics]] = collections.deque()
 
-    def push(self, t: int, metrics: PackedMetrics) -> Iterator[Record]:
-        """Adds a step's metrics; yields the records of older steps if it is full."""
+    def push(self, t: int, metrics: PackedMetrics) -> Iterable[Record]:
+        """Adds a step's metrics; returns the records of older steps if it is full."""
         self.queue.append((t, metrics))
-        return self._read((len(self.queue) + 1) // 2 if len(self.queue) >= self.most else 0)
+        return self._read((len(self.queue) + 1) // 2) if len(self.queue) >= self.most else ()
 
-    def drain(self) -> Iterator[Record]:
-        """Waits for all steps, and yields their records."""
+    def drain(self) -> Iterable[Record]:
+        """Waits for all steps, and returns their records."""
         return self._read(len(self.queue))
 
     def _read(self, count: int) -> Iterator[Record]:
@@ -48,14 +48,14 @@ class Records:
     """The records of one call of `train`: which steps have one, and what is in it.
 
     Args:
-      feed: the training batches,
-      evaluator: and what measures a state on the held-out splits.
-      ledger: what judges the records.
-      observers: what they are reported to.
-      schedules: functions of the step, logged in each.
-      steps: of the run.
-      log_every: steps between two records,
-      evaluate_every: and between two that are evaluated.
+        feed: the training batches,
+        evaluator: and what measures a state on the held-out splits.
+        ledger: what judges the records.
+        observers: what they are reported to.
+        schedules: functions of the step, logged in each.
+        steps: of the run.
+        log_every: steps between two records,
+        evaluate_every: and between two that are evaluated.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Records:
         """Takes a step's metrics, which the device may still be computing.
 
         Raises:
-          GuardError: for an earlier step that is at fault.
+            GuardError: for an earlier step that is at fault.
         """
         for record in self.unread.push(t, metrics):
             self._take(record)

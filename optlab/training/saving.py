@@ -23,8 +23,8 @@ class Saver:
     """Restores and saves a run's state and its ledger.
 
     Args:
-      checkpoints: where; None saves nothing.
-      ledger: what is saved beside the state.
+        checkpoints: where; None saves nothing.
+        ledger: what is saved beside the state.
     """
 
     def __init__(self, checkpoints: Checkpoints | None, ledger: Ledger):
@@ -38,7 +38,7 @@ class Saver:
         """Restores the latest checkpoint, compared with this run; without any the first state stays.
 
         Raises:
-          CheckpointError: if it is another run's, or no run of `train` saved it.
+            CheckpointError: if it is another run's, or no run of `train` saved it.
         """
         checkpoints, self.about = self.checkpoints, about
         if checkpoints is None:
@@ -101,7 +101,7 @@ class Saver:
         """Saves the state after step t if that is due: every so many steps, at the best one, and where the run ends.
 
         Raises:
-          NonFiniteError: under a guard, for parameters that would be saved, or returned.
+            NonFiniteError: under a guard, for parameters that would be saved, or returned.
         """
         best = self.ledger.judge.best and self.ledger.judge.best[0]
         is_due = self.checkpoints is not None and (t % self.checkpoints.every == 0 or t == best)

@@ -44,13 +44,13 @@ def specs(
     their vocabulary; what the optimizer keeps of a parameter's shape goes where the parameter goes.
 
     Args:
-      state: arrays or their shapes.
-      mesh: the devices.
-      divides: name of a part of the state, on its first level -> whether the data axes divide it: each leaf along its
-        longest axis that they divide, where there is one.
-      data: the axes that share the batch.
-      model: the axis that divides matrices, if the mesh has it.
-      rules: where that axis goes, by role or path.
+        state: arrays or their shapes.
+        mesh: the devices.
+        divides: name of a part of the state, on its first level -> whether the data axes divide it: each leaf along its
+            longest axis that they divide, where there is one.
+        data: the axes that share the batch.
+        model: the axis that divides matrices, if the mesh has it.
+        rules: where that axis goes, by role or path.
     """
     leaves = jax.tree_util.tree_leaves_with_path(state)
     on_model = _model_specs(state, mesh.shape.get(model, 1), model, rules)

@@ -54,7 +54,7 @@ def catch_signals(*, listen: bool) -> Iterator[Callable[[], str | None]]:
     step: JAX's preemption service, which handles SIGTERM, agrees on one for them.
 
     Args:
-      listen: whether signals are caught; else they do what they did before.
+        listen: whether signals are caught; else they do what they did before.
     """
     caught: list[str] = []
     is_alone = jax.process_count() == 1

@@ -26,13 +26,13 @@ class TrainState:
     """Everything that changes while training.
 
     Attributes:
-      step: updates made so far, int32 ().
-      params: what is trained.
-      model_state: what training changes without a gradient (BatchNorm's running statistics).
-      opt_state: the optax transformation's.
-      key: typed random key; a step's randomness is fold_in(key, step), so the key itself never changes.
-      ema: the weights' moving average, of params' structure and in at least float32, or None.
-      losses: the statistics by which a spike of the loss is recognized, or None.
+        step: updates made so far, int32 ().
+        params: what is trained.
+        model_state: what training changes without a gradient (BatchNorm's running statistics).
+        opt_state: the optax transformation's.
+        key: typed random key; a step's randomness is fold_in(key, step), so the key itself never changes.
+        ema: the weights' moving average, of params' structure and in at least float32, or None.
+        losses: the statistics by which a spike of the loss is recognized, or None.
     """
 
     step: jax.Array
@@ -73,9 +73,12 @@ def evaluation_params(state: TrainState) -> Any:
     """
     if state.ema is not None:
         return jax.tree.map(lambda a, p: a.astype(p.dtype), state.ema, state.params)
-    is_free = lambda s: isinstance(s, optax.contrib.ScheduleFreeState)
-    free = [s for s in jax.tree.leaves(state.opt_state, is_leaf=is_free) if is_free(s)]
+    free = [s for s in jax.tree.leaves(state.opt_state, is_leaf=_is_schedule_free) if _is_schedule_free(s)]
     structure: Any = jax.tree.structure(state.params)
     if len(free) == 1 and jax.tree.structure(free[0].z) == structure:
         return optax.contrib.schedule_free_eval_params(free[0], state.params)
     return state.params
+
+
+def _is_schedule_free(state: Any) -> bool:
+    return isinstance(state, optax.contrib.ScheduleFreeState)

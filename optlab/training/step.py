@@ -33,19 +33,20 @@ class StepSettings:
     """Settings of a training step, as `make_step`, `train` and `assemble` take them.
 
     Attributes:
-      accumulate: microbatches that the batch is cut into, one after another; their mean is exact, weights included.
-      ema: the moving average's decay d, ema ← d·ema + (1 − d)·params; a number, or a function of the steps made
-        before, such as `optlab.schedules.tail_average`. The average is then what is evaluated. None: no average.
-      guard: what happens to a step at fault: one whose loss, gradient norm, new parameters, moving average or model
-        state isn't finite, or whose loss is a spike. The step adds the metric "fault": 0, or one more than the index
-        in `optlab.training.guard.FAULTS`. "stop": the loop ends the run with a NonFiniteError. "skip": the step keeps
-        the old state, all but the step's number, so that the optimizer's own counts and schedules don't go on either;
-        it holds parameters and optimizer state twice. None: the run goes on with what came out, which is never saved.
-      spike: a loss by more than so many standard deviations above the running mean of those before is at fault, too;
-        adds the metric "loss_z", and needs `init_state(…, spike=True)`.
+        accumulate: microbatches that the batch is cut into, one after another; their mean is exact, weights included.
+        ema: the moving average's decay d, ema ← d·ema + (1 − d)·params; a number, or a function of the steps made
+            before, such as `optlab.schedules.tail_average`. The average is then what is evaluated. None: no average.
+        guard: what happens to a step at fault: one whose loss, gradient norm, new parameters, moving average or model
+            state isn't finite, or whose loss is a spike. The step adds the metric "fault": 0, or one more than the
+            index in `optlab.training.guard.FAULTS`. "stop": the loop ends the run with a NonFiniteError. "skip": the
+            step keeps the old state, all but the step's number, so that the optimizer's own counts and schedules don't
+            go on either; it holds parameters and optimizer state twice. None: the run goes on with what came out, which
+            is never saved.
+        spike: a loss by more than so many standard deviations above the running mean of those before is at fault, too;
+            adds the metric "loss_z", and needs `init_state(…, spike=True)`.
 
     Raises:
-      ValueError: for an impossible value.
+        ValueError: for an impossible value.
     """
 
     accumulate: int = 1
@@ -65,7 +66,7 @@ class StepSettings:
         """The settings that a function got as its further keywords.
 
         Raises:
-          TypeError: for another keyword; it names the nearest argument of the function.
+            TypeError: for another keyword; it names the nearest argument of the function.
         """
         names = [f.name for f in dataclasses.fields(cls)]
         if unknown := [name for name in keywords if name not in names]:
@@ -87,18 +88,18 @@ def make_step(
     MoMo, plateau rules and `optax.contrib.sam` work; in the opaque mode SAM is right with BatchNorm, too.
 
     Args:
-      loss: (params, model_state, batch, key, train) -> (scalar, (model_state, metrics)), see `Workload`. Over devices
-        (pmap) and microbatches its scalars are averaged by the weight of metrics["loss"], so that each has to be a
-        mean by it: a summed loss would be another one there. `train` checks that, a step by itself can't.
-      tx: any optax transformation that ends in the learning rate.
-      axis_name: the mapped axis (pmap) over which gradients, metrics and model state are averaged before `tx.update`;
-        whole numbers in the model state stay each device's own, as right for a count of steps: one of examples has to
-        be summed in the loss, by `jax.lax.psum`, if `train`.
-      **settings: those of `StepSettings`: accumulate, ema, guard, spike.
+        loss: (params, model_state, batch, key, train) -> (scalar, (model_state, metrics)), see `Workload`. Over devices
+            (pmap) and microbatches its scalars are averaged by the weight of metrics["loss"], so that each has to be a
+            mean by it: a summed loss would be another one there. `train` checks that, a step by itself can't.
+        tx: any optax transformation that ends in the learning rate.
+        axis_name: the mapped axis (pmap) over which gradients, metrics and model state are averaged before `tx.update`;
+            whole numbers in the model state stay each device's own, as right for a count of steps: one of examples has
+            to be summed in the loss, by `jax.lax.psum`, if `train`.
+        **settings: those of `StepSettings`: accumulate, ema, guard, spike.
 
     Returns:
-      step(state, batch) -> (state, metrics), metrics being (sum, weight) by name; "gradient_norm" is one of them.
-      It refuses complex parameters.
+        step(state, batch) -> (state, metrics), metrics being (sum, weight) by name; "gradient_norm" is one of them.
+        It refuses complex parameters.
     """
     whole = make_measured_step(loss, tx, StepSettings.of(make_step, settings), axis_name=axis_name)
 

@@ -44,17 +44,17 @@ class Workload:
     Make one with `from_model`, or directly from two functions of your own.
 
     Attributes:
-      name: for the log.
-      data: a `Source`, or anything that has `train`, `validation` and `test`; `train` may be a split, an object with
-        `batch(step)`, or a Grain MapDataset; `validation` and `test` may be None.
-      init: key -> (params, model_state); model_state holds what training changes without a gradient, such as
-        BatchNorm's running statistics ({} if there is nothing).
-      loss: (params, model_state, batch, key, train) -> (scalar, (model_state, metrics)). metrics are (sum, weight) by
-        name, so that means over devices, microbatches and short last batches are exact; "loss" is one of them, and its
-        sum / weight is the scalar.
-      batch_size: examples an update, where `data.train` is a split.
-      target: what counts as better, and what is good enough.
-      draw: how a split's examples are drawn, see `optlab.data.Batches`.
+        name: for the log.
+        data: a `Source`, or anything that has `train`, `validation` and `test`; `train` may be a split, an object with
+            `batch(step)`, or a Grain MapDataset; `validation` and `test` may be None.
+        init: key -> (params, model_state); model_state holds what training changes without a gradient, such as
+            BatchNorm's running statistics ({} if there is nothing).
+        loss: (params, model_state, batch, key, train) -> (scalar, (model_state, metrics)). metrics are (sum, weight) by
+            name, so that means over devices, microbatches and short last batches are exact; "loss" is one of them, and
+            its sum / weight is the scalar.
+        batch_size: examples an update, where `data.train` is a split.
+        target: what counts as better, and what is good enough.
+        draw: how a split's examples are drawn, see `optlab.data.Batches`.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Workload:
         """The role and matrix axes of every parameter, read from the loss in training; nothing is computed.
 
         Args:
-          axis_name: the mapped axis (pmap) that the model's own means are over, if it has such.
+            axis_name: the mapped axis (pmap) that the model's own means are over, if it has such.
         """
 
         def loss(params: Params, model_state: ModelState, batch: Batch, key: jax.Array) -> jax.Array:
@@ -117,16 +117,16 @@ class Workload:
         """A workload from a Flax model, data and a loss.
 
         Args:
-          model: a Linen module, or a function `rngs -> nnx.Module`, called as `model(inputs)`. Arguments of its call,
-            fields and attributes that choose the mode (`train`, `training`, `deterministic`, `use_running_average`,
-            …) are set; a Linen module's rng stream is "dropout".
-          data: whose batches hold "inputs", what the loss reads ("labels"), and perhaps "weight", one for every
-            value of the loss.
-          loss: (outputs, batch) -> a value for every example or position, or the mean of them as a scalar.
-          metrics: what else is measured, by name, in the same form.
-          batch_size: examples an update.
-          draw: how they are drawn: "shuffled" every epoch, with "replacement", "ordered" or as a "stream".
-          target: what counts as better; by default a lower validation loss.
+            model: a Linen module, or a function `rngs -> nnx.Module`, called as `model(inputs)`. Arguments of its call,
+                fields and attributes that choose the mode (`train`, `training`, `deterministic`, `use_running_average`,
+                …) are set; a Linen module's rng stream is "dropout".
+            data: whose batches hold "inputs", what the loss reads ("labels"), and perhaps "weight", one for every
+                value of the loss.
+            loss: (outputs, batch) -> a value for every example or position, or the mean of them as a scalar.
+            metrics: what else is measured, by name, in the same form.
+            batch_size: examples an update.
+            draw: how they are drawn: "shuffled" every epoch, with "replacement", "ordered" or as a "stream".
+            target: what counts as better; by default a lower validation loss.
         """
         taken = {"loss", "gradient_norm", "fault", "loss_z"} & set(metrics or {})
         if taken:
@@ -215,8 +215,10 @@ def _sown(model_state: ModelState, used: Callable[[ModelState], ModelState]) -> 
 def _as_wide_as(params: Params, model_state: ModelState) -> ModelState:
     """Flax starts running statistics in float32, which a step of a float64 model would turn into float64."""
     dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
-    is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
-    widen = lambda x: x.astype(jnp.promote_types(x.dtype, dtype)) if is_float(x) else x
+
+    def widen(x: jax.Array) -> jax.Array:
+        return x.astype(jnp.promote_types(x.dtype, dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
     return jax.tree.map(widen, model_state)
 
 

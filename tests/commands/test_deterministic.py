@@ -75,6 +75,7 @@ def test_xla_is_told_before_jax_is_imported(here):
     assert python(program, "train", "small.py", "deterministic=false", flags="").stdout == "\n"
 
 
+@pytest.mark.slow
 def test_every_process_of_a_launch_is_told_before_it_has_devices(here):
     (here / "flags.py").write_text(FLAGS)
     program = "import sys; from optlab.commands import main; sys.exit(main())"

@@ -51,8 +51,8 @@ def test_on_one_device_it_says_how_eight_are_simulated(capsys, monkeypatch):
 
 def test_each_strategy_of_a_config_without_a_step_or_a_state(here, capsys, monkeypatch):
     monkeypatch.setattr(_base.Bounded, "__call__", None)
+    monkeypatch.setattr("optlab.training.strategies.single.make", None)  # imports it, before there is None to import
     monkeypatch.setattr(_base, "make", None)
-    monkeypatch.setattr("optlab.training.strategies.single.make", None)
     assert main(["devices", "small.py", "strategy=zero1", "optimizer.weight_decay=0.1"]) == 0
     rows = re.findall(r"^ (\w+) +(\S+) +(\d+) +(\S+) KiB +(\S+) \S+ +yes", capsys.readouterr().out, re.MULTILINE)
     assert [row[:3] for row in rows] == [(s, *(("1×1", "64") if s == "single" else ("8×1", "8"))) for s in STRATEGIES]

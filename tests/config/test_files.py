@@ -31,3 +31,19 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
         load(tmp_path / "digitz.py")
     with pytest.raises(ConfigError, match="no config file"):
         load(tmp_path / "nowhere" / "digits.py")
+
+
+def test_a_config_file_may_hold_dataclasses(tmp_path):
+    file = tmp_path / "sized.py"
+    file.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from optlab.config import Config, component\n"
+        "@dataclass\n"
+        "class Sizes:\n"
+        "    width: int = 8\n"
+        "def get_config():\n"
+        "    return Config(data=component('digits'), model=component('mlp', widths=[Sizes().width]),\n"
+        "        optimizer=component('sgd', learning_rate=0.1), steps=1)\n"
+    )
+    assert load(file).model.arguments == {"widths": [8]}

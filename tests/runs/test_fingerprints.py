@@ -39,6 +39,7 @@ def test_every_bit_counts(place, bit):
     assert one[8:] != other[8:]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("dtype", [*DTYPES, "float64", "int64", "complex128"])
 @pytest.mark.parametrize("shape", [(4, 6), (), (0, 3)])
 def test_numpys_arrays_have_the_same(dtype, shape):

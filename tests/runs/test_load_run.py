@@ -45,6 +45,7 @@ def run(tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_an_nnx_model_on_many_devices_is_loaded_on_one(run, monkeypatch):
     monkeypatch.chdir("/")
     loaded = optlab.load_run(run)

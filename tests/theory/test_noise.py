@@ -53,7 +53,7 @@ def test_a_workloads_loss_works_as_it_is():
         jax.tree.map(lambda a, b: same(a.mean(axis=0), b, atol=1e-6), found, whole)
 
 
-@pytest.mark.parametrize("replacement", [True, False])
+@pytest.mark.parametrize("replacement", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_batchs_gradient_is_unbiased_and_its_variance_is_one_over_b(replacement):
     loss, params, batch = problem()
     g = per_example()

@@ -332,6 +332,7 @@ DRAWS = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("draw", list(DRAWS))
 @pytest.mark.parametrize("value", [jnp.mean, jnp.sum])
 def test_a_loss_that_draws_noise_is_a_mean_or_a_sum_all_the_same(draw, value):

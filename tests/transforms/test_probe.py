@@ -462,6 +462,7 @@ SHARDED = {
 WIDE = {"dense": {"kernel": (8, 4), "bias": (4,)}, "conv_0": {"kernel": (3, 3, 2, 5)}, "gain": ()}
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("ambient", [False, True])
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_spread_over_a_mesh_it_measures_the_whole(kind, ambient):

@@ -11,7 +11,8 @@ from optlab.roles._layout import Layout, Override, Reading
 from optlab.roles._names._heads import roles as infer_roles
 from optlab.roles._names._matrices import axes as infer_axes
 from optlab.roles._names._matrices import by_head
-from optlab.roles._names._parameter import Leaves, Parameter, read
+from optlab.roles._names._parameter import Parameter
+from optlab.roles._names._tree import Leaves, read
 from optlab.roles._paths import matches, paths_of
 
 

@@ -6,7 +6,8 @@ from collections import Counter
 from typing import TypeAlias
 
 from optlab.roles._names._matrices import role
-from optlab.roles._names._parameter import KERNELS, TABLES, Parameter, has
+from optlab.roles._names._parameter import Parameter
+from optlab.roles._names._words import KERNELS, TABLES, has
 
 Fans: TypeAlias = dict[Parameter, tuple[int, int]]  # what each kernel takes in and gives
 

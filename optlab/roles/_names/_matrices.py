@@ -3,7 +3,8 @@
 import functools
 
 from optlab.roles._axes import MatrixAxes
-from optlab.roles._names._parameter import CELLS, INTO_HEADS, KERNELS, Parameter, has, words
+from optlab.roles._names._parameter import Parameter
+from optlab.roles._names._words import CELLS, INTO_HEADS, KERNELS, has, words
 
 
 def axes(p: Parameter) -> MatrixAxes:

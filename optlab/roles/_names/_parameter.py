@@ -2,58 +2,36 @@
 
 Linen's dicts, an `nnx.State`, `nnx.to_pure_dict`, Haiku's and Equinox's names, plain dicts and lists (in which ranks 0,
 1 and 2 can be read). Kernels are (in, out), as Flax has them; what is called "weight" is (out, in), as in Equinox and
-PyTorch; a bias beside it shows it better. Names are compared word by word: "o_proj" has the words o and proj.
+PyTorch; a bias beside it shows it better.
 """
 
-import functools
 import itertools
 import math
-import re
-from collections import defaultdict
 from functools import cached_property
 from typing import TypeAlias
 
 from optlab.roles._axes import MatrixAxes
+from optlab.roles._names._words import (
+    EMBEDDINGS,
+    EXPERTS,
+    FUSED,
+    GAINS,
+    INTO_HEADS,
+    KERNELS,
+    NORMS,
+    OUT_OF_HEADS,
+    PATCHES,
+    POSITIONS,
+    PROJECTIONS,
+    TOKENS,
+    TRANSFORMED,
+    VECTORS,
+    has,
+    says_head,
+    words,
+)
 
 Shape: TypeAlias = tuple[int, ...]
-Leaves: TypeAlias = tuple[tuple[str, tuple[str, ...], Shape], ...]  # (path, names, shape) of each
-
-# Every word that means something.
-KERNELS = {"kernel", "weight", "w"}  # a layer's own array: the layer's name stands before it
-TABLES = {*KERNELS, "embedding", "embeddings"}  # which have rank 2 at least in a single layer
-GAINS = {"scale", "gain", "gamma"}
-VECTORS = {*GAINS, "bias", "beta", "offset"}
-NORMS = {"ln", "bn", "gn"}  # and whatever has "norm" in it
-POSITIONS = {"position", "positions", "pos", "wpe"}
-EMBEDDINGS = {*POSITIONS, "wte", "emb", "posemb"}  # and whatever has "embed" in it
-PROJECTIONS = {"proj", "project", "projection", "linear", "dense", "fc"}  # even of an embedding: time_emb_proj
-TOKENS = {"cls", "token", "tokens"}  # of bare arrays: a layer called token_mixing is none
-HEADS = {"unembed", "unembedding", "logits", "classifier"}  # and what ends in "head", but no "multi_head"
-NO_HEADS = {"multi", "pre", "map", "router", "talking"}  # whose heads are an attention's, or give no output
-FUSED = {"qkv": 3, "wqkv": 3, "kv": 2, "wkv": 2}  # how many projections one kernel holds; GPT-2's "c_attn" too
-INTO_HEADS = {"query", "key", "value", "q", "k", "v", "wq", "wk", "wv", "gating", *FUSED}  # (width, heads, head width)
-OUT_OF_HEADS = {"out", "output", "o", "wo"}  # (heads, head width, width)
-EXPERTS = ("expert", "moe")  # in any name above
-CELLS = {"lstm": 4, "gru": 3}  # gates in one kernel
-PATCHES = ("patch_embed", "patch_embedding")  # convolutions, in any name above
-TRANSFORMED = {"vmap", "scan"}  # Linen's names for what it stacks: VmapDense_0, ScanBlock_0
-
-
-@functools.cache
-def words(name: str) -> tuple[str, ...]:
-    """The words of a name in small letters: attn, out of "attn_out", and lm, head of "LMHead_0"."""
-    return tuple(w.lower() for w in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name))
-
-
-def has(name: str, wanted: set[str]) -> bool:
-    """Whether one of the name's words is wanted."""
-    return not wanted.isdisjoint(words(name))
-
-
-def _says_head(name: str) -> bool:
-    if has(name, NO_HEADS):
-        return False
-    return has(name, HEADS) or words(name)[-1:] == ("head",) or words(name) in (("heads",), ("final", "proj"))
 
 
 class Parameter:
@@ -202,7 +180,7 @@ class Parameter:
         inside an attention is an attention's head."""
         if self.layer in (("out",), ("output",)) and not self.module.has_queries:  # the whole model's
             return self.layer
-        ends = [i for i, name in enumerate(self.layer, 1) if _says_head(name)]
+        ends = [i for i, name in enumerate(self.layer, 1) if says_head(name)]
         if not ends:
             return ()
         called, around = self.layer[ends[-1] - 1], self.layer[: ends[-1] - 1]
@@ -223,7 +201,7 @@ class Parameter:
     def into_heads(self) -> bool:
         """Whether it makes queries, keys or values; a value head makes none."""
         named = (has(self.layer_name, INTO_HEADS) or self.projections > 0) and "weight" not in words(self.layer_name)
-        return named and not _says_head(self.layer_name)
+        return named and not says_head(self.layer_name)
 
     @property
     def attends(self) -> bool:
@@ -339,95 +317,3 @@ class Module:
         is_shown = self._out or (self._into and self._into <= self.model_norms)
         is_foreign = bool(self._out and self._into) and self._out.isdisjoint(self._into)
         return (is_long and not is_shown) or is_foreign
-
-
-def read(leaves: Leaves) -> list[Parameter]:
-    """The parameters in the tree's order, with their neighbours and stacks."""
-    plain = lambda names: names[:-1] if names[-1:] == ("0",) and names[-2:-1] in (("w",), ("kernel",)) else names
-    parameters = [Parameter(path, plain(names), shape) for path, names, shape in leaves]
-    layers: dict[tuple[str, ...], dict[tuple[str, str], Parameter]] = defaultdict(dict)
-    modules: dict[tuple[str, ...], Module] = defaultdict(Module)
-    for p in parameters:
-        p.beside, p.module = layers[p.names[:-1]], modules[p.layer[:-1]]
-        p.beside[p.kind, p.number] = p
-        p.module.members.append(p)
-        modules[p.names[:-2]].inside.append(p)
-    _find_stacks(parameters, 0)
-    norms = {p.one_shape[0] for p in parameters if p.of_norm and len(p.one_shape) == 1}
-    for module in modules.values():
-        module.model_norms = norms
-    _find_turned(parameters)
-    return parameters
-
-
-def _find_turned(parameters: list[Parameter]) -> None:
-    """Finds the bare matrices that are (out, in): in every layer of a kind they begin with the bias's length, and in
-    one they don't also end with it."""
-    alike: dict[str, list[tuple[Parameter, Shape]]] = defaultdict(list)
-    for p in parameters:
-        bias = p.beside.get(("bias", ""))
-        if len(p.one_shape) == 2 and bias and not any(kind in KERNELS for kind, _ in p.beside):
-            alike[re.sub("[0-9]+", "", p.path)].append((p, bias.one_shape))
-    for members in alike.values():
-        begins = all(p.one_shape[:1] == bias for p, bias in members)
-        is_turned = begins and any(p.one_shape[1:] != bias for p, bias in members)
-        for p, _ in members:
-            p.is_turned = is_turned
-
-
-# Stacks of layers.
-
-
-def _find_stacks(parameters: list[Parameter], depth: int) -> None:
-    """From the whole tree down to single layers: what looks like a stack of layers has one axis more."""
-    while (axis := _stack_axis(parameters)) is not None:
-        for p in parameters:
-            p.count_layers(axis)
-    scope = lambda p: p.names[depth]
-    inside = sorted((p for p in parameters if len(p.names) > depth), key=scope)
-    for _, members in itertools.groupby(inside, scope):
-        _find_stacks(list(members), depth + 1)
-
-
-def _stack_axis(parameters: list[Parameter]) -> int | None:
-    """The axis that counts layers: 0, or 1 as T5X and MaxText scan, or None.
-
-    All have the same length there, a kernel has two axes more, and one shows that it can't be a single layer's. Where
-    there are neither gains nor biases, it is the first axis of two or more arrays of rank 3, none of them a
-    convolution, and not all of them queries, keys and values, which share the width of the model.
-    """
-    shapes = [p.one_shape for p in parameters]
-    if any(len(p.one_shape) == 1 and (p.of_norm or p.is_bias) for p in parameters):
-        return None
-    if any(len(p.one_shape) == 2 and p.kind in TABLES and not (p.of_norm or len(p.one_bias) > 1) for p in parameters):
-        return None
-    alike = [a for a in (0, 1) if shapes and min(map(len, shapes)) > a and len({shape[a] for shape in shapes}) == 1]
-    for axis in alike:
-        if any(_counts_layers(p, axis) for p in parameters):
-            return axis
-    is_one = len(alike) == 1 and min(map(len, shapes)) > 1  # queries, keys and values share the model's width, too
-    if is_one and _has_long_queries(parameters):
-        return alike[0]
-    plain = len(parameters) > 1 and all(len(shape) == 3 for shape in shapes) and 0 in alike
-    if plain and not any(p.is_vector or p.is_conv for p in parameters) and not all(p.into_heads for p in parameters):
-        return 0
-    return None
-
-
-def _has_long_queries(parameters: list[Parameter]) -> bool:
-    """Whether queries, keys and values have all rank 4 or more: a single layer's key has 3 at most, its query has 4
-    where queries are grouped, (width, groups, queries of a group, head width)."""
-    ranks = [len(p.one_shape) for p in parameters if p.into_heads and not (p.projections or p.one_bias or p.is_conv)]
-    return len(ranks) > 1 and min(ranks) > 3
-
-
-def _counts_layers(p: Parameter, axis: int) -> bool:
-    """Whether this axis can't be a single layer's: a norm has vectors, and a layer's bias has its kernel's last
-    axes alone."""
-    shape, bias = p.one_shape, p.one_bias
-    if p.of_norm:
-        return len(shape) == 2
-    if len(bias) not in range(2, len(shape)):
-        return False
-    one = bias[:axis] + bias[axis + 1 :]
-    return bias[axis] == shape[axis] and one == shape[-len(one) :] and bias != shape[-len(bias) :]

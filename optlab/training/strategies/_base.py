@@ -40,10 +40,10 @@ class Parallel(abc.ABC):
     """A step on its devices, as `parallelize` returns it; unpacked it is (place_state, place_batch, step).
 
     Attributes:
-      strategy: the row of the table of strategies.
-      mesh: the devices, or None for "single".
-      replicated: the sharding of what is the same everywhere; None for "single".
-      step: the compiled step. It gives the state's buffers away, and waits while many steps are in flight.
+        strategy: the row of the table of strategies.
+        mesh: the devices, or None for "single".
+        replicated: the sharding of what is the same everywhere; None for "single".
+        step: the compiled step. It gives the state's buffers away, and waits while many steps are in flight.
     """
 
     strategy: Strategy
@@ -61,8 +61,8 @@ class Parallel(abc.ABC):
         """Copies a state to where it belongs, since the step gives its buffers away; or makes one there.
 
         Args:
-          state: the state; or a function of `arguments` that returns one, which is compiled.
-          *arguments: the function's.
+            state: the state; or a function of `arguments` that returns one, which is compiled.
+            *arguments: the function's.
         """
 
     @abc.abstractmethod
@@ -70,9 +70,9 @@ class Parallel(abc.ABC):
         """Copies a batch to the devices, its examples divided among those that share the batch.
 
         Args:
-          batch: in one of several processes, the rows that `rows` names.
-          examples: how many the whole batch has, needed with several processes: one that can't be divided evenly goes
-            whole to all devices. Without that number it is divided.
+            batch: in one of several processes, the rows that `rows` names.
+            examples: how many the whole batch has, needed with several processes: one that can't be divided evenly goes
+                whole to all devices. Without that number it is divided.
         """
 
     @abc.abstractmethod
@@ -209,9 +209,9 @@ def make(function: Callable[..., Any], arguments: tuple[Any, ...], where: Callab
     """Compiles function(*arguments) so that every leaf is made where it belongs, and runs it.
 
     Args:
-      function: returns a state.
-      arguments: its arguments.
-      where: a state's shapes -> a tree of shardings; None leaves it to JAX.
+        function: returns a state.
+        arguments: its arguments.
+        where: a state's shapes -> a tree of shardings; None leaves it to JAX.
     """
     if jax.process_count() > 1:  # what every process has the same of may go to all devices
         arguments = jax.tree.map(_on_host, arguments)

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from optlab._trees import shapes_of
 from optlab.runs._fingerprints import array_fingerprint
 from optlab.training.strategies._base import DATA, OnMesh, Program, Step, is_of_axis
 
@@ -69,8 +70,7 @@ class _Program:
         advice = f"make_step(..., axis_name={DATA!r}), or jax.lax.pmean(gradients, {DATA!r}) in a step of your own"
         try:
             # Shapes alone: arrays would show a mesh, which in pmap is not to be seen.
-            state, batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, batch))
-            jaxpr = jax.make_jaxpr(self.mapped)(state, batch)
+            jaxpr = jax.make_jaxpr(self.mapped)(*shapes_of((state, batch)))
         except NameError as error:
             if not is_of_axis(error):
                 raise
