@@ -192,6 +192,8 @@ class Verdict:
                 f"{c.name} and {base.name} can't be told apart with {self.study.studies} studies: {scores}, {by} "
                 f"(a true one below {_short(c.missed)}, {self.detectable:.1f} SD, would often be missed)"
             )
+            if c.difference.p < 1 - CONFIDENCE:
+                words += f"; by itself it would be told apart, not among {len(self.comparisons)} comparisons (Holm)"
         return words + self._in_steps(c) + "."
 
     def _in_steps(self, c: Comparison) -> str:

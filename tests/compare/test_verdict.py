@@ -77,6 +77,15 @@ def test_several_contenders_are_corrected_for():
     assert found.detectable > 2.02
 
 
+def test_a_difference_that_the_correction_takes_away_is_said_so():
+    found = verdict_of(studied(["adamw", "sgd"]), shifts={"sgd": 0.9})
+    c = found.comparisons["sgd"]
+    among = {"sgd": dataclasses.replace(c, p=0.08, difference=dataclasses.replace(c.difference, p=0.02)), "lion": c}
+    words = dataclasses.replace(found, comparisons=among)._compared(among["sgd"])
+    assert "can't be told apart" in words
+    assert "by itself it would be told apart, not among 2 comparisons (Holm)" in words
+
+
 def test_one_study_says_that_it_says_nothing():
     found = verdict_of(studied(studies=1), shifts={"sgd": 1.0})
     assert "one study has no interval" in str(found)
