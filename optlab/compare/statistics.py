@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, special, stats
+from scipy import integrate, optimize, special, stats
 
 CONFIDENCE = 0.95
 
@@ -270,7 +270,15 @@ def power(difference: float, repetitions: int, *, is_paired: bool = False, level
         return 0.0
     shift = difference * math.sqrt(repetitions if is_paired else repetitions / 2)
     bound = stats.t.ppf(1 - level / 2, freedom)
-    return float(stats.nct.sf(bound, freedom, shift) + stats.nct.cdf(-bound, freedom, shift))
+
+    # SciPy's noncentral t is NaN for few degrees of freedom and a large shift: the mean over s² ~ χ²(ν) of the normal.
+    def found(s: float) -> float:
+        scaled = bound * s / math.sqrt(freedom)
+        return float((special.ndtr(shift - scaled) + special.ndtr(-shift - scaled)) * stats.chi.pdf(s, freedom))
+
+    end = float(stats.chi.ppf(1 - 1e-12, freedom))
+    turn = min(abs(shift) * math.sqrt(freedom) / bound, end)
+    return float(integrate.quad(found, 0, turn)[0] + integrate.quad(found, turn, end)[0])
 
 
 @functools.cache

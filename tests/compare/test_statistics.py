@@ -183,6 +183,15 @@ def test_detectable_inverts_the_power():
     assert statistics.detectable(1) == math.inf
 
 
+@pytest.mark.parametrize("is_paired", [True, False])
+@pytest.mark.parametrize("comparisons", [1, 4, 10])
+def test_two_repetitions_can_find_only_what_is_huge(is_paired, comparisons):
+    difference = statistics.detectable(2, comparisons=comparisons, is_paired=is_paired)
+    assert 3 < difference < math.inf
+    found = statistics.power(difference, 2, is_paired=is_paired, level=0.05 / comparisons)
+    assert found == pytest.approx(0.8)
+
+
 def test_students_interval_covers_what_it_says():
     draws = np.random.default_rng(0).normal(size=(1000, 5))
     found = [statistics.mean(x) for x in draws]
