@@ -97,12 +97,15 @@ def minimize(
 
     Raises:
         ValueError: for a start that isn't of floating-point numbers, or a function that isn't scalar.
-        TypeError: if f takes a key and none is given, or the other way round.
+        TypeError: for a `tx` that is no optax transformation, or a `key` that is no JAX random key; if f takes a key
+            and none is given, or the other way round.
     """
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
         raise ValueError(f"steps must be a whole number of at least 0, got {steps!r}")
     if tolerance is not None:
         check_not_negative("tolerance", tolerance)
+    if not isinstance(tx, optax.GradientTransformation):
+        raise TypeError(f"tx must be an optax transformation, such as optlab.sgd(0.1), got {tx!r}")
     x0 = jax.tree.map(jnp.asarray, x0)
     _check(f, x0, key)
     run = _looped(f, optax.with_extra_args_support(tx), int(steps), tolerance, record)
@@ -173,6 +176,8 @@ def _at(f: Callable[..., Any], t: jax.Array, key: jax.Array | None) -> Callable[
 
 
 def _check(f: Callable[..., Any], x0: Any, key: jax.Array | None) -> None:
+    if key is not None and jnp.ndim(key) == 0 and not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
+        raise TypeError(f"key must be a JAX random key, such as jax.random.key(0), got {key!r}")
     for path, x in jax.tree_util.tree_leaves_with_path(x0):
         if not jnp.issubdtype(x.dtype, jnp.inexact):
             where = jax.tree_util.keystr(path)

@@ -1,5 +1,6 @@
 """Arrays that a prediction is asked about: converted, and their shapes checked by name."""
 
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,8 @@ def as_vector(name: str, w: Any, size: int) -> jax.Array:
 
 def as_rates(learning_rate: Any, steps: int) -> jax.Array:
     """The learning rate of every step, shape (steps,), from a number, an array or a schedule."""
+    check_length("steps", steps)
+    check_rate("learning_rate", learning_rate)
     if callable(learning_rate):
         return jax.vmap(learning_rate)(jnp.arange(steps)).astype(float)
     rates = as_floats(learning_rate)
@@ -67,6 +70,23 @@ def check_symmetric(name: str, matrix: Any) -> jax.Array:
     return matrix
 
 
+def check_rate(name: str, values: Any) -> None:
+    """Learning rates, not negative, of any shape; traced values and schedules pass."""
+    if not callable(values):
+        check_not_negative(name, values)
+
+
+def check_length(name: str, value: Any) -> None:
+    """The static length of a path: a whole number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+        raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
+
+
+def check_whole(name: str, values: Any) -> None:
+    """Whole numbers of at least 0, of any shape; what is traced passes."""
+    _check(name, values, lambda x: (x >= 0) & (x % 1 == 0), "be a whole number of at least 0")
+
+
 def check_positive(name: str, values: Any) -> None:
     """Numbers above 0, of any shape; what is traced passes."""
     _check(name, values, lambda x: x > 0, "be positive")
@@ -86,5 +106,7 @@ def _check(name: str, values: Any, is_right: Callable[[np.ndarray], Any], what: 
     if isinstance(values, jax.core.Tracer):
         return
     values = np.asarray(values)
+    if not jnp.issubdtype(values.dtype, jnp.number):
+        raise ValueError(f"{name} must be a number, got {values.tolist()!r}")
     if not np.all(is_right(values)):
         raise ValueError(f"{name} must {what}, got {values.tolist()}")

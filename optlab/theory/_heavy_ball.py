@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optlab._checks import is_number
-from optlab.theory._arrays import as_floats, check_decay, check_positive
+from optlab.theory._arrays import as_floats, check_decay, check_not_negative, check_positive
 
 
 class HeavyBall(NamedTuple):
@@ -67,11 +67,15 @@ def ball_with_friction(curvature: Any, x0: Any, times: Any, *, friction: Any) ->
         times: τ, of a shape that broadcasts with h's.
         friction: γ.
     """
+    check_positive("curvature", curvature)
+    check_not_negative("friction", friction)
     h, tau = as_floats(curvature), as_floats(times)
     half = as_floats(friction) / 2
     # Two roots −γ/2 ± √(γ²/4 − h), complex ones where it swings; where they meet (1 + γτ/2)e^(−γτ/2).
     root = jnp.sqrt((half**2 - h).astype(complex))
     is_critical = root == 0
     safe = jnp.where(is_critical, 1, root)
-    swinging = jnp.cosh(safe * tau) + half * jnp.sinh(safe * tau) / safe
-    return x0 * jnp.exp(-half * tau) * jnp.where(is_critical, 1 + half * tau, swinging).real
+    # Each root has its own exponential: cosh alone overflows where the product with e^(−γτ/2) is finite.
+    slow, fast = jnp.exp((safe - half) * tau), jnp.exp((-safe - half) * tau)
+    swinging = (slow + fast) / 2 + half * (slow - fast) / (2 * safe)
+    return x0 * jnp.where(is_critical, (1 + half * tau) * jnp.exp(-half * tau), swinging).real

@@ -15,6 +15,8 @@ from optlab.theory._arrays import (
     as_rates,
     as_vector,
     check_decay,
+    check_length,
+    check_not_negative,
     check_positive,
 )
 
@@ -55,6 +57,8 @@ def sgd_risk(
         (steps + 1,); beyond the bound of stability it grows without end.
     """
     X, y = as_design(X, y)
+    if average_from is not None:
+        check_length("average_from", average_from)
     z0 = as_vector("w0", w0, X.shape[1]) - jnp.linalg.pinv(X) @ y
     _check_batch_size(batch_size)
     check_decay("momentum", momentum)
@@ -111,6 +115,7 @@ def noise_floor(X: Any, y: Any, *, learning_rate: Any, batch_size: int = 1, mome
     """
     X, y = as_design(X, y)
     _check_batch_size(batch_size)
+    check_not_negative("learning_rate", learning_rate)
     check_decay("momentum", momentum)
     # What X doesn't see never moves, and has no fixed point.
     return _floor(_in_row_space(X), y, learning_rate, momentum, batch_size)
@@ -163,6 +168,7 @@ def interpolation(X: Any, *, learning_rate: Any, batch_size: int = 1) -> Interpo
     """
     X = as_matrix("X", X)
     _check_batch_size(batch_size)
+    check_not_negative("learning_rate", learning_rate)
     return _interpolation(_in_row_space(X), learning_rate, batch_size)
 
 

@@ -38,6 +38,8 @@ def attention(Q: Any, K: Any, V: Any, *, mask: Any | None = None) -> tuple[jax.A
         weights = jax.nn.softmax(logits, axis=1)
     else:
         mask = jnp.asarray(mask)
+        if mask.dtype != bool:
+            raise ValueError(f"mask must be of booleans, True where a query may look, got {mask.dtype}")
         if mask.shape != logits.shape:
             raise ValueError(f"mask must have the shape {logits.shape}, one entry a query and key, got {mask.shape}")
         weights = jax.nn.softmax(logits, axis=1, where=mask)

@@ -53,7 +53,7 @@ class Landscape:
     high: tuple[float, ...]
 
     def __call__(self, x: Any) -> jax.Array:
-        return self.f(x)
+        return self.f(as_floats(x))
 
 
 def quadratic(A: Any, minimum: Any | None = None) -> Landscape:
@@ -245,7 +245,7 @@ def critical_points(f: Function, starts: Any, *, steps: int = 50) -> CriticalPoi
     def one(x: jax.Array) -> CriticalPoints:
         x = lax.fori_loop(0, steps, step, x)
         values, norm = jnp.linalg.eigvalsh(hessian(x)), jnp.linalg.norm(gradient(x))
-        is_found = norm <= 1e4 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(values))
+        is_found = jnp.all(jnp.isfinite(x)) & (norm <= 1e4 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(values)))
         return CriticalPoints(x, norm, jnp.sum(values < 0), is_found)
 
     return jax.jit(jax.vmap(one))(starts)

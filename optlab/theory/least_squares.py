@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optlab.theory._arrays import as_design, as_floats, as_matrix, as_vector, check_not_negative
+from optlab.theory._arrays import (
+    as_design,
+    as_floats,
+    as_matrix,
+    as_vector,
+    check_length,
+    check_not_negative,
+    check_whole,
+)
 from optlab.theory._heavy_ball import HeavyBall, ball_with_friction, frequency_response, heavy_ball
 from optlab.theory._stochastic import (
     Interpolation,
@@ -116,6 +124,8 @@ def early_stopping_filter(sigma: Any, *, learning_rate: Any, steps: Any) -> jax.
 
     Source: Friedman and Popescu 2004; Ali, Kolter and Tibshirani 2019 (arXiv 1810.10082).
     """
+    check_not_negative("learning_rate", learning_rate)
+    check_whole("steps", steps)
     return 1 - (1 - 2 * learning_rate * as_floats(sigma) ** 2) ** steps
 
 
@@ -166,6 +176,7 @@ def gradient_descent(X: Any, *, learning_rate: Any) -> GradientDescent:
 
     Source: Polyak 1987, section 1.4, for the Hessian 2XᵀX.
     """
+    check_not_negative("learning_rate", learning_rate)
     values = _eigenvalues(X)
     is_seen = values > 0
     high, low = values[0], jnp.min(jnp.where(is_seen, values, jnp.inf))
@@ -190,6 +201,8 @@ def gradient_descent_path(X: Any, y: Any, w0: Any, *, learning_rate: Any, steps:
 
     What of w₀ is orthogonal to the rows of X stays as it is: from 0 the path ends at the solution of least norm.
     """
+    check_not_negative("learning_rate", learning_rate)
+    check_length("steps", steps)
     X, y = as_design(X, y)
     w0 = as_vector("w0", w0, X.shape[1])
     _, sigma, Vt = _svd(X)

@@ -14,7 +14,7 @@ from jax import lax
 from scipy import stats
 
 from optlab._minimization import minimize
-from optlab.theory._arrays import as_floats, check_not_negative, check_symmetric
+from optlab.theory._arrays import as_floats, check_not_negative, check_positive, check_symmetric, check_whole
 
 __all__ = [
     "Laziness",
@@ -94,7 +94,8 @@ def kernel_regression(
     """
     check_not_negative("penalty", penalty)
     K, y, shape = _square(kernel, y)
-    rows = K if kernel_test is None else as_floats(kernel_test).reshape(-1, len(K))
+    _check_like("f0", f0, shape)
+    rows = K if kernel_test is None else _rows(kernel_test, len(K))
     residual = (y - f0).reshape(-1)
     values, vectors = jnp.linalg.eigh(K)
     values = jnp.where(values > len(K) * jnp.finfo(K.dtype).eps * values[-1], values, 0) + penalty
@@ -114,7 +115,10 @@ def kernel_descent(kernel: Any, y: Any, *, learning_rate: Any, steps: Any, f0: A
         steps: t.
         f0: the outputs at θ₀.
     """
+    check_not_negative("learning_rate", learning_rate)
+    check_whole("steps", steps)
     K, y, shape = _square(kernel, y)
+    _check_like("f0", f0, shape)
     values, vectors = jnp.linalg.eigh(K)
     left = (1 - 2 * learning_rate * values) ** steps * (vectors.T @ (y - f0).reshape(-1))
     return y - (vectors @ left).reshape(shape)
@@ -171,7 +175,9 @@ def laziness(
         tx: any optax transformation.
         steps: how many.
     """
-    y = as_floats(y)
+    y, outputs = as_floats(y), jax.eval_shape(f, params, x)
+    if y.shape != outputs.shape:
+        raise ValueError(f"y must have the outputs' shape {outputs.shape}, got {y.shape}")
     tangent = linearize(f, params)
 
     def trained(g: Network) -> Any:
@@ -208,6 +214,11 @@ def slope_with_width(widths: Sequence[int], values: Any, *, confidence: float = 
         raise ValueError(
             f"values must have the shape (repetitions, {len(widths)}) with two repetitions or more, got {values.shape}"
         )
+    if len(set(widths)) < 2 or not all(width > 0 for width in widths):
+        raise ValueError(f"widths must be positive and two different ones at least, got {list(widths)}")
+    check_positive("values", values)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
     slopes = np.polyfit(np.log(widths), np.log(values).T, 1)[0]
     half = stats.t.ppf((1 + confidence) / 2, len(slopes) - 1) * slopes.std(ddof=1) / len(slopes) ** 0.5
     return Slope(float(slopes.mean()), float(slopes.mean() - half), float(slopes.mean() + half))
@@ -233,7 +244,11 @@ def linear_probe(
         raise ValueError(
             f"features (N, d) and labels (N,) must fit, got the shapes {features.shape} and {labels.shape}"
         )
-    if not penalty > 0:
+    if not isinstance(labels, jax.core.Tracer) and not (
+        jnp.issubdtype(labels.dtype, jnp.integer) and jnp.all((labels >= 0) & (labels < classes))
+    ):
+        raise ValueError(f"labels must be whole numbers from 0 to {classes - 1}, got {np.unique(labels).tolist()}")
+    if not isinstance(penalty, jax.core.Tracer) and not penalty > 0:
         raise ValueError(f"penalty must be positive, or separable classes have no minimum, got {penalty}")
 
     def loss(head: dict[str, jax.Array]) -> jax.Array:
@@ -246,12 +261,30 @@ def linear_probe(
     return minimize(loss, optax.lbfgs(), zero, steps=steps, tolerance=small, record=None).final
 
 
+def _check_like(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    """An array of the targets' shape, or a number."""
+    if jnp.shape(value) not in ((), shape):
+        raise ValueError(f"{name} must have y's shape {shape} or be a number, got the shape {jnp.shape(value)}")
+
+
+def _rows(kernel_test: Any, size: int) -> jax.Array:
+    """K(x*, X) as a matrix (N*k, Nk)."""
+    rows = as_floats(kernel_test)
+    if rows.ndim not in (2, 4) or int(np.prod(rows.shape[rows.ndim // 2 :])) != size:
+        raise ValueError(
+            f"kernel_test must have the shape (N*, N) or (N*, k, N, k), {size} columns in all, got {rows.shape}"
+        )
+    return rows.reshape(-1, size)
+
+
 def _square(kernel: Any, y: Any) -> tuple[jax.Array, jax.Array, tuple[int, ...]]:
     """The kernel as a matrix (Nk, Nk), y, and its shape."""
     K, y = as_floats(kernel), as_floats(y)
     size = int(np.prod(K.shape[: K.ndim // 2]))
     if K.ndim not in (2, 4) or K.size != size**2:
         raise ValueError(f"kernel must have the shape (N, N) or (N, k, N, k), got {K.shape}")
-    if y.size != size:
-        raise ValueError(f"y must have {size} entries, one a row of the kernel, got the shape {y.shape}")
+    if y.size != size or y.shape[0] != K.shape[0]:
+        raise ValueError(
+            f"y must have {size} entries, one a row of the kernel, and {K.shape[0]} rows, got the shape {y.shape}"
+        )
     return check_symmetric("kernel", K.reshape(size, size)), y, y.shape

@@ -1,0 +1,93 @@
+"""Bad input of the predictions: answered by name, where it would otherwise give a plausible wrong number or NaN."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optlab
+from optlab.theory import attention, landscapes, linearize
+from optlab.theory import least_squares as ls
+
+X, y, zero = np.eye(3)[:, :2], np.ones(3), np.zeros(2)
+init, net = linearize.shallow(4, 2)
+f = lambda x: jnp.sum(x**2)
+
+REFUSED = [
+    (lambda: ls.gradient_descent(X, learning_rate=-1.0), "learning_rate must not be negative, got -1.0"),
+    (lambda: ls.gradient_descent(X, learning_rate=np.nan), "learning_rate must not be negative, got nan"),
+    (lambda: ls.gradient_descent(X, learning_rate="a"), "learning_rate must be a number, got 'a'"),
+    (lambda: ls.ridge(X, y, None), "penalty must be a number, got None"),
+    (lambda: ls.early_stopping(X, y, learning_rate=-1, steps=3), "learning_rate must not be negative"),
+    (
+        lambda: ls.early_stopping(X, y, learning_rate=0.1, steps=-3),
+        "steps must be a whole number of at least 0, got -3",
+    ),
+    (lambda: ls.early_stopping_filter(X, learning_rate=0.9, steps=2.5), "steps must be a whole number"),
+    (lambda: ls.gradient_descent_path(X, y, zero, learning_rate=-0.1, steps=1), "learning_rate must not be negative"),
+    (lambda: ls.gradient_descent_path(X, y, zero, learning_rate=0.1, steps=-1), "steps must be a whole number"),
+    (lambda: ls.sgd_risk(X, y, zero, learning_rate=-0.1, steps=1), "learning_rate must not be negative"),
+    (lambda: ls.sgd_risk(X, y, zero, learning_rate=0.1, steps=2.0), "steps must be a whole number of at least 0"),
+    (lambda: ls.sgd_risk(X, y, zero, learning_rate=0.1, steps=2, average_from=1.5), "average_from must be a whole"),
+    (lambda: ls.noise_floor(X, y, learning_rate=-0.1), "learning_rate must not be negative"),
+    (lambda: ls.interpolation(X, learning_rate=-0.1), "learning_rate must not be negative"),
+    (lambda: ls.ball_with_friction(-1.0, 1.0, 2.0, friction=1.0), "curvature must be positive"),
+    (lambda: ls.ball_with_friction(1.0, 1.0, 2.0, friction=-1.0), "friction must not be negative"),
+    (lambda: linearize.kernel_regression(np.eye(4), np.ones(4), np.ones((4, 6))), "kernel_test must have the shape"),
+    (lambda: linearize.kernel_regression(np.eye(2), np.ones(2), f0=np.ones((2, 1))), "f0 must have y's shape"),
+    (
+        lambda: linearize.kernel_regression(np.eye(6).reshape(3, 2, 3, 2), np.ones((2, 3))),
+        "y must have 6 entries, one a row of the kernel, and 3 rows",
+    ),
+    (
+        lambda: linearize.kernel_descent(np.eye(2), np.ones(2), learning_rate=-1, steps=2),
+        "learning_rate must not be negative",
+    ),
+    (
+        lambda: linearize.laziness(net, init(jax.random.key(0)), X, y, X, tx=optlab.sgd(0.1), steps=1),
+        r"y must have the outputs' shape \(3, 1\), got \(3,\)",
+    ),
+    (lambda: linearize.slope_with_width([1, 2], [[1, -1], [1, 2]]), "values must be positive"),
+    (lambda: linearize.slope_with_width([2, 2], [[1, 2], [1, 2]]), "widths must be positive and two different"),
+    (lambda: linearize.slope_with_width([1, 2], [[1, 2], [1, 3]], confidence=95), "confidence must lie in"),
+    (lambda: linearize.linear_probe(X, [0, 1, 5], classes=2), "labels must be whole numbers from 0 to 1"),
+    (lambda: linearize.linear_probe(X, [0.0, 1.0, 1.0], classes=2), "labels must be whole numbers from 0 to 1"),
+    (lambda: attention.attention(X, X, X, mask=np.zeros((3, 3))), "mask must be of booleans"),
+]
+
+
+@pytest.mark.parametrize(("ask", "message"), REFUSED)
+def test_bad_input_is_answered_by_name(ask, message):
+    with pytest.raises(ValueError, match=message):
+        ask()
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda: optlab.minimize(f, optlab.sgd, jnp.ones(2), steps=1), "tx must be an optax transformation"),
+        (
+            lambda: optlab.minimize(lambda x, key: f(x), optlab.sgd(0.1), jnp.ones(2), steps=1, key=0),
+            "key must be a JAX random key, such as jax.random.key",
+        ),
+    ],
+)
+def test_minimize_names_a_transformation_or_key_that_is_none(ask, message):
+    with pytest.raises(TypeError, match=message):
+        ask()
+
+
+@pytest.mark.parametrize("landscape", [landscapes.quadratic(np.eye(2)), landscapes.plateau(), landscapes.beale()])
+def test_a_landscape_is_descended_from_its_own_start(landscape):
+    path = optlab.minimize(landscape, optlab.sgd(1e-3), landscape.start, steps=1)
+    assert path.values[1] < path.values[0]
+
+
+def test_the_ball_with_much_friction_creeps_however_long_it_takes():
+    slow = 15 - np.sqrt(15**2 - 1)
+    at = ls.ball_with_friction(1.0, 1.0, np.array([10.0, 1000.0]), friction=30.0)
+    np.testing.assert_allclose(at, np.exp(-slow * np.array([10.0, 1000.0])), rtol=2e-2)
+
+
+def test_a_point_that_newton_lost_is_no_critical_point():
+    assert not landscapes.critical_points(lambda x: 0 * x[0], np.ones((1, 2)), steps=2).found.any()
