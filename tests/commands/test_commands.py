@@ -98,7 +98,7 @@ def test_a_runs_config_runs_again_elsewhere_with_the_same_numbers(here):
 
 def test_a_folder_that_cant_be_read_from_again_is_refused(here, capsys):
     assert main(["train", "small.py", "--run", "lr[1]"]) == 2
-    assert "Orbax can't read from a folder with [, ], * or ? in its path" in capsys.readouterr().err
+    assert "Orbax can't read from a folder with [, ], *, ? or \\ in its path" in capsys.readouterr().err
     assert not (here / "lr[1]").exists()
 
 

@@ -362,7 +362,8 @@ def test_another_kind_of_leaf_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("folder", "every", "named"), [("lr[1]", 1, r"\[, \], \* or \?"), ("run", 2.5, "every must be")]
+    ("folder", "every", "named"),
+    [("lr[1]", 1, r"\[, \], \*, \? or"), ("a\\b", 1, r"\[, \], \*, \? or"), ("run", 2.5, "every must be")],
 )
 def test_what_cant_work_is_refused_at_once(folder, every, named, tmp_path):
     with pytest.raises(ValueError, match=named):

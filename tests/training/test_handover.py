@@ -95,4 +95,4 @@ def test_what_does_not_fit_is_refused(value, message):
 @pytest.mark.parametrize("seed", [2**32, -(2**31) - 1, 2**63])
 def test_a_seed_that_would_be_cut_off_is_refused(seed):
     with pytest.raises(ValueError, match=rf"seed must lie in \[-2\*\*31, 2\*\*32\), got {seed}"):
-        train(None, None, steps=1, seed=seed)
+        train(Workload.digits(), optax.sgd(0.1), steps=1, seed=seed)
