@@ -893,3 +893,28 @@ def a_state_that_is_learned(p, x):
 def a_choice_of_tokens(p, x):
     y = lax.cond(jnp.sum(x) > 0, lambda x: x, lambda x: jnp.broadcast_to(p[0], x.shape), x)
     return jnp.sum(jnp.tanh(y) @ p[1])
+
+
+# Penalties on the parameters, added to the loss or taken from it: they say nothing of a role.
+
+
+PENALTIES = {
+    "squares": lambda p: sum(jnp.sum(w**2) for w in p),
+    "one_square": lambda p: jnp.sum(p[1] ** 2),
+    "magnitudes": lambda p: -jnp.sum(jnp.abs(p[2])),
+    "orthogonality": lambda p: jnp.sum((p[1].T @ p[1] - jnp.eye(F)) ** 2),
+    "volume": lambda p: -jnp.linalg.slogdet(p[1])[1],
+    "a_row_each": lambda p: jnp.sum(jnp.sum(p[1] ** 2, axis=1)),
+}
+
+
+def penalized(name):
+    def loss(p, x):
+        return jnp.mean(jnp.tanh(jnp.tanh(x @ p[0]) @ p[1]) @ p[2]) + 1e-4 * PENALTIES[name](p)
+
+    loss.__name__ = f"a_penalty_of_{name}"
+    return loss
+
+
+for _name in PENALTIES:
+    mechanism([(W, F), (F, F), (F, V)], [MATRIX, MATRIX, HEAD])(penalized(_name))

@@ -107,7 +107,9 @@ def _is_table(shape: tuple[int, ...], uses: dict[str, list[Use]], own: Sequence[
     """Whether its rows are looked up by the batch or by positions, or stand as tokens."""
     products = _products(uses)
     is_row_used = bool(looked_up) and any(
-        not any(f.axis in use.axes for f in looked_up) for kind in ("add", "mul") for use in uses.get(kind, ())
+        use.axes and not any(f.axis in use.axes for f in looked_up)
+        for kind in ("add", "mul")
+        for use in uses.get(kind, ())
     )
     if "table" in uses or (len(own) >= 2 and is_row_used and ("route" not in uses or products)):
         return True

@@ -210,8 +210,10 @@ class Uses:
         """A weight after a step along its own gradient, as in MAML: a weight again. Its uses so far were training.
 
         Tasks side by side give it an axis more. A sum with one more may be a residual stream that starts as a weight.
+        One without axes is a penalty that is added to the loss.
         """
-        is_whole = lambda v: name == "sub" or all(n == 1 or v.has_axis(d) for d, n in enumerate(out))
+        has_axes = lambda v: any(v.has_axis(d) for d in range(len(out)))
+        is_whole = lambda v: has_axes(v) and (name == "sub" or all(n == 1 or v.has_axis(d) for d, n in enumerate(out)))
         weights = [v for v in ins if v.is_weight and is_whole(v)]
         if len(weights) != 1 or not any(self.own.get(leaf, 0) & acts[0].up for leaf in weights[0].views):
             return None
