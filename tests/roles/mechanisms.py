@@ -918,3 +918,43 @@ def penalized(name):
 
 for _name in PENALTIES:
     mechanism([(W, F), (F, F), (F, V)], [MATRIX, MATRIX, HEAD])(penalized(_name))
+
+
+# Rotary positions of a part of every head, which stands beside the rest again.
+
+
+def turned(x):
+    angle = jnp.arange(T, dtype="float32")[:, None, None]
+    a, b = jnp.split(x, 2, -1)
+    return jnp.concatenate([a * jnp.cos(angle) - b * jnp.sin(angle), b * jnp.cos(angle) + a * jnp.sin(angle)], -1)
+
+
+def turned_in_pairs(x):
+    angle = jnp.arange(T, dtype="float32")[:, None, None]
+    a, b = x[..., ::2], x[..., 1::2]
+    y = jnp.stack([a * jnp.cos(angle) - b * jnp.sin(angle), b * jnp.cos(angle) + a * jnp.sin(angle)], -1)
+    return y.reshape(x.shape)
+
+
+TURNS_OF_A_PART = {
+    "half": lambda x: jnp.concatenate([turned(x[..., :4]), x[..., 4:]], -1),
+    "half_in_pairs": lambda x: jnp.concatenate([turned_in_pairs(x[..., :4]), x[..., 4:]], -1),
+    "a_quarter": lambda x: jnp.concatenate([turned(x[..., :2]), x[..., 2:]], -1),
+    "each_axis": lambda x: jnp.concatenate([turned(x[..., :4]), turned(x[..., 4:])], -1),
+}
+
+
+def rotary_of(name):
+    def loss(p, x):
+        q = TURNS_OF_A_PART[name]((x @ p[0]).reshape(B, T, 2, 8))
+        q, k, v = q, *jnp.moveaxis((x @ p[1]).reshape(B, T, 2, 2, 8), 2, 0)
+        k = TURNS_OF_A_PART[name](k)
+        a = jax.nn.softmax(jnp.einsum("bthk,bshk->bhts", q, k))
+        return jnp.sum(jnp.einsum("bhts,bshk->bthk", a, v).reshape(B, T, 16) @ p[2])
+
+    loss.__name__ = f"rotary_of_{name}"
+    return loss
+
+
+for _name in TURNS_OF_A_PART:
+    mechanism([(W, 16), (W, 32), (16, V)], [MATRIX, ("matrix", (1,), (0,), (2,), (W, 2, 16)), HEAD])(rotary_of(_name))

@@ -21,6 +21,7 @@ MOVES = _names("""
 """)
 ADDS = _names("add sub add_any complex select_n concatenate stack")
 PAIRS = _names("mul div max min pow atan2")
+PRODUCTS = _names("dot_general ragged_dot_general conv_general_dilated")
 LINEAR = ADDS | COPIES | MOVES | _names("neg mul div real imag conj reduce_sum psum psum_invariant ppermute")
 # A value from those at the same position, one for each operand where there are several results.
 ELEMENTWISE = (COPIES | ADDS | PAIRS) - {"concatenate", "stack"} | _names("""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from optlab.roles._program._factors import Axes, Factors, cut, factors_in
+from optlab.roles._program._factors import Axes, Factor, Factors, cut, factors_in
 from optlab.roles._program._primitives import ADDS
 from optlab.roles._program._values import Use, Value, mapped, plain, together
 
@@ -42,7 +42,14 @@ class Uses:
             self.log.append(use._replace(product=bit.bit_length() - 1, is_input=up == 0))
             self.own[use.leaf] = self.own.get(use.leaf, 0) | bit
         return out._replace(
-            is_data=True, up=out.up | bit, near=bit, level=2, is_onehot=False, maybe=(), lost=frozenset()
+            is_data=True,
+            up=out.up | bit,
+            near=bit,
+            level=2,
+            is_onehot=False,
+            maybe=(),
+            lost=frozenset(),
+            within=frozenset(),
         )
 
     def as_activation(self, v: Value) -> Value:
@@ -253,13 +260,16 @@ class Uses:
 
     def rejoin(self, name: str, ins: Sequence[Value]) -> None:
         """Parts of one product's output that are added or concatenated again weren't apart."""
-        least = 1 if name in ("concatenate", "stack") else 2
+        is_beside = name in ("concatenate", "stack")
+        least = 1 if is_beside else 2
         parts = [
             {(leaf, f) for leaf, a in v.views.items() for f in factors_in(a) if f.size < f.whole} | v.lost
             if v.level >= least
-            else set()
+            else set[tuple[int, Factor]]()
             for v in ins
         ]
+        if is_beside:  # what a rotation made of a part stands beside the others again
+            parts = [some | v.within for some, v in zip(parts, ins, strict=True)]
         for i, some in enumerate(parts):
             for leaf, f in some:
                 for other, g in (part for more in parts[i + 1 :] for part in more):

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from optlab.roles._program._factors import Axes, Factor, Factors, factors_in
-from optlab.roles._program._primitives import COPIES, LINEAR, MOVES, PAIRS
+from optlab.roles._program._primitives import COPIES, LINEAR, MOVES, PAIRS, PRODUCTS
 
 
 class Use(NamedTuple):
@@ -51,6 +51,7 @@ class Value(NamedTuple):
     is_seen: whether it depends on a parameter in any way, through integers too.
     is_onehot: whether it compares something of the batch with positions.
     lost: (parameter, factor): which single part of an axis it is, that its views have no more.
+    within: (parameter, factor) of the cut parts of its product's output that it comes from alone, mixed or not.
     maybe: of a weight, the products of constants that are uses if it turns out an activation.
     scaled: (parameter, axes) of the weights that it was multiplied by: to sum over them is a product.
     """
@@ -63,6 +64,7 @@ class Value(NamedTuple):
     is_seen: bool = False
     is_onehot: bool = False
     lost: frozenset[tuple[int, Factor]] = frozenset()
+    within: frozenset[tuple[int, Factor]] = frozenset()
     maybe: tuple[tuple[Use, ...], ...] = ()
     scaled: tuple[tuple[int, Axes], ...] = ()
 
@@ -94,11 +96,14 @@ def plain(name: str, ins: Sequence[Value], views: Mapping[int, Axes] | None = No
     lost = frozenset[tuple[int, Factor]]()
     if level and name != "dot_general" and not (name in PAIRS and len({v.lost for v in tagged}) > 1):
         lost = lost.union(*(v.lost for v in ins))
+    sources = [v.within for v in ins if v.views or v.within or v.up]
+    is_product = name in PRODUCTS
+    within = frozenset.intersection(*sources) if sources and not is_product else frozenset[tuple[int, Factor]]()
     is_same = len(ins) == 1 and name in COPIES | MOVES
     is_onehot = ins[0].is_onehot if is_same else name == "eq" and is_data and not is_seen
     views = {leaf: axes for leaf, axes in (views or {}).items() if not is_data or any(axes)}
     maybe = () if is_data else tuple(m for v in ins for m in v.maybe)
-    return Value(views, is_data, up, near, level, is_seen or bool(tagged), is_onehot, lost, maybe)
+    return Value(views, is_data, up, near, level, is_seen or bool(tagged), is_onehot, lost, within, maybe)
 
 
 def mapped(name: str, ins: Sequence[Value], move: Callable[[Axes], Axes]) -> Value:

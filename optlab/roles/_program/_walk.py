@@ -203,19 +203,31 @@ class Reader(Uses):
         outs = []
         for ranges in _ranges(name, p, shape):
             lost: set[tuple[int, Factor]] = set()
+            within: set[tuple[int, Factor]] = set()
             views = {
-                leaf: tuple(self.part(v, leaf, f, n, *r, lost) for f, n, r in zip(axes, shape, ranges, strict=True))
+                leaf: tuple(
+                    self.part(v, leaf, f, n, *r, lost, within) for f, n, r in zip(axes, shape, ranges, strict=True)
+                )
                 for leaf, axes in v.views.items()
             }
             out = plain(name, [v], views)
-            outs.append(out._replace(lost=out.lost | lost))
+            outs.append(out._replace(lost=out.lost | lost, within=out.within | within))
         if name == "unstack":
             dropped = lambda axes: tuple(f for d, f in enumerate(axes) if d != p["axis"])
             return [mapped(name, [out], dropped) for out in outs]
         return outs
 
     def part(
-        self, v: Value, leaf: int, factors: Factors, n: int, start: int, stop: int, step: int, lost: set[Any]
+        self,
+        v: Value,
+        leaf: int,
+        factors: Factors,
+        n: int,
+        start: int,
+        stop: int,
+        step: int,
+        lost: set[Any],
+        within: set[Any],
     ) -> Factors:
         """The factors of start:stop:step of an axis of n; () where they are lost."""
         if (start, stop, step) == (0, n, 1):
@@ -234,6 +246,8 @@ class Reader(Uses):
             left = (piece, *factors[1:])
         else:
             return ()
+        if v.is_data:
+            within.add((leaf, piece))
         if v.is_weight or v.level:
             self.log.append(Use("cut", leaf, cut=(piece.range, (piece.start, piece.size))))
         return left
