@@ -123,10 +123,8 @@ def assemble(
         measure: what else is measured in the step; the optimizer's probes always are.
 
     Raises:
-        ValueError: as `parallelize`, and for a seed beyond 32 bits.
+        ValueError: as `parallelize`.
     """
-    if not -(2**31) <= seed < 2**32:  # of a longer one JAX takes the last 32 bits
-        raise ValueError(f"seed must lie in [-2**31, 2**32), got {seed}")
     axis_name = find_strategy(strategy).axis_name
     read_layout = functools.cache(functools.partial(workload.layout, axis_name))
     step = make_measured_step(workload.loss, tx, settings, axis_name=axis_name, measures=(*measure, PROBES))

@@ -28,7 +28,7 @@ Identity = dict[str, Any]
 INJECTED = "hyperparameter "
 # What isn't a config's key by itself, under the name by which it may change; "" begins such names.
 PROGRAMS = {"model": "model", "loss": "loss", "loss.training": "loss", "optimizer": "optimizer", INJECTED: "optimizer"}
-_OTHERS = {**PROGRAMS, "initial": "initial", "ema.function": "ema"}
+OTHERS = {**PROGRAMS, "initial": "initial", "ema.function": "ema"}
 
 
 def identity(
@@ -88,7 +88,7 @@ def changed_keys(path: Path, saved: Mapping[str, Any], here: Identity, allowed: 
     table, differ = keys(Config), _differing(saved, here)
     names = {k: _name(k) for k in differ}
     fixed = {k for k, name in names.items() if name != k or (name in table and table[name][1]["change"] == "fixed")}
-    fixed |= differ.keys() & _OTHERS.keys()
+    fixed |= differ.keys() & OTHERS.keys()
     refused = {k: v for k, v in differ.items() if k in fixed and not covers(allowed, names[k])}
     once_each = tuple(dict.fromkeys(names[k] for k in refused))
     with together(CheckpointError):
@@ -98,7 +98,7 @@ def changed_keys(path: Path, saved: Mapping[str, Any], here: Identity, allowed: 
                 f"allow_change={once_each}"
             )
     if is_first():
-        _say_what_goes_on(path, saved, here, {k: v for k, v in differ.items() if k in _OTHERS})
+        _say_what_goes_on(path, saved, here, {k: v for k, v in differ.items() if k in OTHERS})
     return set(differ)
 
 
@@ -106,7 +106,7 @@ def _name(key: str) -> str:
     """The name by which a key may change."""
     if key.startswith("data."):
         return "data"
-    return PROGRAMS[INJECTED] if key.startswith(INJECTED) else _OTHERS.get(key, key)
+    return PROGRAMS[INJECTED] if key.startswith(INJECTED) else OTHERS.get(key, key)
 
 
 def _say_what_goes_on(path: Path, saved: Mapping[str, Any], here: Identity, changed: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from optlab._processes import is_first
 from optlab.config import Stop, StrategyName
 from optlab.data import prefetch
 from optlab.runs import Checkpoints, Observer, Record, StepLog
+from optlab.training.arguments import check_arguments, check_counts
 from optlab.training.assembly import assemble
 from optlab.training.damaged import DamagedExamples
 from optlab.training.evaluation import Evaluator, Labels
@@ -46,7 +47,7 @@ class History:
     Attributes:
         records: one {"step": …, "train/loss": …, "validation/…": …} a logged step of this call, ascending.
         state: the last TrainState.
-        outcome: "finished", "stopped early", "gradient norm reached", or the name of the signal that interrupted it.
+        outcome: "finished", "stopped early", "gradient norm reached", or "interrupted by SIGINT" or another signal.
         best: step and value of the target's metric at its best.
         reached: the first evaluated step at which the target's value was reached, or None.
         skipped: the steps that the guard left out, those before a continued run's checkpoint included.
@@ -157,8 +158,19 @@ def train(
         StepsError: if `steps` is below the latest checkpoint's.
         ValueError: among others for a loss that isn't the mean it measures, where its parts are averaged.
     """
+    check_arguments(
+        workload,
+        tx,
+        seed=seed,
+        stop=stop,
+        checkpoints=checkpoints,
+        observers=observers,
+        measure=measure,
+        allow_change=allow_change,
+    )
+    check_counts(steps=steps, log_every=log_every, skip_limit=skip_limit)
     evaluate_every = max(1, steps // 10) if evaluate_every is None else evaluate_every
-    _check_counts(steps=steps, log_every=log_every, skip_limit=skip_limit, evaluate_every=evaluate_every)
+    check_counts(evaluate_every=evaluate_every)
     given, judge = StepSettings.of(train, settings), Judge(workload.target, stop)
     assembly = assemble(
         workload, tx, given, strategy, mesh=mesh, rules=rules, seed=seed, initial=initial, stop=stop, measure=measure
@@ -213,9 +225,3 @@ def train(
             if outcome:
                 break
     return History.of(records.all or earlier, state, ledger, saver, start)
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")

@@ -1,0 +1,68 @@
+"""Checks of `train`'s arguments, before anything is traced: each error names the argument and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from optlab._checks import is_count, is_integer
+from optlab._measure import Measure
+from optlab._messages import nearest
+from optlab.config import Config, Stop, keys
+from optlab.training.identity import OTHERS
+from optlab.training.workload import Workload
+
+
+def check_arguments(
+    workload: Any, tx: Any, *, seed: Any, stop: Any, checkpoints: Any, observers: Any, measure: Any, allow_change: Any
+) -> None:
+    """Refuses arguments of another kind than `train` takes.
+
+    Raises:
+        TypeError: For another type.
+        ValueError: For a seed beyond 32 bits, and a key that no run has.
+    """
+    if not isinstance(workload, Workload):
+        raise TypeError(f"workload must be a Workload, such as Workload.digits(), got {workload!r}")
+    if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
+        is_factory = callable(tx)
+        call = f": call it, as {getattr(tx, '__name__', 'it')}(learning_rate)" if is_factory else ""
+        raise TypeError(f"tx must be an optax transformation, such as optlab.adamw(1e-3), got {tx!r}{call}")
+    if not is_integer(seed):
+        raise TypeError(f"seed must be a whole number, got {seed!r}")
+    if not -(2**31) <= seed < 2**32:  # of a longer one JAX takes the last 32 bits
+        raise ValueError(f"seed must lie in [-2**31, 2**32), got {seed}")
+    if not isinstance(stop, Stop):
+        raise TypeError(f"stop must be an optlab.config.Stop, such as Stop(patience=3), got {stop!r}")
+    if checkpoints is not None and not hasattr(checkpoints, "writing"):
+        raise TypeError(f"checkpoints must be Checkpoints(folder), or None, got {checkpoints!r}")
+    _check_each("observers", observers, lambda x: all(hasattr(x, name) for name in ("begin", "record", "end")))
+    _check_each("measure", measure, lambda x: isinstance(x, Measure))
+    _check_keys(allow_change)
+
+
+def check_counts(**counts: Any) -> None:
+    """Refuses what is no whole number of at least 1."""
+    for name, value in counts.items():
+        if not is_count(value):
+            number = "" if is_integer(value) else "a whole number of "
+            raise ValueError(f"{name} must be {number}at least 1, got {value!r}")
+
+
+def _check_each(name: str, values: Any, is_right: Any) -> None:
+    wanted = {"observers": "observers, with begin, record and end", "measure": "Measures, such as sharpness(every=50)"}
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise TypeError(f"{name} must be a list of {wanted[name]}, got {values!r}")
+    for value in values:
+        if not is_right(value):
+            raise TypeError(f"{name} must be {wanted[name]}, got {value!r}")
+
+
+def _check_keys(names: Collection[str]) -> None:
+    if isinstance(names, str) or not isinstance(names, Collection):
+        raise TypeError(f"allow_change must be a collection of keys, such as ('seed',), got {names!r}")
+    whole = {*keys(Config), *OTHERS.values()}
+    known = {".".join(key.split(".")[: i + 1]) for key in whole for i in range(key.count(".") + 1)}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"allow_change has {name!r}, which no run has; {nearest(str(name), known)}")
