@@ -341,7 +341,7 @@ def test_rules_are_told_roles_and_axes_of_what_they_see():
     assert query["bias"] == optax.MaskedNode()
     assert layout.roles["attention"]["query"]["kernel"] == "matrix"
     assert seen["value"] == 1.0
-    own = read_names(params, {"*": OUT_OF_HEADS})
+    own = read_names(params, {"attention/query/kernel": OUT_OF_HEADS})
     moved(optlab.by_role({"matrix": spy, "default": optax.identity()}, own), params)
     assert seen["layout"]["attention/query/kernel"].axes == OUT_OF_HEADS
 

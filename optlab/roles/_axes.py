@@ -35,6 +35,18 @@ class MatrixAxes:
     def is_matrix(self) -> bool:
         return bool(self.input and self.output)
 
+    def check(self, path: str, shape: tuple[int, ...]) -> None:
+        """Refuses axes that can't be of the leaf at this path, of this shape.
+
+        Raises:
+            ValueError: it names both.
+        """
+        if self.view and math.prod(self.view) != math.prod(shape):
+            raise ValueError(f"{path}: {self} doesn't fit the shape {shape}: the view has another number of elements")
+        rank = len(self.view or shape)
+        if (self.stack or self.is_matrix) and sorted(self.stack + self.input + self.output) != list(range(rank)):
+            raise ValueError(f"{path}: {self} must name each of the axes 0 to {rank - 1} of {self.view or shape} once")
+
     def fans(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """(fan_in, fan_out) of a leaf of this shape."""
         shape = self.view or shape

@@ -61,9 +61,17 @@ class Reading:
     def view(self) -> tuple[int, ...]:
         return self.axes.view
 
-    def overridden(self, by: Override) -> "Reading":
-        """The same with another role, other axes, or both."""
-        role, axes = (by, None) if isinstance(by, str) else (None, by) if isinstance(by, MatrixAxes) else by
+    def overridden(self, path: str, by: Override) -> "Reading":
+        """The same, of the parameter at this path, with another role, other axes, or both.
+
+        Raises:
+            ValueError: for what is neither, and for axes that aren't the parameter's.
+        """
+        role, axes = (
+            (by, None) if isinstance(by, str) else (None, by) if isinstance(by, MatrixAxes) else _pair(path, by)
+        )
+        if axes is not None:
+            axes.check(path, self.shape)
         if role is None:
             role = self.role if self.role not in (None, "vector", "scalar") else "matrix"
         if axes is None:
@@ -71,6 +79,15 @@ class Reading:
             if role == "matrix" and not (axes.is_matrix or axes.stack) and len(self.shape) == 2:
                 axes = MatrixAxes((), (0,), (1,))
         return dataclasses.replace(self, role=role, axes=axes)
+
+
+def _pair(path: str, by: Any) -> tuple[str, MatrixAxes]:
+    is_pair = isinstance(by, tuple) and len(by) == 2 and isinstance(by[0], str) and isinstance(by[1], MatrixAxes)
+    if not is_pair:
+        raise ValueError(
+            f"{path}: an override must be a role, MatrixAxes(stack, input, output), or (role, axes), got {by!r}"
+        )
+    return by
 
 
 @jax.tree_util.register_static
@@ -110,10 +127,10 @@ class Layout:
                 first match wins. A role may be a name of your own, if a rule of `by_role` has it.
 
         Raises:
-            ValueError: for what matches no parameter.
+            ValueError: for what matches no parameter, or can't be of the one that it matches.
         """
         given = matches(overrides, list(self.readings))
-        new = {path: r.overridden(given[path]) if path in given else r for path, r in self.readings.items()}
+        new = {path: r.overridden(path, given[path]) if path in given else r for path, r in self.readings.items()}
         return dataclasses.replace(self, readings=new)
 
     def split(self, parts: Mapping[str, int], *, side: Literal["input", "output"] = "output") -> "Layout":

@@ -63,6 +63,7 @@ def _check_keys(names: Collection[str]) -> None:
         raise TypeError(f"allow_change must be a collection of keys, such as ('seed',), got {names!r}")
     whole = {*keys(Config), *OTHERS.values()}
     known = {".".join(key.split(".")[: i + 1]) for key in whole for i in range(key.count(".") + 1)}
+    parts = {"data", "schedule", *OTHERS.values()}  # each with arguments of its own
     for name in names:
-        if name not in known:
+        if name not in known and str(name).split(".")[0] not in parts:
             raise ValueError(f"allow_change has {name!r}, which no run has; {nearest(str(name), known)}")

@@ -308,3 +308,20 @@ def test_train_reads_the_program(tmp_path):
     with mine.layout().override({"embedding/kernel": "embedding"}):
         history = train(mine, optlab.muon(1e-3), steps=1)
     assert ("embedding/kernel", "embedding", "default") in labels(history).rows
+
+
+@pytest.mark.parametrize(
+    ("by", "says"),
+    [
+        (MatrixAxes((), (0,), (3,)), "must name each of the axes 0 to 1"),
+        (MatrixAxes((0,), (0,), (1,)), "must name each of the axes 0 to 1"),
+        (MatrixAxes((), (0,), (1,), (4, 5)), "the view has another number of elements"),
+        (None, "must be a role, MatrixAxes"),
+        (("matrix", MatrixAxes((), (0,), (1,)), 3), "must be a role, MatrixAxes"),
+        (("matrix", "rows"), "must be a role, MatrixAxes"),
+    ],
+)
+def test_an_override_that_cant_be_is_named(by, says):
+    layout = read_names({"dense": {"kernel": jnp.ones((4, 8))}})
+    with pytest.raises(ValueError, match=rf"dense/kernel: .*{says}"):
+        layout.override({"dense/kernel": by})

@@ -42,4 +42,6 @@ def test_they_are_named(wrong, kind, says):
 def test_numbers_may_be_numpys():
     history = train(Workload.digits(), optax.sgd(0.1), steps=np.int64(2), seed=np.int32(1), log_every=np.int64(1))
     assert history["train/loss"][0].tolist() == [1, 2]
-    train(Workload.digits(), optax.sgd(0.1), steps=1, allow_change=("data", "target", "target.metric", "optimizer"))
+    train(
+        Workload.digits(), optax.sgd(0.1), steps=1, allow_change=("data.path", "target", "target.metric", "optimizer")
+    )

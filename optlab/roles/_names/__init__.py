@@ -46,7 +46,7 @@ def read_names(
         elif per_head:
             axes = by_head(p, head_width)
         reading = Reading(tuple(p.shape), role, axes, found=role)
-        readings[p.path] = reading if over is None else reading.overridden(over)
+        readings[p.path] = reading if over is None else reading.overridden(p.path, over)
     return Layout(readings, jax.tree.structure(params), "names")
 
 
