@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from optlab.training import StepSettings, evaluation_params, init_state, make_step, train
+from optlab.training import StepSettings, Workload, evaluation_params, init_state, make_step, train
 
 
 def loss(params, model_state, batch, key, train):
@@ -311,6 +311,6 @@ def test_settings_are_said_by_keyword_and_a_misspelt_one_names_the_nearest():
     with pytest.raises(TypeError, match=r"make_step\(\) has no argument 'acumulate'; did you mean 'accumulate'\?"):
         make_step(loss, optax.sgd(0.1), acumulate=2)
     with pytest.raises(TypeError, match=r"train\(\) has no argument 'log_evry'; did you mean 'log_every'\?"):
-        train(None, optax.sgd(0.1), steps=5, log_evry=2)
+        train(Workload.digits(), optax.sgd(0.1), steps=5, log_evry=2)
     with pytest.raises(ValueError, match="accumulate must be a whole number of at least 1, got 0"):
         StepSettings(accumulate=0)
