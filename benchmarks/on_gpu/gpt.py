@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from functools import partial
 from typing import Any
@@ -119,7 +120,9 @@ class _Steps:
             compile = staticmethod(lambda state, batch: compiled)
 
         batch = self.batch(size)
-        needed = check_memory(dataclasses.replace(self.parallel, step=Compiled()), self.shapes, batch)
+        parallel = copy.copy(self.parallel)
+        parallel.step = Compiled()
+        needed = check_memory(parallel, self.shapes, batch)
         state = self.first(random_like(self.params), jax.random.key(1))
         return _Program(compiled, state, batch, check_memory(self.parallel, self.shapes), needed)
 
