@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab._checks import is_count
+from optlab._integers import is_count
 from optlab._messages import aligned, in_bytes
 from optlab._rules import OPAQUE, Leaf, Leaves, Rule, owner, read_leaves, rules_of
 from optlab.transforms.matrices import Plan

@@ -1,12 +1,13 @@
 """Arrays that a prediction is asked about: converted, and their shapes checked by name."""
 
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from optlab._integers import is_integer
 
 
 def as_floats(x: Any) -> jax.Array:
@@ -78,7 +79,7 @@ def check_rate(name: str, values: Any) -> None:
 
 def check_length(name: str, value: Any) -> None:
     """The static length of a path: a whole number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+    if not is_integer(value) or value < 0:
         raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
 
 
