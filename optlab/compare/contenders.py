@@ -80,6 +80,11 @@ def contend(
             f"contender {name!r} must be an optimizer's factory or its name, got {type(what).__name__}: give "
             "lambda learning_rate: …, so that it can be tuned"
         )
+    if not (space is None or isinstance(space, Mapping)):
+        raise StudyError(
+            f"the space of {name!r} must be a dict by argument, such as {{'learning_rate': log_uniform(1e-4, 1e-1)}}, "
+            f"got {space}"
+        )
     space = dict(_default(name, factory) if space is None else space)
     _check_space(name, factory, schedule, space)
     made = Contender(name, factory, space, schedule, steps, before)

@@ -233,6 +233,8 @@ def run_study(
     Raises:
         StudyError: if the folder holds another study.
     """
+    if not (folder is None or isinstance(folder, str | Path)):
+        raise StudyError(f"folder must be a path, or None to keep nothing, got {folder!r}")
     with contextlib.nullcontext() if folder is None else WriterLock(Path(folder).expanduser()).held():
         ledger = Ledger(folder, study.about() if folder is not None else {})
         executors = {name: study.executor(name) for name in study.contenders}

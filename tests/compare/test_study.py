@@ -1,6 +1,7 @@
 """The study: who trains what with which seed, who wins, and that nothing is trained twice."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -125,6 +126,21 @@ def test_a_killed_driver_goes_on_where_it_stood(tmp_path, untraced):
         assert sorted(Pretended.trained) == sorted(whole)  # each once
 
 
+def test_a_log_that_was_cut_anywhere_is_completed_and_nothing_is_trained_twice(tmp_path, untraced):
+    whole = run_study(studied(trials=2), tmp_path)
+    file = tmp_path / "trials.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    assert len(lines) == 2 * 2 * 3
+    for kept in range(len(lines)):
+        for share in (0.0, 0.5, 1.0):  # of the next line: nothing, a half, all but its end
+            part = lines[kept].rstrip("\n")[: int(share * len(lines[kept]))]
+            file.write_text("".join(lines[:kept]) + part)
+            Pretended.trained.clear()
+            assert run_study(studied(trials=2), tmp_path) == whole
+            assert len(Pretended.trained) == len(lines) - kept - (share == 1.0), (kept, share)
+            assert sorted(json.loads(line)["id"] for line in file.read_text().splitlines()) == sorted(whole)
+
+
 def test_a_study_of_another_length_is_refused(tmp_path, untraced):
     run_study(studied(), tmp_path)
     with pytest.raises(StudyError, match=r"another study: steps \(10 there, 20 here\)"):
@@ -165,6 +181,7 @@ def test_two_drivers_do_not_write_to_one_folder(tmp_path, untraced):
         ({"trials": 6}, "trials must be a power of two"),
         ({"trials": 1}, "trials must be at least 2 for the 1 hyperparameters of adamw"),
         ({"baseline": "adamv"}, "baseline='adamv' is no contender; did you mean 'adamw'"),
+        ({"spaces": {"adamw": RATES["learning_rate"]}}, "the space of 'adamw' must be a dict by argument"),
         ({"spaces": {"adma": RATES}}, "spaces has 'adma', which is no contender"),
         ({"design": "random"}, "design must be one of 'sobol', 'grid', got 'random'"),
         ({"design": "grid", "trials": None}, "design=grid needs choices"),
@@ -188,6 +205,11 @@ def test_bad_input_is_refused_by_name(settings, message):
     with pytest.raises(StudyError, match=message) as error:
         studied(**settings)
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_of_another_kind_is_refused():
+    with pytest.raises(StudyError, match="folder must be a path, or None to keep nothing, got 3"):
+        run_study(studied(), 3)
 
 
 def test_a_comparison_needs_a_validation_split():
