@@ -159,14 +159,14 @@ def as_source(data: Any) -> Source:
     """Returns a source as it is, and makes one of plain arrays by `arrays`, which holds two tenths of them out.
 
     Args:
-        data: a `Source` or anything that has `train`, `validation` and `test`; or arrays, as a pair (inputs, labels) or
+        data: a `Source` or anything like it, that has `train`; or arrays, as a pair (inputs, labels) or
             as {"inputs": …, "labels": …}.
 
     Raises:
         TypeError: for anything else; it names the way out.
         DataError: for another dict, and as `arrays`.
     """
-    if all(hasattr(data, name) for name in ("train", "validation", "test")):
+    if hasattr(data, "train"):
         return data
     if isinstance(data, tuple | list) and len(data) == 2:
         return arrays(*data)
