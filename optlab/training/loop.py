@@ -144,7 +144,8 @@ def train(
             "loss" and "initial" for the arguments.
         observers: they get every record, such as `MetricsFile(path)` or `Progress()`; in several processes, the first
             one's do.
-        schedules: functions of the step that are logged beside the metrics, such as {"learning_rate": schedule}.
+        schedules: functions of the step that are logged beside the metrics, such as {"learning_rate": schedule}; None
+            logs the learning rates of optlab's optimizers and of `optlab.scale_by_learning_rate`.
         initial: (params, model_state) to start from instead of `workload.init`.
         profile: folder for a `jax.profiler` trace of ten steps.
         measure: measurements in the step's program, every so many steps, logged as "measure/<name>"; see `Measure`, and
@@ -203,7 +204,7 @@ def train(
             evaluator,
             ledger,
             observers=observers if is_first() else (),
-            schedules=schedules or {},
+            schedules=assembly.schedules() if schedules is None else schedules,
             steps=steps,
             log_every=log_every,
             evaluate_every=evaluate_every,
