@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ class History:
             records are those of the calls before.
         target: the workload's.
         seconds: of this call, compilation and evaluation included.
+        skip_log: the file that has the reason of each skipped step, if there is one.
     """
 
     records: list[Record]
@@ -43,6 +45,7 @@ class History:
     start: int = 0
     target: Target = field(default_factory=Target)
     seconds: float = 0.0
+    skip_log: Path | None = None
 
     @property
     def params(self) -> Any:
@@ -54,10 +57,19 @@ class History:
         cls, records: list[Record], state: TrainState, ledger: Ledger, saver: Saver, start: int, seconds: float
     ) -> History:
         """The result of one call of `train`."""
-        judge, skipped = ledger.judge, ledger.skips.steps
-        outcome = judge.ended or "finished"
+        judge, skips = ledger.judge, ledger.skips
         return cls(
-            records, state, outcome, judge.best, judge.reached, skipped, saver.saved, start, judge.target, seconds
+            records,
+            state,
+            judge.ended or "finished",
+            judge.best,
+            judge.reached,
+            skips.steps,
+            saver.saved,
+            start,
+            target=judge.target,
+            seconds=seconds,
+            skip_log=None if skips.log is None else skips.log.path,
         )
 
     def __getitem__(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +109,8 @@ class History:
             if shown:
                 lines.append(f"  {split:<10}  " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()))
         if self.skipped:
-            lines.append(f"  skipped     {len(self.skipped)} steps")
+            why = f", each with its reason in {self.skip_log}" if self.skip_log else ""
+            lines.append(f"  skipped     {len(self.skipped)} steps{why}")
         if self.best:
             lines.append(f"  best        {self.target.metric} {self.best[1]:.4f} at step {self.best[0]}")
         if self.target.value is not None:
