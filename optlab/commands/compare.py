@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from optlab.compare.study import Study
 
-STUDIES = ("trials", "studies", "seeds", "finals")  # more of these go on in the same folder
+STUDIES = ("trials", "studies", "seeds", "finals", "widen")  # more of these go on in the same folder
 
 
 HELP = "compare optimizers fairly: each is tuned anew several times under one budget"
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     fixed = [a for a in arguments.overrides if a.partition("=")[0] not in STUDIES]
     folder = Path(arguments.folder or Path("studies") / slug(path, fixed))
-    verdict = conclude(study, folder)
+    verdict = conclude(study, folder, widen=comparison.widen)
     print(f"{verdict}\n  folder      {folder}  (verdict.md, verdict.json, study.json, trials.jsonl)")
     return 0
 

@@ -48,4 +48,4 @@ def pretended(trial, shift=0.0):
     noise = seed_of(trial.seed) / 2**31 - 0.5
     loss = 0.1 + (math.log10(rate) + 2.5) ** 2 + 0.02 * noise + shift
     curve = {"step": [5, 10], "train/loss": [1.0, loss], "validation/loss": [1.0, loss]}
-    return Result(trial, curve, {"test/loss": loss + 0.01} if trial.is_final else {}, seconds=0.5)
+    return Result(trial, curve, {"test/loss": loss + 0.01} if trial.is_final else {}, seconds=0.5, pace=0.05)
