@@ -11,7 +11,9 @@ from typing import Any
 import optax
 
 from optlab import schedules
+from optlab._extras import need
 from optlab.compare.points import Design, Space
+from optlab.compare.report import write_report
 from optlab.compare.study import Executor, Study, make_study, run_study
 from optlab.compare.trials import Result
 from optlab.compare.verdict import Verdict, judge
@@ -69,8 +71,8 @@ def compare(
             runs where those can't be or are slower. The plan says which.
         widen: whether the search goes on beyond the edge of a space where a contender's best values lie at it, by a
             third of the space's decades and up to three times; all contenders get as many trials more.
-        folder: where trials and verdict are kept: the same call goes on where it stood, one with more studies, trials
-            or contenders trains only what is new.
+        folder: where trials, verdict and report are kept: the same call goes on where it stood, one with more studies,
+            trials or contenders trains only what is new.
         quiet: whether nothing is said on the way.
 
     Returns:
@@ -87,9 +89,26 @@ def compare(
     return conclude(study, folder, widen=widen, quiet=quiet)
 
 
-def conclude(study: Study, folder: str | Path | None = None, *, widen: bool = False, quiet: bool = False) -> Verdict:
-    """Runs a study to its end, and judges it; with a folder, the verdict is written there."""
+def conclude(
+    study: Study,
+    folder: str | Path | None = None,
+    *,
+    widen: bool = False,
+    quiet: bool = False,
+    command: str = "",
+) -> Verdict:
+    """Runs a study to its end, and judges it; with a folder, verdict and report are written there.
+
+    Args:
+        study: from `make_study`.
+        folder: the study's.
+        widen: as in `compare`.
+        quiet: whether nothing is said on the way.
+        command: what the report names as the way to have it again.
+    """
     check_widening(study, widen)
+    if folder is not None:
+        need("a study's report", "plotly", "matplotlib", extra="compare")
     verdict = _judged(study, folder, quiet)
     for _ in range(ROUNDS if widen else 0):
         wider = widened(verdict.study, {name: x.edges for name, x in verdict.standings.items()})
@@ -98,6 +117,7 @@ def conclude(study: Study, folder: str | Path | None = None, *, widen: bool = Fa
         verdict = _judged(wider, folder, quiet)
     if folder is not None:
         verdict.write(folder)
+        write_report(verdict, Path(folder).expanduser(), command)
     return verdict
 
 

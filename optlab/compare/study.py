@@ -160,6 +160,13 @@ class Study:
         seed = seed_of(self.seed, *what, study, repeat, *(() if self.is_paired else (contender,)))
         return Trial(contender, study, point, repeat, is_final, values, seed)
 
+    def state_bytes(self, contender: str) -> int:
+        """Of the optimizer's state of one run."""
+        found = self.contenders[contender]
+        with layout_around(functools.cache(self.workload.layout)):
+            state = _first(self.workload, found.make(found.middle))
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state.opt_state))
+
     def about(self) -> dict[str, Any]:
         """What the study is, as JSON data: a folder's trials are those of one study."""
         data, target = self.workload.data, self.workload.target

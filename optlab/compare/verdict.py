@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from optlab._extras import need
+from optlab._messages import in_bytes
 from optlab.compare import statistics
 from optlab.compare.contenders import origin
 from optlab.compare.standings import TOLERANCE, Comparison, Standing, compared, difference, short, standing
@@ -100,16 +101,27 @@ class Verdict:
         has_target = self.study.workload.target.value is not None
         columns = ["contender", self.study.measure]
         columns += ["steps to target", "mean steps", "reached"] if has_target else []
-        columns += ["diverged", f"decades within {TOLERANCE:.0%}", "best settings", "ms a step", "s a run"]
+        columns += [
+            "diverged",
+            f"decades within {TOLERANCE:.0%}",
+            "best settings",
+            "ms a step",
+            "s a run",
+            "optimizer state",
+        ]
         rows = []
         for x in self.standings.values():
             best = "; ".join(dict.fromkeys(", ".join(f"{k} {short(v)}" for k, v in b.items()) for b in x.best))
             cells = [x.name, _interval(x.mean)]
             if x.steps is not None and x.restricted is not None and x.reached is not None:
-                cells += [short(x.steps), short(x.restricted), f"{x.reached[0]} of {x.reached[1]}"]
+                cells += [
+                    "never" if math.isinf(x.steps) else short(x.steps),
+                    short(x.restricted),
+                    f"{x.reached[0]} of {x.reached[1]}",
+                ]
             cells += [f"{x.diverged[0]} of {x.diverged[1]}", "–" if x.decades is None else f"{x.decades:.1f}"]
             pace = "–" if math.isnan(x.pace) else f"{1000 * x.pace:.3g}"
-            rows.append([*cells, best or "–", pace, f"{x.seconds:.2f}"])
+            rows.append([*cells, best or "–", pace, f"{x.seconds:.2f}", in_bytes(self.study.state_bytes(x.name))])
         return [columns, *rows]
 
     def _compared(self, c: Comparison) -> str:

@@ -13,7 +13,7 @@ from optlab.compare.trials import Result
 from optlab.compare.verdict import judge
 from optlab.config import Target
 
-from .cheap import RATES, pretended, tiny
+from .cheap import RATES, played, tiny
 
 WORKLOAD = tiny(Target(metric="validation/loss", value=0.5))
 
@@ -22,19 +22,6 @@ def studied(contenders=("adamw", "sgd"), workload=WORKLOAD, **settings):
     settings = {"trials": 4, "studies": 5, "executor": "runs", **settings}
     spaces = dict.fromkeys(contenders, RATES)
     return make_study(list(contenders), workload, steps=10, spaces=spaces, **settings)
-
-
-def played(study, shifts=None, change=lambda result: result):
-    """Results of the pretended basin, by contender shifted."""
-    found = {}
-    play = lambda t: found.setdefault(t.id, change(pretended(t, (shifts or {}).get(t.contender, 0.0))))
-    for name in study.contenders:
-        for s in range(study.studies):
-            for trial in study.searches(name, s):
-                play(trial)
-            for trial in study.finals_of(name, s, found):
-                play(trial)
-    return found
 
 
 def verdict_of(study, **kwargs):
