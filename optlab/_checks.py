@@ -14,13 +14,18 @@ def is_number(value: Any) -> bool:
 
 
 def is_integer(value: Any) -> bool:
-    """Whether `value` is a whole number, NumPy's too (a bool is none)."""
+    """True if `value` is a whole number, NumPy's too (a bool is none)."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def is_count(value: Any) -> bool:
     """Returns whether a value is a whole number of at least 1, Python's or NumPy's; a bool isn't."""
     return is_integer(value) and int(value) >= 1
+
+
+def is_learning_rate(argument: str) -> bool:
+    """True if an argument of that name is a learning rate, which schedules shape."""
+    return argument.endswith("learning_rate")
 
 
 def check_decay(name: str, value: Any) -> None:

@@ -49,7 +49,7 @@ class Row:
 
     @property
     def is_said(self) -> bool:
-        """Whether the role isn't the one that names and shapes show."""
+        """True if the role isn't the one that names and shapes show."""
         return self.role != self.guess
 
     def cells(self) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ class Explanation:
             f"{each}: {in_bytes(held) if held else 'no bytes'} of state{self._work()}.",
         ]
         if any(OPAQUE in row.rule for row in self.rows):
-            parts.append(f"What {OPAQUE} rules do can't be seen; the roles there are what names and shapes tell.")
+            parts.append(f"{OPAQUE} rules can't be read; the roles there are inferred from names and shapes.")
         if self.untraced:
             parts.append(
                 f"Functions of matrices aren't counted: an update can't be traced from shapes ({self.untraced})."

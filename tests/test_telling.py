@@ -327,7 +327,7 @@ def test_no_head(name):
     ],
 )
 def test_what_cant_be_told_is_an_error(tree):
-    with pytest.raises(ValueError, match="names and shapes can't tell roles what"):
+    with pytest.raises(ValueError, match="names and shapes don't show roles what"):
         roles(shapes(tree))
 
 
@@ -383,7 +383,7 @@ def heads(tree):
         ({"Dense_0": (W, F), "Dense_1": (F, W)}, ["Dense_1"]),
         ({"decoder": (W, V), "dense": (W, W)}, ["decoder"]),  # RoBERTa's
         ({"policy": (W, 4), "value": (W, 1)}, ["policy", "value"]),  # two heads
-        ({"up": (W, F), "down": (F, W)}, ["down", "up"]),  # it can't be told which is the last
+        ({"up": (W, F), "down": (F, W)}, ["down", "up"]),  # nothing shows which is the last
         ({"Conv_0": (3, 3, W, W), "Conv_1": (1, 1, W, V)}, ["Conv_1"]),
         ({"Conv_0": (3, 3, W, F), "Dense_0": (4 * F, V)}, ["Dense_0"]),
         ({"Dense_0": (W, F), "head": (F, V)}, ["head"]),
@@ -439,7 +439,7 @@ def test_stacked_convolutions_and_such_in_more_dimensions(tree, axes):
 )
 def test_what_may_be_a_stack_of_convolutions_is_an_error(own, shape, axes):
     tree = shapes({"conv": {own: shape}, "tail": {"norm": {"scale": (F,)}}})  # the last one, outside the stack
-    with pytest.raises(ValueError, match=f"can't tell roles what 'conv/{own}' of shape"):
+    with pytest.raises(ValueError, match=f"don't show roles what 'conv/{own}' of shape"):
         roles(tree)
     assert matrix_axes(tree, {"conv/*": ("conv", MatrixAxes(*axes))})["conv"] == {own: MatrixAxes(*axes)}
     assert roles(tree, {"conv/*": "conv"})["conv"] == {own: "conv"}
@@ -632,7 +632,7 @@ def test_a_convolution_isnt_split():
 
 def test_heads_that_cant_be_told():
     tree = shapes({"attention": {n: {"kernel": (W, A)} for n in ("query", "key")}})
-    with pytest.raises(ValueError, match=r"can't tell the heads of 'attention/key/kernel' by its shape \(10, 12\)"):
+    with pytest.raises(ValueError, match=r"can't infer the heads of 'attention/key/kernel' from its shape \(10, 12\)"):
         matrix_axes(tree, per_head=True)
     with pytest.raises(ValueError, match=r"head_width must divide the 12 of 'attention/key/kernel'.*got 5"):
         matrix_axes(tree, per_head=True, head_width=5)

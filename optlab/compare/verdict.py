@@ -89,7 +89,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a study lets one say. `print` shows it in words."""
+    """The conclusions of a study. `print` shows them in words."""
 
     study: Study
     results: Mapping[str, Result]

@@ -1,12 +1,13 @@
 """Arrays that a prediction is asked about: converted, and their shapes checked by name."""
 
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from optlab._checks import is_integer
 
 
 def as_floats(x: Any) -> jax.Array:
@@ -73,12 +74,12 @@ def check_symmetric(name: str, matrix: Any) -> jax.Array:
 def check_rate(name: str, values: Any) -> None:
     """Learning rates, not negative, of any shape; traced values and schedules pass."""
     if not callable(values):
-        check_not_negative(name, values)
+        check_all_not_negative(name, values)
 
 
 def check_length(name: str, value: Any) -> None:
     """The static length of a path: a whole number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+    if not is_integer(value) or value < 0:
         raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
 
 
@@ -87,17 +88,17 @@ def check_whole(name: str, values: Any) -> None:
     _check(name, values, lambda x: (x >= 0) & (x % 1 == 0), "be a whole number of at least 0")
 
 
-def check_positive(name: str, values: Any) -> None:
+def check_all_positive(name: str, values: Any) -> None:
     """Numbers above 0, of any shape; what is traced passes."""
     _check(name, values, lambda x: x > 0, "be positive")
 
 
-def check_not_negative(name: str, values: Any) -> None:
+def check_all_not_negative(name: str, values: Any) -> None:
     """Numbers of at least 0, of any shape; what is traced passes."""
     _check(name, values, lambda x: x >= 0, "not be negative")
 
 
-def check_decay(name: str, values: Any) -> None:
+def check_all_decays(name: str, values: Any) -> None:
     """Decays, in [0, 1), of any shape; what is traced passes."""
     _check(name, values, lambda x: (x >= 0) & (x < 1), "lie in [0, 1)")
 

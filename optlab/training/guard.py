@@ -93,7 +93,7 @@ def guarded(
 
 
 def _is_still_finite(new: jax.Array, old: jax.Array) -> jax.Array:
-    """Whether every number that was finite is; a model may keep infinities of its own."""
+    """True if every number that was finite is; a model may keep infinities of its own."""
     if not jnp.issubdtype(jnp.asarray(new).dtype, jnp.inexact):
         return jnp.asarray(True)
     return jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
@@ -180,7 +180,7 @@ class Skips:
             self.log.end()
 
     def updates(self, step: int) -> int:
-        """How many updates were made before a step, counted from 1: what the optimizer's own counts say."""
+        """The number of updates made before a step, counted from 1: the optimizer's own counts agree with it."""
         return step - 1 - sum(skipped < step for skipped in self.steps)
 
     def dump(self) -> dict[str, Any]:

@@ -74,8 +74,7 @@ class History:
     def of(cls, records: list[Record], state: TrainState, ledger: Ledger, saver: Saver, start: int) -> History:
         """The result of one call of `train`."""
         judge = ledger.judge
-        outcome = judge.ended or "finished"
-        return cls(records, state, outcome, judge.best, judge.reached, ledger.skips.steps, saver.saved, start)
+        return cls(records, state, judge.outcome, judge.best, judge.reached, ledger.skips.steps, saver.saved, start)
 
     def __getitem__(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(steps, values) of a metric."""
@@ -188,7 +187,7 @@ def train(
             state = saver.restore(state, about, allow_change)
         start = int(state.step)
         observers, earlier = saver.with_files(observers, start, steps)
-        if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
+        if judge.ended_early:
             return History.of(earlier, state, ledger, saver, start)
         if start > steps:
             raise StepsError(f"steps must be at least {start}, which the run has behind it, got {steps}")

@@ -1,4 +1,4 @@
-"""Whether a loss is the mean that it measures: where its parts are averaged, another one would be another loss."""
+"""Checks that a loss is the mean that it measures: where its parts are averaged, another one would be another loss."""
 
 from __future__ import annotations
 

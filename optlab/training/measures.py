@@ -26,7 +26,7 @@ def measured(
     after: TrainState,
     axis_name: str | None,
 ) -> Metrics:
-    """What is measured in a step, as (sum, weight) by its name in the records; (0, 0) in steps that aren't due.
+    """The measurements of a step, as (sum, weight) by name in the records; (0, 0) in steps that aren't due.
 
     Args:
         measures: all that there are.
@@ -92,7 +92,7 @@ def _if_due(every: int, function: Callable[..., Metrics], state: TrainState, bat
 
 
 def is_rare(names: Iterable[str]) -> bool:
-    """Whether something among the metrics of these names is measured seldom, so that its step needs a record."""
+    """True if something among the metrics of these names is measured seldom, so that its step needs a record."""
     return any(
         name.startswith("measure/") or (name.startswith("probe/") and name.rpartition("/")[2] in SPECTRUM)
         for name in names
@@ -100,7 +100,7 @@ def is_rare(names: Iterable[str]) -> bool:
 
 
 def _probed(state: TrainState, batch: Batch, *, after: TrainState) -> Metrics:
-    """What the optimizer's probes measured in the step, by "<name>/<metric>".
+    """The values that the optimizer's probes measured in the step, by "<name>/<metric>".
 
     A probe's count says whether it saw an update at all: in `optax.MultiSteps` it does only in some steps.
     """

@@ -275,7 +275,7 @@ def _mean_gradient(loss: Loss, axis_name: str | None, accumulate: int) -> Callab
 
 
 def takes(function: Callable[..., Any]) -> Callable[[str], bool]:
-    """Whether an update takes the argument of that name: SAM's refuses what it doesn't name, L-BFGS's refuses SAM's."""
+    """True if an update takes the argument of that name: SAM's refuses what it doesn't name, L-BFGS's refuses SAM's."""
     arguments = inspect.signature(function).parameters
     takes_any = any(a.kind == inspect.Parameter.VAR_KEYWORD for a in arguments.values())
     return lambda name: name in arguments or (takes_any and name != "grad_fn")

@@ -116,7 +116,7 @@ def check_wide(**values: Any) -> None:
         dtype = getattr(value, "dtype", jnp.float32)
         if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
             raise ValueError(
-                f"{name} must be a number or at least float32, got {dtype}, in which 0.999 or 1e-8 can't be told from "
+                f"{name} must be a number or at least float32, got {dtype}, in which 0.999 or 1e-8 rounds to "
                 "1 or 0: to optax.inject_hyperparams give hyperparam_dtype=jnp.float32"
             )
 

@@ -161,7 +161,7 @@ def _stem(scope: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _in_a_block(p: Parameter, embedding: Parameter) -> bool:
-    """Whether it is stacked, or inside something numbered, as block_0, that doesn't hold the embedding too."""
+    """True if it is stacked, or inside something numbered, as block_0, that doesn't hold the embedding too."""
     above = [p.layer[:i] for i in range(1, len(p.layer))]
     numbered = [scope for scope in above if any(map(str.isdigit, scope[-1]))]
     return p.stack != embedding.stack or any(scope != embedding.names[: len(scope)] for scope in numbered)

@@ -85,14 +85,14 @@ def _stack_axis(parameters: list[Parameter]) -> int | None:
 
 
 def _has_long_queries(parameters: list[Parameter]) -> bool:
-    """Whether queries, keys and values have all rank 4 or more: a single layer's key has 3 at most, its query has 4
+    """True if queries, keys and values have all rank 4 or more: a single layer's key has 3 at most, its query has 4
     where queries are grouped, (width, groups, queries of a group, head width)."""
     ranks = [len(p.one_shape) for p in parameters if p.into_heads and not (p.projections or p.one_bias or p.is_conv)]
     return len(ranks) > 1 and min(ranks) > 3
 
 
 def _counts_layers(p: Parameter, axis: int) -> bool:
-    """Whether this axis can't be a single layer's: a norm has vectors, and a layer's bias has its kernel's last
+    """True if this axis can't be a single layer's: a norm has vectors, and a layer's bias has its kernel's last
     axes alone."""
     shape, bias = p.one_shape, p.one_bias
     if p.of_norm:

@@ -104,7 +104,7 @@ def _role(shape: tuple[int, ...], uses: dict[str, list[Use]]) -> str | None:
 
 
 def _is_table(shape: tuple[int, ...], uses: dict[str, list[Use]], own: Sequence[int], looked_up: set[Factor]) -> bool:
-    """Whether its rows are looked up by the batch or by positions, or stand as tokens."""
+    """True if its rows are looked up by the batch or by positions, or stand as tokens."""
     products = _products(uses)
     is_row_used = bool(looked_up) and any(
         use.axes and not any(f.axis in use.axes for f in looked_up)

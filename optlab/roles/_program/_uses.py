@@ -288,7 +288,7 @@ def _views_of_product(ins: Sequence[Value], batch: Sequence[Dims], free: Sequenc
 
 
 def _is_mixture(use: Use) -> bool:
-    """Whether the batch sums over one axis of what a parameter made and leaves another: a gate's, over experts."""
+    """True if the batch sums over one axis of what a parameter made and leaves another: a gate's, over experts."""
     left = {f.axis for f in use.output}
     return bool(left) and left.isdisjoint(f.axis for f in use.input)
 

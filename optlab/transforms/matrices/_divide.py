@@ -134,7 +134,7 @@ def _size_of(axis: str) -> int:
 
 
 def _shows_equal(arrays: Sequence[jax.Array], axis: str) -> bool:
-    """Whether the types show that all devices along a mapped axis hold the same. Without tracking nothing varies."""
+    """True if the types show that all devices along a mapped axis hold the same. Without tracking nothing varies."""
     varies = lambda x: axis in jax.typeof(x).manual_axis_type.varying
     return varies(lax.axis_index(axis)) and not any(map(varies, arrays))
 

@@ -128,7 +128,7 @@ def _eigenvectors(A: Side) -> Side:
 
 
 def _is_null(sigma: jax.Array, largest: jax.Array) -> jax.Array:
-    """Which eigenvalues are zero to rounding, whose last bits would count otherwise."""
+    """True for the eigenvalues that are zero to rounding, whose last bits would count otherwise."""
     return sigma <= sigma.shape[-1] * jnp.finfo(sigma.dtype).eps * largest
 
 
