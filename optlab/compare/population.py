@@ -73,7 +73,10 @@ def reason_against(workload: Workload, contender: Contender) -> str | None:
     try:
         with layout_around(functools.cache(workload.layout)):
             program = _Program(workload, contender, _static(contender, contender.middle))
-            pair = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), tree)
+
+            def pair(tree: Any) -> Any:
+                return jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), tree)
+
             traced, _, batch = program.shapes()
             seeds = jax.ShapeDtypeStruct((2,), jnp.uint32)
             stacked = jax.vmap(program.step, in_axes=(0, 0, None), axis_size=2)
@@ -150,7 +153,10 @@ class _Program:
     def fitting(self) -> int:
         """The number of states that fit into a quarter of the device's memory."""
         _, state, batch = self.shapes()
-        size = lambda tree: sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+        def size(tree: Any) -> int:
+            return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
         state = (state.params, state.model_state, [x for x in jax.tree.leaves(state.opt_state)])
         limit = memory_of(jax.local_devices()[0]) or 2**33
         return max(1, int(limit / 4 / (STATES * size(state) + 8 * size(batch))))

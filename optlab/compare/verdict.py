@@ -254,7 +254,10 @@ def judge(study: Study, results: Mapping[str, Result]) -> Verdict:
     found = statistics.detectable(study.studies, comparisons=len(others), is_paired=study.is_paired)
     adjusted = statistics.holm([d.p for d in differences])
     sign = 1 if study.workload.target.mode == "max" else -1
-    ranked = lambda x: sign * np.where(np.isnan(x.scores), -sign * math.inf, x.scores)
+
+    def ranked(x: Standing) -> np.ndarray:
+        return sign * np.where(np.isnan(x.scores), -sign * math.inf, x.scores)
+
     comparisons = {
         x.name: Comparison(
             x.name,

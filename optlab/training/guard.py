@@ -85,7 +85,10 @@ def guarded(
     is_fine = jnp.stack(checks)
     is_accepted = jnp.all(is_fine)
     measured["fault"] = jnp.where(is_accepted, 0, 1 + jnp.argmin(is_fine)).astype(jnp.float32)  # the first that isn't
-    choose = lambda ours, theirs: jax.tree.map(lambda a, b: jnp.where(is_accepted, a, b), ours, theirs)
+
+    def choose(ours: Any, theirs: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(is_accepted, a, b), ours, theirs)
+
     state = dataclasses.replace(new, params=params, ema=ema, losses=choose(losses, old.losses))
     if guard == "skip":
         state = dataclasses.replace(choose(state, old), step=new.step)

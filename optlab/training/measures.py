@@ -87,7 +87,10 @@ def _if_due(every: int, function: Callable[..., Metrics], state: TrainState, bat
     if every == 1:
         return function(state, batch)
     shapes = jax.eval_shape(function, state, batch)
-    none = lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def none(*_: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
     return lax.cond((state.step + 1) % every == 0, function, none, state, batch)
 
 

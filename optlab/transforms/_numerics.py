@@ -31,7 +31,10 @@ def widen(tree: Any) -> Any:
 
 def squares_like(tree: Any, value: Any, dtype: Any | None = None) -> Any:
     """A tree of the same shapes filled with `value`, in `dtype` or at least float32: where sums of |x|² are kept."""
-    real = lambda x: jnp.finfo(x).dtype if jnp.issubdtype(x, jnp.complexfloating) else x
+
+    def real(x: Any) -> Any:
+        return jnp.finfo(x).dtype if jnp.issubdtype(x, jnp.complexfloating) else x
+
     return jax.tree.map(lambda x: jnp.full_like(x, value, dtype or real(wide_dtype(x))), tree)
 
 

@@ -110,7 +110,10 @@ class Parameter:
     @property
     def is_embedding(self) -> bool:
         """By its own name at any rank (a class token is (1, 1, width)), by its layer's name at rank 2."""
-        named = lambda name: ("embed" in name.lower() or has(name, EMBEDDINGS)) and not has(name, PROJECTIONS)
+
+        def named(name: str) -> bool:
+            return ("embed" in name.lower() or has(name, EMBEDDINGS)) and not has(name, PROJECTIONS)
+
         if named(self.own) or has(self.own, TOKENS) or self._is_called_table:
             return True
         is_long = len(self.one_shape) == 2 and self.one_shape[0] > 64 * self.one_shape[1]  # a vocabulary

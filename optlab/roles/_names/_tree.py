@@ -13,7 +13,10 @@ Leaves: TypeAlias = tuple[tuple[str, tuple[str, ...], Shape], ...]  # (path, nam
 
 def read(leaves: Leaves) -> list[Parameter]:
     """The parameters in the tree's order, with their neighbours and stacks."""
-    plain = lambda names: names[:-1] if names[-1:] == ("0",) and names[-2:-1] in (("w",), ("kernel",)) else names
+
+    def plain(names: tuple[str, ...]) -> tuple[str, ...]:
+        return names[:-1] if names[-1:] == ("0",) and names[-2:-1] in (("w",), ("kernel",)) else names
+
     parameters = [Parameter(path, plain(names), shape) for path, names, shape in leaves]
     layers: dict[tuple[str, ...], dict[tuple[str, str], Parameter]] = defaultdict(dict)
     modules: dict[tuple[str, ...], Module] = defaultdict(Module)
@@ -53,7 +56,10 @@ def _find_stacks(parameters: list[Parameter], depth: int) -> None:
     while (axis := _stack_axis(parameters)) is not None:
         for p in parameters:
             p.count_layers(axis)
-    scope = lambda p: p.names[depth]
+
+    def scope(p: Parameter) -> str:
+        return p.names[depth]
+
     inside = sorted((p for p in parameters if len(p.names) > depth), key=scope)
     for _, members in itertools.groupby(inside, scope):
         _find_stacks(list(members), depth + 1)

@@ -218,6 +218,9 @@ def _as_axes(segments: list[_Segment], shape: tuple[int, ...]) -> MatrixAxes:
             view[-1].size *= s.size
         else:
             view.append(s)
-    at = lambda group: tuple(i for i, s in enumerate(view) if s.group == group)
+
+    def at(group: Any) -> Any:
+        return tuple(i for i, s in enumerate(view) if s.group == group)
+
     seen = tuple(s.size for s in view)
     return MatrixAxes(at("stack"), at("input"), at("output"), () if seen == shape else seen)
