@@ -1,7 +1,6 @@
 """Checks of a factory's settings: those with a value are checked; traced values and schedules pass."""
 
 import math
-import numbers
 from typing import Any
 
 import jax
@@ -11,21 +10,6 @@ import numpy as np
 def is_number(value: Any) -> bool:
     """Returns whether a value is a plain number, Python's or NumPy's; a bool isn't."""
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-
-
-def is_integer(value: Any) -> bool:
-    """True if `value` is a whole number, NumPy's too (a bool is none)."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def is_count(value: Any) -> bool:
-    """Returns whether a value is a whole number of at least 1, Python's or NumPy's; a bool isn't."""
-    return is_integer(value) and int(value) >= 1
-
-
-def is_learning_rate(argument: str) -> bool:
-    """True if an argument of that name is a learning rate, which schedules shape."""
-    return argument.endswith("learning_rate")
 
 
 def check_decay(name: str, value: Any) -> None:

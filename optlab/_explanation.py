@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab._checks import is_count
+from optlab._integers import is_count
 from optlab._messages import aligned, in_bytes
 from optlab._rules import OPAQUE, Leaf, Leaves, Rule, owner, read_leaves, rules_of
 from optlab.transforms.matrices import Plan
@@ -112,7 +112,7 @@ class Explanation:
             f"{each}: {in_bytes(held) if held else 'no bytes'} of state{self._work()}.",
         ]
         if any(OPAQUE in row.rule for row in self.rows):
-            parts.append(f"{OPAQUE} rules can't be read; the roles there are inferred from names and shapes.")
+            parts.append(f"{OPAQUE} rules can't be seen; the roles there are inferred from names and shapes.")
         if self.untraced:
             parts.append(
                 f"Functions of matrices aren't counted: an update can't be traced from shapes ({self.untraced})."

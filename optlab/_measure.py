@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optlab._checks import is_count
+from optlab._integers import is_count
 
 
 @dataclass(frozen=True)

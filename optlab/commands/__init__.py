@@ -17,7 +17,9 @@ from pathlib import Path
 from optlab import __version__
 from optlab._extras import MissingExtraError
 from optlab.commands._dialect import in_words
+from optlab.compare import StudyError
 from optlab.config import ConfigError
+from optlab.runs._errors import PlaceError
 
 COMMANDS = ("train", "compare", "launch", "show", "explain", "checkpoints", "devices")  # in the order of --help
 
@@ -30,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parsed(argv)
     try:
         return importlib.import_module(f"optlab.commands.{arguments.command}").run(arguments)
-    except (ConfigError, MissingExtraError) as error:
+    except (ConfigError, PlaceError, StudyError, MissingExtraError) as error:
         print(f"optlab: {in_words(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from optlab.commands._deterministic import make_deterministic
 from optlab.commands._dialect import in_words
 from optlab.config import Config, ConfigError, covers, flatten
 from optlab.experiment import Experiment, build, kind_of_change
+from optlab.runs._errors import PlaceError
 from optlab.runs._folder import ChangedConfig, make_folder, open_folder
 
 if TYPE_CHECKING:
@@ -54,11 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     connect(arguments)
     try:
-        with leaving(apart_from=(ConfigError, MissingExtraError)):
+        with leaving(apart_from=(ConfigError, PlaceError, MissingExtraError)):
             with together(ConfigError):
                 experiment = _experiment(arguments)
             return _run(arguments, experiment)
-    except ConfigError:
+    except (ConfigError, PlaceError):
         if is_first():
             raise
         return 2  # `together` made it the first one's, too

@@ -12,6 +12,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 from optlab._extras import need
+from optlab.compare._errors import StudyError
 from optlab.compare.points import choice, log_uniform, uniform
 from optlab.compare.settings import Comparison
 
@@ -38,7 +39,7 @@ _NAMES = {
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = ["Comparison", "choice", "log_uniform", "uniform", *_HOME]
+__all__ = ["Comparison", "StudyError", "choice", "log_uniform", "uniform", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -73,7 +73,7 @@ def compare(
         the verdict: `print` shows it in words, `.frame()` gives every trial as a row.
 
     Raises:
-        ConfigError: for whatever can't work, before anything is trained.
+        StudyError: for whatever can't work, before anything is trained.
     """
     study = make_study(
         contenders, workload, steps=steps, trials=trials, studies=studies, seeds=seeds, finals=finals, spaces=spaces,
@@ -85,7 +85,7 @@ def compare(
 
 def conclude(study: Study, folder: str | Path | None = None, *, quiet: bool = False) -> Verdict:
     """Runs a study to its end, and judges it; with a folder, the verdict is written there."""
-    verdict = judge(study, run_study(study, folder, tell=None if quiet else _Progress(study)))
+    verdict = judge(study, run_study(study, folder, progress=None if quiet else _Progress(study)))
     if folder is not None:
         verdict.write(folder)
     return verdict

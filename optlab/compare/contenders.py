@@ -11,9 +11,9 @@ from typing import Any
 import optax
 
 from optlab import optimizers
-from optlab._checks import is_learning_rate
+from optlab.compare._errors import StudyError
 from optlab.compare.points import DEFAULTS, UNKNOWN, Interval, Space
-from optlab.config import ConfigError, nearest
+from optlab.config import is_learning_rate, nearest
 
 SCHEDULE = "schedule."
 
@@ -67,18 +67,23 @@ def contend(
     """A contender from a factory or the name of one, with the default space where none is given.
 
     Raises:
-        ConfigError: for a name that no trial can have, a factory that there isn't, an argument that it doesn't take,
+        StudyError: for a name that no trial can have, a factory that there isn't, an argument that it doesn't take,
             one that it needs and the space doesn't have, and whatever it raises at the middle of the space.
     """
     if not name or not isinstance(name, str) or set("/\\\0\n") & set(name):
-        raise ConfigError(f"a contender's name must be text without slashes, got {name!r}")
+        raise StudyError(f"a contender's name must be text without slashes, got {name!r}")
     if isinstance(what, str) and what not in optimizers.__all__:
-        raise ConfigError(f"unknown optimizer {what!r}; {nearest(what, optimizers.__all__)} (any other: its factory)")
+        raise StudyError(f"unknown optimizer {what!r}; {nearest(what, optimizers.__all__)} (any other: its factory)")
     factory = getattr(optimizers, what) if isinstance(what, str) else what
     if not callable(factory):
-        raise ConfigError(
+        raise StudyError(
             f"contender {name!r} must be an optimizer's factory or its name, got {type(what).__name__}: give "
             "lambda learning_rate: …, so that it can be tuned"
+        )
+    if not (space is None or isinstance(space, Mapping)):
+        raise StudyError(
+            f"the space of {name!r} must be a dict by argument, such as {{'learning_rate': log_uniform(1e-4, 1e-1)}}, "
+            f"got {space}"
         )
     space = dict(_default(name, factory) if space is None else space)
     _check_space(name, factory, schedule, space)
@@ -86,9 +91,9 @@ def contend(
     try:
         tx = made.make(made.middle)
     except Exception as error:  # whatever a user's factory raises
-        raise ConfigError(f"contender {name!r} can't be made at {_said(made.middle)}: {error}") from error
+        raise StudyError(f"contender {name!r} can't be made at {_said(made.middle)}: {error}") from error
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
-        raise ConfigError(f"contender {name!r} must make an optax.GradientTransformation, got {type(tx).__name__}")
+        raise StudyError(f"contender {name!r} must make an optax.GradientTransformation, got {type(tx).__name__}")
     return made
 
 
@@ -105,7 +110,7 @@ def _default(name: str, factory: Callable[..., Any]) -> Space:
     default = DEFAULTS.get(origin(factory)) if is_ours else None
     found = {k: v for k, v in (UNKNOWN if default is None else default).items() if k in open_}
     if not found and any(p.default is p.empty for p in open_.values()):
-        raise ConfigError(
+        raise StudyError(
             f"contender {name!r} has no learning_rate to search: say its space, "
             f'spaces={{{name!r}: {{"…": log_uniform(1e-4, 1e-1)}}}}'
         )
@@ -120,25 +125,25 @@ def _check_space(name: str, factory: Callable[..., Any], schedule: Callable[...,
     fixed = factory.keywords if isinstance(factory, functools.partial) else {}
     for argument, found in space.items():
         if argument in fixed:
-            raise ConfigError(
+            raise StudyError(
                 f"{argument} of {name!r} is searched, and set to {fixed[argument]!r} as well: say one of them"
             )
         if argument not in {**known, **shape} and not (takes_any and not argument.startswith(SCHEDULE)):
-            raise ConfigError(
+            raise StudyError(
                 f"the space of {name!r} has an argument {argument!r}, which {origin(factory)} doesn't take; "
                 f"{nearest(argument, [*known, *shape])}"
             )
         if not hasattr(found, "at"):
-            raise ConfigError(
+            raise StudyError(
                 f"the space of {name!r} must say log_uniform(low, high), uniform(low, high) or choice(…) for "
                 f"{argument}, got {found!r}"
             )
         if is_learning_rate(argument) and isinstance(found, Interval) and found.low < 0:
-            raise ConfigError(f"the space of {name!r} must have a {argument} of at least 0, got {found}")
+            raise StudyError(f"the space of {name!r} must have a {argument} of at least 0, got {found}")
     for argument, p in known.items():
         is_needed = p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
         if is_needed and argument not in space:
-            raise ConfigError(f"contender {name!r} needs {argument}: say it in its space, or by functools.partial")
+            raise StudyError(f"contender {name!r} needs {argument}: say it in its space, or by functools.partial")
 
 
 def _function(factory: Callable[..., Any]) -> Callable[..., Any]:
@@ -152,7 +157,7 @@ def _open_arguments(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]
     try:
         found = inspect.signature(factory).parameters
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{factory!r} must be a function with a signature") from error
+        raise StudyError(f"{factory!r} must be a function with a signature") from error
     fixed = factory.keywords if isinstance(factory, functools.partial) else {}
     return {n: p for n, p in found.items() if n not in fixed}
 

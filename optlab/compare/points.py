@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from optlab.config import ConfigError
+from optlab.compare._errors import StudyError
 
 Design: TypeAlias = Literal["sobol", "grid"]
 
@@ -25,11 +25,11 @@ class Interval:
     def __post_init__(self) -> None:
         name = "log_uniform" if self.is_log else "uniform"
         if not all(_is_number(x) for x in (self.low, self.high)):
-            raise ConfigError(f"{name} must have finite numbers as bounds, got {self.low!r} and {self.high!r}")
+            raise StudyError(f"{name} must have finite numbers as bounds, got {self.low!r} and {self.high!r}")
         if not self.low < self.high:
-            raise ConfigError(f"{name} must have the lower bound first, got {self.low!r} and {self.high!r}")
+            raise StudyError(f"{name} must have the lower bound first, got {self.low!r} and {self.high!r}")
         if self.is_log and not self.low > 0:
-            raise ConfigError(f"log_uniform must have positive bounds, got {self.low!r}: say uniform(low, high)")
+            raise StudyError(f"log_uniform must have positive bounds, got {self.low!r}: say uniform(low, high)")
 
     def at(self, u: float) -> float:
         """The value at a share u of the way, in [0, 1]."""
@@ -49,12 +49,12 @@ class Choice:
 
     def __post_init__(self) -> None:
         if not self.values:
-            raise ConfigError("choice must have at least one value, got none")
+            raise StudyError("choice must have at least one value, got none")
         if len(set(map(repr, self.values))) < len(self.values):
-            raise ConfigError(f"choice must have different values, got {', '.join(map(repr, self.values))}")
+            raise StudyError(f"choice must have different values, got {', '.join(map(repr, self.values))}")
         for value in self.values:
             if not isinstance(value, bool | int | float | str | None):
-                raise ConfigError(f"choice must have numbers, strings, true, false or none, got {value!r}")
+                raise StudyError(f"choice must have numbers, strings, true, false or none, got {value!r}")
 
     def at(self, u: float) -> Any:
         """The value at a share u of the list, in [0, 1]."""
@@ -107,20 +107,20 @@ def check_design(name: str, space: Space, trials: int | None, design: Design) ->
     """The number of trials in a study of this contender.
 
     Raises:
-        ConfigError: for too few of them, a number that isn't a power of two, or a grid of intervals.
+        StudyError: for too few of them, a number that isn't a power of two, or a grid of intervals.
     """
     if design == "grid":
         if intervals := [key for key, found in space.items() if not isinstance(found, Choice)]:
-            raise ConfigError(f"design=grid needs choices, got {space[intervals[0]]} for {name}'s {intervals[0]}")
+            raise StudyError(f"design=grid needs choices, got {space[intervals[0]]} for {name}'s {intervals[0]}")
         size = math.prod(len(_values(found)) for found in space.values())
         if trials is not None and trials != size:
-            raise ConfigError(f"trials must be {size} for {name}'s grid, got {trials}: leave trials out")
+            raise StudyError(f"trials must be {size} for {name}'s grid, got {trials}: leave trials out")
         return size
     trials = 8 if trials is None else trials
     if trials < 1 or trials & (trials - 1):
-        raise ConfigError(f"trials must be a power of two, which Sobol's points are made for, got {trials}")
+        raise StudyError(f"trials must be a power of two, which Sobol's points are made for, got {trials}")
     if trials < len(space) + 1:
-        raise ConfigError(
+        raise StudyError(
             f"trials must be at least {len(space) + 1} for the {len(space)} hyperparameters of {name} "
             f"({', '.join(space)}), got {trials}"
         )

@@ -12,18 +12,19 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import numpy as np
 import optax
 
+from optlab.compare._arguments import check_kinds, check_names, named
+from optlab.compare._errors import StudyError
 from optlab.compare.contenders import Contender, contend
 from optlab.compare.points import Design, Space, check_design, draw, seed_of
 from optlab.compare.population import Population, reason_against
 from optlab.compare.runs import Runs
 from optlab.compare.trials import Ledger, Result, Trial
-from optlab.config import ConfigError, nearest
 from optlab.data import fingerprint
 from optlab.roles import layout_around
 from optlab.runs._lock import WriterLock
@@ -171,25 +172,17 @@ def make_study(
     """A checked study; nothing is trained. The arguments are those of `optlab.compare`.
 
     Raises:
-        ConfigError: for whatever can't work, by name.
+        StudyError: for whatever can't work, by name.
     """
-    contenders = contenders if isinstance(contenders, Mapping) else dict(zip(contenders, contenders, strict=True))
-    for name, value in dict(steps=steps, studies=studies, seeds=seeds, finals=finals).items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
-    if design not in ("sobol", "grid"):
-        raise ConfigError(f"design must be 'sobol' or 'grid', got {design!r}")
-    if executor is not None and executor not in EXECUTORS:
-        raise ConfigError(f"executor must be one of {', '.join(EXECUTORS)}, got {executor!r}")
-    if len(contenders) < 2:
-        raise ConfigError(f"a comparison needs at least two contenders, got {', '.join(contenders) or 'none'}")
-    if baseline is not None and baseline not in contenders:
-        raise ConfigError(f"baseline={baseline!r} is no contender; {nearest(baseline, contenders)}")
-    if unknown := [name for name in spaces or {} if name not in contenders]:
-        raise ConfigError(f"spaces has {unknown[0]!r}, which is no contender; {nearest(unknown[0], contenders)}")
+    contenders = named(contenders)
+    check_names(contenders, baseline, spaces)
+    counts = {"studies": studies, "seeds": seeds, "finals": finals, **({} if trials is None else {"trials": trials})}
+    choices = {"design": (design, get_args(Design)), "executor": (executor, (*EXECUTORS, None))}
+    check_kinds(
+        counts=counts, steps=steps, evaluate_every=1 if evaluate_every is None else evaluate_every, schedule=schedule,
+        before=before, paired=paired, seed=seed, choices=choices,
+    )  # fmt: skip
     evaluate_every = max(1, steps // 20) if evaluate_every is None else evaluate_every
-    if not 1 <= evaluate_every <= steps:
-        raise ConfigError(f"evaluate_every must lie in [1, {steps}], got {evaluate_every}")
     _check_workload(workload)
     made = {
         name: contend(name, what, space=(spaces or {}).get(name), schedule=schedule, steps=steps, before=before)
@@ -197,19 +190,19 @@ def make_study(
     }
     first = baseline or next(iter(made))
     made = {first: made[first], **made}
-    counts = {name: check_design(name, c.space, trials, design) for name, c in made.items()}
+    points = {name: check_design(name, c.space, trials, design) for name, c in made.items()}
     return Study(
-        workload, made, counts, studies, seeds, finals, seed, design, paired, evaluate_every,
+        workload, made, points, studies, seeds, finals, seed, design, paired, evaluate_every,
         {name: _executor(workload, c, executor) for name, c in made.items()},
     )  # fmt: skip
 
 
 def _check_workload(workload: Workload) -> None:
     if not isinstance(workload, Workload):
-        raise ConfigError(f"workload must be an optlab.training.Workload, got {type(workload).__name__}")
+        raise StudyError(f"workload must be an optlab.training.Workload, got {type(workload).__name__}")
     metric, validation = workload.target.metric, workload.data.validation
     if validation is None or not len(validation) or not metric.startswith("validation/"):
-        raise ConfigError(
+        raise StudyError(
             f"a comparison chooses by the validation split: target.metric is {metric}, and the data have "
             f"{0 if validation is None else len(validation)} validation examples"
         )
@@ -220,14 +213,14 @@ def _executor(workload: Workload, contender: Contender, asked: Executor | None) 
         return asked, ""
     reason = reason_against(workload, contender)
     if asked is not None and reason is not None and reason.startswith("it can't"):
-        raise ConfigError(
+        raise StudyError(
             f"contender {contender.name!r} can't be trained as a population: {reason}; say executor='runs'"
         )
     return ("population", "") if reason is None or asked == "population" else ("runs", reason)
 
 
 def run_study(
-    study: Study, folder: str | Path | None = None, *, tell: Callable[[str, Sequence[Result]], None] | None = None
+    study: Study, folder: str | Path | None = None, *, progress: Callable[[str, Sequence[Result]], None] | None = None
 ) -> dict[str, Result]:
     """Trains what isn't finished yet, and gives the results of all trials of the study by their ids.
 
@@ -235,11 +228,13 @@ def run_study(
         study: from `make_study`.
         folder: where each finished trial is a line: the same call goes on where it stood, and one with more studies,
             trials, seeds, finals or contenders trains no more than what is new.
-        tell: called with the contender's name and the trials that were just finished.
+        progress: called with the contender's name and the trials that were just finished.
 
     Raises:
-        ConfigError: if the folder holds another study.
+        StudyError: if the folder holds another study.
     """
+    if not (folder is None or isinstance(folder, str | Path)):
+        raise StudyError(f"folder must be a path, or None to keep nothing, got {folder!r}")
     with contextlib.nullcontext() if folder is None else WriterLock(Path(folder).expanduser()).held():
         ledger = Ledger(folder, study.about() if folder is not None else {})
         executors = {name: study.executor(name) for name in study.contenders}
@@ -248,8 +243,8 @@ def run_study(
                 trials = [t for s in range(study.studies) for t in phase(name, s) if t.id not in ledger.results]
                 for results in train(trials):
                     ledger.add(results)
-                    if tell is not None:
-                        tell(name, results)
+                    if progress is not None:
+                        progress(name, results)
     return {t: ledger.results[t] for t in _ids(study, ledger.results)}
 
 

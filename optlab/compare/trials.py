@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optlab.config import ConfigError, Target
+from optlab.compare._errors import StudyError
+from optlab.config import Target
 
 TRIALS, ABOUT = "trials.jsonl", "study.json"
 
@@ -99,7 +100,7 @@ class Ledger:
             more than there were.
 
     Raises:
-        ConfigError: it names what differs.
+        StudyError: it names what differs.
     """
 
     def __init__(self, folder: str | Path | None, about: Mapping[str, Any]):
@@ -113,7 +114,7 @@ class Ledger:
             about = _merged(self.folder, json.loads(file.read_text()), about)
             self.results = self._read()
         elif (self.folder / TRIALS).exists():
-            raise ConfigError(f"{self.folder} has {TRIALS} and no {ABOUT}: name another folder")
+            raise StudyError(f"{self.folder} has {TRIALS} and no {ABOUT}: name another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         _replace(file, json.dumps(about, indent=2) + "\n")
         _replace(self.folder / TRIALS, "".join(map(as_line, self.results.values())))
@@ -141,7 +142,7 @@ class Ledger:
             except (ValueError, TypeError, KeyError) as error:
                 if number == len(lines):
                     continue
-                raise ConfigError(f"line {number} of {file} can't be read ({error}): delete it, or mend it") from error
+                raise StudyError(f"line {number} of {file} can't be read ({error}): delete it, or mend it") from error
             if result is not None:
                 found[result.trial.id] = result
         return found
@@ -157,7 +158,7 @@ def _merged(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> 
     if differ:
         shown = ", ".join(f"{k} ({flat[0].get(k)} there, {flat[1].get(k)} here)" for k in differ[:4])
         rest = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
-        raise ConfigError(f"{folder} holds another study: {shown}{rest}; name another folder")
+        raise StudyError(f"{folder} holds another study: {shown}{rest}; name another folder")
     return {**here, "contenders": {**there["contenders"], **here["contenders"]}}
 
 

@@ -4,6 +4,7 @@ import numbers
 
 import numpy as np
 
+from optlab._integers import is_integer
 from optlab.data._random import HOLD_OUT, permutation
 from optlab.data._types import DataError
 
@@ -21,7 +22,7 @@ def hold_out(size: int, validation: int, test: int = 0) -> tuple[np.ndarray, np.
     The choice depends on the sizes alone, so that every run is judged on the same examples, whatever its seed.
     """
     for name, count in (("validation", validation), ("test", test)):
-        if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 0:
+        if not is_integer(count) or count < 0:
             raise DataError(f"{name} must be a number of examples, 0 or more, got {count!r}")
     if validation + test >= size:
         raise DataError(f"holding out {validation} + {test} of {size} examples leaves none to train on")

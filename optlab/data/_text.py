@@ -1,6 +1,5 @@
 """Text as bytes: a file, a folder or the Python standard library, cut into windows for next-byte prediction."""
 
-import numbers
 import os
 import sysconfig
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from optlab._integers import is_count
 from optlab.data._files import check_whole, places
 from optlab.data._held_out import held_out_size
 from optlab.data._random import OFFSET, random_bits
@@ -134,7 +134,7 @@ def text(path: str | None = None, *, length: int = 256, validation: float = 0.1,
     Raises:
         DataError: if the path doesn't exist, or a split has too few bytes for the length.
     """
-    if isinstance(length, bool) or not isinstance(length, numbers.Integral) or length < 1:
+    if not is_count(length):
         raise DataError(f"length must be a number of bytes, 1 or more, got {length!r}")
     length = int(length)
     tokens, what = _tokens(path), "the standard library" if path is None else str(path)

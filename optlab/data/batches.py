@@ -1,6 +1,5 @@
 """Batches as a function of (seed, step), drawn in one of four ways and prepared while the device works."""
 
-import numbers
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -11,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 
+from optlab._integers import check_seed, is_count
 from optlab.data._damaged import take_whole
 from optlab.data._random import DRAW, SHUFFLE, permutation, random_bits
 from optlab.data._rows import check_order, check_rows, map_arrays, named_arrays
@@ -20,7 +20,7 @@ Draw: TypeAlias = Literal["shuffled", "replacement", "ordered", "stream"]
 
 
 def _check_batch_size(batch_size: int) -> None:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+    if not is_count(batch_size):
         raise ValueError(f"batch_size must be a number of examples, 1 or more, got {batch_size!r}")
 
 
@@ -46,7 +46,7 @@ class Batches:
     Args:
         split: the examples.
         batch_size: number of examples in a batch; at most as many as the split has.
-        seed: chooses the order of every epoch, and the augmentation.
+        seed: chooses the order of every epoch, and the augmentation; a whole number in [0, 2**32).
         draw: "shuffled" every epoch, with "replacement", "ordered" as the data is, or as a "stream".
 
     Attributes:
@@ -56,6 +56,7 @@ class Batches:
 
     def __init__(self, split: Split, batch_size: int, *, seed: int = 0, draw: Draw = "shuffled"):
         _check_batch_size(batch_size)
+        check_seed(seed)
         if draw not in get_args(Draw):
             raise ValueError(f"draw must be one of {', '.join(map(repr, get_args(Draw)))}, got {draw!r}")
         if batch_size > len(split):

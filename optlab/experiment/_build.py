@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optlab._checks import is_learning_rate
-from optlab.config import STRATEGIES, Component, Config, ConfigError, Target
+from optlab.config import STRATEGIES, Component, Config, ConfigError, Target, is_learning_rate
 from optlab.experiment._components import filled, find, hints_of, in_keys, parameters, resolve
 
 if TYPE_CHECKING:

@@ -11,8 +11,18 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from optlab._checks import is_learning_rate
-from optlab.config import Component, Config, ConfigError, accepts, describe, flatten, keys, nearest, to_json
+from optlab.config import (
+    Component,
+    Config,
+    ConfigError,
+    accepts,
+    describe,
+    flatten,
+    is_learning_rate,
+    keys,
+    nearest,
+    to_json,
+)
 
 # Modules that are searched for a bare name, in this order.
 MODULES = {

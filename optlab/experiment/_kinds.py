@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from optlab._checks import is_learning_rate
-from optlab.config import Config, keys
+from optlab.config import Config, is_learning_rate, keys
 from optlab.experiment._components import filled, find
 
 

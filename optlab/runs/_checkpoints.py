@@ -12,12 +12,11 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal
 
-from optlab._checks import is_count
+from optlab._integers import is_count
 from optlab._processes import is_first, once, together
-from optlab.config import ConfigError
 from optlab.runs import _aside, _background
 from optlab.runs import _storage as storage
-from optlab.runs._errors import CheckpointError, DamagedError
+from optlab.runs._errors import CheckpointError, DamagedError, PlaceError
 from optlab.runs._fingerprints import fingerprints, non_finite
 from optlab.runs._listing import checkpoint_folder, is_complete, saved_steps
 from optlab.runs._lock import WriterLock
@@ -55,6 +54,9 @@ class Checkpoints:
         folder: made if it isn't there.
         every: steps between two saves.
         keep: how many of the latest are kept; the best one is kept beside them.
+
+    Raises:
+        PlaceError: if Orbax can't read from such a folder, or it isn't on this machine.
     """
 
     def __init__(self, folder: str | Path, *, every: int = 500, keep: int = 2):
@@ -63,7 +65,7 @@ class Checkpoints:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         self.folder, self.every, self.keep = run_place(folder).absolute(), every, keep
         if any(sign in str(self.folder) for sign in "[]*?\\"):
-            raise ConfigError(
+            raise PlaceError(
                 f"{folder}: Orbax can't read from a folder with [, ], *, ? or \\ in its path; name another one"
             )
         self._lock = WriterLock(self.folder)

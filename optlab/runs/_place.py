@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from optlab.config import ConfigError
+from optlab.runs._errors import PlaceError
 
 LONGEST = 255  # bytes of a name, which all common file systems allow
 
@@ -15,12 +15,12 @@ def run_place(path: str | os.PathLike[str]) -> Path:
     """Returns the folder that a run's place names; `~` is the home folder.
 
     Raises:
-        ConfigError: For an address on another machine, and for a name that is too long for a file system.
+        PlaceError: For an address on another machine, and for a name that is too long for a file system.
     """
     text = os.fspath(path)
     if re.match(r"\w+://", text):
-        raise ConfigError(f"a run's folder must be on this machine, got {text}: name a folder here, and copy it later")
+        raise PlaceError(f"a run's folder must be on this machine, got {text}: name a folder here, and copy it later")
     for name in Path(text).parts:
         if (size := len(os.fsencode(name))) > LONGEST:
-            raise ConfigError(f"a folder's name can't have more than {LONGEST} bytes, got {size}: {name[:40]}…")
+            raise PlaceError(f"a folder's name can't have more than {LONGEST} bytes, got {size}: {name[:40]}…")
     return Path(text).expanduser()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optlab._checks import is_integer
+from optlab._integers import is_integer
 
 
 def as_floats(x: Any) -> jax.Array:

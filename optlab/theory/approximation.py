@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optlab._checks import is_count
+from optlab._integers import is_count
 from optlab.theory._arrays import as_floats
 from optlab.theory.least_squares import closed_form
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from optlab._checks import is_count
 from optlab._extras import need
+from optlab._integers import is_count
 from optlab.theory._arrays import as_floats, check_all_decays, check_all_positive, check_symmetric
 from optlab.theory.adam import adam_state
 

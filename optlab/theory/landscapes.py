@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optlab._checks import is_count
+from optlab._integers import is_count
 from optlab.theory._arrays import as_floats, check_all_positive, check_symmetric
 
 __all__ = [

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optlab._checks import is_count
 from optlab._extras import need
+from optlab._integers import is_count
 from optlab._measure import Measure
 from optlab.theory import adam, curvature, noise
 

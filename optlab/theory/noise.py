@@ -14,7 +14,7 @@ import optax
 from jax import lax
 from scipy import stats
 
-from optlab._checks import is_count
+from optlab._integers import is_count
 from optlab.theory._arrays import as_floats, check_all_positive
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from optlab._checks import is_count, is_integer
+from optlab._integers import check_seed, is_count, is_integer
 from optlab._measure import Measure
 from optlab._messages import nearest
 from optlab.config import Config, Stop, keys
@@ -20,7 +20,7 @@ def check_arguments(
 
     Raises:
         TypeError: For another type.
-        ValueError: For a seed beyond 32 bits, and a key that no run has.
+        ValueError: For a seed outside of [0, 2**32), and a key that no run has.
     """
     if not isinstance(workload, Workload):
         raise TypeError(f"workload must be a Workload, such as Workload.digits(), got {workload!r}")
@@ -28,10 +28,7 @@ def check_arguments(
         is_factory = callable(tx)
         call = f": call it, as {getattr(tx, '__name__', 'it')}(learning_rate)" if is_factory else ""
         raise TypeError(f"tx must be an optax transformation, such as optlab.adamw(1e-3), got {tx!r}{call}")
-    if not is_integer(seed):
-        raise TypeError(f"seed must be a whole number, got {seed!r}")
-    if not -(2**31) <= seed < 2**32:  # of a longer one JAX takes the last 32 bits
-        raise ValueError(f"seed must lie in [-2**31, 2**32), got {seed}")
+    check_seed(seed)
     if not isinstance(stop, Stop):
         raise TypeError(f"stop must be an optlab.config.Stop, such as Stop(patience=3), got {stop!r}")
     if checkpoints is not None and not hasattr(checkpoints, "writing"):

@@ -12,6 +12,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from optlab._integers import check_seed
 from optlab._measure import Measure
 from optlab.config import Stop, StrategyName, find_strategy
 from optlab.roles import Layout, layout_around
@@ -117,7 +118,7 @@ def assemble(
         strategy: how the step runs on the devices, see `parallelize`,
         mesh: on which,
         rules: and where the mesh's axis "model" goes.
-        seed: of the initialization and of what the loss draws.
+        seed: of the initialization and of what the loss draws; a whole number in [0, 2**32).
         initial: (params, model_state) in place of `workload.init`.
         stop: the step makes no update where its gradient's norm is at most stop.gradient_norm.
         measure: what else is measured in the step; the optimizer's probes always are.
@@ -125,6 +126,7 @@ def assemble(
     Raises:
         ValueError: as `parallelize`.
     """
+    check_seed(seed)
     axis_name = find_strategy(strategy).axis_name
     read_layout = functools.cache(functools.partial(workload.layout, axis_name))
     step = make_measured_step(workload.loss, tx, settings, axis_name=axis_name, measures=(*measure, PROBES))

@@ -119,7 +119,7 @@ def train(
             which isn't checked here: without it each device normalizes its own part of the batch.
         mesh: the devices, for every strategy but "single"; see `make_mesh`.
         rules: where the mesh's axis "model" goes, by role or path, see `parallelize`.
-        seed: of the initialization, the order of the data and dropout.
+        seed: of the initialization, the order of the data and dropout; a whole number in [0, 2**32).
         skip_limit: how many steps may be skipped in all of a run, continued or not, and how many damaged examples left
             out (`optlab.data.DamagedRecordError`); one more ends it with the error.
         skip_log: a file with a line for each skipped step, with the reason and the examples of its batch, and for each

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from optlab._checks import check_decay, is_count
+from optlab._checks import check_decay
+from optlab._integers import is_count
 from optlab._measure import Measure
 from optlab._trees import complex_leaf
 from optlab.config import nearest

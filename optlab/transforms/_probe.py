@@ -11,7 +11,8 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optlab._checks import check_positive, is_count
+from optlab._checks import check_positive
+from optlab._integers import is_count
 from optlab._notes import note
 from optlab._probe_state import METRICS, NORMS, SPECTRUM, ProbeState
 from optlab._trees import is_absent

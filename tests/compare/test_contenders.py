@@ -7,9 +7,8 @@ import optax
 import pytest
 
 import optlab
-from optlab.compare import choice, log_uniform, uniform
+from optlab.compare import StudyError, choice, log_uniform, uniform
 from optlab.compare.contenders import contend
-from optlab.config import ConfigError
 
 LR = {"learning_rate": log_uniform(1e-3, 1e-1)}
 
@@ -91,12 +90,12 @@ def test_another_factory_of_that_name_is_another_one():
     ],
 )
 def test_what_cannot_be_tuned_is_refused_in_one_line(what, space, message):
-    with pytest.raises(ConfigError, match=message) as error:
+    with pytest.raises(StudyError, match=message) as error:
         made(what, space)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a\nb", 3])
 def test_a_name_has_no_slashes(name):
-    with pytest.raises(ConfigError, match="must be text without slashes"):
+    with pytest.raises(StudyError, match="must be text without slashes"):
         contend(name, "adam", space=None, schedule=None, steps=1)

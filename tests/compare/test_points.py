@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optlab.compare import points
+from optlab.compare import StudyError, points
 from optlab.compare.points import at_edge, check_design, choice, draw, log_uniform, seed_of, uniform
-from optlab.config import ConfigError
 
 RATES = {"learning_rate": log_uniform(1e-4, 1e-1), "b1": uniform(0.8, 0.99), "nesterov": choice(True, False)}
 
@@ -55,7 +54,7 @@ def test_a_grid_is_every_combination():
     ],
 )
 def test_an_impossible_space_is_refused_by_name(make, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(StudyError, match=message):
         make()
 
 
@@ -69,12 +68,12 @@ def test_an_impossible_space_is_refused_by_name(make, message):
     ],
 )
 def test_an_impossible_number_of_trials_is_refused(trials, design, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(StudyError, match=message):
         check_design("adam", RATES, trials, design)
 
 
 def test_a_grids_size_is_its_own():
-    with pytest.raises(ConfigError, match="trials must be 2 for sgd's grid, got 8: leave trials out"):
+    with pytest.raises(StudyError, match="trials must be 2 for sgd's grid, got 8: leave trials out"):
         check_design("sgd", {"learning_rate": choice(0.1, 0.2)}, 8, "grid")
 
 

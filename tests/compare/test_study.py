@@ -1,15 +1,17 @@
 """The study: who trains what with which seed, who wins, and that nothing is trained twice."""
 
 import dataclasses
+import json
 import math
 
 import pytest
 
+from optlab.compare import StudyError
 from optlab.compare import study as module
 from optlab.compare.plan import make_plan
 from optlab.compare.study import make_study, run_study
 from optlab.compare.trials import Result
-from optlab.config import ConfigError, Target
+from optlab.config import Target
 
 from .cheap import RATES, Pretended, pretended, tiny
 
@@ -32,7 +34,7 @@ def untraced(monkeypatch):
 
 def studied(contenders=("adamw", "sgd"), **settings):
     settings = {"trials": 4, "studies": 2, "executor": "runs", **settings}
-    return make_study(list(contenders), WORKLOAD, steps=settings.pop("steps", 10), **settings)
+    return make_study(contenders, WORKLOAD, steps=settings.pop("steps", 10), **settings)
 
 
 def asked(study, folder):
@@ -124,9 +126,24 @@ def test_a_killed_driver_goes_on_where_it_stood(tmp_path, untraced):
         assert sorted(Pretended.trained) == sorted(whole)  # each once
 
 
+def test_a_log_that_was_cut_anywhere_is_completed_and_nothing_is_trained_twice(tmp_path, untraced):
+    whole = run_study(studied(trials=2), tmp_path)
+    file = tmp_path / "trials.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    assert len(lines) == 2 * 2 * 3
+    for kept in range(len(lines)):
+        for share in (0.0, 0.5, 1.0):  # of the next line: nothing, a half, all but its end
+            part = lines[kept].rstrip("\n")[: int(share * len(lines[kept]))]
+            file.write_text("".join(lines[:kept]) + part)
+            Pretended.trained.clear()
+            assert run_study(studied(trials=2), tmp_path) == whole
+            assert len(Pretended.trained) == len(lines) - kept - (share == 1.0), (kept, share)
+            assert sorted(json.loads(line)["id"] for line in file.read_text().splitlines()) == sorted(whole)
+
+
 def test_a_study_of_another_length_is_refused(tmp_path, untraced):
     run_study(studied(), tmp_path)
-    with pytest.raises(ConfigError, match=r"another study: steps \(10 there, 20 here\)"):
+    with pytest.raises(StudyError, match=r"another study: steps \(10 there, 20 here\)"):
         run_study(studied(steps=20), tmp_path)
 
 
@@ -142,7 +159,7 @@ def test_a_factory_that_computes_something_else_is_refused(tmp_path):
                           executor="runs")  # fmt: skip
 
     run_study(again(0.1), tmp_path)
-    with pytest.raises(ConfigError, match=r"another study: mine.step"):
+    with pytest.raises(StudyError, match=r"another study: mine.step"):
         run_study(again(0.2), tmp_path)
 
 
@@ -160,29 +177,47 @@ def test_two_drivers_do_not_write_to_one_folder(tmp_path, untraced):
     [
         ({"studies": 0}, "studies must be a whole number of at least 1, got 0"),
         ({"steps": 2.5}, "steps must be a whole number of at least 1, got 2.5"),
+        ({"trials": 2.5}, "trials must be a whole number of at least 1, got 2.5"),
         ({"trials": 6}, "trials must be a power of two"),
         ({"trials": 1}, "trials must be at least 2 for the 1 hyperparameters of adamw"),
         ({"baseline": "adamv"}, "baseline='adamv' is no contender; did you mean 'adamw'"),
+        ({"spaces": {"adamw": RATES["learning_rate"]}}, "the space of 'adamw' must be a dict by argument"),
         ({"spaces": {"adma": RATES}}, "spaces has 'adma', which is no contender"),
-        ({"design": "random"}, "design must be 'sobol' or 'grid', got 'random'"),
+        ({"design": "random"}, "design must be one of 'sobol', 'grid', got 'random'"),
         ({"design": "grid", "trials": None}, "design=grid needs choices"),
-        ({"executor": "dask"}, "executor must be one of population, runs, got 'dask'"),
-        ({"evaluate_every": 11}, r"evaluate_every must lie in \[1, 10\], got 11"),
+        ({"executor": "dask"}, "executor must be one of 'population', 'runs', None, got 'dask'"),
+        ({"evaluate_every": 11}, r"evaluate_every must be a whole number in \[1, 10\], got 11"),
+        ({"evaluate_every": 2.5}, r"evaluate_every must be a whole number in \[1, 10\], got 2.5"),
+        ({"paired": "no"}, "paired must be True or False, got 'no'"),
+        ({"seed": "a"}, "seed must be a whole number, got 'a'"),
+        ({"seed": -1}, r"seed must lie in \[0, 2\*\*32\), got -1"),
+        ({"schedule": "cosine"}, "schedule must be a function .* got 'cosine'"),
+        ({"before": "clip"}, "before must be an optax transformation, or None, got 'clip'"),
+        ({"spaces": [RATES]}, "spaces must be a dict of search spaces by contender"),
+        ({"baseline": 0}, "baseline=0 is no contender"),
+        ({"contenders": "adam"}, "contenders must be a dict, or a list of names, got 'adam'"),
+        ({"contenders": ["adam", "adam"]}, "contenders has 'adam' twice"),
+        ({"contenders": ["adam", max]}, "contenders in a list must be names, got <built-in"),
         ({"contenders": ["adamw"]}, "needs at least two contenders, got adamw"),
     ],
 )
 def test_bad_input_is_refused_by_name(settings, message):
-    with pytest.raises(ConfigError, match=message) as error:
+    with pytest.raises(StudyError, match=message) as error:
         studied(**settings)
     assert "\n" not in str(error.value)
 
 
+def test_a_folder_of_another_kind_is_refused():
+    with pytest.raises(StudyError, match="folder must be a path, or None to keep nothing, got 3"):
+        run_study(studied(), 3)
+
+
 def test_a_comparison_needs_a_validation_split():
     without = dataclasses.replace(WORKLOAD, data=dataclasses.replace(WORKLOAD.data, validation=None))
-    with pytest.raises(ConfigError, match="chooses by the validation split"):
+    with pytest.raises(StudyError, match="chooses by the validation split"):
         make_study(["adam", "sgd"], without, steps=10)
     on_train = dataclasses.replace(WORKLOAD, target=Target(metric="train/loss"))
-    with pytest.raises(ConfigError, match=r"target\.metric is train/loss"):
+    with pytest.raises(StudyError, match=r"target\.metric is train/loss"):
         make_study(["adam", "sgd"], on_train, steps=10)
 
 

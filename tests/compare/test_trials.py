@@ -5,8 +5,9 @@ import math
 
 import pytest
 
+from optlab.compare import StudyError
 from optlab.compare.trials import Ledger, Result, Trial, as_line, from_line
-from optlab.config import ConfigError, Target
+from optlab.config import Target
 
 ABOUT = {"steps": 10, "contenders": {"adam": {"space": {"learning_rate": "log_uniform(0.1, 1)"}}}}
 
@@ -57,7 +58,7 @@ def test_a_line_that_is_damaged_in_the_middle_is_named(tmp_path):
     Ledger(tmp_path, ABOUT).add([result(0), result(1)])
     file = tmp_path / "trials.jsonl"
     file.write_text("{" + file.read_text())
-    with pytest.raises(ConfigError, match=r"line 1 of .*trials.jsonl can't be read"):
+    with pytest.raises(StudyError, match=r"line 1 of .*trials.jsonl can't be read"):
         Ledger(tmp_path, ABOUT)
 
 
@@ -71,7 +72,7 @@ def test_nothing_is_kept_twice(tmp_path):
 def test_another_studys_folder_is_refused_with_what_differs(tmp_path):
     Ledger(tmp_path, ABOUT)
     other = {"steps": 20, "contenders": {"adam": {"space": {"learning_rate": "uniform(0, 1)"}}}}
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(StudyError) as error:
         Ledger(tmp_path, other)
     assert "holds another study: steps (10 there, 20 here)" in str(error.value)
     assert "adam.space.learning_rate (log_uniform(0.1, 1) there, uniform(0, 1) here)" in str(error.value)
@@ -81,7 +82,7 @@ def test_contenders_may_join_and_those_that_left_are_remembered(tmp_path):
     Ledger(tmp_path, ABOUT)
     Ledger(tmp_path, {"steps": 10, "contenders": {"lion": {"space": {}}}})
     changed = {"steps": 10, "contenders": {"adam": {"space": {}}}}
-    with pytest.raises(ConfigError, match="another study"):
+    with pytest.raises(StudyError, match="another study"):
         Ledger(tmp_path, changed)
 
 

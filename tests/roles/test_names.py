@@ -350,7 +350,11 @@ def test_queries_grouped_by_key(names, layers):
 @pytest.mark.parametrize("layers", [(), (L,)])
 def test_a_bias_shows_the_width_of_queries(layers):
     tree = shapes({"query": {"kernel": (*layers, W, E, K), "bias": (*layers, E, K)}})
-    assert found_in(tree)["query/kernel"] == (tuple(range(len(layers))), (len(layers),), (len(layers) + 1, len(layers) + 2))
+    assert found_in(tree)["query/kernel"] == (
+        tuple(range(len(layers))),
+        (len(layers),),
+        (len(layers) + 1, len(layers) + 2),
+    )
     tree = shapes({"query": {"kernel": (W, E, H, K), "bias": (E, H, K)}})
     assert found_in(tree)["query/kernel"] == ((), (0,), (1, 2, 3))
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from optlab.commands import main
-from optlab.config import ConfigError
-from optlab.runs import Checkpoints, Run
+from optlab.runs import Checkpoints, PlaceError, Run
 from optlab.runs._listing import checkpoint_folder
 
 EVERYWHERE = [Run, Checkpoints, checkpoint_folder]
@@ -23,7 +22,7 @@ def test_the_home_folder_is_meant(tmp_path, monkeypatch, where):
 @pytest.mark.parametrize("where", EVERYWHERE)
 @pytest.mark.parametrize(("place", "says"), [("gs://bucket/x", "on this machine"), ("é" * 128, "255 bytes, got 256")])
 def test_what_is_no_folder_here_is_named(where, place, says):
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(PlaceError, match=says):
         where(place)
 
 

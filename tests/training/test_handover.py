@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from optlab.data import DataError
-from optlab.training import Workload, parallelize, train
+from optlab.data import Batches, DataError
+from optlab.training import Workload, assemble, parallelize, train
 from optlab.training.handover import owned
 
 
@@ -92,7 +92,14 @@ def test_what_does_not_fit_is_refused(value, message):
         owned({"labels": value})
 
 
-@pytest.mark.parametrize("seed", [2**32, -(2**31) - 1, 2**63])
-def test_a_seed_that_would_be_cut_off_is_refused(seed):
-    with pytest.raises(ValueError, match=rf"seed must lie in \[-2\*\*31, 2\*\*32\), got {seed}"):
-        train(Workload.digits(), optax.sgd(0.1), steps=1, seed=seed)
+@pytest.mark.parametrize("seed", [2**32, -1, 2**63, 1.5, True])
+@pytest.mark.parametrize("made", [Batches, train, assemble])
+def test_a_seed_that_would_be_cut_off_is_refused(made, seed):
+    workload = Workload.digits()
+    arguments = (workload.data.train, 2) if made is Batches else (workload, optax.sgd(0.1))
+    settings = {"steps": 1} if made is train else {}
+    says = f"seed must be a whole number, got {seed}"
+    if type(seed) is int:
+        says = rf"seed must lie in \[0, 2\*\*32\), got {seed}"
+    with pytest.raises((TypeError, ValueError), match=says):
+        made(*arguments, **settings, seed=seed)

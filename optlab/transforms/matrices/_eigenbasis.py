@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from optlab._checks import check_decay, check_not_negative, check_positive, is_count, is_number
+from optlab._checks import check_decay, check_not_negative, check_positive, is_number
+from optlab._integers import is_count
 from optlab.transforms._numerics import cast_like, check_state_dtypes, check_wide, roots, squares_like, wide_dtype
 from optlab.transforms.matrices._divide import Mesh
 from optlab.transforms.matrices._leaves import check_real, matrix_leaves

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab._checks import check_choice, check_not_negative, is_count, known
+from optlab._checks import check_choice, check_not_negative, known
+from optlab._integers import is_count
 from optlab.transforms._numerics import wide_dtype
 from optlab.transforms.matrices._divide import Mesh
 from optlab.transforms.matrices._leaves import check_real
