@@ -4,7 +4,8 @@ Beyond its end a schedule keeps its last value. With x64 its values are float64,
 keeps it.
 
 The first argument of each is the `peak`; the second, if the schedule has a length, the `steps` of the whole run,
-warm-up included. Fractions are of the peak, so that a schedule keeps its shape when the learning rate is changed.
+warm-up included. Fractions of a rate are of the peak, so that a schedule keeps its shape when the learning rate is
+changed; a warm-up or decay below 1 is a fraction of the run.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab._checks import check_fraction, check_not_negative, check_positive, is_number
+from optlab._checks import check_fraction, check_not_negative, check_positive, is_number, known
 
 __all__ = [
     "constant",
@@ -36,8 +37,7 @@ def constant(peak: float, *, warmup: int = 0) -> optax.Schedule:
         peak: the learning rate.
         warmup: steps of the linear rise from 0.
     """
-    check_not_negative("warmup", warmup)
-    return _after_warmup(peak, warmup, optax.constant_schedule(peak))
+    return _after_warmup(peak, _length("warmup", warmup), optax.constant_schedule(peak))
 
 
 def step_decay(peak: float, *, every: int, factor: float = 0.1) -> optax.Schedule:
@@ -67,23 +67,21 @@ def cosine(peak: float, steps: int, *, end: float = 0.0) -> optax.Schedule:
     return warmup_cosine(peak, steps, warmup=0, end=end)
 
 
-def warmup_cosine(peak: float, steps: int, *, warmup: int | None = None, end: float = 0.0) -> optax.Schedule:
+def warmup_cosine(peak: float, steps: int, *, warmup: float | None = None, end: float = 0.0) -> optax.Schedule:
     """0 → peak linearly in the warm-up, then `cosine` in the remaining steps.
 
     Args:
         peak: the highest learning rate.
         steps: the length of the run, warm-up included.
-        warmup: steps of the warm-up; None is a tenth of the run.
+        warmup: steps of the warm-up, or a fraction of the run; None is a tenth of it.
         end: the last learning rate as a fraction of the peak.
     """
-    check_positive("steps", steps)
-    warmup = steps // 10 if warmup is None else warmup
-    _check_warmup(warmup, steps)
+    warmup = _warmup(warmup, steps, tenths=1)
     _check_fraction("end", end)
     return _after_warmup(peak, warmup, optax.cosine_decay_schedule(peak, steps - warmup, alpha=end))
 
 
-def one_cycle(peak: float, steps: int, *, warmup: int | None = None, base: float = 0.04) -> optax.Schedule:
+def one_cycle(peak: float, steps: int, *, warmup: float | None = None, base: float = 0.04) -> optax.Schedule:
     """base → peak linearly in the warm-up, then along a cosine down to a hundredth of the base.
 
     After Smith and Topin 2018 (arXiv 1708.07120), whose cycle is symmetric and linear; 0.04 and 0.3 are torch's and
@@ -92,12 +90,10 @@ def one_cycle(peak: float, steps: int, *, warmup: int | None = None, base: float
     Args:
         peak: the highest learning rate.
         steps: the length of the run, warm-up included.
-        warmup: steps of the warm-up; None is three tenths of the run.
+        warmup: steps of the warm-up, or a fraction of the run; None is three tenths of it.
         base: the first learning rate as a fraction of the peak.
     """
-    check_positive("steps", steps)
-    warmup = 3 * steps // 10 if warmup is None else warmup
-    _check_warmup(warmup, steps)
+    warmup = _warmup(warmup, steps, tenths=3)
     _check_fraction("base", base)
     down = optax.cosine_decay_schedule(peak, steps - warmup, alpha=base / 100)
     return _after_warmup(peak, warmup, down, start=base)
@@ -113,7 +109,8 @@ def inverse_sqrt(peak: float, *, warmup: int = 0, timescale: float | None = None
         warmup: steps of the linear warm-up from 0 (W).
         timescale: steps until the learning rate has fallen by 1/√2 (τ); None is the warm-up, or 1 without.
     """
-    decay = _inverse(peak, warmup, timescale)
+    warmup = _length("warmup", warmup)
+    decay = _inverse(warmup, timescale)
     return _after_warmup(peak, warmup, lambda t: peak * jnp.sqrt(decay(t)))
 
 
@@ -125,12 +122,13 @@ def inverse(peak: float, *, warmup: int = 0, timescale: float | None = None) -> 
         warmup: steps of the linear warm-up from 0.
         timescale: steps until the learning rate has halved (τ); None is the warm-up, or 1 without.
     """
-    decay = _inverse(peak, warmup, timescale)
+    warmup = _length("warmup", warmup)
+    decay = _inverse(warmup, timescale)
     return _after_warmup(peak, warmup, lambda t: peak * decay(t))
 
 
 def warmup_stable_decay(
-    peak: float, steps: int, *, warmup: int | None = None, decay: int | None = None, end: float = 0.0
+    peak: float, steps: int, *, warmup: float | None = None, decay: float | None = None, end: float = 0.0
 ) -> optax.Schedule:
     """0 → peak linearly, the peak, and linearly down at the end.
 
@@ -139,16 +137,13 @@ def warmup_stable_decay(
     Args:
         peak: the highest learning rate.
         steps: the length of the run, warm-up and decay included.
-        warmup: steps of the warm-up; None is a tenth of the run.
-        decay: steps of the decay; None is a fifth of the run.
+        warmup: steps of the warm-up, or a fraction of the run; None is a tenth of it.
+        decay: steps of the decay, likewise; None is a fifth of the run.
         end: the last learning rate as a fraction of the peak.
     """
     check_not_negative("peak", peak)
-    check_positive("steps", steps)
-    warmup = steps // 10 if warmup is None else warmup
-    decay = max(steps // 5, 1) if decay is None else decay
-    _check_warmup(warmup, steps)
-    check_not_negative("decay", decay)
+    warmup = _warmup(warmup, steps, tenths=1)
+    decay = max(steps // 5, 1) if decay is None else _length("decay", decay, steps)
     if not decay <= steps - warmup:
         raise ValueError(f"decay must fit into the steps after the warm-up ({steps - warmup}), got {decay}")
     _check_fraction("end", end)
@@ -156,15 +151,15 @@ def warmup_stable_decay(
     return _after_warmup(peak, warmup, down)
 
 
-def linear_to_zero(peak: float, steps: int, *, warmup: int = 0) -> optax.Schedule:
+def linear_to_zero(peak: float, steps: int, *, warmup: float = 0) -> optax.Schedule:
     """0 → peak linearly in the warm-up, then linearly to 0 at t = steps.
 
     Args:
         peak: the highest learning rate.
         steps: the length of the run, warm-up included.
-        warmup: steps of the warm-up.
+        warmup: steps of the warm-up, or a fraction of the run.
     """
-    _check_warmup(warmup, steps)
+    warmup = _warmup(warmup, steps, tenths=0)
     return _after_warmup(peak, warmup, optax.linear_schedule(peak, 0.0, steps - warmup))
 
 
@@ -220,18 +215,31 @@ def _after_warmup(peak: Any, warmup: int, schedule: optax.Schedule, start: float
     return _exact(optax.join_schedules([optax.linear_schedule(peak * start, peak, warmup), schedule], [warmup]))
 
 
-def _inverse(peak: Any, warmup: int, timescale: float | None) -> optax.Schedule:
-    check_not_negative("warmup", warmup)
+def _inverse(warmup: int, timescale: float | None) -> optax.Schedule:
     tau = max(warmup, 1) if timescale is None else timescale
     check_positive("timescale", tau)
     return lambda t: 1 / (1 + jnp.maximum(t, 0) / tau)
 
 
-def _check_warmup(warmup: int, steps: int) -> None:
+def _warmup(warmup: Any, steps: int, *, tenths: int) -> int:
+    """A warm-up in steps, shorter than the run, of which it is so many tenths by default."""
     check_positive("steps", steps)
-    check_not_negative("warmup", warmup)
-    if warmup >= steps:
-        raise ValueError(f"warmup must be shorter than steps ({steps}), got {warmup}")
+    length = tenths * steps // 10 if warmup is None else _length("warmup", warmup, steps)
+    if length >= steps:
+        raise ValueError(f"warmup must be shorter than steps ({steps}), got {warmup}: 0.1 is a tenth of the run")
+    return length
+
+
+def _length(name: str, value: Any, steps: int | None = None) -> int:
+    """A number of steps, which may be given as a fraction of the run where the schedule has a length."""
+    check_not_negative(name, value)
+    number = known(name, value)
+    if steps is not None and 0 < number < 1:
+        return round(number * steps)
+    if number % 1:
+        fraction = ", or a fraction of the run below 1" if steps is not None else ""
+        raise ValueError(f"{name} must be a whole number of steps{fraction}, got {value}")
+    return int(number)
 
 
 def _check_fraction(name: str, value: Any) -> None:

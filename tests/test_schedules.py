@@ -116,6 +116,10 @@ def test_the_mean_of_the_tail():  # A24
             {"steps": 100, "decay": 95},
             r"decay must fit into the steps after the warm-up \(90\), got 95",
         ),
+        ("warmup_cosine", {"steps": 500, "warmup": 2.5}, "whole number of steps, or a fraction of the run.*, got 2.5"),
+        ("warmup_stable_decay", {"steps": 500, "decay": 1.5}, "decay must be a whole number of steps, or a fraction"),
+        ("constant", {"warmup": 0.1}, "warmup must be a whole number of steps, got 0.1"),
+        ("inverse", {"warmup": 0.1}, "warmup must be a whole number of steps, got 0.1"),
         ("inverse_sqrt", {"warmup": -1}, "warmup must not be negative, got -1"),
         ("inverse", {"timescale": 0}, "timescale must be positive, got 0"),
         ("step_decay", {"every": 0}, "every must be positive, got 0"),
@@ -125,6 +129,26 @@ def test_the_mean_of_the_tail():  # A24
 def test_schedules_refuse(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         getattr(schedules, name)(peak=0.1, **arguments)
+
+
+@pytest.mark.parametrize("name", ["warmup_cosine", "one_cycle", "warmup_stable_decay", "linear_to_zero"])
+def test_a_warmup_below_one_is_a_fraction_of_the_run(name):
+    """0.1 of a step, as it was read before, is no warm-up at all."""
+    make = getattr(schedules, name)
+    fraction, counted = make(0.1, 200, warmup=0.15), make(0.1, 200, warmup=30)
+    assert [float(fraction(t)) for t in range(0, 200, 7)] == [float(counted(t)) for t in range(0, 200, 7)]
+
+
+def test_a_decay_below_one_is_a_fraction_of_the_run():
+    fraction, counted = (schedules.warmup_stable_decay(0.1, 200, decay=d) for d in (0.4, 80))
+    assert [float(fraction(t)) for t in range(200)] == [float(counted(t)) for t in range(200)]
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20])
+def test_a_default_warmup_fits_into_every_run(steps):
+    schedules.warmup_cosine(0.1, steps)
+    schedules.one_cycle(0.1, steps)
+    schedules.warmup_stable_decay(0.1, steps)
 
 
 def test_a_tail_cant_start_before_the_run():

@@ -21,7 +21,16 @@ from optlab.compare import StudyError
 from optlab.config import ConfigError
 from optlab.runs._errors import PlaceError
 
-COMMANDS = ("train", "compare", "launch", "show", "explain", "checkpoints", "devices")  # in the order of --help
+COMMANDS = (
+    "train",
+    "compare",
+    "report",
+    "launch",
+    "show",
+    "explain",
+    "checkpoints",
+    "devices",
+)  # in the order of --help
 
 
 def main(argv: Sequence[str] | None = None) -> int:

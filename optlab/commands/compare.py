@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import inspect
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from optlab.compare.study import Study
 
-STUDIES = ("trials", "studies", "seeds", "finals")  # more of these go on in the same folder
+STUDIES = ("trials", "studies", "seeds", "finals", "widen")  # more of these go on in the same folder
 
 
 HELP = "compare optimizers fairly: each is tuned anew several times under one budget"
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Says the plan, or runs the study to its end and prints the verdict."""
-    need("optlab compare", "scipy", extra="compare")
+    need("optlab compare", "scipy", "plotly", extra="compare")
     path = Path(arguments.config)
     sys.path += places(path)
     comparison = overridden(load(path, Comparison), arguments.overrides)
@@ -64,8 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     fixed = [a for a in arguments.overrides if a.partition("=")[0] not in STUDIES]
     folder = Path(arguments.folder or Path("studies") / slug(path, fixed))
-    verdict = conclude(study, folder)
+    again = " ".join(["optlab compare", str(path), *map(shlex.quote, arguments.overrides)])
+    verdict = conclude(study, folder, widen=comparison.widen, command=again)
     print(f"{verdict}\n  folder      {folder}  (verdict.md, verdict.json, study.json, trials.jsonl)")
+    print(f"  report      {folder / 'report.html'}")
     return 0
 
 

@@ -11,10 +11,13 @@ from typing import Any
 import optax
 
 from optlab import schedules
+from optlab._extras import need
 from optlab.compare.points import Design, Space
+from optlab.compare.report import write_report
 from optlab.compare.study import Executor, Study, make_study, run_study
 from optlab.compare.trials import Result
 from optlab.compare.verdict import Verdict, judge
+from optlab.compare.widening import ROUNDS, check_widening, widened
 from optlab.training import Workload
 
 
@@ -36,6 +39,7 @@ def compare(
     seed: int = 0,
     evaluate_every: int | None = None,
     executor: Executor | None = None,
+    widen: bool = False,
     folder: str | Path | None = None,
     quiet: bool = False,
 ) -> Verdict:
@@ -65,8 +69,10 @@ def compare(
         evaluate_every: steps between two evaluations; None is a twentieth of the run.
         executor: "population", many trials in one program, or "runs", one after another; None takes populations, and
             runs where those can't be or are slower. The plan says which.
-        folder: where trials and verdict are kept: the same call goes on where it stood, one with more studies, trials
-            or contenders trains only what is new.
+        widen: whether the search goes on beyond the edge of a space where a contender's best values lie at it, by a
+            third of the space's decades and up to three times; all contenders get as many trials more.
+        folder: where trials, verdict and report are kept: the same call goes on where it stood, one with more studies,
+            trials or contenders trains only what is new.
         quiet: whether nothing is said on the way.
 
     Returns:
@@ -80,22 +86,50 @@ def compare(
         schedule=schedule, before=before, baseline=baseline, design=design, paired=paired, seed=seed,
         evaluate_every=evaluate_every, executor=executor,
     )  # fmt: skip
-    return conclude(study, folder, quiet=quiet)
+    return conclude(study, folder, widen=widen, quiet=quiet)
 
 
-def conclude(study: Study, folder: str | Path | None = None, *, quiet: bool = False) -> Verdict:
-    """Runs a study to its end, and judges it; with a folder, the verdict is written there."""
-    verdict = judge(study, run_study(study, folder, progress=None if quiet else _Progress(study)))
+def conclude(
+    study: Study,
+    folder: str | Path | None = None,
+    *,
+    widen: bool = False,
+    quiet: bool = False,
+    command: str = "",
+) -> Verdict:
+    """Runs a study to its end, and judges it; with a folder, verdict and report are written there.
+
+    Args:
+        study: from `make_study`.
+        folder: the study's.
+        widen: as in `compare`.
+        quiet: whether nothing is said on the way.
+        command: what the report names as the way to have it again.
+    """
+    check_widening(study, widen)
+    if folder is not None:
+        need("a study's report", "plotly", "matplotlib", extra="compare")
+    verdict = _judged(study, folder, quiet)
+    for _ in range(ROUNDS if widen else 0):
+        wider = widened(verdict.study, {name: x.edges for name, x in verdict.standings.items()})
+        if wider is None:
+            break
+        verdict = _judged(wider, folder, quiet)
     if folder is not None:
         verdict.write(folder)
+        write_report(verdict, Path(folder).expanduser(), command)
     return verdict
+
+
+def _judged(study: Study, folder: str | Path | None, quiet: bool) -> Verdict:
+    return judge(study, run_study(study, folder, progress=None if quiet else _Progress(study)))
 
 
 class _Progress:
     """A line on stderr for each part of the trials that is finished, with the time left."""
 
     def __init__(self, study: Study):
-        self.total = sum(study.studies * (n * study.seeds + study.finals) for n in study.trials.values())
+        self.total = sum(study.studies * (study.budget(n) * study.seeds + study.finals) for n in study.trials)
         self.began, self.done, self.said = time.monotonic(), 0, -10.0
 
     def __call__(self, name: str, results: Sequence[Result]) -> None:

@@ -87,7 +87,7 @@ def draw(space: Space, trials: int, *, design: Design = "sobol", seed: int = 0) 
 
     Args:
         space: what is searched.
-        trials: how many points; a power of two, whose low discrepancy Sobol's sequence keeps. More trials begin with
+        trials: how many points; of a power of two Sobol's sequence keeps its low discrepancy. More trials begin with
             the same points. A grid has as many as it has.
         design: "sobol" is scrambled by the seed, "grid" is every combination of choices.
         seed: of the scrambling.
@@ -99,7 +99,7 @@ def draw(space: Space, trials: int, *, design: Design = "sobol", seed: int = 0) 
         return [{} for _ in range(trials)]
     from scipy.stats import qmc
 
-    units = qmc.Sobol(len(names), scramble=True, rng=seed).random(trials)
+    units = qmc.Sobol(len(names), scramble=True, rng=seed).random_base2((trials - 1).bit_length())[:trials]
     return [{n: space[n].at(float(u)) for n, u in zip(names, row, strict=True)} for row in units]
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optlab.compare.contenders import Contender
-from optlab.compare.trials import Result, Trial
+from optlab.compare.trials import Result, Trial, pace
 from optlab.data import Batches, as_batches, evaluation_batches
 from optlab.data._arrays import ArraySplit
 from optlab.data._rows import map_arrays
@@ -172,9 +172,9 @@ class _Program:
         state = self.started(traced, jnp.asarray([t.seed for t in trials], jnp.uint32))
         feeds = [self._batches(t.seed) for t in trials]
         found = [_Curve(t) for t in trials]
-        steps = self.contender.steps
+        steps, parts = self.contender.steps, []
         for start in range(0, steps, evaluate_every):
-            stop = min(start + evaluate_every, steps)
+            stop, part = min(start + evaluate_every, steps), time.monotonic()
             measured = []
             piece = self._piece(stop - start, len(trials))
             for at in range(start, stop, piece):
@@ -184,9 +184,10 @@ class _Program:
             for i, curve in enumerate(found):
                 whole = np.concatenate([m[i] for m in measured])
                 curve.add(start, whole, {k: float(v[i]) for k, v in held_out.items()})
+            parts.append((time.monotonic() - part) / (stop - start) / len(trials))
         test = self._evaluate("test", state) if any(t.is_final for t in trials) else {}
         share = (time.monotonic() - began) / len(trials)
-        return [c.result({k: float(v[i]) for k, v in test.items()}, share) for i, c in enumerate(found)]
+        return [c.result({k: float(v[i]) for k, v in test.items()}, share, pace(parts)) for i, c in enumerate(found)]
 
     def _batches(self, seed: int) -> Any:
         return as_batches(self.workload.data.train, self.workload.batch_size, seed, self.workload.draw)
@@ -241,9 +242,9 @@ class _Curve:
         for name, value in entry.items():
             self.curve.setdefault(name, []).append(value)
 
-    def result(self, test: Mapping[str, float], seconds: float) -> Result:
+    def result(self, test: Mapping[str, float], seconds: float, pace: float) -> Result:
         shown = test if self.trial.is_final and self.diverged is None else {}
-        return Result(self.trial, self.curve, shown, self.diverged, seconds, "population")
+        return Result(self.trial, self.curve, shown, self.diverged, seconds, pace, "population")
 
 
 def _why(step: int, values: Mapping[str, float]) -> str:

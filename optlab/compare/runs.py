@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import time
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
@@ -10,22 +12,30 @@ from typing import Any
 
 from optlab.compare.contenders import Contender
 from optlab.compare.population import cause
-from optlab.compare.trials import Result, Trial
+from optlab.compare.trials import Result, Trial, pace
 from optlab.runs import Record
 from optlab.training import GuardError, Workload, train
 
 
 class _Kept:
-    """An observer that keeps the records, which an error would take away."""
+    """An observer that keeps the records, which an error would take away, and when they came."""
 
     def __init__(self) -> None:
         self.records: list[Record] = []
+        self.times: list[float] = []
 
     def begin(self, start: int, steps: int) -> None:
         pass
 
     def record(self, record: Record) -> None:
         self.records.append(record)
+        self.times.append(time.monotonic())
+
+    def pace(self) -> float:
+        """Of the stretches between records."""
+        taken = zip(itertools.pairwise(self.times), itertools.pairwise(self.records), strict=True)
+        parts = [(t - s) / (b["step"] - a["step"]) for (s, t), (a, b) in taken if b["step"] > a["step"]]
+        return pace([math.nan, *parts])  # what was before the first record compiles
 
     def end(self, outcome: str) -> None:
         pass
@@ -71,4 +81,4 @@ def _trained(workload: Workload, contender: Contender, trial: Trial, evaluate_ev
     names = [n for n in (evaluated[0] if evaluated else {"step": 0}) if n in ("step", "train/loss") or n[:4] == "vali"]
     curve = {n: [r[n] for r in evaluated] for n in names}
     test = {n: v for n, v in kept.records[-1].items() if n.startswith("test/")} if diverged is None else {}
-    return Result(trial, curve, test, diverged, seconds, "runs")
+    return Result(trial, curve, test, diverged, seconds, kept.pace(), "runs")

@@ -29,6 +29,7 @@ class Comparison:
         finals: fresh trainings of each winner.
         design: "sobol" or "grid".
         paired: whether all contenders share initializations and data orders.
+        widen: whether the search goes on where best values lie at the edge of a space.
 
     Raises:
         ConfigError: for a key of the baseline that a comparison doesn't use.
@@ -43,6 +44,7 @@ class Comparison:
     finals: int = 1
     design: Design = "sobol"
     paired: bool = False
+    widen: bool = False
 
     def __post_init__(self) -> None:
         bare = Config(**{k: getattr(self.baseline, k) for k in ("data", "model", "optimizer", "steps")})
@@ -69,6 +71,7 @@ def overridden(comparison: Comparison, assignments: Sequence[str]) -> Comparison
 
     hints: dict[str, Any] = {
         "trials": int | None, "studies": int, "seeds": int, "finals": int, "design": Design, "paired": bool,
+        "widen": bool,
     }  # fmt: skip
     own: dict[str, Any] = {}
     others = []

@@ -21,7 +21,7 @@ import optax
 from optlab.compare._arguments import check_kinds, check_names, named
 from optlab.compare._errors import StudyError
 from optlab.compare.contenders import Contender, contend
-from optlab.compare.points import Design, Space, check_design, draw, seed_of
+from optlab.compare.points import Design, Interval, Space, check_design, draw, seed_of
 from optlab.compare.population import Population, reason_against
 from optlab.compare.runs import Runs
 from optlab.compare.trials import Ledger, Result, Trial
@@ -51,6 +51,7 @@ class Study:
         is_paired: whether all contenders' runs have the same initializations and data orders.
         evaluate_every: steps between two evaluations.
         executors: by contender its executor, and why that isn't a population ("" if it is, or wasn't to be).
+        widened: for each round of further trials, by contender the space that they are drawn from; None is its own.
     """
 
     workload: Workload
@@ -64,7 +65,8 @@ class Study:
     is_paired: bool
     evaluate_every: int
     executors: Mapping[str, tuple[str, str]]
-    _drawn: dict[tuple[str, int], list[dict[str, Any]]] = field(default_factory=dict, init=False, repr=False)
+    widened: Sequence[Mapping[str, Space | None]] = ()
+    _drawn: dict[tuple[str, int], dict[int | str, dict[str, Any]]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def baseline(self) -> str:
@@ -80,24 +82,54 @@ class Study:
         name = self.workload.target.metric.partition("/")[2]
         return f"{'validation' if self.workload.data.test is None else 'test'}/{name}"
 
+    def budget(self, contender: str) -> int:
+        """How many points a tuning has in all."""
+        return self.trials[contender] * (1 + len(self.widened))
+
     def executor(self, contender: str) -> Population | Runs:
         """The executor that trains the trials of one contender."""
         make = EXECUTORS[self.executors[contender][0]]
         return make(self.workload, self.contenders[contender], self.evaluate_every, self.studies * self.finals)
 
-    def points(self, contender: str, study: int) -> list[dict[str, Any]]:
-        """The points of one contender's tuning: its own in every study, so that luck in drawing them counts as luck."""
+    def points(self, contender: str, study: int) -> dict[int | str, dict[str, Any]]:
+        """The points of one contender's tuning: its own in every study, so that luck in drawing them counts as luck.
+
+        Those of its space are numbered; one of a widened space is named after that.
+        """
         if (contender, study) not in self._drawn:
-            seed, space = seed_of(self.seed, "points", contender, study), self.contenders[contender].space
-            drawn = draw(space, self.trials[contender], design=self.design, seed=seed)
-            self._drawn[contender, study] = drawn
+            self._drawn[contender, study] = self._draw(contender, study)
         return self._drawn[contender, study]
+
+    def _draw(self, contender: str, study: int) -> dict[int | str, dict[str, Any]]:
+        count, rounds = self.trials[contender], [spaces[contender] for spaces in self.widened]
+        words, space = ("points", contender, study), self.contenders[contender].space
+        own = count * (1 + rounds.count(None))
+        found: dict[int | str, dict[str, Any]] = dict(
+            enumerate(draw(space, own, design=self.design, seed=seed_of(self.seed, *words)))
+        )
+        for beyond in rounds:
+            if beyond is not None:
+                name = ",".join(f"{k}={x}" for k, x in beyond.items() if x != space[k]).replace(" ", "")
+                drawn = draw(beyond, count, seed=seed_of(self.seed, *words, name))
+                found |= {f"{name}:{i}": values for i, values in enumerate(drawn)}
+        return found
+
+    def searched(self, contender: str) -> Space:
+        """Everything that the rounds of a contender's tuning cover."""
+        found = dict(self.contenders[contender].space)
+        for beyond in (spaces[contender] or {} for spaces in self.widened):
+            for key, piece in beyond.items():
+                inner = found[key]
+                if isinstance(inner, Interval) and isinstance(piece, Interval):
+                    bounds = min(inner.low, piece.low), max(inner.high, piece.high)
+                    found[key] = Interval(*bounds, inner.is_log)
+        return found
 
     def searches(self, contender: str, study: int) -> list[Trial]:
         """The trials of one contender's tuning."""
         return [
             self._trial(contender, study, point, repeat, False, values)
-            for point, values in enumerate(self.points(contender, study))
+            for point, values in self.points(contender, study).items()
             for repeat in range(self.seeds)
         ]
 
@@ -107,14 +139,14 @@ class Study:
         values = self.points(contender, study)[point]
         return [self._trial(contender, study, point, repeat, True, values) for repeat in range(self.finals)]
 
-    def winner(self, contender: str, study: int, results: Mapping[str, Result]) -> int:
+    def winner(self, contender: str, study: int, results: Mapping[str, Result]) -> int | str:
         """The point with the best mean of the target's metric at the end; one that diverged comes after all others."""
         target = self.workload.target
-        found: dict[int, list[float]] = {}
+        found: dict[int | str, list[float]] = {}
         for trial in self.searches(contender, study):
             found.setdefault(trial.point, []).append(results[trial.id].last(target.metric))
 
-        def rank(point: int) -> tuple[int, float]:
+        def rank(point: int | str) -> tuple[int, float]:
             whole = [v for v in found[point] if math.isfinite(v)]
             mean = float(np.mean(whole)) if whole else -math.inf
             return len(whole), -mean if target.mode == "min" else mean
@@ -122,11 +154,18 @@ class Study:
         return max(found, key=rank)
 
     def _trial(
-        self, contender: str, study: int, point: int, repeat: int, is_final: bool, values: Mapping[str, Any]
+        self, contender: str, study: int, point: int | str, repeat: int, is_final: bool, values: Mapping[str, Any]
     ) -> Trial:
         what = ("final",) if is_final else ("search", point)
         seed = seed_of(self.seed, *what, study, repeat, *(() if self.is_paired else (contender,)))
         return Trial(contender, study, point, repeat, is_final, values, seed)
+
+    def state_bytes(self, contender: str) -> int:
+        """Of the optimizer's state of one run."""
+        found = self.contenders[contender]
+        with layout_around(functools.cache(self.workload.layout)):
+            state = _first(self.workload, found.make(found.middle))
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state.opt_state))
 
     def about(self) -> dict[str, Any]:
         """The study's identity, as JSON data: a folder's trials are those of one study."""

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ class Trial:
     Attributes:
         contender: its name.
         study: the repetition that it belongs to, from 0.
-        point: which of the study's points.
+        point: which of the study's points: its number, or its name in a widened space.
         repeat: which training of that point.
         is_final: whether it is the winner, trained afresh for the test split.
         values: the hyperparameters.
@@ -33,7 +34,7 @@ class Trial:
 
     contender: str
     study: int
-    point: int
+    point: int | str
     repeat: int
     is_final: bool
     values: Mapping[str, Any]
@@ -55,6 +56,7 @@ class Result:
         test: "test/…" at the end, of a final one.
         diverged: None, or which step failed and why; the curve ends before it.
         seconds: of training. In a population, its share of the population's.
+        pace: seconds a step, evaluations included and compilation left out; NaN where there is one evaluation alone.
         executor: "population" or "runs".
     """
 
@@ -63,6 +65,7 @@ class Result:
     test: Mapping[str, float] = field(default_factory=dict)
     diverged: str | None = None
     seconds: float = math.nan
+    pace: float = math.nan
     executor: str = "runs"
 
     def last(self, metric: str) -> float:
@@ -76,6 +79,11 @@ class Result:
         """The first evaluated step at which the target was reached."""
         values = zip(self.curve["step"], self.curve.get(target.metric, ()), strict=False)
         return next((int(step) for step, value in values if target.reached(value)), None)
+
+
+def pace(seconds: Sequence[float]) -> float:
+    """Of the parts of a run, in seconds a step: their median without the first one, which compiles."""
+    return statistics.median(seconds[1:]) if len(seconds) > 1 else math.nan
 
 
 def as_line(result: Result) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +36,21 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
     tree = dataclasses.asdict(config)
     for key, text in sorted(values.items(), key=lambda item: item[0].count(".")):
         _set(Config, tree, key.split("."), text, key)
+    if "schedule.warmup" not in values:
+        _shrink_warmup(tree)
     return from_tree(Config, tree)  # which checks the config once all values are in place
+
+
+def _shrink_warmup(tree: dict[str, Any]) -> None:
+    """Shrinks a file's warm-up to a tenth of the run, where an override makes the run shorter than it: `steps=20`."""
+    arguments, steps = tree["schedule"]["arguments"], tree["steps"]
+    warmup = arguments.get("warmup")
+    if isinstance(warmup, int) and warmup >= steps:
+        arguments["warmup"] = steps // 10
+        print(
+            f"optlab: schedule.warmup={warmup} is longer than the run: it is {steps // 10}, a tenth of it",
+            file=sys.stderr,
+        )
 
 
 def _set(kind: Any, tree: dict[str, Any], path: list[str], text: str, key: str) -> None:

@@ -8,6 +8,7 @@
 """
 
 from optlab.data import sources
+from optlab.data._arrays import as_source
 from optlab.data._fingerprint import fingerprint
 from optlab.data._types import Batch, DamagedRecordError, DataError, Facts, Source, Split
 from optlab.data.batches import (
@@ -34,6 +35,7 @@ __all__ = [
     "Split",
     "StepBatches",
     "as_batches",
+    "as_source",
     "check_splits",
     "evaluation_batches",
     "fingerprint",

@@ -1,7 +1,7 @@
 """NumPy arrays of a user as a data source, and the statistics that standardize inputs."""
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,3 +153,33 @@ def arrays(
         outputs = 1 + max(int(labels.max()) for _, labels in (own, *given.values()))
     train_split = ArraySplit(inputs, labels, train)
     return Source("arrays", train_split, splits.get("validation"), splits.get("test"), {"outputs": outputs})
+
+
+def as_source(data: Any) -> Source:
+    """Returns a source as it is, and makes one of plain arrays by `arrays`, which holds two tenths of them out.
+
+    Args:
+        data: a `Source` or anything like it, that has `train`; or arrays, as a pair (inputs, labels) or
+            as {"inputs": …, "labels": …}.
+
+    Raises:
+        TypeError: for anything else; it names the way out.
+        DataError: for another dict, and as `arrays`.
+    """
+    if hasattr(data, "train"):
+        return data
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return arrays(*data)
+    if isinstance(data, Mapping):
+        if set(data) != {"inputs", "labels"}:
+            raise DataError(
+                f"data as a dict must hold 'inputs' and 'labels', got {', '.join(map(repr, data)) or 'nothing'}: name "
+                "its arrays so, or make a split of your own"
+            )
+        return arrays(data["inputs"], data["labels"])
+    is_part = hasattr(data, "take") or hasattr(data, "batch")
+    alone = ": to train on it alone say Source('mine', it, None, None, {})" if is_part else ""
+    raise TypeError(
+        "data must be an optlab.data.Source, such as optlab.data.digits(), or your arrays as (inputs, labels), got "
+        f"{type(data).__name__}{alone}"
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from optlab._integers import check_seed, is_count, is_integer
@@ -14,7 +15,16 @@ from optlab.training.workload import Workload
 
 
 def check_arguments(
-    workload: Any, tx: Any, *, seed: Any, stop: Any, checkpoints: Any, observers: Any, measure: Any, allow_change: Any
+    workload: Any,
+    tx: Any,
+    *,
+    seed: Any,
+    stop: Any,
+    checkpoints: Any,
+    observers: Any,
+    schedules: Any,
+    measure: Any,
+    allow_change: Any,
 ) -> None:
     """Refuses arguments of another kind than `train` takes.
 
@@ -32,7 +42,10 @@ def check_arguments(
     if not isinstance(stop, Stop):
         raise TypeError(f"stop must be an optlab.config.Stop, such as Stop(patience=3), got {stop!r}")
     if checkpoints is not None and not hasattr(checkpoints, "writing"):
-        raise TypeError(f"checkpoints must be Checkpoints(folder), or None, got {checkpoints!r}")
+        whole = f": say Checkpoints({str(checkpoints)!r})" if isinstance(checkpoints, str | Path) else ""
+        raise TypeError(f"checkpoints must be Checkpoints(folder), or None, got {checkpoints!r}{whole}")
+    if not (schedules is None or isinstance(schedules, Mapping)):
+        raise TypeError(f"schedules must be a dict of functions of the step by name, got {schedules!r}")
     _check_each("observers", observers, lambda x: all(hasattr(x, name) for name in ("begin", "record", "end")))
     _check_each("measure", measure, lambda x: isinstance(x, Measure))
     _check_keys(allow_change)

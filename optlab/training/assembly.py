@@ -54,6 +54,10 @@ class Assembly:
 
     def shapes(self) -> TrainState:
         """The first state's shapes, dtypes and shardings."""
+        return self._shapes
+
+    @functools.cached_property
+    def _shapes(self) -> TrainState:
         with self.layout():
             return self.parallel.shapes(jax.eval_shape(self.first, *self.arguments))
 

@@ -72,7 +72,7 @@ class Evaluator:
         self.evaluation = jax.jit(_packed(workload.loss), out_shardings=parallel.replicated)
         self.gathered = jax.jit(lambda *model: model, out_shardings=parallel.replicated)
 
-    def check_target(self, target: Target, *, is_needed: bool, key: jax.Array) -> None:
+    def check_target(self, target: Target, *, is_needed: bool) -> None:
         """Refuses a target whose metric is never measured, and values of another shape than the batch's.
 
         Shapes are traced for it, nothing is compiled.
@@ -80,9 +80,9 @@ class Evaluator:
         Args:
             target: the workload's.
             is_needed: whether something waits for it.
-            key: the state's.
         """
         data, evaluate = self.workload.data, functools.partial(jax.eval_shape, make_evaluation(self.workload.loss))
+        key = jax.random.key(0)
         try:
             names = evaluate(*self.labels.model, self.workload.examples(), key)
         except ShapeError:

@@ -22,10 +22,12 @@ from optlab.training.assembly import assemble
 from optlab.training.damaged import DamagedExamples
 from optlab.training.evaluation import Evaluator, Labels
 from optlab.training.feed import Feed
+from optlab.training.first_steps import FirstSteps
 from optlab.training.guard import Skips
 from optlab.training.identity import identity
 from optlab.training.judge import Judge
 from optlab.training.ledger import Ledger
+from optlab.training.mistakes import check_keywords
 from optlab.training.profiling import Trace
 from optlab.training.records import Records
 from optlab.training.saving import Saver
@@ -164,9 +166,11 @@ def train(
         stop=stop,
         checkpoints=checkpoints,
         observers=observers,
+        schedules=schedules,
         measure=measure,
         allow_change=allow_change,
     )
+    check_keywords(settings, workload)
     check_counts(steps=steps, log_every=log_every, skip_limit=skip_limit)
     evaluate_every = max(1, steps // 10) if evaluate_every is None else evaluate_every
     check_counts(evaluate_every=evaluate_every)
@@ -175,10 +179,12 @@ def train(
         workload, tx, given, strategy, mesh=mesh, rules=rules, seed=seed, initial=initial, stop=stop, measure=measure
     )
     with contextlib.ExitStack() as stack:
-        state = assembly.place_state()
         feed = Feed(workload, assembly.parallel, seed=seed, steps=steps)
         skips = Skips(given.guard, skip_limit, skip_log, feed.examples)
         ledger = Ledger(judge, skips, DamagedExamples(workload, skip_limit, skip_log))
+        evaluator = Evaluator(workload, assembly.parallel, ledger.damaged, Labels(workload.loss, assembly.shapes()))
+        evaluator.check_target(workload.target, is_needed=stop.patience is not None)
+        state = assembly.place_state()
         saver = Saver(checkpoints, ledger)
         if checkpoints is not None:
             stack.enter_context(checkpoints.writing())
@@ -191,8 +197,6 @@ def train(
             return History.of(earlier, state, ledger, saver, start)
         if start > steps:
             raise StepsError(f"steps must be at least {start}, which the run has behind it, got {steps}")
-        evaluator = Evaluator(workload, assembly.parallel, ledger.damaged, Labels(workload.loss, state))
-        evaluator.check_target(workload.target, is_needed=stop.patience is not None, key=state.key)
         records = Records(
             feed,
             evaluator,
@@ -211,6 +215,7 @@ def train(
             stack.enter_context(checkpoints.writing())  # again: its end, a save's too, comes before the observers'
         trace = stack.enter_context(contextlib.closing(Trace(profile if is_first() else None, start, steps)))
         stream = stack.enter_context(contextlib.closing(prefetch(feed, start, steps)))
+        first_steps = FirstSteps(assembly, tx, state) if start == 0 else None
         for t, batch in zip(range(start + 1, steps + 1), stream, strict=True):
             trace.at(t)
             if damaged := feed.damaged(t):
@@ -219,6 +224,8 @@ def train(
                 assembly.check(state, batch)
             state, metrics = assembly.parallel.step(state, batch)
             records.push(t, metrics)
+            if first_steps is not None:
+                first_steps.after(t, state, batch, records)
             outcome = records.outcome_at(t, state) or judge.interrupted(asked())
             saver.after(t, state, outcome, records)
             if outcome:

@@ -114,13 +114,18 @@ def _classes(name: str, outputs: jax.Array, batch: Batch) -> tuple[jax.Array, ja
     An index outside of an array is no error in JAX: −1 would be the last class.
     """
     labels, classes = jnp.asarray(batch["labels"]), outputs.shape[-1] if outputs.ndim else 0
+    if not (jnp.issubdtype(labels.dtype, jnp.integer) or labels.dtype == jnp.bool_):
+        is_one_hot = labels.ndim == outputs.ndim and labels.shape[-1] > 1
+        raise ValueError(
+            f"{name} needs labels that are classes, whole numbers from 0 on, got {labels.dtype}: say "
+            f"{'labels.argmax(-1) of one-hot rows' if is_one_hot else 'labels.astype(int) of classes'}, "
+            "loss=squared_error for values"
+        )
     if labels.shape != outputs.shape[:-1] or not outputs.ndim:
         raise ValueError(
             f"{name} needs labels of shape {outputs.shape[:-1]}, a class for each of the outputs {outputs.shape}, got "
             f"{labels.shape}: labels[:, 0] of one column, labels.argmax(-1) of one-hot rows"
         )
-    if not (jnp.issubdtype(labels.dtype, jnp.integer) or labels.dtype == jnp.bool_):
-        raise ValueError(f"{name} needs labels that are classes, whole numbers from 0 on, got {labels.dtype}")
     weight: Any = batch.get("weight")
     weight = weight if np.shape(weight) == labels.shape else None
     _check_classes(name, batch["labels"], weight, classes)

@@ -110,7 +110,7 @@ class Records:
     def outcome_at(self, t: int, state: TrainState) -> str | None:
         """Evaluates after step t if that is due, and returns the run's outcome if it ends there."""
         converged = self.judge.converged(self.latest)
-        if not (self._is_evaluated(t) or converged):
+        if not (self.is_evaluated(t) or converged):
             return None
         self.drain()
         record = self.latest
@@ -124,7 +124,8 @@ class Records:
         self._emit(record)
         return outcome
 
-    def _is_evaluated(self, t: int) -> bool:
+    def is_evaluated(self, t: int) -> bool:
+        """Whether step t is one that is evaluated."""
         return t % self.evaluate_every == 0 or t == self.steps
 
     def _take(self, record: Record) -> None:
@@ -134,9 +135,9 @@ class Records:
         self.evaluator.labels.check(record, self.feed.again(t), always=always)
         is_due = t % self.log_every == 0 or is_rare(record)  # what is measured seldom isn't lost
         self.latest = skips(record)
-        if is_due or self._is_evaluated(t):
+        if is_due or self.is_evaluated(t):
             self.latest |= {name: float(schedule(skips.updates(t))) for name, schedule in self.schedules.items()}
-        if is_due and not self._is_evaluated(t) and not self.judge.converged(self.latest):
+        if is_due and not self.is_evaluated(t) and not self.judge.converged(self.latest):
             self._emit(self.latest)
 
     def _emit(self, record: Record) -> None:

@@ -15,9 +15,10 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from optlab.config import Target
-from optlab.data import Batch, Draw, Source, as_batches, digits, evaluation_batches
+from optlab.data import Batch, Draw, Source, as_batches, as_source, digits, evaluation_batches
 from optlab.roles import Layout, read_program
 from optlab.training import losses, modes
+from optlab.training.mistakes import check_model, check_workload
 from optlab.training.reductions import wide
 
 Params = Any
@@ -46,7 +47,8 @@ class Workload:
     Attributes:
         name: for the log.
         data: a `Source`, or anything that has `train`, `validation` and `test`; `train` may be a split, an object with
-            `batch(step)`, or a Grain MapDataset; `validation` and `test` may be None.
+            `batch(step)`, or a Grain MapDataset; `validation` and `test` may be None. Arrays, as (inputs, labels) or
+            {"inputs": …, "labels": …}, become the source that `optlab.data.arrays` makes of them.
         init: key -> (params, model_state); model_state holds what training changes without a gradient, such as
             BatchNorm's running statistics ({} if there is nothing).
         loss: (params, model_state, batch, key, train) -> (scalar, (model_state, metrics)). metrics are (sum, weight) by
@@ -55,6 +57,9 @@ class Workload:
         batch_size: examples an update, where `data.train` is a split.
         target: what counts as better, and what is good enough.
         draw: how a split's examples are drawn, see `optlab.data.Batches`.
+
+    Raises:
+        TypeError: for an argument of another kind; DataError for arrays that can't be used.
     """
 
     name: str
@@ -64,6 +69,10 @@ class Workload:
     batch_size: int = 128
     target: Target = field(default_factory=Target)
     draw: Draw = "shuffled"
+
+    def __post_init__(self) -> None:
+        check_workload(self.init, self.loss, self.batch_size, self.target)
+        object.__setattr__(self, "data", as_source(self.data))
 
     def example(self) -> Batch:
         """A training batch of one example, for shapes (the whole batch, where the data makes its own batches)."""
@@ -124,13 +133,15 @@ class Workload:
                 fields and attributes that choose the mode (`train`, `training`, `deterministic`, `use_running_average`,
                 …) are set; a Linen module's rng stream is "dropout".
             data: whose batches hold "inputs", what the loss reads ("labels"), and perhaps "weight", one for every
-                value of the loss.
+                value of the loss; or arrays, as (inputs, labels) or {"inputs": …, "labels": …}.
             loss: (outputs, batch) -> a value for every example or position, or the mean of them as a scalar.
             metrics: what else is measured, by name, in the same form.
             batch_size: examples an update.
             draw: how they are drawn: "shuffled" every epoch, with "replacement", "ordered" or as a "stream".
             target: what counts as better; by default a lower validation loss.
         """
+        check_model(model, loss, metrics)
+        data = as_source(data)
         taken = {"loss", "gradient_norm", "fault", "loss_z"} & set(metrics or {})
         if taken:
             raise ValueError(f"metrics can't be named {', '.join(sorted(taken))}: the step has values of that name")

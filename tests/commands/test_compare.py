@@ -39,6 +39,9 @@ def test_a_study_leaves_a_verdict(here, capsys):
     assert len(lines) == 2 * 2 * 3
     assert json.loads((folder / "study.json").read_text())["steps"] == 4
     assert "2 studies of 2 trials" in (folder / "verdict.md").read_text()
+    assert f"report      {folder.relative_to(here)}/report.html" in out
+    assert "optlab compare small.py" in (folder / "report.html").read_text()
+    assert (folder / "figures" / "best-of.png").exists()
 
 
 def test_a_plan_says_what_it_costs_and_trains_nothing(here, capsys, monkeypatch):

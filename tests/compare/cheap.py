@@ -48,4 +48,17 @@ def pretended(trial, shift=0.0):
     noise = seed_of(trial.seed) / 2**31 - 0.5
     loss = 0.1 + (math.log10(rate) + 2.5) ** 2 + 0.02 * noise + shift
     curve = {"step": [5, 10], "train/loss": [1.0, loss], "validation/loss": [1.0, loss]}
-    return Result(trial, curve, {"test/loss": loss + 0.01} if trial.is_final else {}, seconds=0.5)
+    return Result(trial, curve, {"test/loss": loss + 0.01} if trial.is_final else {}, seconds=0.5, pace=0.05)
+
+
+def played(study, shifts=None, change=lambda result: result):
+    """Results of the pretended basin, by contender shifted."""
+    found = {}
+    play = lambda t: found.setdefault(t.id, change(pretended(t, (shifts or {}).get(t.contender, 0.0))))
+    for name in study.contenders:
+        for s in range(study.studies):
+            for trial in study.searches(name, s):
+                play(trial)
+            for trial in study.finals_of(name, s, found):
+                play(trial)
+    return found

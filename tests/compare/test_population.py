@@ -54,6 +54,7 @@ def test_a_population_and_runs_of_the_digits_mlp_are_alike():
     population, runs = both(workload, contender, trials)
     assert_alike(population, runs)
     assert population[trials[0].id].curve["step"] == [6, 12]
+    assert all(r.pace > 0 for found in (population, runs) for r in found.values())
     assert population[trials[0].id].test == {}  # a search never sees the test split
     assert population[trials[1].id].test.keys() == {"test/loss", "test/accuracy"}
 

@@ -47,7 +47,7 @@ def asked(study, folder):
 def test_every_tuning_has_points_and_seeds_of_its_own():
     study = studied(["adam", "adamw"], spaces={"adam": RATES, "adamw": RATES})
     found = [study.points(c, s) for c in study.contenders for s in range(2)]
-    rates = [p["learning_rate"] for points in found for p in points]
+    rates = [p["learning_rate"] for points in found for p in points.values()]
     assert len(set(rates)) == len(rates) == 16
     seeds = [t.seed for c in study.contenders for s in range(2) for t in study.searches(c, s)]
     assert len(set(seeds)) == 16

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from optlab.compare import StudyError
-from optlab.compare.trials import Ledger, Result, Trial, as_line, from_line
+from optlab.compare.trials import Ledger, Result, Trial, as_line, from_line, pace
 from optlab.config import Target
 
 ABOUT = {"steps": 10, "contenders": {"adam": {"space": {"learning_rate": "log_uniform(0.1, 1)"}}}}
@@ -31,6 +31,11 @@ def test_the_last_value_of_a_diverged_trial_is_none_at_all():
     assert math.isnan(result(curve=curve, diverged="step 3").last("validation/loss"))
     assert math.isnan(result(curve=curve).last("validation/accuracy"))
     assert result(curve=curve, test={"test/loss": 0.3}).last("test/loss") == 0.3
+
+
+def test_a_pace_leaves_out_what_compiles():
+    assert pace([9.0, 1.0, 3.0, 2.0]) == 2.0
+    assert math.isnan(pace([9.0]))
 
 
 def test_a_target_is_reached_at_the_first_evaluation_that_is_good_enough():

@@ -7,12 +7,13 @@ import math
 import numpy as np
 import pytest
 
+from optlab.compare import statistics
 from optlab.compare.study import make_study
 from optlab.compare.trials import Result
 from optlab.compare.verdict import judge
 from optlab.config import Target
 
-from .cheap import RATES, pretended, tiny
+from .cheap import RATES, played, tiny
 
 WORKLOAD = tiny(Target(metric="validation/loss", value=0.5))
 
@@ -21,19 +22,6 @@ def studied(contenders=("adamw", "sgd"), workload=WORKLOAD, **settings):
     settings = {"trials": 4, "studies": 5, "executor": "runs", **settings}
     spaces = dict.fromkeys(contenders, RATES)
     return make_study(list(contenders), workload, steps=10, spaces=spaces, **settings)
-
-
-def played(study, shifts=None, change=lambda result: result):
-    """Results of the pretended basin, by contender shifted."""
-    found = {}
-    play = lambda t: found.setdefault(t.id, change(pretended(t, (shifts or {}).get(t.contender, 0.0))))
-    for name in study.contenders:
-        for s in range(study.studies):
-            for trial in study.searches(name, s):
-                play(trial)
-            for trial in study.finals_of(name, s, found):
-                play(trial)
-    return found
 
 
 def verdict_of(study, **kwargs):
@@ -107,6 +95,37 @@ def test_steps_to_the_target_are_a_ratio():
     assert found.standings["adamw"].restricted == 5.0
 
 
+def test_time_to_the_target_counts_what_a_step_costs():
+    def slower(result):
+        is_sgd = result.trial.contender == "sgd"
+        losses = [0.9, 0.2] if is_sgd else [0.3, 0.1]
+        curve = {**result.curve, "validation/loss": losses}
+        return dataclasses.replace(result, curve=curve, pace=0.01 if is_sgd else 0.04)
+
+    study = studied()
+    found = judge(study, played(study, change=slower))
+    assert found.comparisons["sgd"].time == pytest.approx(2 / 4)
+    assert "in 2 [2, 2] of adamw's steps and 0.5 of its time" in str(found)
+    other = dataclasses.replace(study, executors={**study.executors, "sgd": ("population", "")})
+    assert judge(other, played(study, change=slower)).comparisons["sgd"].time is None
+
+
+def test_the_best_of_k_has_a_band_over_the_studies_and_a_flip_is_told():
+    def early(result):  # sgd: all trials alike; adamw: one of four is better, the others are worse
+        trial = result.trial
+        loss = 0.3 if trial.contender == "sgd" else (0.1 if trial.point == 0 else 0.5 + 0.01 * trial.study)
+        return dataclasses.replace(result, curve={**result.curve, "validation/loss": [1.0, loss]})
+
+    found = judge(studied(), played(studied(), change=early))
+    assert [e.value for e in found.standings["sgd"].best_of] == pytest.approx([0.3] * 4)
+    best = found.standings["adamw"].best_of
+    of_one = [(0.1 + 3 * (0.5 + 0.01 * s)) / 4 for s in range(5)]
+    assert best[0] == statistics.mean(of_one)
+    assert best[3].value == pytest.approx(0.1)
+    assert found.comparisons["sgd"].flip == 3
+    assert "with fewer than 3 trials the order of the two on validation is the other one" in str(found)
+
+
 def test_a_target_that_is_never_reached_is_said_so():
     high = lambda r: dataclasses.replace(r, curve={**r.curve, "validation/loss": [0.9, 0.8]})
     never = lambda r: high(r) if r.trial.contender == "sgd" else r
@@ -114,6 +133,7 @@ def test_a_target_that_is_never_reached_is_said_so():
     assert found.standings["sgd"].steps == math.inf
     assert found.standings["sgd"].restricted == 10
     assert "it reaches validation/loss 0.5 in 0 of 5 runs, adamw in 5 of 5 runs" in str(found)
+    assert "until then or the end 10 steps on average, adamw 10" in str(found)
 
 
 def test_diverged_trials_are_counted_with_their_cause():
@@ -137,7 +157,9 @@ def test_a_best_value_at_the_edge_is_flagged():
     )
     found = judge(studied(), played(studied(), change=edge))
     assert found.standings["sgd"].edges == {"learning_rate": "high"}
-    assert "The best values of sgd lie at the edge of its space: learning_rate (upper end). Widen it." in str(found)
+    assert "The best values of sgd lie at the edge of its space: learning_rate (upper end). Say widen=True." in str(
+        found
+    )
 
 
 def test_a_general_optimizer_that_loses_to_its_special_case_is_told():

@@ -5,7 +5,7 @@ from example import config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optlab.config import ConfigError, Stop, Target, component, flatten, override, slug
+from optlab.config import Config, ConfigError, Stop, Target, component, flatten, override, slug
 from optlab.config._values import parse
 
 
@@ -112,6 +112,19 @@ def test_a_target_knows_better_from_worse(mode, better, worse):
     assert not target.reached(worse)
     assert not target.reached(float("nan"))
     assert not Target(mode=mode).reached(better)
+
+
+def test_a_files_warmup_shrinks_with_the_run(capsys):
+    """`steps=20` works whatever the file's warm-up; one that the command line says itself is refused later."""
+    long = Config(
+        data=component("digits"), model=component("mlp"), optimizer=component("sgd"), steps=300,
+        schedule=component("warmup_cosine", warmup=100),
+    )  # fmt: skip
+    assert override(long, ["steps=20"]).schedule.arguments == {"warmup": 2}
+    assert capsys.readouterr().err.startswith("optlab: schedule.warmup=100 is longer than the run: it is 2, a tenth")
+    assert override(long, ["steps=101"]).schedule.arguments == {"warmup": 100}
+    assert override(long, ["steps=20", "schedule.warmup=100"]).schedule.arguments == {"warmup": 100}
+    assert capsys.readouterr().err == ""
 
 
 def test_a_folder_is_named_by_config_and_overrides():

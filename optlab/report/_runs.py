@@ -1,0 +1,109 @@
+"""The report of ordinary runs: their curves over each other, and where their configs differ."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from optlab.config import ConfigError, flatten, text_of
+from optlab.report._charts import Chart, Line
+from optlab.report._page import Section, Table, page
+from optlab.runs import Run
+
+_ORDER = {"loss": 0, "learning_rate": 2, "gradient_norm": 3}
+_LOGARITHMIC = {"loss", "gradient_norm"}
+
+
+def report_runs(folders: Sequence[str | Path]) -> str:
+    """The page of some run folders.
+
+    Raises:
+        FileNotFoundError: for a folder that isn't there.
+        ConfigError: for one without metrics.
+    """
+    runs = [Run(folder) for folder in folders]
+    names = _names([run.folder for run in runs])
+    metrics = []
+    for run in runs:
+        metrics.append(run.metrics())
+        if not metrics[-1]:
+            raise ConfigError(
+                f"{run.folder} has no metrics.jsonl with a logged step: name run folders, such as runs/digits"
+            )
+    title = names[0] if len(runs) == 1 else f"{len(runs)} runs"
+    return page(
+        title,
+        [
+            Section("Runs", [_outcomes(runs, names, metrics)]),
+            *([Section("Where their configs differ", [_differences(runs, names)])] if len(runs) > 1 else []),
+            Section("Curves", _charts(names, metrics)),
+        ],
+    )
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, or as much of their paths as it takes to tell them apart."""
+    whole = [folder.resolve().parts for folder in folders]
+    for depth in range(1, max(map(len, whole)) + 1):
+        found = ["/".join(parts[-depth:]) for parts in whole]
+        if len(set(found)) == len(found):
+            return found
+    raise ConfigError(f"{folders[0]} is named twice")
+
+
+def _outcomes(runs: Sequence[Run], names: Sequence[str], metrics: Sequence[Any]) -> Table:
+    """How each run ended: its last values of everything on held-out splits."""
+    held_out = sorted({k for m in metrics for k in m if k.startswith(("validation/", "test/"))})
+    shown = ["train/loss", *held_out]
+    rows = []
+    for run, name, columns in zip(runs, names, metrics, strict=True):
+        summary = run.summary or {}
+        last = [_last(columns.get(k, [])) for k in shown]
+        seconds = summary.get("seconds")
+        rows.append(
+            [name, str(summary.get("outcome", "not ended")), f"{int(columns['step'][-1]):,}",
+             "–" if seconds is None else f"{seconds:.1f}", *("–" if math.isnan(v) else f"{v:.4g}" for v in last)]
+        )  # fmt: skip
+    return Table(["run", "outcome", "steps", "seconds", *shown], rows)
+
+
+def _last(values: Any) -> float:
+    return next((float(v) for v in reversed(values) if not math.isnan(v)), math.nan)
+
+
+def _differences(runs: Sequence[Run], names: Sequence[str]) -> Table | str:
+    """Every key of the configs whose value isn't the same in all runs."""
+    there = [(run.folder / "config.json").exists() for run in runs]
+    if not all(there):
+        return f"{names[there.index(False)]} has no config.json: what it was run with isn't known."
+    flat = [{k: _text(v) for k, v in flatten(run.config).items()} for run in runs]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    rows = [[key, *(one.get(key, "–") for one in flat)] for key in keys if len({one.get(key) for one in flat}) > 1]
+    return Table(["key", *names], rows) if rows else "Their configs are the same."
+
+
+def _text(value: Any) -> str:
+    try:
+        return text_of(value)
+    except (TypeError, ValueError):
+        return json.dumps(value, default=str)
+
+
+def _charts(names: Sequence[str], metrics: Sequence[Any]) -> list[Chart]:
+    """A chart for every metric, with a line for every run that has it."""
+    keys = {k for columns in metrics for k in columns if k not in ("step", "skipped")}
+    charts = []
+    for key in sorted(keys, key=lambda k: (_ORDER.get(k.rpartition("/")[2], 1), k)):
+        lines = []
+        for group, (name, columns) in enumerate(zip(names, metrics, strict=True)):
+            points = [(s, v) for s, v in zip(columns["step"], columns.get(key, ()), strict=False) if not math.isnan(v)]
+            if points:
+                x, y = zip(*points, strict=True)
+                lines.append(Line(name, x, y, group, style="line" if len(points) > 1 else "points"))
+        tail = key.rpartition("/")[2]
+        safe = "".join(c if c.isalnum() else "-" for c in key)
+        charts.append(Chart(safe, key, "steps", tail, lines, log_y=tail in _LOGARITHMIC))
+    return charts

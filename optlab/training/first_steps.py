@@ -1,0 +1,147 @@
+"""What the first steps show of an optimizer: one that goes uphill, bursts, or moves nothing.
+
+A run that is well pays nothing for it but a look at three losses. Only where the loss jumps at once is an update
+compiled and compared with the gradient.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optlab._processes import is_first
+from optlab.runs import Record
+from optlab.runs._fingerprints import fingerprints
+from optlab.training.assembly import Assembly
+from optlab.training.guard import GuardError
+from optlab.training.records import Records
+from optlab.training.state import TrainState
+from optlab.training.step import takes
+
+WATCHED = 3  # losses: without a learning rate the second is far above the first, or the third is
+JUMP, BURST = 1.25, 10.0  # times the first loss: from the first on it is looked into, from the second on reported
+ON_HOST = 64 * 2**20  # bytes of parameters that are compared on the host; copying them costs no compilation
+
+
+class UphillError(GuardError):
+    """The optimizer's updates point along the gradient, not against it."""
+
+
+class FirstSteps:
+    """Looks at the first steps of a run.
+
+    Args:
+        assembly: the run's.
+        tx: its optimizer.
+        state: its first one.
+    """
+
+    def __init__(self, assembly: Assembly, tx: optax.GradientTransformation, state: TrainState):
+        self.assembly, self.tx = assembly, tx
+        self.start: dict[str, Any] | None = _bits(state.params)
+        self.loss: float | None = None
+        self.is_reported = False
+
+    def after(self, t: int, state: TrainState, batch: Any, records: Records) -> None:
+        """Looks at the run after step t, if there is something to see.
+
+        Args:
+            t: the step.
+            state: after it.
+            batch: its own, placed.
+            records: the run's.
+
+        Raises:
+            UphillError: if the loss rose at once, and the optimizer goes uphill.
+        """
+        if t <= WATCHED:
+            records.drain()
+            self._check_loss(records.latest, state, batch)
+        if self.start is not None and records.is_evaluated(t):
+            records.drain()
+            self._check_moved(records.latest, state)
+
+    def _check_loss(self, record: Record, state: TrainState, batch: Any) -> None:
+        """Compares the loss of a step with the first one's."""
+        loss = record.get("train/loss")
+        if loss is None or not np.isfinite(loss):  # nothing counted; and what isn't finite is the guard's
+            return
+        if self.loss is None:
+            self.loss = loss
+        rise = loss - self.loss
+        if rise <= (JUMP - 1) * abs(self.loss):
+            return
+        step = int(record["step"])
+        what = f"step {step}: the loss rose from {self.loss:.4g} to {loss:.4g}"
+        cosine = self._cosine(state, batch)
+        if cosine > 0.01:
+            raise UphillError(
+                f"{what}, and tx goes uphill (its update has the cosine {cosine:.2f} with the gradient); end it in a "
+                "learning rate, which turns the sign: optax.chain(tx, optlab.scale_by_learning_rate(1e-3))"
+            )
+        if rise > BURST * abs(self.loss) and not self.is_reported:
+            _report(f"{what}: the learning rate is too large, or there is none in tx")
+            self.is_reported = True
+
+    def _check_moved(self, record: Record, state: TrainState) -> None:
+        """Reports that no parameter has changed since the first step."""
+        start, self.start = self.start, None
+        if int(state.step) < 2 or _is_collecting(state.opt_state):  # a warm-up starts at 0
+            return
+        if _bits(state.params) != start:
+            return
+        has_gradient = record.get("train/gradient_norm", 1.0) != 0
+        why = "the learning rate is 0, or all are frozen" if has_gradient else "the loss doesn't depend on them"
+        _report(f"step {int(record['step'])}: no parameter has changed so far: {why}")
+
+    def _cosine(self, state: TrainState, batch: Any) -> float:
+        """Between the gradient and what a fresh optimizer makes of it twice; NaN where that isn't known.
+
+        Twice, since the updates of SAM go uphill and back in turn.
+        """
+        if self.assembly.parallel.strategy.axis_name is not None:  # the loss may be one under that axis alone
+            return np.nan
+        loss, tx = self.assembly.workload.loss, optax.with_extra_args_support(self.tx)
+        is_taken = takes(tx.update)
+
+        def cosine(state: TrainState, batch: Any) -> jax.Array:
+            value_fn = lambda params: loss(params, state.model_state, batch, state.key, True)[0]
+            value, grads = jax.value_and_grad(value_fn)(state.params)
+            known = {"value": value, "grad": grads, "value_fn": value_fn}
+            known["grad_fn"] = lambda params, _: jax.grad(value_fn)(params)
+            extra = {name: x for name, x in known.items() if is_taken(name)}
+            params, opt_state = state.params, tx.init(state.params)
+            for _ in range(2):
+                updates, opt_state = tx.update(grads, opt_state, params, **extra)
+                params = optax.apply_updates(params, updates)
+            moved = jax.tree.map(jnp.subtract, params, state.params)
+            dot = optax.tree.vdot
+            return dot(moved, grads) / jnp.sqrt(dot(moved, moved) * dot(grads, grads))
+
+        with self.assembly.layout():
+            return float(jax.jit(cosine)(state, batch))
+
+
+def _bits(params: Any) -> dict[str, Any]:
+    """What changes with any bit of the parameters: their bytes on this process' first device, or fingerprints."""
+    leaves = {str(i): x for i, x in enumerate(jax.tree.leaves(params))}
+    if sum(x.nbytes for x in leaves.values()) > ON_HOST:
+        return dict(fingerprints(leaves))
+    return {name: np.asarray(x.addressable_data(0)).tobytes() for name, x in leaves.items()}
+
+
+def _is_collecting(opt_state: Any) -> bool:
+    """Whether an `optax.MultiSteps` has made no update yet."""
+    is_one = lambda x: isinstance(x, optax.MultiStepsState)
+    found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_one) if is_one(x)]
+    return any(int(x.gradient_step) == 0 for x in found)
+
+
+def _report(what: str) -> None:
+    if is_first():
+        print(f"optlab: {what}", file=sys.stderr)

@@ -1,0 +1,83 @@
+"""The report of a study: its charts hold the study's numbers, and several studies make a profile."""
+
+import json
+
+import pytest
+
+from optlab.commands import main
+from optlab.compare import log_uniform
+from optlab.compare.report import _charts, _page, profile
+from optlab.compare.study import make_study
+from optlab.compare.verdict import judge
+from optlab.config import Target
+
+from .cheap import RATES, played, tiny
+
+
+@pytest.fixture(scope="module")
+def verdict():
+    spaces = {"adamw": {**RATES, "weight_decay": log_uniform(1e-3, 1.0)}, "sgd": RATES}
+    study = make_study(["adamw", "sgd"], tiny(Target(value=0.5)), steps=10, trials=4, studies=3, spaces=spaces,
+                       executor="runs")  # fmt: skip
+    return judge(study, played(study))
+
+
+def test_every_question_has_its_chart(verdict):
+    charts = {c.key: c for c in _charts(verdict)}
+    assert list(charts) == ["validation-loss", "train-loss", "reached", "over-learning-rate", "over-weight-decay",
+                            "parallel-adamw", "best-of"]  # fmt: skip
+    learning = charts["validation-loss"]
+    assert [line.name for line in learning.lines] == ["adamw", "sgd", "target"]
+    assert learning.lines[0].y[-1] == pytest.approx(
+        verdict.standings["adamw"].mean.value - 0.01
+    )  # less than the test's
+    assert learning.views["examples"] == [16.0] * 3
+    assert learning.views["seconds"] == [0.05] * 3
+    assert len(charts["over-learning-rate"].lines[1].x) == 3 * 4
+    assert len(charts["parallel-adamw"].lines) == 3 * 4
+    assert [line.name for line in charts["parallel-adamw"].lines].count("winners") == 3
+    assert charts["best-of"].lines[0].y == [e.value for e in verdict.standings["adamw"].best_of]
+
+
+def test_a_click_shows_what_the_trial_was(verdict):
+    points = next(c for c in _charts(verdict) if c.key == "over-weight-decay").lines[0]
+    shown = dict(points.details[0])
+    trial = verdict.results[shown["trial"]].trial
+    assert shown["seed"] == str(trial.seed)
+    assert shown["weight_decay"] == f"{trial.values['weight_decay']:.4g}"
+
+
+def test_the_page_begins_with_the_verdict_and_ends_with_the_way_to_have_it_again(verdict):
+    text = _page(verdict, [], "optlab compare mine.py")
+    found = [
+        text.index(part) for part in ("<h2>Verdict", verdict.lines()[0], "<h2>Contenders", "optlab compare mine.py")
+    ]
+    assert found == sorted(found)
+
+
+def test_several_studies_make_a_performance_profile(tmp_path, capsys, verdict):
+    data = verdict.to_json()
+    slow = json.loads(json.dumps(data))
+    for name, steps in (("adamw", 30.0), ("sgd", "inf")):
+        slow["standings"][name]["steps"] = steps
+    for name, steps in (("adamw", 20.0), ("sgd", 10.0)):
+        data["standings"][name]["steps"] = steps
+    chart = profile({"a": data, "b": slow})
+    adamw, sgd = chart.lines
+    assert (adamw.y[0], adamw.y[-1]) == (0.5, 1.0)  # the faster one in b, twice as slow in a
+    assert (sgd.y[0], sgd.y[-1]) == (0.5, 0.5)
+    for name, tree in (("a", data), ("b", slow)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trials.jsonl").touch()
+        (tmp_path / name / "verdict.json").write_text(json.dumps(tree))
+    assert main(["report", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert "Performance profile" in (tmp_path / "report.html").read_text()
+    (tmp_path / "b" / "verdict.json").unlink()
+    assert main(["report", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    assert "has no verdict yet" in capsys.readouterr().err
+
+
+def test_without_a_target_there_is_no_profile(verdict):
+    data = verdict.to_json()
+    data["standings"]["adamw"]["steps"] = None
+    assert "it needs contenders that are in every study" in profile({"a": data})

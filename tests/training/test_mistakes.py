@@ -1,0 +1,123 @@
+"""What one gets wrong in Python at first, and the answer: the line that would work, mostly before anything compiles."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optlab
+from optlab.data import arrays
+from optlab.models import mlp
+from optlab.training import Workload, accuracy, train
+from optlab.training.first_steps import UphillError
+
+X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+VALUES = X.sum(axis=1)
+CLASSES = (VALUES > 0).astype(np.int32)
+ONE_HOT = np.eye(2)[CLASSES]
+
+
+MODEL = mlp(2, widths=[4])
+
+
+def workload(data=(X, CLASSES), model=MODEL, **settings):
+    return Workload.from_model(model, data, **{"batch_size": 16, **settings})
+
+
+def trained(tx=None, data=(X, CLASSES), **settings):
+    return train(workload(data), optax.sgd(0.1) if tx is None else tx, **{"steps": 3, **settings})
+
+
+MISTAKES = {
+    "float labels without loss=": (lambda: trained(data=(X, VALUES)), "loss=squared_error for values"),
+    "a column of them": (lambda: trained(data=(X, VALUES[:, None])), "loss=squared_error for values"),
+    "one-hot labels": (lambda: trained(data=(X, ONE_HOT)), r"labels\.argmax\(-1\) of one-hot rows"),
+    "one-hot integers": (lambda: trained(data=(X, ONE_HOT.astype(int))), r"labels\.argmax\(-1\) of one-hot rows"),
+    "a column of classes": (lambda: trained(data=(X, CLASSES[:, None])), r"labels\[:, 0\] of one column"),
+    "other names in a dict": (lambda: workload({"x": X, "y": CLASSES}), "must hold 'inputs' and 'labels', got 'x'"),
+    "a bare array": (lambda: workload(X), r"your arrays as \(inputs, labels\), got ndarray"),
+    "a split": (lambda: workload(arrays(X, CLASSES).train), r"say Source\('mine', it, None, None, {}\)"),
+    "a factory as tx": (lambda: trained(optax.adam), r"call it, as adam\(learning_rate\)"),
+    "a string as tx": (lambda: trained("adam"), r"such as optlab\.adamw\(1e-3\), got 'adam'"),
+    "a folder as checkpoints": (lambda: trained(checkpoints="runs/x"), r"say Checkpoints\('runs/x'\)"),
+    "epochs": (lambda: trained(epochs=3), "say steps=…: an epoch is 3 steps"),
+    "a learning rate": (lambda: trained(lr=0.1), r"it is the optimizer's, as in optlab\.adamw"),
+    "a schedule alone": (lambda: trained(schedules=max), "schedules must be a dict of functions of the step"),
+    "a loss by name": (lambda: workload(loss="mse"), r"such as optlab\.training\.squared_error, got 'mse'"),
+    "a loss of optax": (lambda: workload(loss=optax.l2_loss), r"optax\.l2_loss\(outputs, batch\['labels'\]\)"),
+    "metrics as a list": (lambda: workload(metrics=[accuracy]), "metrics must be a dict of functions by name"),
+    "a target by name": (lambda: workload(target="train/loss"), r"such as Target\(metric='train/loss'\)"),
+    "a class as model": (lambda: workload(model=nn.Dense), r"got its class Dense: say Dense\(…\)"),
+    "a batch size of 16.0": (lambda: workload(batch_size=16.0), "batch_size must be a number of examples"),
+    "a fraction of no length": (lambda: optlab.schedules.constant(0.1, warmup=0.1), "must be a whole number of steps"),
+    "a long warm-up": (lambda: optlab.schedules.cosine(0.1, 20) and optlab.schedules.warmup_cosine(0.1, 20, warmup=99),
+                       "0.1 is a tenth of the run"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("made", "says"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_answered_with_what_would_work(made, says):
+    with pytest.raises((TypeError, ValueError), match=says) as error:
+        made()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("data", [(X, CLASSES), [X, CLASSES], {"inputs": X, "labels": CLASSES}])
+def test_arrays_are_data(data):
+    made, source = workload(data).data, arrays(X, CLASSES)
+    for split in ("train", "validation", "test"):
+        assert np.array_equal(getattr(made, split).rows, getattr(source, split).rows)
+    assert Workload("mine", data, lambda key: ({}, {}), lambda *_: None).data.facts == {"outputs": 2}
+
+
+def test_an_equinox_module_is_told_the_two_functions():
+    eqx = pytest.importorskip("equinox")
+    with pytest.raises(TypeError, match=r"say Workload\(name, data, init, loss\) with two functions"):
+        workload(model=eqx.nn.Linear(4, 2, key=jax.random.key(0)))
+
+
+# What only training shows, on the cheapest workload.
+
+
+def line(tx, **settings):
+    def loss(weights, model_state, batch, key, train):
+        errors = jnp.square(batch["inputs"] @ weights - batch["labels"])
+        return jnp.mean(errors), (model_state, {"loss": (jnp.sum(errors), errors.size)})
+
+    mine = Workload("line", (X, VALUES), lambda key: (jnp.zeros(4), {}), loss, batch_size=16)
+    return train(mine, tx, **{"steps": 3, "log_every": 1, **settings})
+
+
+@pytest.mark.parametrize("tx", [optax.identity(), optax.scale_by_adam()], ids=["identity", "adam"])
+def test_a_chain_without_a_learning_rate_goes_uphill(tx):
+    with pytest.raises(UphillError, match=r"tx goes uphill .*optlab\.scale_by_learning_rate\(1e-3\)"):
+        line(tx)
+
+
+def test_a_burst_that_goes_downhill_is_reported_once(capsys):
+    line(optax.sgd(30.0))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "the learning rate is too large, or there is none in tx" in lines[0]
+
+
+def test_what_moves_nothing_is_reported(capsys):
+    line(optax.sgd(0.0), evaluate_every=2)
+    assert capsys.readouterr().err == (
+        "optlab: step 2: no parameter has changed so far: the learning rate is 0, or all are frozen\n"
+    )
+
+
+RIGHT = {
+    "a warm-up from 0": lambda: optlab.sgd(optlab.schedules.warmup_cosine(0.01, 30, warmup=0.1)),
+    "collecting": lambda: optax.MultiSteps(optax.sgd(0.1), 8),
+    "uphill and back": lambda: optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.3)),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_is_right_is_not_reported(name, capsys):
+    line(RIGHT[name]())
+    assert capsys.readouterr().err == ""
