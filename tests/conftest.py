@@ -4,6 +4,7 @@ And which tests are slow, and which quick.
 """
 
 import collections
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +42,10 @@ def pytest_collection_modifyitems(items):
         if item.path not in files and not item.get_closest_marker("slow"):
             files.add(item.path)
             item.add_marker("quick")
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is imported stays: no collection looks at it again
 
 
 def mark_thinned(items):
