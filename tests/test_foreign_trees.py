@@ -124,7 +124,15 @@ def test_what_has_no_gradient_is_passed_over(tx):
 # Boxes.
 
 MESH = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
-FAMILY = ["muon", "normuon", "adamuon", "muonh", "adamw", "adagrad", "lion"]
+FAMILY = [
+    "normuon",
+    "muon",
+    "adamuon",
+    "muonh",
+    "adamw",
+    "adagrad",
+    "lion",
+]  # normuon with the first names: its state is longer where these cut
 
 
 @pytest.mark.thinned
