@@ -315,5 +315,8 @@ def _product(a: ScalarOrSchedule, b: ScalarOrSchedule | None) -> ScalarOrSchedul
         return None
     if not callable(a) and not callable(b):
         return a * b
-    at = lambda x, count: x(count) if callable(x) else x
+
+    def at(x: Any, count: Any) -> Any:
+        return x(count) if callable(x) else x
+
     return lambda count: at(a, count) * at(b, count)

@@ -91,11 +91,11 @@ def open_folder(
     """Writes a run's config.json, or checks that the run in the folder may continue under this config.
 
     Args:
-        folder: The run's folder.
-        config: The config, resolved.
-        source: The file that it was read from.
+        folder: the run's folder.
+        config: the config, resolved.
+        source: the file that it was read from.
         kind_of: As for `changes`.
-        allowed: Fixed keys that may differ all the same.
+        allowed: fixed keys that may differ all the same.
 
     Returns:
         The changes. config.json is left as it is: `ChangedConfig` writes them once a step is taken under them.

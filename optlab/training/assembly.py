@@ -30,7 +30,7 @@ from optlab.training.workload import Workload
 
 @dataclass(frozen=True)
 class Assembly:
-    """What `assemble` returns; nothing is made or compiled yet.
+    """A run that `assemble` put together; nothing is made or compiled yet.
 
     Attributes:
         workload: what is trained.

@@ -61,7 +61,7 @@ class History:
         return cls(
             records,
             state,
-            judge.ended or "finished",
+            judge.outcome,
             judge.best,
             judge.reached,
             skips.steps,

@@ -159,7 +159,7 @@ def train(
             folder.claim({"workload": workload.name, "steps": steps, "seed": seed, "strategy": strategy})
         start = int(state.step)
         observers, earlier = saver.with_files(observers, start, steps)
-        if judge.ended not in (None, "finished"):  # it stopped before its last step, and stays stopped
+        if judge.ended_early:
             return folder.concluded(History.of(earlier, state, ledger, saver, start, time.monotonic() - began))
         if start > steps:
             raise StepsError(f"steps must be at least {start}, which the run has behind it, got {steps}")

@@ -99,7 +99,10 @@ class Workload:
 
     def examples(self) -> Batch:
         """The shapes of a batch of a number of examples that is no other axis' length; see `PRIME`."""
-        shape = lambda x: jax.ShapeDtypeStruct((2 * PRIME, *np.shape(x)[1:]), jnp.result_type(x))
+
+        def shape(x: Any) -> Any:
+            return jax.ShapeDtypeStruct((2 * PRIME, *np.shape(x)[1:]), jnp.result_type(x))
+
         return jax.tree.map(shape, self.example())
 
     def layout(self, axis_name: str | None = None) -> Layout:
@@ -190,7 +193,10 @@ class Workload:
 
 def as_functions(model: Any, data: Source) -> tuple[Init, Apply]:
     """A Flax model, as `Workload.from_model` takes it, as two pure functions. The data's first example gives shapes."""
-    example = lambda: as_batches(data.train, 1, 0).batch(0)["inputs"]
+
+    def example() -> Any:
+        return as_batches(data.train, 1, 0).batch(0)["inputs"]
+
     return _linen(model, example) if isinstance(model, nn.Module) else _nnx(model)
 
 
@@ -233,7 +239,10 @@ def _linen(model: nn.Module, example: Callable[[], Any]) -> tuple[Init, Apply]:
 
 def _sown(model_state: ModelState, used: Callable[[ModelState], ModelState]) -> list[str]:
     """The collections that the model sows into: each use appends to their tuples, so that they are no state."""
-    is_tuple = lambda x: isinstance(x, tuple)
+
+    def is_tuple(x: Any) -> bool:
+        return isinstance(x, tuple)
+
     held = {
         name: tree for name, tree in model_state.items() if any(map(is_tuple, jax.tree.leaves(tree, is_leaf=is_tuple)))
     }
@@ -287,7 +296,10 @@ def _nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Init, Apply]:
 def _folded(keys: Any, key: jax.Array) -> Any:
     """A module's keys for one step, of which every device (and microbatch) has a `key` of its own."""
     bits = jax.random.bits(key)
-    fold = lambda x: jax.vmap(lambda x: jax.random.fold_in(x, bits))(x.reshape(-1)).reshape(x.shape)
+
+    def fold(x: Any) -> Any:
+        return jax.vmap(lambda x: jax.random.fold_in(x, bits))(x.reshape(-1)).reshape(x.shape)
+
     return jax.tree.map(fold, keys)
 
 
