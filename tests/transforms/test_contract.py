@@ -54,7 +54,7 @@ kinds_first = lambda names: [name if name in KINDS else pytest.param(name, marks
 @pytest.mark.parametrize("block", kinds_first(BLOCKS))
 def test_a_block_keeps_the_contract(block):
     factory, hyperparams, known = BLOCKS[block]
-    check_transform(factory, hyperparams, **known)
+    check_transform(factory, hyperparams, **known).check()
 
 
 @pytest.mark.parametrize("name", kinds_first(optimizers.__all__))
@@ -64,7 +64,7 @@ def test_an_optimizer_keeps_the_contract(name):
         {"learning_rate": 0.1, **SETTINGS.get(name, {})},
         laws=UNBIASED if name in ("adam", "adamw") else [],
         skip=ONE_DIRECTION if name == "soap" else [],
-    )
+    ).check()
     assert set(report.skipped) <= {"bias_correction", "weight_decay", *ONE_DIRECTION * (name == "soap")}
 
 
