@@ -49,7 +49,7 @@ class Row:
 
     @property
     def is_said(self) -> bool:
-        """Whether the role isn't the one that names and shapes show."""
+        """True if the role isn't the one that names and shapes show."""
         return self.role != self.guess
 
     def cells(self) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ class Explanation:
             f"{each}: {in_bytes(held) if held else 'no bytes'} of state{self._work()}.",
         ]
         if any(OPAQUE in row.rule for row in self.rows):
-            parts.append(f"What {OPAQUE} rules do can't be seen; the roles there are what names and shapes tell.")
+            parts.append(f"{OPAQUE} rules can't be seen; the roles there are inferred from names and shapes.")
         if self.untraced:
             parts.append(
                 f"Functions of matrices aren't counted: an update can't be traced from shapes ({self.untraced})."
@@ -126,15 +126,19 @@ class Explanation:
         return f"{aligned([COLUMNS, *(row.cells() for row in self.rows)])}\n\n{self.summary()}"
 
     def _totals(self) -> list[tuple[str, ...]]:
-        total = lambda name, rows, state: (
-            name,
-            str(len(rows)),
-            f"{sum(math.prod(row.shape) for row in rows):,}",
-            in_bytes(state),
-            _in_gflop(sum(row.flops for row in rows)),
-            ", ".join(f"{n} {role or '?'}" for role, n in Counter(row.role for row in rows).most_common()),
-        )
-        bytes_of = lambda rows: sum(row.state_bytes for row in rows)
+        def total(name: str, rows: Sequence[Row], state: int) -> tuple[str, ...]:
+            return (
+                name,
+                str(len(rows)),
+                f"{sum(math.prod(row.shape) for row in rows):,}",
+                in_bytes(state),
+                _in_gflop(sum(row.flops for row in rows)),
+                ", ".join(f"{n} {role or '?'}" for role, n in Counter(row.role for row in rows).most_common()),
+            )
+
+        def bytes_of(rows: Sequence[Row]) -> int:
+            return sum(row.state_bytes for row in rows)
+
         rules = {
             rule: [row for row in self.rows if row.rule == rule] for rule in dict.fromkeys(r.rule for r in self.rows)
         }
@@ -179,7 +183,10 @@ def explain(
     by_rule, rule_of = Counter[str](), dict(zip(leaves, (row.rule for row in rows), strict=True))
     for row in rows:
         by_rule[row.rule] += row.flops
-    movers = lambda report: " and ".join(dict.fromkeys(rule_of.get(keys, OPAQUE) for keys, _ in report.leaves))
+
+    def movers(report: Report) -> str:
+        return " and ".join(dict.fromkeys(rule_of.get(keys, OPAQUE) for keys, _ in report.leaves))
+
     return Explanation(
         rows=tuple(sorted(rows, key=lambda row: (-by_rule[row.rule], row.rule))),
         plans=tuple((movers(report), report.plan) for report in reports if report.leaves),
@@ -194,7 +201,9 @@ def _reports(tx: optax.GradientTransformation, params: Any, state: Any) -> tuple
     """The calls of `on_matrices` in an update, and why it can't be traced, if it can't."""
 
     def update(grads: Any, state: Any, params: Any) -> Any:
-        value_fn = lambda params: sum(jnp.sum(x.astype(jnp.float32)) for x in jax.tree.leaves(params))
+        def value_fn(params: Any) -> Any:
+            return sum(jnp.sum(x.astype(jnp.float32)) for x in jax.tree.leaves(params))
+
         given = {"value": value_fn(params), "grad": grads, "value_fn": value_fn}
         return optax.with_extra_args_support(tx).update(grads, state, params, **given)
 

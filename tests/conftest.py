@@ -4,15 +4,22 @@ And which tests are slow, and which quick.
 """
 
 import collections
+import gc
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 # In the environment, so that the processes that tests start have the same. Programs as small as these take longer to
 # optimize than to run; `XLA_FLAGS= pytest` runs them as they are compiled for users, which .ci/run does.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    # Its other emitters compile in half the time; later versions have none.
+    + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10."),
+)
 
 import jax
 import pytest
@@ -35,6 +42,10 @@ def pytest_collection_modifyitems(items):
         if item.path not in files and not item.get_closest_marker("slow"):
             files.add(item.path)
             item.add_marker("quick")
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is imported stays: no collection looks at it again
 
 
 def mark_thinned(items):

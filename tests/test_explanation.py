@@ -415,7 +415,7 @@ def test_what_update_would_refuse_is_refused():
         ValueError, match=r"orthogonalize moves matrices, and 'blocks/up/bias' of shape \(5, 48\) isn't one"
     ):
         explain(optlab.by_role({"matrix": hidden(), "default": optax.sgd(0.1)}, said), PARAMS)
-    with pytest.raises(ValueError, match="can't tell by_role what 'mixer'"):
+    with pytest.raises(ValueError, match="don't show by_role what 'mixer'"):
         explain(optlab.muon(0.1), shapes({"mixer": (4, 5, 6)}))
 
 

@@ -424,7 +424,7 @@ def test_what_cant_be_told_is_an_error_within_roles_of_ones_own():
         {"mine": optlab.by_role(RULES), "default": optax.sgd(1.0)},
         read_names(tree, {"mixer/*": "mine", "embed": "head"}),
     )
-    with pytest.raises(ValueError, match="can't tell by_role what 'mixer/w'"):
+    with pytest.raises(ValueError, match="don't show by_role what 'mixer/w'"):
         tx.init(tree)
 
 

@@ -132,7 +132,7 @@ class _Need:
 
     @property
     def is_too_much(self) -> bool:
-        """Whether a device has less memory."""
+        """True if a device has less memory."""
         return self.limit is not None and self.step > self.limit
 
     def cells(self) -> tuple[str, ...]:

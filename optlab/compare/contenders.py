@@ -13,7 +13,7 @@ import optax
 from optlab import optimizers
 from optlab.compare._errors import StudyError
 from optlab.compare.points import DEFAULTS, UNKNOWN, Interval, Space
-from optlab.config import nearest
+from optlab.config import is_learning_rate, nearest
 
 SCHEDULE = "schedule."
 
@@ -44,7 +44,7 @@ class Contender:
         if self.schedule is not None:
             shape = {k.removeprefix(SCHEDULE): v for k, v in values.items() if k.startswith(SCHEDULE)}
             length = {"steps": self.steps} if "steps" in _open_arguments(self.schedule) else {}
-            rates = {k: v for k, v in {**_fixed_rates(self.factory), **said}.items() if is_rate(k)}
+            rates = {k: v for k, v in {**_fixed_rates(self.factory), **said}.items() if is_learning_rate(k)}
             said |= {k: self.schedule(v, **length, **shape) for k, v in rates.items()}
         tx = self.factory(**said)
         return tx if self.before is None else optax.chain(self.before, tx)
@@ -97,11 +97,6 @@ def contend(
     return made
 
 
-def is_rate(argument: str) -> bool:
-    """Whether an argument is a learning rate, which schedules shape."""
-    return argument.endswith("learning_rate")
-
-
 def origin(factory: Callable[..., Any]) -> str:
     """The name under which a factory was defined, through `functools.partial`."""
     while isinstance(factory, functools.partial):
@@ -143,7 +138,7 @@ def _check_space(name: str, factory: Callable[..., Any], schedule: Callable[...,
                 f"the space of {name!r} must say log_uniform(low, high), uniform(low, high) or choice(…) for "
                 f"{argument}, got {found!r}"
             )
-        if is_rate(argument) and isinstance(found, Interval) and found.low < 0:
+        if is_learning_rate(argument) and isinstance(found, Interval) and found.low < 0:
             raise StudyError(f"the space of {name!r} must have a {argument} of at least 0, got {found}")
     for argument, p in known.items():
         is_needed = p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
@@ -170,7 +165,7 @@ def _open_arguments(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]
 def _fixed_rates(factory: Callable[..., Any]) -> dict[str, Any]:
     """Learning rates that a partial has set to numbers: the schedule shapes them as well."""
     fixed = factory.keywords if isinstance(factory, functools.partial) else {}
-    return {k: v for k, v in fixed.items() if is_rate(k) and isinstance(v, int | float)}
+    return {k: v for k, v in fixed.items() if is_learning_rate(k) and isinstance(v, int | float)}
 
 
 def _said(values: Mapping[str, Any]) -> str:

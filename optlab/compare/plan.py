@@ -15,7 +15,7 @@ TIMED = 5  # steps that are timed
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study comes to.
+    """The size and cost of a study.
 
     Attributes:
         study: which one.

@@ -104,7 +104,7 @@ def draw(space: Space, trials: int, *, design: Design = "sobol", seed: int = 0) 
 
 
 def check_design(name: str, space: Space, trials: int | None, design: Design) -> int:
-    """How many trials a study of this contender has.
+    """The number of trials in a study of this contender.
 
     Raises:
         StudyError: for too few of them, a number that isn't a power of two, or a grid of intervals.

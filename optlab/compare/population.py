@@ -76,14 +76,17 @@ class Population:
 
 
 def suited(workload: Workload, contender: Contender) -> tuple[str, str]:
-    """The executor for these trials, and why it isn't a population. Traces, and computes nothing.
+    """The executor for these trials, and the reason why it isn't a population. Traces, and computes nothing.
 
     `benchmarks/comparison_speed.py` measures what the choice is worth.
     """
     try:
         with layout_around(functools.cache(workload.layout)):
             program = _Program(workload, contender, _static(contender, contender.middle))
-            pair = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), tree)
+
+            def pair(tree: Any) -> Any:
+                return jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), tree)
+
             traced, _, batch = program.shapes()
             seeds = jax.ShapeDtypeStruct((2,), jnp.uint32)
             stacked = jax.vmap(program.step, in_axes=(0, 0, None), axis_size=2)
@@ -178,9 +181,12 @@ class _Program:
         return traced, state, as_batches(self.workload.data.train, self.workload.batch_size).batch(0)
 
     def fitting(self) -> int:
-        """How many states a quarter of the device's memory has room for."""
+        """The number of states that fit into a quarter of the device's memory."""
         _, state, batch = self.shapes()
-        size = lambda tree: sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+        def size(tree: Any) -> int:
+            return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
         state = (state.params, state.model_state, [x for x in jax.tree.leaves(state.opt_state)])
         limit = memory_of(jax.local_devices()[0]) or 2**33
         return max(1, int(limit / 4 / (STATES * size(state) + 8 * size(batch))))
@@ -219,7 +225,7 @@ class _Program:
         return as_batches(self.workload.data.train, self.workload.batch_size, seed, self.workload.draw)
 
     def _piece(self, steps: int, width: int) -> int:
-        """How many steps are fed at once: all, or the most that divide them and fit into `FEED`."""
+        """The number of steps fed at once: all, or the most that divide them and fit into `FEED`."""
         if not self.is_stacked:
             return 1  # a CPU's convolutions are slow in a loop of the program's
         if self.rows is not None:
@@ -276,7 +282,7 @@ class _Curve:
 
 
 def _why(step: int, values: Mapping[str, float]) -> str:
-    """What `train` would have said of this step."""
+    """The record that `train` would have made of this step."""
     try:
         Skips("stop", 1)({"step": step, **values})
     except GuardError as error:

@@ -1,4 +1,4 @@
-"""What a few repetitions let one say: intervals, tests, orderings. NumPy and SciPy alone; nothing here is random.
+"""Statistics of a few repetitions: intervals, tests, orderings. NumPy and SciPy alone; nothing here is random.
 
 A sample is one number a repetition, such as the test accuracy of each study's winner. Five repetitions are few:
 Student's t holds its 95 % there, a percentile bootstrap covers 84 %.
@@ -147,7 +147,7 @@ def restricted_mean(times: ArrayLike, reached: ArrayLike, horizon: float) -> flo
 def time_ratio(
     a: ArrayLike, reached_a: ArrayLike, b: ArrayLike, reached_b: ArrayLike, confidence: float = CONFIDENCE
 ) -> Estimate:
-    """How many times b's time to the target a needs; samples censored at one common length.
+    """Ratio of a's time to the target to b's; samples censored at one common length.
 
     Where all runs reach the target it is the ratio of geometric means, by Welch's interval of the logarithms. Else it
     is the ratio of medians (0 or inf where one isn't reached), and the interval holds the factors r for which a rank
@@ -183,7 +183,7 @@ def _rank_interval(least: np.ndarray, most: np.ndarray, confidence: float) -> tu
 
 
 def _rank_counts(n: int, m: int) -> np.ndarray:
-    """How many orders of n and m values have each number of pairs the one way round: the Gaussian binomial."""
+    """Counts the orders of n and m values by their number of pairs the one way round: the Gaussian binomial."""
     counts = np.zeros(n * m + 1)
     counts[0] = 1
     for i in range(1, n + 1):

@@ -38,7 +38,7 @@ EXECUTORS: dict[str, Callable[..., Population | Runs]] = {
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared, and how often. Make one with `make_study`, which checks it.
+    """The contenders, and how often they are compared. Make one with `make_study`, which checks it.
 
     Attributes:
         workload: what is trained.
@@ -80,7 +80,7 @@ class Study:
 
     @property
     def measure(self) -> str:
-        """What the contenders are compared by: the target's metric, on the test split if there is one."""
+        """The metric by which contenders are compared: the target's, on the test split if there is one."""
         name = self.workload.target.metric.partition("/")[2]
         return f"{'validation' if self.workload.data.test is None else 'test'}/{name}"
 
@@ -89,7 +89,7 @@ class Study:
         return self.trials[contender] * (1 + len(self.widened))
 
     def executor(self, contender: str) -> Population | Runs:
-        """What trains the trials of one contender."""
+        """The executor that trains the trials of one contender."""
         make = EXECUTORS[self.executors[contender][0]]
         return make(self.workload, self.contenders[contender], self.evaluate_every, self.studies * self.finals)
 
@@ -170,7 +170,7 @@ class Study:
         return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state.opt_state))
 
     def about(self) -> dict[str, Any]:
-        """What the study is, as JSON data: a folder's trials are those of one study."""
+        """The study's identity, as JSON data: a folder's trials are those of one study."""
         data, target = self.workload.data, self.workload.target
         held_out = {name: getattr(data, name) for name in ("validation", "test")}
         return {

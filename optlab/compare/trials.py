@@ -48,7 +48,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a trial.
+    """The result of a trial.
 
     Attributes:
         trial: which one.
@@ -139,7 +139,7 @@ class Ledger:
             os.fsync(file.fileno())
 
     def _read(self) -> dict[str, Result]:
-        """What is on the disk, without a last line that a kill cut off."""
+        """The lines on the disk, without a last one that a kill cut off."""
         assert self.folder is not None
         file = self.folder / TRIALS
         lines = file.read_text().split("\n") if file.exists() else []
@@ -157,7 +157,7 @@ class Ledger:
 
 
 def _merged(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
-    """What the folder's study is from here on, with contenders that it didn't have."""
+    """Saves the study's identity anew, with contenders that it didn't have."""
     flat = [_flat({**about, "contenders": {}}) for about in (there, here)]
     both = there["contenders"].keys() & here["contenders"].keys()
     for part, about in zip(flat, (there, here), strict=True):

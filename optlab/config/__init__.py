@@ -22,7 +22,7 @@ from optlab.config._schema import (
     keys,
 )
 from optlab.config._strategies import STRATEGIES, Strategy, StrategyName, find_strategy
-from optlab.config._values import ConfigError, accepts, describe
+from optlab.config._values import ConfigError, accepts, describe, is_learning_rate
 
 __all__ = [
     "STRATEGIES",
@@ -43,6 +43,7 @@ __all__ = [
     "describe",
     "find_strategy",
     "flatten",
+    "is_learning_rate",
     "keys",
     "load",
     "nearest",

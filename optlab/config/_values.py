@@ -15,6 +15,11 @@ class ConfigError(ValueError):
     """A config that can't be run. The message names the key, the value and the way out, in one or two lines."""
 
 
+def is_learning_rate(argument: str) -> bool:
+    """True if an argument of that name is a learning rate, which schedules shape."""
+    return argument.endswith("learning_rate")
+
+
 def accepts(value: Any, hint: Any) -> bool:
     """Returns whether a config's value fits a type hint. Hints that a config can't judge accept every value."""
     origin, members = typing.get_origin(hint), typing.get_args(hint)

@@ -6,7 +6,7 @@
 """
 
 from optlab.experiment._build import Experiment, build
-from optlab.experiment._components import explain_keys, filled, find, is_rate, resolve
+from optlab.experiment._components import explain_keys, filled, find, resolve
 from optlab.experiment._kinds import kind_of_change
 from optlab.experiment._load import LoadedRun, load_run
 
@@ -17,7 +17,6 @@ __all__ = [
     "explain_keys",
     "filled",
     "find",
-    "is_rate",
     "kind_of_change",
     "load_run",
     "resolve",

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optlab.config import STRATEGIES, Component, Config, ConfigError, Target
-from optlab.experiment._components import filled, find, hints_of, in_keys, is_rate, parameters, resolve
+from optlab.config import STRATEGIES, Component, Config, ConfigError, Target, is_learning_rate
+from optlab.experiment._components import filled, find, hints_of, in_keys, parameters, resolve
 
 if TYPE_CHECKING:
     import optax
@@ -239,7 +239,7 @@ def _transformation(
             arguments[name] = _transformation(config, f"{key}.{name}", inner, axis_name, schedules, rate)
     for name in names:
         peak = arguments.get(name)
-        if is_rate(name) and isinstance(peak, int | float) and _takes_schedule(hints.get(name, Any)):
+        if is_learning_rate(name) and isinstance(peak, int | float) and _takes_schedule(hints.get(name, Any)):
             schedule = _schedule(config, peak)
             # A constant stays a number: some rules take no schedule, and with a number the state needs no count.
             arguments[name] = peak if _is_flat(config) else schedule

@@ -11,7 +11,18 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from optlab.config import Component, Config, ConfigError, accepts, describe, flatten, keys, nearest, to_json
+from optlab.config import (
+    Component,
+    Config,
+    ConfigError,
+    accepts,
+    describe,
+    flatten,
+    is_learning_rate,
+    keys,
+    nearest,
+    to_json,
+)
 
 # Modules that are searched for a bare name, in this order.
 MODULES = {
@@ -93,12 +104,8 @@ def _is_a(kind: str, module: str, name: str) -> bool:
     if kind == "schedule":
         return name.endswith(("_schedule", "_decay"))
     return not name.startswith("scale_by_") and any(
-        is_rate(p) for p in inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        is_learning_rate(p) for p in inspect.signature(getattr(importlib.import_module(module), name)).parameters
     )
-
-
-def is_rate(parameter: str) -> bool:
-    return parameter.endswith("learning_rate")
 
 
 def _find_users(kind: str, name: str) -> Callable[..., Any]:
@@ -143,7 +150,7 @@ def check_arguments(kind: str, part: Component, factory: Callable[..., Any], key
         hint = hints.get(name, Any)
         if not accepts(value, hint) and not isinstance(value, Component):
             raise ConfigError(f"{key}.{name} must be {describe(hint)}, got {value!r}")
-        if is_rate(name) and isinstance(value, int | float) and not value >= 0:
+        if is_learning_rate(name) and isinstance(value, int | float) and not value >= 0:
             raise ConfigError(f"{key}.{name} must be at least 0, got {value}")
     for name, p in allowed.items():
         needed = p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)

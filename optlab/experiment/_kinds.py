@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from optlab.config import Config, keys
-from optlab.experiment._components import filled, find, is_rate
+from optlab.config import Config, is_learning_rate, keys
+from optlab.experiment._components import filled, find
 
 
 def kind_of_change(key: str, config: Config) -> str:
@@ -13,7 +13,7 @@ def kind_of_change(key: str, config: Config) -> str:
     schedule doesn't depend on it.
     """
     component, _, argument = key.partition(".")
-    if component == "optimizer" and is_rate(argument):
+    if component == "optimizer" and is_learning_rate(argument):
         return "noted"
     if key == "steps" and "steps" not in filled("schedule", find("schedule", config.schedule.name)).values():
         return "noted"

@@ -65,13 +65,19 @@ class MatrixAxes:
 
     def with_stacked(self, axis: int) -> "MatrixAxes":
         """The same with an axis of the input or the output in the stack."""
-        rest = lambda side: tuple(a for a in side if a != axis)
+
+        def rest(side: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(a for a in side if a != axis)
+
         return MatrixAxes((*self.stack, axis), rest(self.input), rest(self.output), self.view)
 
     def with_split(self, shape: tuple[int, ...], axis: int, parts: int) -> "MatrixAxes":
         """The same with an axis seen as (parts, the rest) and the parts in the stack; the leaf has this shape."""
         shape = self.view or shape
-        later = lambda side: tuple(a + (a >= axis) for a in side)
+
+        def later(side: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(a + (a >= axis) for a in side)
+
         view = (*shape[:axis], parts, shape[axis] // parts, *shape[axis + 1 :])
         return MatrixAxes((*later(self.stack), axis), later(self.input), later(self.output), view)
 

@@ -150,7 +150,10 @@ def _key(reading: Reading, rules: Mapping[str, Any]) -> str:
 
 def _within(layout: Layout) -> Layout:
     """The layout for the rules: in place of a role of one's own the inferred one, which a by_role inside needs."""
-    plain = lambda r: r if r.role in ROLES else dataclasses.replace(r, role=r.found)
+
+    def plain(r: Reading) -> Reading:
+        return r if r.role in ROLES else dataclasses.replace(r, role=r.found)
+
     return dataclasses.replace(layout, readings={path: plain(r) for path, r in layout.readings.items()})
 
 
@@ -166,7 +169,10 @@ def _check_made_under(old: Labels, new: Labels) -> None:
     if added := [path for path in now if path not in was]:
         raise LayoutError(f"the updates have a leaf {added[0]!r}, and the state was made without it")
     path = next(path for path in was if was[path] != now[path])
-    say = lambda what: f"{what[0]!r} moved by {what[1]!r}, as a matrix {MatrixAxes(*what[2])}"
+
+    def say(what: Any) -> str:
+        return f"{what[0]!r} moved by {what[1]!r}, as a matrix {MatrixAxes(*what[2])}"
+
     raise LayoutError(
         f"the state was made under another layout: {path!r} was {say(was[path])}, and now is {say(now[path])}. "
         "Make it with the same layout (by_role's own, or that of `with layout:` around), or call init anew"

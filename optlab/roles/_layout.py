@@ -196,8 +196,8 @@ class Layout:
         path, reading = next(iter(unknown.items()))
         if not path:
             raise LayoutError(
-                f"{who} can't tell what one array of shape {reading.shape} without a name is. If optax.flatten made it "
-                "of a tree, put flatten inside, around what moves every coordinate by itself; if not, give a layout="
+                f"{who} can't infer what one array of shape {reading.shape} without a name is. If optax.flatten made "
+                "it of a tree, put flatten inside, around what moves every coordinate by itself; if not, give a layout="
             )
         pattern = pattern_over_layers(path, unknown, self.readings)
         alike = [p for p in unknown if pattern_over_layers(p, unknown, self.readings) == pattern]
@@ -211,7 +211,7 @@ class Layout:
                 f"it: layout.override({{{pattern!r}: role}}), or (role, optlab.roles.MatrixAxes(stack, input, output))"
             )
         raise LayoutError(
-            f"names and shapes can't tell {who} what {pattern!r} of shape {reading.shape} is{more}. Pass the program: "
+            f"names and shapes don't show {who} what {pattern!r} of shape {reading.shape} is{more}. Pass the program: "
             "layout=optlab.roles.read_program(loss, params, batch), whose loss may be any function of the parameters. "
             "Or say it: layout=functools.partial(optlab.roles.read_names, overrides="
             f"{{{pattern!r}: (role, optlab.roles.MatrixAxes(stack, input, output))}})"

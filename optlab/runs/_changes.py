@@ -17,9 +17,9 @@ class Change:
     """A key whose value differs. A side that doesn't have the key has None.
 
     Attributes:
-        key: The config's key, such as optimizer.learning_rate.
-        before: Its value in the run's config.json.
-        after: Its value in the config that the run is to continue under.
+        key: the config's key, such as optimizer.learning_rate.
+        before: its value in the run's config.json.
+        after: its value in the config that the run is to continue under.
         kind: "fixed", "noted" or "changeable".
     """
 
@@ -39,11 +39,11 @@ def changes(
     """Compares a run's config with the one that the run is to continue under.
 
     Args:
-        run: The run's folder, for the message.
-        before: The run's config.
-        after: The other one, resolved.
-        kind_of: What another value of a key means: "fixed", "noted" or "changeable"; see `optlab.experiment`.
-        allowed: Fixed keys that may differ all the same; "optimizer" includes its arguments.
+        run: the run's folder, for the message.
+        before: the run's config.
+        after: the other one, resolved.
+        kind_of: what another value of a key means: "fixed", "noted" or "changeable"; see `optlab.experiment`.
+        allowed: fixed keys that may differ all the same; "optimizer" includes its arguments.
 
     Raises:
         ConfigError: For a fixed key that differs and isn't allowed, and an allowed key that doesn't exist.

@@ -31,10 +31,10 @@ class _Pending:
     """A save under way.
 
     Attributes:
-        finished: Done once the checkpoint is on the disk and verified.
-        step: The step whose state is saved.
-        best: The best step when the save began.
-        held: The folder's lock, held until the save is over.
+        finished: done once the checkpoint is on the disk and verified.
+        step: the step whose state is saved.
+        best: the best step when the save began.
+        held: the folder's lock, held until the save is over.
     """
 
     finished: Future[None]
@@ -51,12 +51,12 @@ class Checkpoints:
     """The checkpoints of one run: `folder/<step>/`, written in the background. Several processes share the folder.
 
     Args:
-        folder: Made if it isn't there.
-        every: Steps between two saves.
-        keep: How many of the latest are kept; the best one is kept beside them.
+        folder: made if it isn't there.
+        every: steps between two saves.
+        keep: how many of the latest are kept; the best one is kept beside them.
 
     Raises:
-        PlaceError: If Orbax can't read from such a folder, or it isn't on this machine.
+        PlaceError: if Orbax can't read from such a folder, or it isn't on this machine.
     """
 
     def __init__(self, folder: str | Path, *, every: int = 500, keep: int = 2):
@@ -102,8 +102,8 @@ class Checkpoints:
         """Restores the state that was saved at a step, bit for bit.
 
         Args:
-            like: A state of the same structure, or its shapes with shardings, which say where the restored arrays go.
-            step: One of `steps()`.
+            like: a state of the same structure, or its shapes with shardings, which say where the restored arrays go.
+            step: one of `steps()`.
             optional: "losses", "ema" or both: these may be missing on one side. A part that isn't in `like` is left
                 out. A part that wasn't saved is taken from `like`, but an `ema` is a copy of the restored parameters.
 
@@ -123,7 +123,7 @@ class Checkpoints:
 
         Args:
             like: As for `restore`.
-            optional: Likewise.
+            optional: likewise.
 
         Raises:
             CheckpointError: If all checkpoints are damaged: a run never starts again from step 0 in silence. Or as
@@ -195,7 +195,7 @@ class Checkpoints:
         Args:
             state: On any devices.
             notes: JSON data that belongs to it.
-            best: The step whose checkpoint is the best so far; it is kept.
+            best: the step whose checkpoint is the best so far; it is kept.
 
         Raises:
             CheckpointError: If this save or the one before failed, two leaves of the state have one name, the step is
@@ -288,7 +288,7 @@ class Checkpoints:
         return not self._holds(step, manifest, notes)
 
     def _holds(self, step: int, manifest: Manifest, notes: str) -> bool:
-        """Whether the state is saved already. Sets aside whatever has its name and isn't whole."""
+        """True if the state is saved already. Sets aside whatever has its name and isn't whole."""
         path = self.folder / str(step)
         if not is_complete(path):
             _aside.set_aside_incomplete(path)
@@ -328,8 +328,8 @@ def load_params(run: str | Path, *, step: int | Literal["best"] | None = None, c
     In a list a {} fills each gap before its last array.
 
     Args:
-        run: The run's folder, or its folder of checkpoints.
-        step: The checkpoint's step; "best": the best one by the target's metric; None: the latest.
+        run: the run's folder, or its folder of checkpoints.
+        step: the checkpoint's step; "best": the best one by the target's metric; None: the latest.
         collection: "params", "ema" or "model_state".
 
     Raises:

@@ -21,7 +21,7 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether Orbax saved a checkpoint there. It names a folder last, so any part of a checkpoint is proof.
+    """True if Orbax saved a checkpoint there. It names a folder last, so any part of a checkpoint is proof.
 
     A checkpoint that has lost some of its files since then is damaged rather than absent: its fingerprints show it.
     """

@@ -81,7 +81,7 @@ class WriterLock:
         return file
 
     def _is_in_place(self) -> bool:
-        """Whether another process would find the very file that is locked."""
+        """True if another process would find the very file that is locked."""
         try:
             there = os.stat(self.folder / LOCK)
         except OSError:

@@ -38,11 +38,11 @@ class StepLog:
     A continued run first drops the lines after the step that it continues from: they are computed again.
 
     Args:
-        path: The file.
-        is_ascending: Whether every line is of a later step than the ones before it.
+        path: the file.
+        is_ascending: whether every line is of a later step than the ones before it.
 
     Attributes:
-        lines: How many lines the file holds, from `begin` on.
+        lines: how many lines the file holds, from `begin` on.
     """
 
     def __init__(self, path: str | Path, *, is_ascending: bool = False):
@@ -199,9 +199,9 @@ class WeightsAndBiases:
     """Logs to a project of Weights & Biases. A continued run goes on in the same run there.
 
     Args:
-        project: The project's name.
-        folder: The run's folder: its name names the run, its path identifies it.
-        config: Shown as the run's config.
+        project: the project's name.
+        folder: the run's folder: its name names the run, its path identifies it.
+        config: shown as the run's config.
     """
 
     def __init__(self, project: str, *, folder: str | Path, config: Mapping[str, Any]):

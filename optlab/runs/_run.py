@@ -25,7 +25,7 @@ class Run:
     >>> run.summary["outcome"], run.metrics()["train/loss"][-1]
 
     Args:
-        folder: Such as runs/digits; of a run without a config, the folder of its checkpoints will do.
+        folder: such as runs/digits; of a run without a config, the folder of its checkpoints will do.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -64,7 +64,7 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """How the run ended: outcome, seconds, best evaluation, target, last record; see `SummaryFile`.
+        """The run's end: outcome, seconds, best evaluation, target, last record; see `SummaryFile`.
 
         None while the run goes on, and after a kill.
         """
@@ -79,7 +79,7 @@ class Run:
         """Loads the parameters of a checkpoint: nested dicts of arrays. See `optlab.runs.load_params`.
 
         Args:
-            step: The checkpoint's step; "best": the best one by the target's metric; None: the latest.
+            step: the checkpoint's step; "best": the best one by the target's metric; None: the latest.
             collection: "params", "ema" or "model_state".
         """
         from optlab.runs import load_params

@@ -81,7 +81,7 @@ _PHRASES = ("RESOURCE_EXHAUSTED", *map(os.strerror, _PASSING))  # TensorStore gi
 
 
 def _is_passing(error: BaseException) -> bool:
-    """Whether reading may succeed another time."""
+    """True if reading may succeed another time."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _PASSING):
         return True
     if any(phrase in str(error) for phrase in _PHRASES):

@@ -30,8 +30,8 @@ class SummaryFile:
     (compilation and evaluation included), the last record, and what `found` adds.
 
     Args:
-        folder: The run's.
-        found: Returns what else is known at the end: the best evaluation, the target, the steps that were skipped.
+        folder: the run's.
+        found: returns what else is known at the end: the best evaluation, the target, the steps that were skipped.
     """
 
     def __init__(self, folder: Path, found: Callable[[], Mapping[str, Any]]):

@@ -124,7 +124,7 @@ class Case:
 
     @functools.cached_property
     def is_pure(self) -> bool:
-        """Whether every trace of the update, the first one too, gives the same program."""
+        """True if every trace of the update, the first one too, gives the same program."""
         errors = [self.error, *(self.error_with(*self.extra_args) for _ in range(TRACES - 1))]
         return not any(errors) and all(each == self.programs[0] for each in self.programs)
 
@@ -137,7 +137,7 @@ class Case:
 
     @functools.cached_property
     def is_random(self) -> bool:
-        """Whether the update draws random numbers, which differ between dtypes."""
+        """True if the update draws random numbers, which differ between dtypes."""
         return "random_" in str(self.traced())
 
     @functools.cached_property

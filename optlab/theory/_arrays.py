@@ -74,7 +74,7 @@ def check_symmetric(name: str, matrix: Any) -> jax.Array:
 def check_rate(name: str, values: Any) -> None:
     """Learning rates, not negative, of any shape; traced values and schedules pass."""
     if not callable(values):
-        check_not_negative(name, values)
+        check_all_not_negative(name, values)
 
 
 def check_length(name: str, value: Any) -> None:
@@ -88,17 +88,17 @@ def check_whole(name: str, values: Any) -> None:
     _check(name, values, lambda x: (x >= 0) & (x % 1 == 0), "be a whole number of at least 0")
 
 
-def check_positive(name: str, values: Any) -> None:
+def check_all_positive(name: str, values: Any) -> None:
     """Numbers above 0, of any shape; what is traced passes."""
     _check(name, values, lambda x: x > 0, "be positive")
 
 
-def check_not_negative(name: str, values: Any) -> None:
+def check_all_not_negative(name: str, values: Any) -> None:
     """Numbers of at least 0, of any shape; what is traced passes."""
     _check(name, values, lambda x: x >= 0, "not be negative")
 
 
-def check_decay(name: str, values: Any) -> None:
+def check_all_decays(name: str, values: Any) -> None:
     """Decays, in [0, 1), of any shape; what is traced passes."""
     _check(name, values, lambda x: (x >= 0) & (x < 1), "lie in [0, 1)")
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optlab._checks import is_number
-from optlab.theory._arrays import as_floats, check_decay, check_not_negative, check_positive
+from optlab.theory._arrays import as_floats, check_all_decays, check_all_not_negative, check_all_positive
 
 
 class HeavyBall(NamedTuple):
@@ -27,7 +27,7 @@ def heavy_ball(largest: Any, smallest: Any) -> HeavyBall:
         largest: the largest eigenvalue of the Hessian (L); of ‖Xw − y‖² it is 2σ²max.
         smallest: the smallest (μ), positive.
     """
-    check_positive("smallest", smallest)
+    check_all_positive("smallest", smallest)
     if is_number(largest) and is_number(smallest) and largest < smallest:
         raise ValueError(f"largest must be at least smallest ({smallest}), got {largest}")
     root_L, root_mu = jnp.sqrt(as_floats(largest)), jnp.sqrt(as_floats(smallest))
@@ -50,7 +50,7 @@ def frequency_response(decay: Any, omega: Any, *, nesterov: bool = False) -> jax
     Returns:
         complex numbers of ω's shape: |H| is the gain, the angle of H the phase.
     """
-    check_decay("decay", decay)
+    check_all_decays("decay", decay)
     response = (1 - decay) / (1 - decay * jnp.exp(-1j * as_floats(omega)))
     return decay * response + 1 - decay if nesterov else response
 
@@ -67,8 +67,8 @@ def ball_with_friction(curvature: Any, x0: Any, times: Any, *, friction: Any) ->
         times: τ, of a shape that broadcasts with h's.
         friction: γ.
     """
-    check_positive("curvature", curvature)
-    check_not_negative("friction", friction)
+    check_all_positive("curvature", curvature)
+    check_all_not_negative("friction", friction)
     h, tau = as_floats(curvature), as_floats(times)
     half = as_floats(friction) / 2
     # Two roots −γ/2 ± √(γ²/4 − h), complex ones where it swings; where they meet (1 + γτ/2)e^(−γτ/2).

@@ -14,10 +14,10 @@ from optlab.theory._arrays import (
     as_matrix,
     as_rates,
     as_vector,
-    check_decay,
+    check_all_decays,
+    check_all_not_negative,
+    check_all_positive,
     check_length,
-    check_not_negative,
-    check_positive,
 )
 
 
@@ -61,7 +61,7 @@ def sgd_risk(
         check_length("average_from", average_from)
     z0 = as_vector("w0", w0, X.shape[1]) - jnp.linalg.pinv(X) @ y
     _check_batch_size(batch_size)
-    check_decay("momentum", momentum)
+    check_all_decays("momentum", momentum)
     return _risk(X, y, z0, as_rates(learning_rate, steps), momentum, batch_size, average_from)
 
 
@@ -115,8 +115,8 @@ def noise_floor(X: Any, y: Any, *, learning_rate: Any, batch_size: int = 1, mome
     """
     X, y = as_design(X, y)
     _check_batch_size(batch_size)
-    check_not_negative("learning_rate", learning_rate)
-    check_decay("momentum", momentum)
+    check_all_not_negative("learning_rate", learning_rate)
+    check_all_decays("momentum", momentum)
     # What X doesn't see never moves, and has no fixed point.
     return _floor(_in_row_space(X), y, learning_rate, momentum, batch_size)
 
@@ -140,7 +140,7 @@ def _floor(X: jax.Array, y: jax.Array, learning_rate: Any, momentum: Any, batch_
 
 
 class Interpolation(NamedTuple):
-    """What SGD does where a solution fits every example; see `interpolation`."""
+    """A prediction of SGD where a solution fits every example; see `interpolation`."""
 
     rho: jax.Array  # E[V] shrinks by this factor a step, in the long run: exact
     guarantee: jax.Array  # and by at least this one: E[V_t] ≤ κ·guaranteeᵗ·V₀, κ = σ²max/σ²min
@@ -168,7 +168,7 @@ def interpolation(X: Any, *, learning_rate: Any, batch_size: int = 1) -> Interpo
     """
     X = as_matrix("X", X)
     _check_batch_size(batch_size)
-    check_not_negative("learning_rate", learning_rate)
+    check_all_not_negative("learning_rate", learning_rate)
     return _interpolation(_in_row_space(X), learning_rate, batch_size)
 
 
@@ -202,7 +202,7 @@ def convex_rate(distance: Any, gradient_bound: Any, steps: Any) -> jax.Array:
         gradient_bound: G, E‖g‖² ≤ G².
         steps: T.
     """
-    check_positive("steps", steps)
+    check_all_positive("steps", steps)
     return 1.5 * as_floats(distance) * gradient_bound / jnp.sqrt(as_floats(steps))
 
 
@@ -221,8 +221,8 @@ def strongly_convex_rate(noise: Any, convexity: Any, steps: Any) -> jax.Array:
         convexity: μ, positive.
         steps: T.
     """
-    check_positive("convexity", convexity)
-    check_positive("steps", steps)
+    check_all_positive("convexity", convexity)
+    check_all_positive("steps", steps)
     return as_floats(noise) ** 2 / (2 * as_floats(convexity) * steps)
 
 

@@ -1,4 +1,4 @@
-"""What Adam's moments do to a step: the first one without correction, agreement, and decay before or after it."""
+"""Effects of Adam's moments on a step: the first one without correction, agreement, and decay before or after it."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab.theory._arrays import as_floats, check_decay
+from optlab.theory._arrays import as_floats, check_all_decays
 
 __all__ = ["adam_state", "agreement", "decay_gap", "first_step", "first_step_ratio", "mean_agreement"]
 
@@ -21,8 +21,8 @@ def first_step_ratio(b1: Any = 0.9, b2: Any = 0.999) -> jax.Array:
         b1: β₁.
         b2: β₂.
     """
-    check_decay("b1", b1)
-    check_decay("b2", b2)
+    check_all_decays("b1", b1)
+    check_all_decays("b2", b2)
     return (1 - as_floats(b1)) / jnp.sqrt(1 - as_floats(b2))
 
 

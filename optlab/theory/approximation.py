@@ -1,4 +1,4 @@
-"""What ReLU networks can be, exactly: piecewise-linear functions, the hat, sawtooths; and what others can't.
+"""Functions that ReLU networks are exactly: piecewise-linear ones, the hat, sawtooths; and limits of other networks.
 
 A network here is a list of layers (W, b), h ← Wh + b with a ReLU between two layers: plain arrays, a pytree that
 `optlab.minimize` trains. One hidden layer is [(w, b), (a, c)]: Σaᵢ relu(wᵢᵀx + bᵢ) + c.

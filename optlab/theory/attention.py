@@ -1,6 +1,6 @@
 """Attention as a plain function: (Q, K, V) -> output and weights, alone, over itself and over references.
 
-Letters in shapes: T queries, S keys, d their width, e the values'. Batches and heads are had by `jax.vmap`.
+Letters in shapes: T queries, S keys, d their width, e the values'. Use `jax.vmap` for batches and heads.
 """
 
 from typing import Any

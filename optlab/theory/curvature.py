@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from optlab._extras import need
 from optlab._integers import is_count
-from optlab.theory._arrays import as_floats, check_decay, check_positive, check_symmetric
+from optlab.theory._arrays import as_floats, check_all_decays, check_all_positive, check_symmetric
 from optlab.theory.adam import adam_state
 
 __all__ = [
@@ -166,7 +166,7 @@ def trace(A: Product, like: Any, *, key: jax.Array, samples: int = 64) -> tuple[
 
 
 class Density(NamedTuple):
-    """Where the eigenvalues lie; see `density`."""
+    """The distribution of the eigenvalues; see `density`."""
 
     nodes: jax.Array  # (probes, matvecs), places
     weights: jax.Array  # (probes, matvecs), the share of all eigenvalues at each; they sum to 1
@@ -209,8 +209,8 @@ def edge_of_stability(learning_rate: Any, *, momentum: Any = 0.0, nesterov: bool
         momentum: β.
         nesterov: whether it is Nesterov's.
     """
-    check_positive("learning_rate", learning_rate)
-    check_decay("momentum", momentum)
+    check_all_positive("learning_rate", learning_rate)
+    check_all_decays("momentum", momentum)
     edge = (2 + 2 * as_floats(momentum)) / learning_rate
     return edge / (1 + 2 * momentum) if nesterov else edge
 
@@ -229,8 +229,8 @@ def edge_of_sgd(learning_rate: Any, batch_size: Any, *, examples: int, spread: A
         examples: N.
         spread: c, the curvatures' standard deviation over their mean.
     """
-    check_positive("learning_rate", learning_rate)
-    check_positive("batch_size", batch_size)
+    check_all_positive("learning_rate", learning_rate)
+    check_all_positive("batch_size", batch_size)
     noise = as_floats(spread) ** 2 * (examples - as_floats(batch_size)) / (as_floats(batch_size) * max(examples - 1, 1))
     return 2 / (learning_rate * (1 + noise))
 

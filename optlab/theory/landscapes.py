@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optlab._integers import is_count
-from optlab.theory._arrays import as_floats, check_positive, check_symmetric
+from optlab.theory._arrays import as_floats, check_all_positive, check_symmetric
 
 __all__ = [
     "Convexity",
@@ -80,7 +80,7 @@ def quadratic(A: Any, minimum: Any | None = None) -> Landscape:
 
 def ravine(condition: float = 25.0) -> Landscape:
     """½(x₁² + κx₂²): gradient descent zigzags across and creeps along; κ is the condition number."""
-    check_positive("condition", condition)
+    check_all_positive("condition", condition)
     f = lambda x: 0.5 * (x[0] ** 2 + condition * x[1] ** 2)
     return Landscape(f, ((0.0, 0.0),), 0.0, (-2.0, 0.5), (-2.5, -1.0), (1.0, 1.0))
 
@@ -135,7 +135,7 @@ def himmelblau() -> Landscape:
 
 
 class Convexity(NamedTuple):
-    """What samples say of a function's convexity; see `check_convexity`."""
+    """Evidence from samples on a function's convexity; see `check_convexity`."""
 
     holds: jax.Array  # whether no sample breaks the inequality; a proof of nothing
     strict: jax.Array  # whether it was strict at every sample with x ≠ y
@@ -184,7 +184,7 @@ def check_convexity(f: Function, low: Any, high: Any, *, key: jax.Array, samples
 
 
 def escape_steps(curvature: Any, *, learning_rate: Any, noise: Any, distance: Any) -> jax.Array:
-    """How many steps noisy gradient descent takes to get that far off a saddle, in root mean square.
+    """Steps that noisy gradient descent takes to get that far off a saddle, in root mean square.
 
     Along a direction of curvature −h the iterate is x ← (1 + ηh)x + ηξ, E[ξ²] = σ²: started on the saddle
     E[x²] = η²σ²((1 + ηh)^(2t) − 1)/((1 + ηh)² − 1). Without noise it never leaves. Only log(distance/σ) counts.
@@ -195,7 +195,7 @@ def escape_steps(curvature: Any, *, learning_rate: Any, noise: Any, distance: An
         noise: σ, the gradient noise's standard deviation along that direction.
         distance: how far, beyond which the quadratic doesn't hold any more.
     """
-    check_positive("curvature", curvature)
+    check_all_positive("curvature", curvature)
     growth = (1 + as_floats(learning_rate) * curvature) ** 2
     return jnp.log1p(distance**2 * (growth - 1) / (learning_rate * noise) ** 2) / jnp.log(growth)
 
@@ -212,7 +212,7 @@ def random_function(key: jax.Array, dimension: int, *, waves: int = 200) -> Func
 
 
 class CriticalPoints(NamedTuple):
-    """Where Newton's method ended; see `critical_points`."""
+    """Points at which Newton's method ended; see `critical_points`."""
 
     x: jax.Array  # (starts, d)
     gradient_norms: jax.Array  # (starts,)

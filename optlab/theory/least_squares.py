@@ -1,7 +1,7 @@
 """Linear regression, L(w) = ‖Xw − y‖²: where it ends, how gradient descent gets there, and what noise leaves of it.
 
 X has shape (N, d), y (N,), w (d,). L is the sum over the examples; of their mean the Hessian 2XᵀX/N and the learning
-rates are had by giving X/√N and y/√N. A bias is a column of ones (`with_bias`). The eigenvalues of XᵀX are λ = σ², σ
+pass X/√N and y/√N for its rates. A bias is a column of ones (`with_bias`). The eigenvalues of XᵀX are λ = σ², σ
 the singular values of X; those below rounding count as 0, so that everything holds where XᵀX is singular, too.
 
 Stochastic gradients (`sgd_risk`, `noise_floor`, `interpolation`) are those of the mean of squared errors over a batch.
@@ -17,8 +17,8 @@ from optlab.theory._arrays import (
     as_floats,
     as_matrix,
     as_vector,
+    check_all_not_negative,
     check_length,
-    check_not_negative,
     check_whole,
 )
 from optlab.theory._heavy_ball import HeavyBall, ball_with_friction, frequency_response, heavy_ball
@@ -101,7 +101,7 @@ def ridge(X: Any, y: Any, penalty: Any) -> jax.Array:
         y: (N,).
         penalty: λ, not negative; 0 is `closed_form`.
     """
-    check_not_negative("penalty", penalty)
+    check_all_not_negative("penalty", penalty)
     X, y = as_design(X, y)
     return _filtered(X, y, lambda sigma: ridge_filter(sigma, penalty))
 
@@ -114,7 +114,7 @@ def early_stopping(X: Any, y: Any, *, learning_rate: Any, steps: Any) -> jax.Arr
 
 def ridge_filter(sigma: Any, penalty: Any) -> jax.Array:
     """σ²/(σ² + λ): what ridge regression leaves of the least-squares solution along each singular vector."""
-    check_not_negative("penalty", penalty)
+    check_all_not_negative("penalty", penalty)
     sigma = as_floats(sigma)
     return jnp.where(sigma == 0, 0, sigma**2 / jnp.where(sigma == 0, 1, sigma**2 + penalty))
 
@@ -124,7 +124,7 @@ def early_stopping_filter(sigma: Any, *, learning_rate: Any, steps: Any) -> jax.
 
     Source: Friedman and Popescu 2004; Ali, Kolter and Tibshirani 2019 (arXiv 1810.10082).
     """
-    check_not_negative("learning_rate", learning_rate)
+    check_all_not_negative("learning_rate", learning_rate)
     check_whole("steps", steps)
     return 1 - (1 - 2 * learning_rate * as_floats(sigma) ** 2) ** steps
 
@@ -158,7 +158,7 @@ def costs(examples: int, features: int, batch_size: int) -> dict[str, int]:
 
 
 class GradientDescent(NamedTuple):
-    """What gradient descent with one learning rate will do; see `gradient_descent`."""
+    """A prediction of gradient descent with one learning rate; see `gradient_descent`."""
 
     rate: jax.Array  # by this factor the error shrinks at every step, asymptotically; above 1 it grows
     diverges: jax.Array  # whether the learning rate is beyond the bound
@@ -176,7 +176,7 @@ def gradient_descent(X: Any, *, learning_rate: Any) -> GradientDescent:
 
     Source: Polyak 1987, section 1.4, for the Hessian 2XᵀX.
     """
-    check_not_negative("learning_rate", learning_rate)
+    check_all_not_negative("learning_rate", learning_rate)
     values = _eigenvalues(X)
     is_seen = values > 0
     high, low = values[0], jnp.min(jnp.where(is_seen, values, jnp.inf))
@@ -201,7 +201,7 @@ def gradient_descent_path(X: Any, y: Any, w0: Any, *, learning_rate: Any, steps:
 
     What of w₀ is orthogonal to the rows of X stays as it is: from 0 the path ends at the solution of least norm.
     """
-    check_not_negative("learning_rate", learning_rate)
+    check_all_not_negative("learning_rate", learning_rate)
     check_length("steps", steps)
     X, y = as_design(X, y)
     w0 = as_vector("w0", w0, X.shape[1])

@@ -14,7 +14,7 @@ from jax import lax
 from scipy import stats
 
 from optlab._minimization import minimize
-from optlab.theory._arrays import as_floats, check_not_negative, check_positive, check_symmetric, check_whole
+from optlab.theory._arrays import as_floats, check_all_not_negative, check_all_positive, check_symmetric, check_whole
 
 __all__ = [
     "Laziness",
@@ -92,7 +92,7 @@ def kernel_regression(
         f0_test: and on the test examples.
         penalty: λ.
     """
-    check_not_negative("penalty", penalty)
+    check_all_not_negative("penalty", penalty)
     K, y, shape = _square(kernel, y)
     _check_like("f0", f0, shape)
     rows = K if kernel_test is None else _rows(kernel_test, len(K))
@@ -115,7 +115,7 @@ def kernel_descent(kernel: Any, y: Any, *, learning_rate: Any, steps: Any, f0: A
         steps: t.
         f0: the outputs at θ₀.
     """
-    check_not_negative("learning_rate", learning_rate)
+    check_all_not_negative("learning_rate", learning_rate)
     check_whole("steps", steps)
     K, y, shape = _square(kernel, y)
     _check_like("f0", f0, shape)
@@ -148,7 +148,7 @@ def shallow(
 
 
 class Laziness(NamedTuple):
-    """How far a network and its tangent part when both are trained; see `laziness`."""
+    """The gap between a network and its tangent when both are trained; see `laziness`."""
 
     gap: jax.Array  # root mean square of f(θ_T) − f_lin(θ'_T) on the test examples
     moved: jax.Array  # ‖θ_T − θ₀‖
@@ -216,7 +216,7 @@ def slope_with_width(widths: Sequence[int], values: Any, *, confidence: float = 
         )
     if len(set(widths)) < 2 or not all(width > 0 for width in widths):
         raise ValueError(f"widths must be positive and two different ones at least, got {list(widths)}")
-    check_positive("values", values)
+    check_all_positive("values", values)
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
     slopes = np.polyfit(np.log(widths), np.log(values).T, 1)[0]

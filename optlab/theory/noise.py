@@ -15,7 +15,7 @@ from jax import lax
 from scipy import stats
 
 from optlab._integers import is_count
-from optlab.theory._arrays import as_floats, check_positive
+from optlab.theory._arrays import as_floats, check_all_positive
 
 __all__ = [
     "GradientNoise",
@@ -65,7 +65,7 @@ def per_example_gradients(loss: Loss, params: Any, model_state: Any, batch: Any,
 
 
 class GradientNoise(NamedTuple):
-    """What per-example gradients say; see `gradient_noise`."""
+    """Noise statistics of per-example gradients; see `gradient_noise`."""
 
     signal: jax.Array  # |G|², the squared norm of the true gradient, without bias (it can come out negative)
     variance: jax.Array  # tr Σ, the trace of the covariance of one example's gradient, without bias
@@ -96,7 +96,7 @@ def gradient_variance(variance: Any, batch_size: Any, *, examples: Any | None = 
         batch_size: B.
         examples: N, of which the batch is drawn without replacement; None is with replacement.
     """
-    check_positive("batch_size", batch_size)
+    check_all_positive("batch_size", batch_size)
     spread = as_floats(variance) / batch_size
     return spread if examples is None else spread * (examples - batch_size) / (examples - 1)
 
@@ -139,7 +139,7 @@ def steps_to_target(batch_size: Any, *, scale: Any, least: Any) -> jax.Array:
         scale: B_noise, see `gradient_noise`.
         least: S_min, the steps with the whole gradient.
     """
-    check_positive("batch_size", batch_size)
+    check_all_positive("batch_size", batch_size)
     return least * (1 + as_floats(scale) / batch_size)
 
 

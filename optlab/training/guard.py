@@ -85,7 +85,10 @@ def guarded(
     is_fine = jnp.stack(checks)
     is_accepted = jnp.all(is_fine)
     measured["fault"] = jnp.where(is_accepted, 0, 1 + jnp.argmin(is_fine)).astype(jnp.float32)  # the first that isn't
-    choose = lambda ours, theirs: jax.tree.map(lambda a, b: jnp.where(is_accepted, a, b), ours, theirs)
+
+    def choose(ours: Any, theirs: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(is_accepted, a, b), ours, theirs)
+
     state = dataclasses.replace(new, params=params, ema=ema, losses=choose(losses, old.losses))
     if guard == "skip":
         state = dataclasses.replace(choose(state, old), step=new.step)
@@ -93,7 +96,7 @@ def guarded(
 
 
 def _is_still_finite(new: jax.Array, old: jax.Array) -> jax.Array:
-    """Whether every number that was finite is; a model may keep infinities of its own."""
+    """True if every number that was finite is; a model may keep infinities of its own."""
     if not jnp.issubdtype(jnp.asarray(new).dtype, jnp.inexact):
         return jnp.asarray(True)
     return jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
@@ -180,7 +183,7 @@ class Skips:
             self.log.end()
 
     def updates(self, step: int) -> int:
-        """How many updates were made before a step, counted from 1: what the optimizer's own counts say."""
+        """The number of updates made before a step, counted from 1: the optimizer's own counts agree with it."""
         return step - 1 - sum(skipped < step for skipped in self.steps)
 
     def dump(self) -> dict[str, Any]:

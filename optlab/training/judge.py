@@ -32,6 +32,16 @@ class Judge:
         except ConfigError as error:
             raise ValueError(str(error)) from None
 
+    @property
+    def outcome(self) -> str:
+        """The run's outcome; that of a run whose steps were all made already is "finished"."""
+        return self.ended or "finished"
+
+    @property
+    def ended_early(self) -> bool:
+        """True if the run stopped before its last step, and stays stopped."""
+        return self.outcome != "finished"
+
     def __call__(self, record: Record) -> str | None:
         """Takes an evaluated record; "stopped early" once patience has run out.
 
@@ -57,7 +67,7 @@ class Judge:
         return "stopped early" if self.stop.patience is not None and self.waited >= self.stop.patience else None
 
     def converged(self, record: Record) -> bool:
-        """Whether the gradient's norm is small enough to end the run (‖∇L‖ ≤ ε); that of a skipped step isn't."""
+        """True if the gradient's norm is small enough to end the run (‖∇L‖ ≤ ε); that of a skipped step isn't."""
         if self.stop.gradient_norm is None or "skipped" in record:
             return False
         return record["train/gradient_norm"] <= self.stop.gradient_norm

@@ -1,4 +1,4 @@
-"""What a run keeps on the host beside its state, and saves with it."""
+"""The records that a run keeps on the host beside its state, and saves with it."""
 
 from __future__ import annotations
 

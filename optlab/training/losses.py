@@ -85,7 +85,10 @@ def squared_error(outputs: jax.Array, batch: Batch) -> jax.Array:
         ValueError: for labels of another shape.
     """
     labels = jnp.asarray(batch["labels"])
-    of_example = lambda x: (x.shape[:1], tuple(n for n in x.shape[1:] if n != 1))
+
+    def of_example(x: Any) -> Any:
+        return (x.shape[:1], tuple(n for n in x.shape[1:] if n != 1))
+
     if not outputs.ndim or of_example(outputs) != of_example(labels):
         raise ValueError(f"squared_error needs labels of the outputs' shape {outputs.shape}, got {labels.shape}")
     errors = wide(outputs) - wide(jnp.reshape(labels, outputs.shape))

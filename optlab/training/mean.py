@@ -1,4 +1,4 @@
-"""Whether a loss is the mean that it measures: where its parts are averaged, another one would be another loss."""
+"""Checks that a loss is the mean that it measures: where its parts are averaged, another one would be another loss."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def check_mean(loss: Loss, state: TrainState, batch: Batch, accumulate: int) -> 
     for all examples here, so that the halves see what the whole batch sees. Where it makes keys of its own of what it
     is given, they see other noise all the same: then it has to be a mean over many draws.
     """
-    some = lambda x: x.reshape(-1, accumulate, *x.shape[1:])[:, :2].reshape(-1, *x.shape[1:])
+
+    def some(x: Any) -> Any:
+        return x.reshape(-1, accumulate, *x.shape[1:])[:, :2].reshape(-1, *x.shape[1:])
 
     def is_off(a: Any, b: Any, tolerance: float = 1e-3) -> bool:
         tolerance = max(tolerance, 8 * float(jnp.finfo(a.dtype).eps))
@@ -74,8 +76,13 @@ def _even_keys(model_state: Any) -> tuple[jax.Array, Any]:
 
     The number changes with every split or fold of the key, so that what draws until it accepts comes to an end.
     """
-    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    even = lambda x: jnp.broadcast_to(jax.random.key(0, impl=_EVEN), x.shape) if is_key(x) else x
+
+    def is_key(x: Any) -> bool:
+        return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+    def even(x: Any) -> Any:
+        return jnp.broadcast_to(jax.random.key(0, impl=_EVEN), x.shape) if is_key(x) else x
+
     return jax.random.key(0, impl=_EVEN), jax.tree.map(even, model_state)
 
 

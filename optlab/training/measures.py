@@ -26,7 +26,7 @@ def measured(
     after: TrainState,
     axis_name: str | None,
 ) -> Metrics:
-    """What is measured in a step, as (sum, weight) by its name in the records; (0, 0) in steps that aren't due.
+    """The measurements of a step, as (sum, weight) by name in the records; (0, 0) in steps that aren't due.
 
     Args:
         measures: all that there are.
@@ -87,12 +87,15 @@ def _if_due(every: int, function: Callable[..., Metrics], state: TrainState, bat
     if every == 1:
         return function(state, batch)
     shapes = jax.eval_shape(function, state, batch)
-    none = lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def none(*_: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
     return lax.cond((state.step + 1) % every == 0, function, none, state, batch)
 
 
 def is_rare(names: Iterable[str]) -> bool:
-    """Whether something among the metrics of these names is measured seldom, so that its step needs a record."""
+    """True if something among the metrics of these names is measured seldom, so that its step needs a record."""
     return any(
         name.startswith("measure/") or (name.startswith("probe/") and name.rpartition("/")[2] in SPECTRUM)
         for name in names
@@ -100,7 +103,7 @@ def is_rare(names: Iterable[str]) -> bool:
 
 
 def _probed(state: TrainState, batch: Batch, *, after: TrainState) -> Metrics:
-    """What the optimizer's probes measured in the step, by "<name>/<metric>".
+    """The values that the optimizer's probes measured in the step, by "<name>/<metric>".
 
     A probe's count says whether it saw an update at all: in `optax.MultiSteps` it does only in some steps.
     """

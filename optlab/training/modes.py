@@ -69,7 +69,10 @@ def placed(call: Callable[..., Any], settings: Mapping[str, bool]) -> tuple[list
     """
     names = list(inspect.signature(call).parameters)[2:]  # behind self and the inputs
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    is_placed = lambda name: name in settings and inspect.signature(call).parameters[name].kind is kind
+
+    def is_placed(name: Any) -> bool:
+        return name in settings and inspect.signature(call).parameters[name].kind is kind
+
     first = list(itertools.takewhile(is_placed, names))
     return [settings[name] for name in first], {name: x for name, x in settings.items() if name not in first}
 

@@ -88,7 +88,7 @@ def program(function: Callable[..., Any], *arguments: Any) -> Program:
 
 
 def are_other(a: Program, b: Program) -> bool:
-    """Whether two programs differ; those made with other versions or settings can't be compared, and don't."""
+    """True if two programs differ; those made with other versions or settings can't be compared, and don't."""
     return a["made"] == b["made"] and a["digest"] != b["digest"]
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a step's metrics: they are read late, joined with evaluations, and reported to the observers."""
+"""The records of a run: a step's metrics are read late, joined with evaluations, and reported to the observers."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Records:
             raise
         finally:
             for observer in begun:
-                observer.end(self.judge.ended or "finished")
+                observer.end(self.judge.outcome)
 
     def push(self, t: int, metrics: PackedMetrics) -> None:
         """Takes a step's metrics, which the device may still be computing.

@@ -43,7 +43,8 @@ class Saver:
         checkpoints, self.about = self.checkpoints, about
         if checkpoints is None:
             return first
-        found = checkpoints.restore_latest(first, optional=("losses", "ema"))  # whether the average may go, keys tell
+        # whether the average may go is decided by the keys, not here
+        found = checkpoints.restore_latest(first, optional=("losses", "ema"))
         if found is None:
             return first
         state, self.notes = found
@@ -70,11 +71,11 @@ class Saver:
             own = MetricsFile(self.checkpoints.folder / "metrics.jsonl")
             log, observers = own.log, (own, *observers)
         summary = SummaryFile(log.path.parent, self.ledger.summary)
-        ended = self.ledger.judge.ended
-        is_over = bool(self.notes) and (start == steps or ended not in (None, "finished"))
+        judge = self.ledger.judge
+        is_over = bool(self.notes) and (start == steps or judge.ended_early)
         if is_over and is_first():
             print(
-                f"optlab: the run in {self.checkpoints.folder} is {ended or 'finished'} already, at step {start}: "
+                f"optlab: the run in {self.checkpoints.folder} is {judge.outcome} already, at step {start}: "
                 "nothing is trained, these are its records; name another folder for another run",
                 file=sys.stderr,
             )
@@ -83,11 +84,11 @@ class Saver:
 
     def _earlier(self, log: StepLog, summary: SummaryFile, start: int, steps: int) -> list[Record]:
         """The records of a run that is over; none if their file is gone. A missing summary is written again."""
-        ended = self.ledger.judge.ended
-        last = start + (ended == CONVERGED)  # the step that tested the gradient and made no update
+        outcome = self.ledger.judge.outcome
+        last = start + (outcome == CONVERGED)  # the step that tested the gradient and made no update
         records = [r for r in read_metrics(log.path) if r["step"] <= last] if log.path.exists() else []
         if is_first():
-            summary.restore(ended or "finished", start, steps, records)
+            summary.restore(outcome, start, steps, records)
         return records
 
     def check_lines(self, records: Records) -> None:
@@ -121,7 +122,7 @@ class Saver:
         self.saved = made
 
     def _is_savable(self, t: int, state: TrainState) -> bool:
-        """Whether a state's parameters are finite; without a guard it is said once that others aren't saved."""
+        """True if a state's parameters are finite; without a guard it is said once that others aren't saved."""
         if not non_finite(dict(enumerate(jax.tree.leaves((state.params, state.ema))))):
             return True
         if self.ledger.skips.guard is not None:

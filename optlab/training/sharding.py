@@ -1,4 +1,4 @@
-"""Where each leaf of a state lives on a mesh."""
+"""The place of each leaf of a state on a mesh."""
 
 from __future__ import annotations
 

@@ -127,7 +127,10 @@ def make_measured_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics, Metrics]:
         _check_real(state.params)
         key = jax.random.fold_in(state.key, state.step)
-        at = lambda params: gradient(params, state.model_state, batch, key)
+
+        def at(params: Any) -> Any:
+            return gradient(params, state.model_state, batch, key)
+
         value, grads, model_state, metrics = at(state.params)
         grads, norm = with_norm(grads)
         value_fn = _with_gradient(lambda params: at(params)[:2])
@@ -252,7 +255,10 @@ def _mean_gradient(loss: Loss, axis_name: str | None, accumulate: int) -> Callab
         # Every accumulate-th example: a device that holds a part of the batch has a part of each microbatch.
         micros = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
         shapes = jax.eval_shape(one, params, model_state, jax.tree.map(lambda x: x[0], micros), key)
-        zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+
+        def zeros(tree: Any) -> Any:
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+
         carry = (zeros(shapes[0]), model_state, zeros(shapes[2]))
         return lax.scan(body, carry, (jnp.arange(accumulate), micros))[0]
 
@@ -262,8 +268,13 @@ def _mean_gradient(loss: Loss, axis_name: str | None, accumulate: int) -> Callab
         terms, model_state, metrics = (one if accumulate == 1 else many)(params, model_state, batch, key)
         if axis_name is not None:
             terms, metrics = lax.psum((terms, metrics), axis_name)
-            is_float = lambda x: jnp.issubdtype(x.dtype, jnp.inexact)
-            mean = lambda x: lax.pmean(wide(x), axis_name).astype(x.dtype)
+
+            def is_float(x: Any) -> bool:
+                return jnp.issubdtype(x.dtype, jnp.inexact)
+
+            def mean(x: Any) -> Any:
+                return lax.pmean(wide(x), axis_name).astype(x.dtype)
+
             model_state = jax.tree.map(lambda x: mean(x) if is_float(x) else x, model_state)
         if is_parted:  # Σ weight · gradient / Σ weight, and 0 where no example counts
             weight = metrics["loss"][1]
@@ -276,7 +287,7 @@ def _mean_gradient(loss: Loss, axis_name: str | None, accumulate: int) -> Callab
 
 
 def takes(function: Callable[..., Any]) -> Callable[[str], bool]:
-    """Whether an update takes the argument of that name: SAM's refuses what it doesn't name, L-BFGS's refuses SAM's."""
+    """True if an update takes the argument of that name: SAM's refuses what it doesn't name, L-BFGS's refuses SAM's."""
     arguments = inspect.signature(function).parameters
     takes_any = any(a.kind == inspect.Parameter.VAR_KEYWORD for a in arguments.values())
     return lambda name: name in arguments or (takes_any and name != "grad_fn")

@@ -60,7 +60,10 @@ def decay_weights(
         params = matched(updates, params)
         decayed, state = decay.update(updates, state, params)
         if cautious:
-            keep = lambda d, g, p: jnp.where(agreement(g, p) >= 0, d, g)
+
+            def keep(d: Any, g: Any, p: Any) -> Any:
+                return jnp.where(agreement(g, p) >= 0, d, g)
+
             decayed = jax.tree.map(keep, decayed, updates, params)
         if roles is not None:
             layout = layout_of(params, extra_args)

@@ -68,7 +68,10 @@ def momentum(
     ) -> tuple[optax.Updates, MomentumState]:
         del params
         new = (lambda g: g) if style == "heavy_ball" else (lambda g: (1 - decay) * g)
-        advance = lambda m, g: jax.tree.map(lambda m, g: add_scaled(new(g), decay, m), m, g)
+
+        def advance(m: Any, g: Any) -> Any:
+            return jax.tree.map(lambda m, g: add_scaled(new(g), decay, m), m, g)
+
         m, g = widen(state.trace), widen(updates)
         if start == "first_gradient":
             m = optax.tree.where(state.count == 0, g, m)

@@ -31,7 +31,10 @@ def widen(tree: Any) -> Any:
 
 def squares_like(tree: Any, value: Any, dtype: Any | None = None) -> Any:
     """A tree of the same shapes filled with `value`, in `dtype` or at least float32: where sums of |x|² are kept."""
-    real = lambda x: jnp.finfo(x).dtype if jnp.issubdtype(x, jnp.complexfloating) else x
+
+    def real(x: Any) -> Any:
+        return jnp.finfo(x).dtype if jnp.issubdtype(x, jnp.complexfloating) else x
+
     return jax.tree.map(lambda x: jnp.full_like(x, value, dtype or real(wide_dtype(x))), tree)
 
 
@@ -116,7 +119,7 @@ def check_wide(**values: Any) -> None:
         dtype = getattr(value, "dtype", jnp.float32)
         if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
             raise ValueError(
-                f"{name} must be a number or at least float32, got {dtype}, in which 0.999 or 1e-8 can't be told from "
+                f"{name} must be a number or at least float32, got {dtype}, in which 0.999 or 1e-8 rounds to "
                 "1 or 0: to optax.inject_hyperparams give hyperparam_dtype=jnp.float32"
             )
 

@@ -167,7 +167,9 @@ def _if_due(measure: Callable[[list[jax.Array]], jax.Array]) -> Callable[..., ja
 
     @choose.def_vmap
     def choose_for_all(size: int, batched: Any, *args: Any) -> tuple[jax.Array, bool]:
-        spread = lambda x, is_batched: x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+        def spread(x: Any, is_batched: Any) -> Any:
+            return x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+
         due, old, leaves = jax.tree.map(spread, args, tuple(batched))
         new = _if_due(jax.vmap(measure))(jnp.any(due), old, leaves)
         return jnp.where(due.reshape(size, *[1] * (old.ndim - 1)), new, old), True

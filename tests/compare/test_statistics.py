@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lifelines import KaplanMeierFitter
 from lifelines.utils import restricted_mean_survival_time
@@ -57,6 +57,7 @@ def test_equal_samples_without_spread_are_no_difference():
     assert statistics.welch([1.0, 1.0], [1.0, 1.0]) == statistics.Estimate(0.0, 0.0, 0.0, 1.0)
 
 
+@settings(max_examples=10)  # statsmodels collects garbage in every call
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=8))
 def test_holm_is_statsmodels(percent):
     p = np.array(percent) / 100

@@ -140,7 +140,7 @@ def test_an_injected_b2_is_never_one(optimizer):
     """With 16-bit parameters optax injects 16-bit arrays, in which 0.999 is 1 before any transform sees it."""
     params, grads = cast(tree(), "bfloat16"), cast(tree(seed=1), "bfloat16")
     with pytest.raises(
-        ValueError, match=r"bfloat16, in which 0\.999 or 1e-8 can't be told .* hyperparam_dtype=jnp\.float32"
+        ValueError, match=r"bfloat16, in which 0\.999 or 1e-8 rounds to .* hyperparam_dtype=jnp\.float32"
     ):
         optax.inject_hyperparams(optimizer)(0.1).init(params)
     tx = optax.inject_hyperparams(optimizer, hyperparam_dtype=jnp.float32)(0.1)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from importlib.metadata import version
 
 import jax
 import jax.numpy as jnp
@@ -316,6 +317,8 @@ def test_a_chain_with_probes_takes_the_path_of_one_without(make, dtype):
     bits = lambda params: [np.asarray(x).tobytes() for x in jax.tree.leaves(params)]
     probed, plain = make(functools.partial(probe, every=2)), make(lambda _: optax.identity())
     joining_none = {"xla_backend_optimization_level": 0}
+    if version("jaxlib").startswith("0.10."):  # whose earlier emitters, which conftest asks for, join them all the same
+        joining_none["xla_cpu_use_fusion_emitters"] = True
     assert bits(path(probed, joining_none)) == bits(path(plain, joining_none))
     rtol = 1e-5 if dtype == jnp.float32 else 0.02
     close = lambda x, y: np.testing.assert_allclose(np.float64(x), np.float64(y), rtol=rtol, atol=rtol / 10)

@@ -32,7 +32,7 @@ def read_names(
         head_width: with `per_head`, the width of a head in kernels (width, heads·head width), which don't show it.
 
     Raises:
-        ValueError: for an override that matches no parameter; with `per_head`, where heads can't be told.
+        ValueError: for an override that matches no parameter; with `per_head`, where heads can't be inferred.
     """
     if head_width is not None and not per_head:
         raise ValueError(f"head_width is for per_head=True, got head_width={head_width} alone")
@@ -67,7 +67,7 @@ def roles(params: Any, overrides: Mapping[str, Override] | None = None) -> Any:
         overrides: as in `Layout.override`.
 
     Raises:
-        LayoutError: where names and shapes can't tell; it names the parameter and the way out.
+        LayoutError: where names and shapes leave a role open; it names the parameter and the way out.
     """
     layout = read_names(params, overrides)
     layout.check_known("roles")

@@ -25,7 +25,10 @@ def roles(parameters: list[Parameter]) -> list[str | None]:
 
 def _named_heads(parameters: list[Parameter]) -> set[Parameter]:
     """The matrices and convolutions that are called a head, or are the last of a module that is."""
-    called = lambda p: p.layer == p.head_scope
+
+    def called(p: Parameter) -> bool:
+        return p.layer == p.head_scope
+
     kernels = [p for p in parameters if (len(p.one_shape) == 2 or p.is_conv) and not p.is_vector]
     kernels = [p for p in kernels if called(p) or not p.is_embedding]
     named = [p for p in kernels if p.head_scope and not p.module.has_queries]
@@ -47,7 +50,9 @@ def _last(kernels: list[Parameter]) -> set[Parameter]:
         dense = (n for other, n in reads.items() if p.is_conv and not other.is_conv)
         return count[width] > (reads[p] == width) or any(n % width == 0 for n in dense)
 
-    number = lambda p: [int(digits) for digits in re.findall("[0-9]+", p.path)]
+    def number(p: Parameter) -> list[int]:
+        return [int(digits) for digits in re.findall("[0-9]+", p.path)]
+
     last = {p for p in kernels if not is_read(p)}
     highest = max(map(number, kernels), default=[])
     return last or {p for p in kernels if number(p) == highest}
@@ -86,7 +91,10 @@ def _head_of(
 def _outside_of_blocks(parameters: list[Parameter], fans: Fans) -> list[Parameter]:
     """The kernels of single layers outside of repeated modules."""
     stems = Counter(map(_stem, {p.layer[:i] for p in parameters for i in range(1, len(p.layer))}))
-    is_repeated = lambda p: bool(p.stack) or any(stems[_stem(p.layer[:i])] > 1 for i in range(1, len(p.layer)))
+
+    def is_repeated(p: Parameter) -> bool:
+        return bool(p.stack) or any(stems[_stem(p.layer[:i])] > 1 for i in range(1, len(p.layer)))
+
     return [p for p in fans if p.kind in KERNELS and len(p.shape) == 2 and not (p.into_heads or is_repeated(p))]
 
 
@@ -113,15 +121,25 @@ def _one_hot_tables(
     is no other table. A patch embedding takes pixels in, of which an autoencoder gives as many."""
     if any(p.is_embedding and not p.of_positions for p in parameters):
         return {}
-    names = lambda p: " ".join(p.layer).lower()
-    is_table = lambda p: "embed" in names(p) and "patch" not in names(p) and p.one_shape[0] > p.one_shape[1]
-    is_head = lambda q, p: "embed" not in names(q) and q.one_shape == p.one_shape[::-1]
+
+    def names(p: Parameter) -> str:
+        return " ".join(p.layer).lower()
+
+    def is_table(p: Parameter) -> bool:
+        return "embed" in names(p) and "patch" not in names(p) and p.one_shape[0] > p.one_shape[1]
+
+    def is_head(q: Parameter, p: Parameter) -> bool:
+        return "embed" not in names(q) and q.one_shape == p.one_shape[::-1]
+
     return {p: q for p, q in pairs if is_table(p) and is_head(q, p)}
 
 
 def _decoders(pairs: list[tuple[Parameter, Parameter]]) -> set[Parameter]:
     """The kernels of a decoder that give what the encoder takes in."""
-    inside = lambda p, module: any(has(name, {module}) for name in p.layer[:-1])
+
+    def inside(p: Parameter, module: str) -> bool:
+        return any(has(name, {module}) for name in p.layer[:-1])
+
     return {q for p, q in pairs if inside(p, "encoder") and inside(q, "decoder")}
 
 
@@ -137,9 +155,10 @@ def _unread(parameters: list[Parameter], single: list[Parameter], fans: Fans) ->
     made = {p.one_shape[-1] for p in parameters if (p.is_embedding or p.of_norm) and p.one_shape}
     made |= {o for _, o in fans.values()}
     channels = {p.shape[p.channels[0]] for p in fans if p.is_conv}
-    is_read = lambda n: (
-        any(n % k == 0 and n // k in read for k in (1, 2, 3, 4, 6)) or any(n % c == 0 for c in channels if c > 4)
-    )
+
+    def is_read(n: int) -> bool:
+        return any(n % k == 0 and n // k in read for k in (1, 2, 3, 4, 6)) or any(n % c == 0 for c in channels if c > 4)
+
     return {p for p in single if fans[p][0] in made and not is_read(fans[p][1]) and "emb" not in p.layer_name}
 
 
@@ -148,7 +167,10 @@ def _end_of_chain(matrices: dict[Parameter, tuple[int, int]]) -> Parameter | Non
     what it gives; but the first may, as in an autoencoder. Two may be a part of a model."""
     if len(matrices) < 3 or len({_stem(p.layer) for p in matrices}) > 1:
         return None
-    number = lambda p: int("0" + re.sub(".*?([0-9]*)$", r"\1", p.layer_name))
+
+    def number(p: Parameter) -> int:
+        return int("0" + re.sub(".*?([0-9]*)$", r"\1", p.layer_name))
+
     chain = sorted(matrices, key=number)
     is_chain = all(matrices[p][1] == matrices[q][0] for p, q in itertools.pairwise(chain))
     given = matrices[chain[-1]][1]
@@ -161,7 +183,7 @@ def _stem(scope: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _in_a_block(p: Parameter, embedding: Parameter) -> bool:
-    """Whether it is stacked, or inside something numbered, as block_0, that doesn't hold the embedding too."""
+    """True if it is stacked, or inside something numbered, as block_0, that doesn't hold the embedding too."""
     above = [p.layer[:i] for i in range(1, len(p.layer))]
     numbered = [scope for scope in above if any(map(str.isdigit, scope[-1]))]
     return p.stack != embedding.stack or any(scope != embedding.names[: len(scope)] for scope in numbered)

@@ -92,7 +92,7 @@ def by_head(p: Parameter, head_width: int | None) -> MatrixAxes:
     """As `axes`, but each head's projection is a matrix of its own.
 
     Raises:
-        ValueError: where the heads of an attention's kernel can't be told, or don't divide it.
+        ValueError: where the heads of an attention's kernel can't be inferred, or don't divide it.
     """
     found = p.axes
     if not found.is_matrix or p.is_conv or not (p.into_heads or p.out_of_heads) or p.is_expert:
@@ -105,8 +105,8 @@ def by_head(p: Parameter, head_width: int | None) -> MatrixAxes:
     length = (found.view or p.shape)[side[0]]
     if head_width is None:
         raise ValueError(
-            f"per_head=True can't tell the heads of {p.path!r} by its shape {p.shape}: say head_width= (the width of "
-            "a head), or its axes by overrides"
+            f"per_head=True can't infer the heads of {p.path!r} from its shape {p.shape}: say head_width= (the width "
+            "of a head), or its axes by overrides"
         )
     if length % head_width:
         raise ValueError(f"head_width must divide the {length} of {p.path!r}, of shape {p.shape}, got {head_width}")

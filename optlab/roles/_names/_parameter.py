@@ -82,13 +82,13 @@ class Parameter:
 
     @property
     def has_bias_by_group(self) -> bool:
-        """Whether a bias (groups, out) shows that a kernel (groups, in, out) is a matrix for each group."""
+        """True if a bias (groups, out) shows that a kernel (groups, in, out) is a matrix for each group."""
         bias = tuple(n for n in self.bias or () if n != 1)
         return len(self.shape) == 3 and not self.stack and bias == self.shape[::2] != self.shape[1:]
 
     @cached_property
     def of_norm(self) -> bool:
-        """Whether it is a norm's gain or bias, which a single layer has as vectors."""
+        """True if it is a norm's gain or bias, which a single layer has as vectors."""
         scope = self.names[-2] if len(self.names) > 1 else ""
         named = (has(scope, NORMS) and not has(scope, {"mlp"})) or "norm" in scope.lower()
         in_norm = named and (self.own == "kernel" or ("kernel", "") not in self.beside)
@@ -110,7 +110,10 @@ class Parameter:
     @property
     def is_embedding(self) -> bool:
         """By its own name at any rank (a class token is (1, 1, width)), by its layer's name at rank 2."""
-        named = lambda name: ("embed" in name.lower() or has(name, EMBEDDINGS)) and not has(name, PROJECTIONS)
+
+        def named(name: str) -> bool:
+            return ("embed" in name.lower() or has(name, EMBEDDINGS)) and not has(name, PROJECTIONS)
+
         if named(self.own) or has(self.own, TOKENS) or self._is_called_table:
             return True
         is_long = len(self.one_shape) == 2 and self.one_shape[0] > 64 * self.one_shape[1]  # a vocabulary
@@ -159,7 +162,7 @@ class Parameter:
 
     @property
     def may_be_stacked_convs(self) -> bool:
-        """Whether it is a convolution, or else a stack of those with a dimension less: nothing shows which.
+        """True if it is a convolution, or else a stack of those with a dimension less: nothing shows which.
 
         A window (H, W) that isn't square may be a stack of (W,), and (D, H, H) one of (H, H), unless a norm of a single
         layer that fits stands beside it.
@@ -199,18 +202,18 @@ class Parameter:
 
     @cached_property
     def into_heads(self) -> bool:
-        """Whether it makes queries, keys or values; a value head makes none."""
+        """True if it makes queries, keys or values; a value head makes none."""
         named = (has(self.layer_name, INTO_HEADS) or self.projections > 0) and "weight" not in words(self.layer_name)
         return named and not says_head(self.layer_name)
 
     @property
     def attends(self) -> bool:
-        """Whether it belongs to an attention, by its neighbours or by a name near above it."""
+        """True if it belongs to an attention, by its neighbours or by a name near above it."""
         return self.module.has_queries or any("attention" in n.lower() or "attn" in words(n) for n in self.layer[-3:-1])
 
     @cached_property
     def out_of_heads(self) -> bool:
-        """Whether it puts the heads together; outside an attention a stack of experts' "wo" doesn't."""
+        """True if it puts the heads together; outside an attention a stack of experts' "wo" doesn't."""
         name = self.layer_name if self.module.has_queries else " ".join(self.layer[-2:])
         if self.into_heads or has(name, {"in"}):
             return False
@@ -220,7 +223,7 @@ class Parameter:
 
     @property
     def may_be_stacked_queries(self) -> bool:
-        """Whether it makes queries, keys or values, of one layer or of many: nothing shows which."""
+        """True if it makes queries, keys or values, of one layer or of many: nothing shows which."""
         return self.into_heads and not self.stack and self.module.has_unclear_queries
 
     @cached_property
@@ -233,7 +236,7 @@ class Parameter:
 
     @property
     def is_expert(self) -> bool:
-        """Whether all but its last two axes count experts, or layers that nothing else shows."""
+        """True if all but its last two axes count experts, or layers that nothing else shows."""
         if len(self.one_shape) < 3 or self.is_vector or self.is_embedding:
             return False
         if self.layer_name == "linear" and self.module.named("gating_einsum"):  # Gemma's
@@ -242,7 +245,7 @@ class Parameter:
 
 
 def _is_bias_of(bias: Shape, kernel: Shape) -> bool:
-    """Whether what is called "b" has a bias's shape: LoRA's "b" beside "w" is a matrix."""
+    """True if what is called "b" has a bias's shape: LoRA's "b" beside "w" is a matrix."""
     bias = tuple(n for n in bias if n != 1) if len(bias) >= len(kernel) else bias
     if len(bias) == 1 or not kernel:
         return bool(kernel)
@@ -274,7 +277,7 @@ class Module:
 
     @cached_property
     def has_queries(self) -> bool:
-        """Whether it makes two or more of queries, keys and values."""
+        """True if it makes two or more of queries, keys and values."""
         return sum({p.layer_name: max(1, p.projections) for p in self.members if p.into_heads}.values()) > 1
 
     @cached_property
@@ -306,7 +309,7 @@ class Module:
 
     @cached_property
     def has_unclear_queries(self) -> bool:
-        """Whether what isn't stacked for certain may be all the same.
+        """True if what isn't stacked for certain may be all the same.
 
         A query of rank 4 may be one of grouped queries or a stack of plain ones (with keys of rank 3 of multi-query
         attention), if neither the output shows the width nor a norm is as wide as the first axis. Those of rank 3 may

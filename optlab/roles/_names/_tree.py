@@ -13,7 +13,10 @@ Leaves: TypeAlias = tuple[tuple[str, tuple[str, ...], Shape], ...]  # (path, nam
 
 def read(leaves: Leaves) -> list[Parameter]:
     """The parameters in the tree's order, with their neighbours and stacks."""
-    plain = lambda names: names[:-1] if names[-1:] == ("0",) and names[-2:-1] in (("w",), ("kernel",)) else names
+
+    def plain(names: tuple[str, ...]) -> tuple[str, ...]:
+        return names[:-1] if names[-1:] == ("0",) and names[-2:-1] in (("w",), ("kernel",)) else names
+
     parameters = [Parameter(path, plain(names), shape) for path, names, shape in leaves]
     layers: dict[tuple[str, ...], dict[tuple[str, str], Parameter]] = defaultdict(dict)
     modules: dict[tuple[str, ...], Module] = defaultdict(Module)
@@ -53,7 +56,10 @@ def _find_stacks(parameters: list[Parameter], depth: int) -> None:
     while (axis := _stack_axis(parameters)) is not None:
         for p in parameters:
             p.count_layers(axis)
-    scope = lambda p: p.names[depth]
+
+    def scope(p: Parameter) -> str:
+        return p.names[depth]
+
     inside = sorted((p for p in parameters if len(p.names) > depth), key=scope)
     for _, members in itertools.groupby(inside, scope):
         _find_stacks(list(members), depth + 1)
@@ -85,14 +91,14 @@ def _stack_axis(parameters: list[Parameter]) -> int | None:
 
 
 def _has_long_queries(parameters: list[Parameter]) -> bool:
-    """Whether queries, keys and values have all rank 4 or more: a single layer's key has 3 at most, its query has 4
+    """True if queries, keys and values have all rank 4 or more: a single layer's key has 3 at most, its query has 4
     where queries are grouped, (width, groups, queries of a group, head width)."""
     ranks = [len(p.one_shape) for p in parameters if p.into_heads and not (p.projections or p.one_bias or p.is_conv)]
     return len(ranks) > 1 and min(ranks) > 3
 
 
 def _counts_layers(p: Parameter, axis: int) -> bool:
-    """Whether this axis can't be a single layer's: a norm has vectors, and a layer's bias has its kernel's last
+    """True if this axis can't be a single layer's: a norm has vectors, and a layer's bias has its kernel's last
     axes alone."""
     shape, bias = p.one_shape, p.one_bias
     if p.of_norm:

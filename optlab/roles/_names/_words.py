@@ -34,7 +34,7 @@ def words(name: str) -> tuple[str, ...]:
 
 
 def has(name: str, wanted: set[str]) -> bool:
-    """Whether one of the name's words is wanted."""
+    """True if one of the name's words is wanted."""
     return not wanted.isdisjoint(words(name))
 
 

@@ -104,7 +104,7 @@ def _role(shape: tuple[int, ...], uses: dict[str, list[Use]]) -> str | None:
 
 
 def _is_table(shape: tuple[int, ...], uses: dict[str, list[Use]], own: Sequence[int], looked_up: set[Factor]) -> bool:
-    """Whether its rows are looked up by the batch or by positions, or stand as tokens."""
+    """True if its rows are looked up by the batch or by positions, or stand as tokens."""
     products = _products(uses)
     is_row_used = bool(looked_up) and any(
         use.axes and not any(f.axis in use.axes for f in looked_up)
@@ -218,6 +218,9 @@ def _as_axes(segments: list[_Segment], shape: tuple[int, ...]) -> MatrixAxes:
             view[-1].size *= s.size
         else:
             view.append(s)
-    at = lambda group: tuple(i for i, s in enumerate(view) if s.group == group)
+
+    def at(group: Any) -> Any:
+        return tuple(i for i, s in enumerate(view) if s.group == group)
+
     seen = tuple(s.size for s in view)
     return MatrixAxes(at("stack"), at("input"), at("output"), () if seen == shape else seen)

@@ -1,6 +1,6 @@
 """JAX's primitives by what `read_program` takes them for. What is in no list is unknown, and said to be.
 
-The lists hold the spellings of JAX 0.10 to 0.12; the tests hold them against what each installed version has.
+The lists hold the spellings of JAX 0.10 to 0.12; the tests compare them with each installed version.
 """
 
 

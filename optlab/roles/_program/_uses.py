@@ -102,7 +102,10 @@ class Uses:
             if not w.is_weight or x.is_weight:
                 continue
             if not contract[i]:  # elementwise
-                axes = lambda use: frozenset(f.axis for f in (*use.output, *use.stack))
+
+                def axes(use: Any) -> Any:
+                    return frozenset(f.axis for f in (*use.output, *use.stack))
+
                 self.log += [Use("mul", use.leaf, axes=axes(use)) for use in uses]
                 return out
             if not x.is_data:  # a constant: this is a lookup, or it will be an activation
@@ -124,7 +127,10 @@ class Uses:
         kept = [d for d in range(len(shapes[1])) if d not in groups]
         w = self.stacked(ins[1], groups).moved(lambda a: tuple(a[d] for d in kept))
         (left, right), (left_batch, right_batch) = numbers.dot_dimension_numbers
-        place = lambda dims: tuple(kept.index(d) for d in dims)
+
+        def place(dims: Any) -> Any:
+            return tuple(kept.index(d) for d in dims)
+
         one = [shapes[0], [shapes[1][d] for d in kept]]
         return self.product([ins[0], w], one, (left, place(right)), (left_batch, place(right_batch)))
 
@@ -184,8 +190,13 @@ class Uses:
         return plain(name, [*operands, *(v for v in ins if not v.views)], views)
 
     def elementwise(self, name: str, ins: Sequence[Value], shapes: Sequence[Dims], out: Dims) -> Value:
-        fits = lambda s: len(s) == len(out) and all(m in (1, n) for m, n in zip(s, out, strict=True))
-        spread = lambda v, s: v.moved(lambda _: ((),) * len(out)) if s == () else v  # a number needs no axes to fit
+        def fits(s: Any) -> bool:
+            return len(s) == len(out) and all(m in (1, n) for m, n in zip(s, out, strict=True))
+
+        def spread(v: Any, s: Any) -> Any:
+            # a number needs no axes to fit
+            return v.moved(lambda _: ((),) * len(out)) if s == () else v
+
         fit = [spread(v, s) if s == () or fits(s) else v._replace(views={}) for v, s in zip(ins, shapes, strict=True)]
         if name == "select_n" and any(v.is_weight for v in ins[1:]):
             if any(v.is_data for v in ins[1:]):
@@ -219,8 +230,13 @@ class Uses:
         Tasks side by side give it an axis more. A sum with one more may be a residual stream that starts as a weight.
         One without axes is a penalty that is added to the loss.
         """
-        has_axes = lambda v: any(v.has_axis(d) for d in range(len(out)))
-        is_whole = lambda v: has_axes(v) and (name == "sub" or all(n == 1 or v.has_axis(d) for d, n in enumerate(out)))
+
+        def has_axes(v: Any) -> bool:
+            return any(v.has_axis(d) for d in range(len(out)))
+
+        def is_whole(v: Any) -> bool:
+            return has_axes(v) and (name == "sub" or all(n == 1 or v.has_axis(d) for d, n in enumerate(out)))
+
         weights = [v for v in ins if v.is_weight and is_whole(v)]
         if len(weights) != 1 or not any(self.own.get(leaf, 0) & acts[0].up for leaf in weights[0].views):
             return None
@@ -288,7 +304,7 @@ def _views_of_product(ins: Sequence[Value], batch: Sequence[Dims], free: Sequenc
 
 
 def _is_mixture(use: Use) -> bool:
-    """Whether the batch sums over one axis of what a parameter made and leaves another: a gate's, over experts."""
+    """True if the batch sums over one axis of what a parameter made and leaves another: a gate's, over experts."""
     left = {f.axis for f in use.output}
     return bool(left) and left.isdisjoint(f.axis for f in use.input)
 

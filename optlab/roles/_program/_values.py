@@ -77,7 +77,7 @@ class Value(NamedTuple):
         return self._replace(views={leaf: move(axes) for leaf, axes in self.views.items()})
 
     def has_axis(self, d: int) -> bool:
-        """Whether a parameter made this axis."""
+        """True if a parameter made this axis."""
         return any(axes[d] for axes in self.views.values())
 
 

@@ -24,7 +24,10 @@ class Reader(Uses):
     def read(self, jaxpr: Any, args: Sequence[Value]) -> list[Value]:
         """The values that a jaxpr gives for these."""
         env: dict[Any, Value] = dict(zip(jaxpr.invars, args, strict=True))
-        get = lambda v: env.get(v, Value()) if isinstance(v, jcore.Var) else Value()
+
+        def get(v: Any) -> Any:
+            return env.get(v, Value()) if isinstance(v, jcore.Var) else Value()
+
         above = self.place
         for eqn in jaxpr.eqns:
             self.place, self.count = (*above, id(eqn)), 0
@@ -155,7 +158,10 @@ class Reader(Uses):
             return [self.gather(p, ins, shapes, out)]
         if name == "dynamic_slice":
             sizes = p["slice_sizes"]
-            window = lambda axes: tuple(f if n == m else () for f, n, m in zip(axes, sizes, shapes[0], strict=True))
+
+            def window(axes: Any) -> Any:
+                return tuple(f if n == m else () for f, n, m in zip(axes, sizes, shapes[0], strict=True))
+
             looked = {d: n == 1 for d, (n, m) in enumerate(zip(sizes, shapes[0], strict=True)) if n < m}
             return [self.looked_up(name, ins[0], plain(name, ins[1:]), window, looked)]
         if name in ("slice", "split", "unstack"):
@@ -177,10 +183,16 @@ class Reader(Uses):
         if name in GATHERS and len(out) == len(shapes[0]):
             return [self.unshared(v, s, t) for v, s, t in zip(ins, shapes, outs, strict=True)]
         if name in ALONG_AXES:
-            kept = lambda axes: tuple(f if n == m else () for f, n, m in zip(axes, shapes[0], out, strict=True))
+
+            def kept(axes: Any) -> Any:
+                return tuple(f if n == m else () for f, n, m in zip(axes, shapes[0], out, strict=True))
+
             return [mapped(name, ins, kept) if len(out) == len(shapes[0]) else self.unknown(name, ins)] * len(outs)
         if name in OF_MATRICES:
-            same = lambda s: {k: a for v, t in zip(ins, shapes, strict=True) if t == s for k, a in v.views.items()}
+
+            def same(s: Any) -> Any:
+                return {k: a for v, t in zip(ins, shapes, strict=True) if t == s for k, a in v.views.items()}
+
             return [plain(name, ins, same(s))._replace(level=0) for s in outs]
         if name not in ELEMENTWISE:
             return [self.unknown(name, ins)] * len(outs)
@@ -192,8 +204,13 @@ class Reader(Uses):
         sizes, numbers, shape = p["slice_sizes"], p["dimension_numbers"], shapes[0]
         gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
         at = dict(zip(numbers.offset_dims, (d for d in range(len(sizes)) if d not in gone), strict=True))
-        is_kept = lambda k: k in at and sizes[at[k]] == shape[at[k]]
-        move = lambda axes: tuple(axes[at[k]] if is_kept(k) else () for k in range(len(out)))
+
+        def is_kept(k: Any) -> bool:
+            return k in at and sizes[at[k]] == shape[at[k]]
+
+        def move(axes: Any) -> Any:
+            return tuple(axes[at[k]] if is_kept(k) else () for k in range(len(out)))
+
         is_one = len(shapes[1]) == 1  # a counter's: it picks a layer
         looked = {d: is_one and sizes[d] == 1 for d in numbers.start_index_map if sizes[d] < shape[d]}
         return self.looked_up("gather", ins[0], ins[1], move, looked)
@@ -213,7 +230,10 @@ class Reader(Uses):
             out = plain(name, [v], views)
             outs.append(out._replace(lost=out.lost | lost, within=out.within | within))
         if name == "unstack":
-            dropped = lambda axes: tuple(f for d, f in enumerate(axes) if d != p["axis"])
+
+            def dropped(axes: Any) -> Any:
+                return tuple(f for d, f in enumerate(axes) if d != p["axis"])
+
             return [mapped(name, [out], dropped) for out in outs]
         return outs
 
@@ -292,7 +312,10 @@ def _movement(
         return lambda axes: reshaped(axes, shape, out, is_weight=is_weight)
     if name == "broadcast_in_dim":
         source = {t: d for d, t in enumerate(p["broadcast_dimensions"])}
-        is_kept = lambda t: t in source and shape[source[t]] == out[t]
+
+        def is_kept(t: Any) -> bool:
+            return t in source and shape[source[t]] == out[t]
+
         return lambda axes: tuple(axes[source[t]] if is_kept(t) else () for t in range(len(out)))
     if name == "tile":
         if len(out) != len(shape):

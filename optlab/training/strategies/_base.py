@@ -1,4 +1,4 @@
-"""What all strategies have in common: placing states and batches, and a bound on the steps in flight."""
+"""The base of all strategies: placing states and batches, and a bound on the steps in flight."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Parallel(abc.ABC):
 
     @property
     def compiles_shapes(self) -> bool:
-        """Whether the step can be compiled for a state's shapes; else it takes a state that is placed."""
+        """True if the step can be compiled for a state's shapes; else it takes a state that is placed."""
         return True
 
     @abc.abstractmethod
@@ -110,7 +110,7 @@ class OnMesh(Parallel):
         """The step, to be compiled when its first arguments come."""
 
     def divides(self, part: str) -> bool:
-        """Whether the devices that share the batch divide this part of a state, by its name on the first level."""
+        """True if the devices that share the batch divide this part of a state, by its name on the first level."""
         return False
 
     def shardings(self, state: Any) -> Any:
@@ -193,7 +193,7 @@ def without_axis(step: Step, strategy: Strategy) -> Step:
 
 
 def is_of_axis(error: NameError) -> bool:
-    """Whether JAX raised it for an axis that has no such name."""
+    """True if JAX raised it for an axis that has no such name."""
     return "unbound axis name" in str(error)
 
 

@@ -102,7 +102,7 @@ def _bits(x: jax.Array) -> jax.Array:
 
 
 def _reduces(jaxpr: Any, axis: str) -> bool:
-    """Whether a program sums or gathers over an axis anywhere."""
+    """True if a program sums or gathers over an axis anywhere."""
     for equation in jaxpr.eqns:
         axes = equation.params.get("axes", equation.params.get("axis_name", ()))
         axes = axes if isinstance(axes, tuple | list) else (axes,)

@@ -58,7 +58,10 @@ def by_mesh(arrays: Sequence[jax.Array], mesh: Mesh | None) -> list[tuple[list[i
     itself; the others go to the ambient one if that is Explicit, else over `mesh` as if it were Auto.
     """
     ambient, shown = jax.sharding.get_abstract_mesh(), [jax.typeof(x).sharding.mesh for x in arrays]
-    is_explicit = lambda m: m is not None and bool(m.explicit_axes)
+
+    def is_explicit(m: Any) -> bool:
+        return m is not None and bool(m.explicit_axes)
+
     if not any(map(is_explicit, [mesh, ambient, *shown])):
         return [(list(range(len(arrays))), visible_mesh(arrays, mesh))]
     kinds = {m: [i for i, s in enumerate(shown) if s == m] for m in dict.fromkeys(filter(is_explicit, shown))}
@@ -81,7 +84,10 @@ def on_explicit(arrays: Any, mesh: Mesh | None) -> Any:
     """A tree of arrays; on an Explicit mesh those whose types don't show it yet are put there, whole."""
     if mesh is None or not mesh.explicit_axes:
         return arrays
-    shows = lambda x: bool(jax.typeof(x).sharding.mesh.explicit_axes)
+
+    def shows(x: Any) -> bool:
+        return bool(jax.typeof(x).sharding.mesh.explicit_axes)
+
     whole = NamedSharding(mesh, P()) if jax.sharding.get_abstract_mesh().empty else P()
     return jax.tree.map(lambda x: x if shows(x) else jax.sharding.reshard(x, whole), arrays)
 
@@ -114,7 +120,10 @@ def divide(f: OnStacks, stacks: Any, mesh: Mesh | None, axis_name: Sequence[str]
     size = len(arrays[0])
     axes = axes_to_divide(size, {**manual, **free})
     count = math.prod({**manual, **free}[a] for a in axes)
-    pad = lambda x: jnp.pad(x, ((0, -size % count), *((0, 0),) * (x.ndim - 1))) if size % count else x
+
+    def pad(x: Any) -> Any:
+        return jnp.pad(x, ((0, -size % count), *((0, 0),) * (x.ndim - 1))) if size % count else x
+
     if mesh is not None and free:
         f = _over_mesh(f, mesh, tuple(a for a in axes if a in free))
     if any(a in manual for a in axes):
@@ -134,8 +143,11 @@ def _size_of(axis: str) -> int:
 
 
 def _shows_equal(arrays: Sequence[jax.Array], axis: str) -> bool:
-    """Whether the types show that all devices along a mapped axis hold the same. Without tracking nothing varies."""
-    varies = lambda x: axis in jax.typeof(x).manual_axis_type.varying
+    """True if the types show that all devices along a mapped axis hold the same. Without tracking nothing varies."""
+
+    def varies(x: Any) -> bool:
+        return axis in jax.typeof(x).manual_axis_type.varying
+
     return varies(lax.axis_index(axis)) and not any(map(varies, arrays))
 
 
@@ -146,7 +158,9 @@ def _over_mapped(f: OnStacks, axes: tuple[str, ...]) -> OnStacks:
         size = len(x) // lax.axis_size(axes)
         return lax.dynamic_slice_in_dim(x, lax.axis_index(axes) * size, size)
 
-    everyones = lambda x: lax.all_gather(x, axes, tiled=True, to="invarying")
+    def everyones(x: Any) -> Any:
+        return lax.all_gather(x, axes, tiled=True, to="invarying")
+
     return lambda stacks, shared: jax.tree.map(everyones, f(jax.tree.map(mine, stacks), shared))
 
 
@@ -159,7 +173,9 @@ def _over_mesh(f: OnStacks, mesh: Mesh, axes: tuple[str, ...]) -> OnStacks:
         on = mesh if ambient.empty else ambient
 
         def put(tree: Any, hop: tuple[str, ...], rest: Any = ANY) -> Any:
-            spec = lambda x: NamedSharding(on, P(hop or None, *(rest,) * (x.ndim - 1)))
+            def spec(x: Any) -> Any:
+                return NamedSharding(on, P(hop or None, *(rest,) * (x.ndim - 1)))
+
             return jax.tree.map(lambda x: lax.with_sharding_constraint(x, spec(x)), tree)
 
         if not axes:  # too few to divide: whole matrices on every device

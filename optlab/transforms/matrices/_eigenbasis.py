@@ -129,7 +129,7 @@ def _eigenvectors(A: Side) -> Side:
 
 
 def _is_null(sigma: jax.Array, largest: jax.Array) -> jax.Array:
-    """Which eigenvalues are zero to rounding, whose last bits would count otherwise."""
+    """True for the eigenvalues that are zero to rounding, whose last bits would count otherwise."""
     return sigma <= sigma.shape[-1] * jnp.finfo(sigma.dtype).eps * largest
 
 
@@ -193,7 +193,10 @@ def scale_by_shampoo(
         M, V = b1 * M + (1 - b1) * G, b2 * V + (1 - b2) * G**2
         m, v = M / (1 - b1 ** (t + 1)), V / (1 - b2 ** (t + 1))
         L, R = _averages(L, R, G, b2)
-        anew = lambda L, R, *_: _roots(L, R, ridge)
+
+        def anew(L: Any, R: Any, *_: Any) -> Any:
+            return _roots(L, R, ridge)
+
         constant = lax.stop_gradient((L, R, left, right))
         left, right = lax.cond(t % every == 0, anew, lambda _, __, *kept: kept, *constant)
         U, norm = _between(left, m, right), lambda X: roots(jnp.sum(X * X, axis=(-2, -1), keepdims=True))
@@ -277,10 +280,17 @@ def _by_factors(
     def f(*operands: Any) -> tuple[Any, ...]:
         *stored, t, given = operands
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(stored))
-        wide = lambda stored: jax.tree.map(lambda x: x.astype(dtype), stored)
-        at_once = lambda stored: cast_like(tuple(step(*wide(stored), t, **plain, **given)), tuple(stored))
+
+        def wide(stored: Any) -> Any:
+            return jax.tree.map(lambda x: x.astype(dtype), stored)
+
+        def at_once(stored: Any) -> Any:
+            return cast_like(tuple(step(*wide(stored), t, **plain, **given)), tuple(stored))
+
         # On a CPU the last bits of a product depend on how many matrices a stack has, and eigenvectors on these.
-        each = lambda stored: jax.tree.map(lambda x: x[0], at_once(jax.tree.map(lambda x: x[None], stored)))
+        def each(stored: Any) -> Any:
+            return jax.tree.map(lambda x: x[0], at_once(jax.tree.map(lambda x: x[None], stored)))
+
         return lax.platform_dependent(tuple(stored), cpu=lambda stored: lax.map(each, stored), default=at_once)
 
     def init_fn(params: optax.Params) -> FactorsState:
@@ -288,8 +298,12 @@ def _by_factors(
         sizes = [(x, *stacks_of(x, axes)) for x, axes in leaves]
 
         def factors(side: int) -> Any:
-            dtype = lambda x: dtypes["factor_dtype"] or wide_dtype(x)
-            zeros = lambda x, count, k: jnp.zeros((count, k, k), dtype(x)) if k <= longest else None
+            def dtype(x: Any) -> Any:
+                return dtypes["factor_dtype"] or wide_dtype(x)
+
+            def zeros(x: Any, count: Any, k: Any) -> Any:
+                return jnp.zeros((count, k, k), dtype(x)) if k <= longest else None
+
             tree = [zeros(x, count, (m, n)[side]) for x, count, m, n in sizes]
             return jax.tree.unflatten(jax.tree.structure(params), tree)
 

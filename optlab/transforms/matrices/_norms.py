@@ -182,7 +182,10 @@ def _views(who: str, tree: Any, extra_args: Mapping[str, Any]) -> tuple[list[jax
 
 def _like(updates: Any, views: list[jax.Array], *params: Any) -> Any:
     """Back from `_views`, in the updates' shapes, and in their dtypes, or those of parameters that are wider."""
-    back = lambda u, x, *p: reshaped(x, u.shape, jax.typeof(u).sharding).astype(jnp.result_type(u.dtype, *p))
+
+    def back(u: Any, x: Any, *p: Any) -> Any:
+        return reshaped(x, u.shape, jax.typeof(u).sharding).astype(jnp.result_type(u.dtype, *p))
+
     types = [[p.dtype for p in jax.tree.leaves(tree)] for tree in params]
     leaves = [back(u, x, *p) for u, x, *p in zip(jax.tree.leaves(updates), views, *types, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(updates), leaves)
@@ -193,9 +196,16 @@ def _unboxed(params: Any, values: list[jax.Array]) -> Any:
 
     Linen's boxes and NNX's variables are recognized by what both have, ways to add and to remove an axis.
     """
-    is_box = lambda x: hasattr(x, "add_axis") and hasattr(x, "remove_axis")
+
+    def is_box(x: Any) -> bool:
+        return hasattr(x, "add_axis") and hasattr(x, "remove_axis")
+
     rest = iter(values)
-    bare = lambda x: next(rest) if jax.tree.leaves(x) else x  # a masked one is an empty box
+
+    def bare(x: Any) -> Any:
+        # a masked one is an empty box
+        return next(rest) if jax.tree.leaves(x) else x
+
     return jax.tree.map(bare, params, is_leaf=is_box)
 
 

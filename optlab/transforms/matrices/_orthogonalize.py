@@ -191,7 +191,7 @@ def _cheapest(shape: tuple[int, int], steps: int, dtype: str, precision: str) ->
 
 
 def is_half(dtype: str) -> bool:
-    """Whether a floating-point dtype has 16 bits."""
+    """True if a floating-point dtype has 16 bits."""
     return dtype in ("bfloat16", "float16")
 
 

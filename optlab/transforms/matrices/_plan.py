@@ -105,7 +105,10 @@ class Plan:
 
     def flops_per_device(self, sizes: Mapping[str, int], platform: Platform = "cpu") -> int:
         """Of the device with most to do, on a mesh whose axes have these sizes."""
-        mine = lambda group: share(group.count, axes_to_divide(group.count, sizes), sizes)
+
+        def mine(group: Any) -> Any:
+            return share(group.count, axes_to_divide(group.count, sizes), sizes)
+
         each = zip(self.groups, self.works, strict=True)
         return sum(mine(group) * getattr(works, platform).flops for group, works in each)
 

@@ -75,6 +75,13 @@ def test_laws(method, seed, exponent, shape):
     np.testing.assert_allclose(f(X.T), f(X).T, atol=1e-12)
 
 
+def test_a_norm_beyond_float16_is_summed_in_float32():
+    ones = jnp.ones((300, 300), jnp.float16)  # 90,000 squares; the largest number is 65,504
+    tx = optlab.orthogonalize()
+    update = np.float64(tx.update(ones, tx.init(ones))[0])
+    np.testing.assert_allclose(np.linalg.norm(update, 2), 0.7, atol=0.02)  # where five steps take the value 1
+
+
 @pytest.mark.thinned
 @pytest.mark.parametrize("method", ["newton_schulz", "svd"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])

@@ -30,7 +30,7 @@ def initialized(model, *inputs):
     return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
 
 
-def told(params, **how):
+def found_in(params, **how):
     """{path: role, or (stack, input, output) for a matrix or convolution, with the view's shape where there is one}."""
     path = lambda keys: jax.tree_util.keystr(keys, simple=True, separator="/").removesuffix("/value")
     found = {}
@@ -70,7 +70,7 @@ def gpt2():
 
 
 def test_gpt2():
-    found = told(shapes({"transformer": gpt2()}))
+    found = found_in(shapes({"transformer": gpt2()}))
     assert found["transformer/h/1/attn/c_attn/kernel"] == ((0,), (2,), (1,), (3, W, W))
     assert ending(found, "c_fc/kernel", "mlp/c_proj/kernel") == {TURNED}
     assert ending(found, "embedding") == {"embedding"}
@@ -103,7 +103,7 @@ def bert():
 
 
 def test_bert():
-    found = told(shapes(bert()))
+    found = found_in(shapes(bert()))
     assert ending(found, "decoder/kernel", "seq_relationship/kernel") == {"head"}  # by vocabularies of 96 and 2
     assert ending(found, "dense/kernel", "query/kernel") == {DENSE}
     assert ending(found, "embedding") == {"embedding"}
@@ -122,7 +122,7 @@ def llama():
 
 
 def test_llama():
-    found = told(shapes(llama()))
+    found = found_in(shapes(llama()))
     assert found["lm_head/kernel"] == "head"
     assert found["model/embed_tokens/embedding"] == "embedding"
     assert ending(found, "proj/kernel") == {DENSE}
@@ -145,12 +145,12 @@ def haiku(layers=""):
 
 
 def test_haiku():
-    found = told(shapes(haiku()))
+    found = found_in(shapes(haiku()))
     assert found["transformer/linear/w"] == "head"
     assert found["transformer/embed/embeddings"] == "embedding"
     assert ending(found, "query/w", "linear_1/w") == {DENSE}
     assert ending(found, "/b", "scale", "offset") == {"vector"}
-    found = told(shapes(haiku("__layer_stack_no_per_layer/")))
+    found = found_in(shapes(haiku("__layer_stack_no_per_layer/")))
     assert ending(found, "query/w", "linear_1/w") == {((0,), (1,), (2,))}
     assert ending(found, "/b", "scale", "offset") == {"vector"}
 
@@ -172,12 +172,12 @@ def test_equinox():
         "head": {"weight": (V, W)},
         "conv": {"weight": (8, 3, 5, 5), "bias": (8, 1, 1)},
     }
-    found = told(shapes({"layers": [equinox(), equinox()], **outside}))
+    found = found_in(shapes({"layers": [equinox(), equinox()], **outside}))
     assert ending(found, "proj/weight", "mlp/layers/0/weight", "mlp/layers/1/weight") == {TURNED}
     assert ending(found, "norm1/weight", "bias") == {"vector"}
     assert [found[f"{name}/weight"] for name in outside] == ["embedding", "head", "conv"]
     assert matrix_axes(shapes(outside))["conv"]["weight"] == MatrixAxes((), (1, 2, 3), (0,))
-    found = told(shapes({"layers": equinox(L), **outside}))
+    found = found_in(shapes({"layers": equinox(L), **outside}))
     assert ending(found, "proj/weight", "mlp/layers/0/weight", "mlp/layers/1/weight") == {((0,), (2,), (1,))}
     assert ending(found, "norm1/weight", "bias") == {"vector"}
 
@@ -189,7 +189,7 @@ def test_attributes_are_names():
         weight: Any
         bias: Any
 
-    found = told({"head": Linear(*shapes([(V, W), (V,)])), "layers": [Linear(*shapes([(F, W), (F,)]))]})
+    found = found_in({"head": Linear(*shapes([(V, W), (V,)])), "layers": [Linear(*shapes([(F, W), (F,)]))]})
     assert found == {"head/weight": "head", "head/bias": "vector", "layers/0/weight": TURNED, "layers/0/bias": "vector"}
 
 
@@ -211,7 +211,7 @@ def t5x():
 
 
 def test_layers_counted_by_the_second_axis():
-    found = told(shapes(t5x()))
+    found = found_in(shapes(t5x()))
     assert ending(found, "query/kernel", "value/kernel") == {((1,), (0,), (2, 3))}
     assert ending(found, "out/kernel") == {((1,), (0, 2), (3,))}
     assert ending(found, "wi_0/kernel", "wo/kernel") == {((1,), (0,), (2,))}
@@ -232,7 +232,7 @@ def test_experts(layers):
         "wo": (*layers, E, F, W),
         "shared": {"up": {"kernel": (*layers, W, F)}},
     }
-    found = told(shapes({"layers": norm | {"MoeBlock_0": {"attention": attention, "moe": moe}}}))
+    found = found_in(shapes({"layers": norm | {"MoeBlock_0": {"attention": attention, "moe": moe}}}))
     n = len(layers)
     count, last = tuple(range(n + 1)), ((n + 1,), (n + 2,))
     assert ending(found, "wi", "wo") == {(count, *last)}
@@ -267,7 +267,7 @@ def test_experts(layers):
     ],
 )
 def test_what_else_can_be_told(tree, axes):
-    found = told(shapes(tree))
+    found = found_in(shapes(tree))
     assert {what for what in found.values() if what != "vector"} == {axes}
 
 
@@ -295,12 +295,12 @@ def test_what_else_can_be_told(tree, axes):
     ],
 )
 def test_other_roles(tree, role):
-    assert {what for path, what in told(shapes(tree)).items() if not path.endswith("/bias")} == {role}
+    assert {what for path, what in found_in(shapes(tree)).items() if not path.endswith("/bias")} == {role}
 
 
 @pytest.mark.parametrize("name", ["MultiHead_0", "multi_head", "head_norm_proj"])
 def test_no_head(name):
-    assert told(shapes({name: {"kernel": (W, F)}})) == {f"{name}/kernel": DENSE}
+    assert found_in(shapes({name: {"kernel": (W, F)}})) == {f"{name}/kernel": DENSE}
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_no_head(name):
     ],
 )
 def test_what_cant_be_told_is_an_error(tree):
-    with pytest.raises(ValueError, match="names and shapes can't tell roles what"):
+    with pytest.raises(ValueError, match="names and shapes don't show roles what"):
         roles(shapes(tree))
 
 
@@ -339,7 +339,7 @@ GROUPED = {"query": (W, E, H, K), "key": (W, E, K), "value": (W, E, K), "out": (
 def test_queries_grouped_by_key(names, layers):
     """(width, groups, queries of a group, head width), whose width the neighbours show; a norm shows layers."""
     tree = {"attn": {name: {"kernel": (*layers, *GROUPED[name])} for name in names}, "norm": {"scale": (*layers, W)}}
-    found = told(shapes({"blocks": tree}))
+    found = found_in(shapes({"blocks": tree}))
     n = len(layers)
     stack = tuple(range(n))
     assert ending(found, "query/kernel") == {(stack, (n,), (n + 1, n + 2, n + 3))}
@@ -350,29 +350,33 @@ def test_queries_grouped_by_key(names, layers):
 @pytest.mark.parametrize("layers", [(), (L,)])
 def test_a_bias_shows_the_width_of_queries(layers):
     tree = shapes({"query": {"kernel": (*layers, W, E, K), "bias": (*layers, E, K)}})
-    assert told(tree)["query/kernel"] == (tuple(range(len(layers))), (len(layers),), (len(layers) + 1, len(layers) + 2))
+    assert found_in(tree)["query/kernel"] == (
+        tuple(range(len(layers))),
+        (len(layers),),
+        (len(layers) + 1, len(layers) + 2),
+    )
     tree = shapes({"query": {"kernel": (W, E, H, K), "bias": (E, H, K)}})
-    assert told(tree)["query/kernel"] == ((), (0,), (1, 2, 3))
+    assert found_in(tree)["query/kernel"] == ((), (0,), (1, 2, 3))
 
 
 def test_a_width_that_all_share_counts_no_layers():
     """Here by the second axis, as T5X's layers are counted."""
     tree = {"layers": {"norm": {"scale": (L, W)}, "mix": {"kernel": (L, W, W)}}, "input": {"kernel": (3, W)}}
-    assert told(shapes(tree))["input/kernel"] == DENSE
-    assert told(shapes(tree))["layers/mix/kernel"] == ((0,), (1,), (2,))
+    assert found_in(shapes(tree))["input/kernel"] == DENSE
+    assert found_in(shapes(tree))["layers/mix/kernel"] == ((0,), (1,), (2,))
 
 
 def test_a_norms_weight_is_in_layers_whatever_the_norm_is_called():
     norm = {"weight": (L, F), "bias": (L, F)}
     tree = {"blocks": [{"kernel": (L, W, F), "bias": (L, F)}, norm]}
-    assert told(shapes(tree)) == {
+    assert found_in(shapes(tree)) == {
         "blocks/0/kernel": ((0,), (1,), (2,)),
         **dict.fromkeys(("blocks/0/bias", "blocks/1/weight", "blocks/1/bias"), "vector"),
     }
 
 
 def heads(tree):
-    return [path for path, role in told(shapes(tree)).items() if role == "head"]
+    return [path for path, role in found_in(shapes(tree)).items() if role == "head"]
 
 
 @pytest.mark.parametrize(
@@ -383,7 +387,7 @@ def heads(tree):
         ({"Dense_0": (W, F), "Dense_1": (F, W)}, ["Dense_1"]),
         ({"decoder": (W, V), "dense": (W, W)}, ["decoder"]),  # RoBERTa's
         ({"policy": (W, 4), "value": (W, 1)}, ["policy", "value"]),  # two heads
-        ({"up": (W, F), "down": (F, W)}, ["down", "up"]),  # it can't be told which is the last
+        ({"up": (W, F), "down": (F, W)}, ["down", "up"]),  # nothing shows which is the last
         ({"Conv_0": (3, 3, W, W), "Conv_1": (1, 1, W, V)}, ["Conv_1"]),
         ({"Conv_0": (3, 3, W, F), "Dense_0": (4 * F, V)}, ["Dense_0"]),
         ({"Dense_0": (W, F), "head": (F, V)}, ["head"]),
@@ -439,7 +443,7 @@ def test_stacked_convolutions_and_such_in_more_dimensions(tree, axes):
 )
 def test_what_may_be_a_stack_of_convolutions_is_an_error(own, shape, axes):
     tree = shapes({"conv": {own: shape}, "tail": {"norm": {"scale": (F,)}}})  # the last one, outside the stack
-    with pytest.raises(ValueError, match=f"can't tell roles what 'conv/{own}' of shape"):
+    with pytest.raises(ValueError, match=f"don't show roles what 'conv/{own}' of shape"):
         roles(tree)
     assert matrix_axes(tree, {"conv/*": ("conv", MatrixAxes(*axes))})["conv"] == {own: MatrixAxes(*axes)}
     assert roles(tree, {"conv/*": "conv"})["conv"] == {own: "conv"}
@@ -459,11 +463,11 @@ class GroupedQueries(nn.Module):
 
 
 def test_linens_grouped_queries():
-    found = told(initialized(GroupedQueries(), jnp.ones((1, 5, 32))))
+    found = found_in(initialized(GroupedQueries(), jnp.ones((1, 5, 32))))
     assert found["query/kernel"] == ((), (0,), (1, 2, 3))
     assert found["key/kernel"] == found["value/kernel"] == IN
     assert found["out/kernel"] == ((), (0, 1, 2), (3,))
-    by_head = told(initialized(GroupedQueries(), jnp.ones((1, 5, 32))), per_head=True)
+    by_head = found_in(initialized(GroupedQueries(), jnp.ones((1, 5, 32))), per_head=True)
     assert by_head["query/kernel"] == ((1, 2), (0,), (3,))
     assert by_head["out/kernel"] == ((0, 1), (2,), (3,))
 
@@ -480,7 +484,7 @@ class Experts(nn.Module):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_linens_mapped_experts(bias):
-    found = told(initialized(Experts(bias), jnp.ones((2, W))))
+    found = found_in(initialized(Experts(bias), jnp.ones((2, W))))
     assert found["VmapDense_0/kernel"] == ((0,), (1,), (2,))
     assert found["router/kernel"] == DENSE
     assert ending(found, "bias") == {"vector"}
@@ -498,7 +502,7 @@ def test_linens_scan_along_either_axis(axis):
     scanned = nn.scan(Block, variable_axes={"params": axis}, split_rngs={"params": True}, length=L)()
     params = initialized(scanned, jnp.ones((2, 3, W)), None)
     one = initialized(Block(), jnp.ones((2, 3, W)))
-    found, single = told(params), jax.tree.leaves(matrix_axes(one))
+    found, single = found_in(params), jax.tree.leaves(matrix_axes(one))
     for (keys, x), a, whole in zip(
         jax.tree_util.tree_leaves_with_path(one), single, jax.tree.leaves(matrix_axes(params)), strict=True
     ):
@@ -519,7 +523,7 @@ def test_nnx_stacks():
 
     make = nnx.vmap(Layer)
     state = nnx.state(nnx.eval_shape(lambda: make(nnx.Rngs(0).split(L))), nnx.Param)
-    found = told(state)
+    found = found_in(state)
     assert found["attention/query/kernel"] == ((0,), (1,), (2, 3))
     assert found["attention/out/kernel"] == ((0,), (1, 2), (3,))
     assert found["experts/kernel"] == ((0, 1), (2,), (3,))
@@ -531,7 +535,7 @@ def test_optlabs_models(name):
     models = pytest.importorskip("optlab.models")
     sizes = {"gpt2_small": {"vocabulary": V}, "vision_transformer": {"outputs": 10}}.get(name, {"outputs": 10})
     inputs = jnp.zeros((1, 4), int) if name == "gpt2_small" else jnp.zeros((1, 32, 32, 3))
-    found = told(initialized(getattr(models, name)(**sizes), inputs))
+    found = found_in(initialized(getattr(models, name)(**sizes), inputs))
     assert ending(found, "bias", "scale") == {"vector"}
     assert ending(found, "head/kernel") == (set() if name == "gpt2_small" else {"head"})
     hidden = {
@@ -594,24 +598,24 @@ def test_heads_out_of_flat_kernels():
 
 def test_which_kernels_have_heads():
     """Attention's alone; GPT-2's two c_proj differ by where they stand."""
-    found = told(shapes(gpt2()), per_head=True, head_width=5)
+    found = found_in(shapes(gpt2()), per_head=True, head_width=5)
     assert found["h/0/attn/c_attn/kernel"] == ((0, 1), (3,), (2,), (3, 2, 5, W))
     assert found["h/0/attn/c_proj/kernel"] == ((0,), (1,), (2,), (2, 5, W))
     assert ending(found, "c_fc/kernel", "mlp/c_proj/kernel") == {TURNED}
-    found = told(shapes(bert()), per_head=True, head_width=K)
+    found = found_in(shapes(bert()), per_head=True, head_width=K)
     assert ending(found, "query/kernel") == {((1,), (0,), (2,), (W, H, K))}
     assert ending(found, "attention/output/dense/kernel") == {((0,), (1,), (2,), (H, K, W))}
     assert ending(found, "0/output/dense/kernel", "pooler/dense/kernel") == {DENSE}
-    found = told(shapes(llama()), per_head=True, head_width=K)
+    found = found_in(shapes(llama()), per_head=True, head_width=K)
     assert ending(found, "k_proj/kernel") == {((1,), (0,), (2,), (W, 1, K))}  # one head of keys, three of queries
     assert ending(found, "gate_proj/kernel", "down_proj/kernel") == {DENSE}
-    found = told(
+    found = found_in(
         shapes({"attention": {"in_proj": {"kernel": (W, A)}, "out_proj": {"kernel": (A, W)}}}),
         per_head=True,
         head_width=K,
     )
     assert found == {"attention/in_proj/kernel": DENSE, "attention/out_proj/kernel": ((0,), (1,), (2,), (H, K, W))}
-    found = told(shapes(t5x()), per_head=True)
+    found = found_in(shapes(t5x()), per_head=True)
     assert ending(found, "query/kernel") == {((1, 2), (0,), (3,))}
     assert ending(found, "out/kernel") == {((1, 0), (2,), (3,))}
     assert ending(found, "wo/kernel") == {((1,), (0,), (2,))}
@@ -619,7 +623,7 @@ def test_which_kernels_have_heads():
 
 def test_a_fused_kernel_makes_an_attention_whatever_it_is_called():
     tree = shapes({"mixer": {"qkv": {"kernel": (A, 3 * A)}, "proj": {"kernel": (A, A)}, "up": {"kernel": (A, F)}}})
-    found = told(tree, per_head=True, head_width=K)
+    found = found_in(tree, per_head=True, head_width=K)
     assert found["mixer/proj/kernel"] == ((0,), (1,), (2,), (H, K, A))
     assert found["mixer/up/kernel"] == DENSE
 
@@ -632,7 +636,7 @@ def test_a_convolution_isnt_split():
 
 def test_heads_that_cant_be_told():
     tree = shapes({"attention": {n: {"kernel": (W, A)} for n in ("query", "key")}})
-    with pytest.raises(ValueError, match=r"can't tell the heads of 'attention/key/kernel' by its shape \(10, 12\)"):
+    with pytest.raises(ValueError, match=r"can't infer the heads of 'attention/key/kernel' from its shape \(10, 12\)"):
         matrix_axes(tree, per_head=True)
     with pytest.raises(ValueError, match=r"head_width must divide the 12 of 'attention/key/kernel'.*got 5"):
         matrix_axes(tree, per_head=True, head_width=5)
@@ -705,7 +709,7 @@ GEMMA = {
     ],
 )
 def test_kinds_that_were_read_wrongly(tree, want):
-    assert want.items() <= told(shapes(tree)).items()
+    assert want.items() <= found_in(shapes(tree)).items()
 
 
 def test_a_window_in_front_shows_where_the_channels_are():
@@ -717,7 +721,7 @@ def test_a_window_in_front_shows_where_the_channels_are():
 def test_a_head_is_what_nothing_else_takes_in_outside_of_repeated_modules():
     block = {"a": {"kernel": (W, 24)}, "b": {"kernel": (24, W)}}
     net = {"conv": {"kernel": (3, 3, 3, W)}, "block_0": block, "block_1": block, "Dense_0": {"kernel": (W, 7)}}
-    found = told(shapes(net))
+    found = found_in(shapes(net))
     assert {path for path, what in found.items() if what == "head"} == {"Dense_0/kernel"}
 
 
@@ -768,7 +772,7 @@ SHARD = {f"layer_{i}": kernels(up=(W, F), down=(F, W)) for i in range(2)}
     ],
 )
 def test_a_linear_layer_embeds_the_vocabulary_that_the_head_gives(tree, want):
-    found = told(shapes(tree | SHARD))
+    found = found_in(shapes(tree | SHARD))
     assert [path for path, what in found.items() if what == "embedding" and path != "wte"] == [
         f"{path}/kernel" for path in want
     ]
@@ -790,7 +794,7 @@ def layers_with_bias(*shapes_):
     ],
 )
 def test_a_bias_shows_which_way_bare_matrices_stand(tree, axes):
-    assert ending(told(shapes(tree)), "c_res", "lora", "kernel") == {axes}
+    assert ending(found_in(shapes(tree)), "c_res", "lora", "kernel") == {axes}
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
