@@ -1,5 +1,6 @@
 """`train(run=…)`: everything of a run in one folder, which the same call goes on in, and no other run's is touched."""
 
+import io
 import json
 import sys
 
@@ -7,6 +8,7 @@ import flax.linen as nn
 import numpy as np
 import optax
 import pytest
+from rich.console import Console
 
 import optlab
 from optlab.config import ConfigError, Target, load
@@ -93,6 +95,14 @@ def test_progress_is_shown_where_there_is_a_terminal(tmp_path, monkeypatch, is_t
     assert sum(isinstance(o, Progress) for o in made(tmp_path).observers) == shown
     own = [Progress(batch_size=1), MetricsFile(tmp_path / "m.jsonl")]
     assert made(tmp_path, observers=own).observers == own
+
+
+def test_of_a_run_that_is_over_no_progress_is_shown():
+    file = io.StringIO()
+    progress = Progress(batch_size=1, console=Console(file=file, force_terminal=True))
+    progress.begin(4, 4)
+    progress.end("finished")
+    assert file.getvalue() == ""
 
 
 def test_checkpoints_of_another_folder_are_refused(tmp_path):
