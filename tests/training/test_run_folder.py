@@ -116,3 +116,26 @@ def test_data_and_workload_are_printed_in_a_few_lines():
         "Dense: 5 parameters, batches of 16, shuffled",
         "  target      validation/loss, min, to 100",
     ]
+
+
+def test_an_observer_may_see_the_state_of_every_evaluated_step():
+    class Kernels:
+        def __init__(self):
+            self.seen = []
+
+        def begin(self, start, steps):
+            pass
+
+        def record(self, record):
+            pass
+
+        def evaluated(self, record, state):
+            self.seen.append((record["step"], int(state.step), np.array(state.params["kernel"])))
+
+        def end(self, outcome):
+            pass
+
+    kernels = Kernels()
+    history = train(WORKLOAD, optlab.sgd(RATE), steps=4, log_every=1, evaluate_every=2, observers=[kernels])
+    assert [(t, step) for t, step, _ in kernels.seen] == [(2, 2), (4, 4)]
+    assert np.array_equal(kernels.seen[-1][2], history.params["kernel"])
