@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 
 import optlab
-from optlab.config import ConfigError, Target, load
+from optlab.config import Config, ConfigError, Target, component, load
 from optlab.runs import CheckpointError, Checkpoints, MetricsFile, PlaceError, Run
+from optlab.runs._folder import make_folder
 from optlab.training import Progress, Workload, squared_error, train
 from optlab.training.folder import RunFolder
 
@@ -67,6 +68,9 @@ def test_what_another_run_left_is_not_touched(tmp_path):
     assert {path: path.read_bytes() for path in before} == before
     with pytest.raises(ConfigError, match="a run that Python's train made: it has no config"):
         load(tmp_path / "x" / "config.json")
+    config = Config(data=component("digits"), model=component("mlp"), optimizer=component("sgd"), steps=4)
+    with pytest.raises(ConfigError, match="holds a run of Python's train, which its script continues"):
+        make_folder(tmp_path / "x", config, lambda key, config: "fixed", [])
 
 
 @pytest.mark.parametrize(
@@ -74,7 +78,7 @@ def test_what_another_run_left_is_not_touched(tmp_path):
     [
         ("thesis.tex", "", "isn't empty and isn't a run"),
         ("config.json", '{"config": {}}', "holds a run of a config, which optlab train continues"),
-        ("config.json", "{", "isn't JSON"),
+        ("config.json", "{", "holds a run of a config"),
     ],
 )
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, file, text, says):
