@@ -22,7 +22,7 @@ from optlab.experiment import build, explain_keys, resolve
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["optimizer=adamv", "optimizer.learning_rate=1"], r"unknown optimizer 'adamv'; did you mean 'adam'\?"),
+        (["optimizer=adamv", "optimizer.learning_rate=1"], r"unknown .*'adamv'; did you mean 'adam' or 'adamw'\?"),
         (["optimizer.learning_rte=1"], r"unknown key 'optimizer.learning_rte' for optimizer=muon; did you mean"),
         (["optimizer=adamw"], "optimizer=adamw needs optimizer.learning_rate=…"),
         (["optimizer.learning_rate=fast"], "optimizer.learning_rate must be .*, got 'fast'"),

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from optlab import __version__
 from optlab._extras import MissingExtraError
+from optlab._messages import meant
 from optlab.commands._dialect import in_words
 from optlab.compare import StudyError
-from optlab.config import ConfigError
+from optlab.config import Config, ConfigError
 from optlab.runs._errors import PlaceError
 
 COMMANDS = (
@@ -73,11 +74,25 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the words of a command line; None: those of this process."""
     arguments, rest = _parser().parse_known_args(argv)
     unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    if unknown and (said := _assignment(unknown)):
+        _parser().error(f"{unknown[0]} is no option; a config's keys are said without dashes: {said}")
     if unknown:
         _parser().error(f"unknown arguments: {' '.join(unknown)}; see optlab {arguments.command} --help")
     if rest:
         arguments.overrides += rest  # argparse leaves over what stands behind an option
     return arguments
+
+
+def _assignment(words: Sequence[str]) -> str | None:
+    """The override that was probably meant by an option: `--steps 100` is steps=100."""
+    key, _, value = words[0].lstrip("-").replace("-", "_").partition("=")
+    if key == "epochs":
+        return "steps=N, where N is the epochs times the training examples, divided by batch_size"
+    found = meant(key, [*Config.__dataclass_fields__, "learning_rate", "weight_decay"])
+    if not words[0].startswith("--") or len(found) != 1:
+        return None
+    owner = "optimizer." if found[0] not in Config.__dataclass_fields__ else ""
+    return f"{owner}{found[0]}={value or (words[1] if len(words) > 1 else '…')}"
 
 
 def _parser() -> argparse.ArgumentParser:

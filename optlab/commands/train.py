@@ -186,6 +186,12 @@ def _initial(run: str, experiment: Experiment) -> tuple[Any, Any]:
     from optlab.roles._paths import names_of
     from optlab.training import CheckpointError, load_params
 
+    folder = Path(run)
+    if folder.name.isdigit() and folder.parent.name == "checkpoints":
+        raise ConfigError(
+            f"init_from={run} is one checkpoint, and a run is meant: say init_from={folder.parent.parent}, whose "
+            "latest checkpoint is taken"
+        )
     try:
         found = (load_params(run), load_params(run, collection="model_state"))
     except CheckpointError as error:

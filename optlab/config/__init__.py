@@ -22,7 +22,7 @@ from optlab.config._schema import (
     keys,
 )
 from optlab.config._strategies import STRATEGIES, Strategy, StrategyName, find_strategy
-from optlab.config._values import ConfigError, accepts, describe, is_learning_rate
+from optlab.config._values import ConfigError, accepts, describe, is_learning_rate, parse
 
 __all__ = [
     "STRATEGIES",
@@ -48,6 +48,7 @@ __all__ = [
     "load",
     "nearest",
     "override",
+    "parse",
     "slug",
     "text_of",
     "to_json",

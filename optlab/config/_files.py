@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from optlab._messages import nearest
-from optlab.config._schema import Config, flatten, from_tree
+from optlab._messages import meant
+from optlab.config._schema import Config, flatten, from_tree, keys
 from optlab.config._values import ConfigError
 
 
@@ -29,8 +29,21 @@ def load(path: str | Path, kind: type = Config) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        nearby = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        raise ConfigError(f"no config file {str(path)!r}" + (f"; {nearest(str(path), nearby)}" if nearby else ""))
+        if (path / "config.json").is_file():
+            raise ConfigError(
+                f"{str(path)!r} is a run's folder, not a config: say {path / 'config.json'} to train as it did in a "
+                "folder of its own; the command that began the run continues it"
+            )
+        nearby = {p.stem: str(p) for p in sorted(path.parent.glob("*.py"))} if path.parent.is_dir() else {}
+        files = [nearby[stem] for stem in meant(path.stem, nearby)] or list(nearby.values())
+        way = (
+            ""
+            if not found
+            else f"; did you mean {found[0]!r}?"
+            if len(found) == 1
+            else f"; there are {', '.join(found)}"
+        )
+        raise ConfigError(f"no config file {str(path)!r}{way}")
     if path.suffix == ".json" and kind is Config:
         return _from_json(path)
     if path.suffix != ".py":
@@ -55,7 +68,7 @@ def load(path: str | Path, kind: type = Config) -> Any:
 
 def to_json(config: Config) -> dict[str, Any]:
     """Converts a config to plain JSON data. Raises ConfigError for an argument that JSON can't hold."""
-    tree = dataclasses.asdict(config)
+    tree = dataclasses.asdict(config, dict_factory=_without_texts)
     try:
         return json.loads(json.dumps(tree, allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -64,6 +77,12 @@ def to_json(config: Config) -> dict[str, Any]:
             f"{', '.join(bad)} can't be written to config.json ({error}); "
             "use numbers, strings and lists, or module:function names"
         ) from error
+
+
+def _without_texts(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Leaves the text behind a component's arguments out, which only the command line has."""
+    found = dict(items)
+    return {n: v for n, v in items if n != "written"} if "arguments" in found else found
 
 
 def _is_json(value: Any) -> bool:
@@ -90,10 +109,17 @@ def _from_json(path: Path) -> Config:
 
 
 def slug(path: str | Path, assignments: Sequence[str]) -> str:
-    """Names a run's folder by the config and the overrides, in characters that every file system allows."""
+    """Names a run's folder by the config and the overrides, in characters that every file system allows.
+
+    The optimizer and its learning rate come first; keys that a continued run may change aren't part of the name.
+    """
     path = Path(path)
     stem = path.parent.name + "-again" if path.name == "config.json" else path.stem
-    name = "-".join([stem, *(re.sub(r"[^\w.=+-]+", "_", a) for a in sorted(assignments))])
+    known, first = keys(Config), ("optimizer", "optimizer.learning_rate")
+    said = {a: a.partition("=")[0] for a in sorted(assignments)}
+    kept = [a for a, key in said.items() if key not in known or known[key][1]["change"] != "changeable"]
+    kept.sort(key=lambda a: first.index(said[a]) if said[a] in first else len(first))
+    name = "-".join([stem, *(re.sub(r"[^\w.=+-]+", "_", a) for a in kept)])
     if len(name) > 120:
         name = f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     return name

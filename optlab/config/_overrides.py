@@ -9,6 +9,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+from optlab._messages import meant, usual
 from optlab.config._schema import Component, Config, from_tree, is_component, nearest_key
 from optlab.config._values import ConfigError, accepts, describe, parse
 
@@ -57,12 +58,14 @@ def _set(kind: Any, tree: dict[str, Any], path: list[str], text: str, key: str) 
     hints = typing.get_type_hints(kind)
     name, rest = path[0], path[1:]
     if name not in hints:
-        raise ConfigError(f"unknown key {key!r}; {nearest_key(key[: len(key) - len('.'.join(path))], path, hints)}")
+        prefix = key[: len(key) - len(".".join(path))]
+        way = (_elsewhere(tree, key, text) if len(path) == 1 and not prefix else "") or nearest_key(prefix, path, hints)
+        raise ConfigError(f"unknown key {key!r}; {way}")
     hint = hints[name]
     if hint is Component and not rest:
-        tree[name] = tree[name] if text == tree[name]["name"] else {"name": text, "arguments": {}}
+        tree[name] = tree[name] if text == tree[name]["name"] else {"name": text, "arguments": {}, "written": {}}
     elif hint is Component:
-        _set_argument(tree[name]["arguments"], rest, text)
+        _set_argument(tree[name], rest, text)
     elif dataclasses.is_dataclass(hint) and rest:
         _set(hint, tree[name], rest, text, key)
     elif dataclasses.is_dataclass(hint):
@@ -73,18 +76,46 @@ def _set(kind: Any, tree: dict[str, Any], path: list[str], text: str, key: str) 
     else:
         tree[name] = parse(text, hint)
         if not accepts(tree[name], hint):
-            raise ConfigError(f"{key} must be {describe(hint)}, got {text!r}")
+            way = (
+                f": say {key}=[{usual(text)}]"
+                if accepts(parse(f"[{text}]", hint), hint) and text[0] not in "[("
+                else ""
+            )
+            raise ConfigError(f"{key} must be {describe(hint)}, got {text!r}{way}")
 
 
-def _set_argument(arguments: dict[str, Any], path: list[str], text: str) -> None:
+# Whose argument a key without a dot probably is, where the config doesn't have it itself.
+_OWNERS = {
+    "optimizer": ("learning_rate", "weight_decay", "momentum", "b1", "b2", "eps"),
+    "schedule": ("warmup",),
+    "model": ("widths", "width", "depth", "heads", "dropout", "dtype"),
+    "data": ("path",),
+    "stop": ("patience", "min_gain"),
+}
+
+
+def _elsewhere(tree: dict[str, Any], key: str, text: str) -> str:
+    """Ends the message of a key that is said in the wrong place or by another name; "" for any other key."""
+    if key in ("epoch", "epochs", "num_epochs"):
+        return (
+            f"a run is steps long: say steps=N, where N is {text} times the training examples, divided by "
+            f"batch_size={tree['batch_size']}"
+        )
+    owners = {f"{owner}.{name}": name for owner, names in _OWNERS.items() for name in names}
+    found = [place for place, name in owners.items() if name in meant(key, owners.values())]
+    if len(found) == 1 and not meant(key, tree):
+        return f"did you mean {found[0]}={text}?"
+    return ""
+
+
+def _set_argument(component: dict[str, Any], path: list[str], text: str) -> None:
     """Sets an argument of a component or of its parts. A part that keeps its name keeps its arguments, too."""
-    part: Any = arguments.get(path[0])
-    if not is_component(part):
-        arguments[".".join(path)] = parse(text)
-    elif len(path) > 1:
-        _set_argument(part["arguments"], path[1:], text)
-    elif text != part["name"]:
-        arguments[path[0]] = parse(text)
+    part: Any = component["arguments"].get(path[0])
+    if is_component(part) and len(path) > 1:
+        _set_argument(part, path[1:], text)
+    elif not is_component(part) or text != part["name"]:
+        key = ".".join(path)
+        component["arguments"][key], component["written"][key] = parse(text), text
 
 
 def text_of(value: Any) -> str:

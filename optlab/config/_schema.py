@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from optlab._messages import closest, nearest
+from optlab._messages import meant, nearest
 from optlab.config._strategies import STRATEGIES, StrategyName
 from optlab.config._values import ConfigError, accepts, describe
 
@@ -20,6 +20,8 @@ class Component:
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    # The arguments' text on the command line, which is parsed again where the factory shows their types.
+    written: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
 
 def component(name: str, /, **arguments: Any) -> Component:
@@ -265,8 +267,11 @@ class Config:
             raise ConfigError(f"stop.min_gain={self.stop.min_gain} has no effect without stop.patience")
         measured = [f"{split}/{name}" for split in ("train", "validation") for name in ("loss", *self.metrics)]
         if self.target.metric not in measured:
-            close = nearest(self.target.metric, measured)
-            raise ConfigError(f"target.metric={self.target.metric} isn't measured; {close}")
+            bare = meant(
+                self.target.metric, ["loss", *self.metrics]
+            )  # without a split it is mostly of the held-out one
+            way = f"did you mean 'validation/{bare[0]}'?" if bare else nearest(self.target.metric, measured)
+            raise ConfigError(f"target.metric={self.target.metric} isn't measured; {way}")
 
 
 def check(section: Any, prefix: str = "") -> None:
@@ -362,13 +367,12 @@ def from_tree(kind: Any, tree: Mapping[str, Any], prefix: str = "") -> Any:
 
 def is_component(value: Any) -> bool:
     """Returns whether a value is a component among another's arguments, as `dataclasses.asdict` writes it."""
-    return isinstance(value, dict) and value.keys() == {"name", "arguments"}
+    return isinstance(value, dict) and value.keys() | {"written"} == {"name", "arguments", "written"}
 
 
 def nearest_key(prefix: str, path: list[str], names: Iterable[str]) -> str:
     """Ends an error message with the key behind a prefix that was probably meant, or with all of them."""
     names = list(names)
-    close = closest(path[0], names, cutoff=0.6)
-    if close is not None:
-        return f"did you mean {prefix + '.'.join([close, *path[1:]])!r}?"
+    if close := meant(path[0], names):
+        return f"did you mean {' or '.join(repr(prefix + '.'.join([name, *path[1:]])) for name in close)}?"
     return f"there are {', '.join(prefix + name for name in names)}"

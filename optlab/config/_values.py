@@ -70,28 +70,46 @@ def describe(hint: Any) -> str:
 
 
 def parse(text: str, hint: Any = Any) -> Any:
-    """Parses a value of a command line: number, true/false, none, [list], "quoted" or bare text."""
-    if hint is str or (accepts(text, hint) and hint is not Any and text.lower() not in ("none", "null")):
+    """Parses a value of a command line: number, true/false, none, [list], "quoted" or bare text.
+
+    What only looks like a number or a list stays text where the hint takes nothing else.
+    """
+    value = _parsed(text, hint)
+    if not accepts(value, hint) and accepts(text, hint):
         return text
-    words = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    if text[:1] in "[(" and text[-1:] in "])":
-        value: Any = [parse(part.strip()) for part in _split(text[1:-1])]
-    else:
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            return text
     return tuple(value) if typing.get_origin(hint) is tuple and isinstance(value, list) else value
 
 
+def _parsed(text: str, hint: Any) -> Any:
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    if len(text) > 1 and text[0] in "'\"" and text.find(text[0], 1) == len(text) - 1:
+        return text[1:-1]
+    if text[:1] in ("[", "(") and text[-1:] in ("]", ")"):
+        return [parse(part.strip(), _of_items(hint)) for part in _split(text[1:-1])]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _of_items(hint: Any) -> Any:
+    """The hint of a list's items: that of the first member of a union that is a list."""
+    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    kinds = (m for m in members if typing.get_origin(m) in (tuple, list, collections.abc.Sequence))
+    items = [m for m in typing.get_args(next(kinds, Any)) if m is not Ellipsis]
+    return items[0] if len(items) == 1 else Any
+
+
 def _split(text: str) -> list[str]:
-    """Splits at commas outside brackets."""
-    parts, depth = [""], 0
+    """Splits at commas outside brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
     for char in text:
-        depth += (char in "[(") - (char in "])")
-        if char == "," and depth == 0:
+        if char == quote or (not quote and char in "'\"" and not parts[-1].strip()):
+            quote = "" if quote else char
+        depth += 0 if quote else (char in "[(") - (char in "])")
+        if char == "," and depth == 0 and not quote:
             parts.append("")
         else:
             parts[-1] += char

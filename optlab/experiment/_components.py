@@ -21,6 +21,7 @@ from optlab.config import (
     is_learning_rate,
     keys,
     nearest,
+    parse,
     to_json,
 )
 
@@ -99,6 +100,8 @@ def _is_a(kind: str, module: str, name: str) -> bool:
     """Returns whether a function is of the kind: optax's modules hold more than optimizers and schedules."""
     if kind == "loss":
         return name != "accuracy"  # which has no gradient
+    if kind == "model":
+        return name != "attention_weights"  # a function of arrays
     if not module.startswith("optax"):
         return True
     if kind == "schedule":
@@ -149,7 +152,8 @@ def check_arguments(kind: str, part: Component, factory: Callable[..., Any], key
             raise ConfigError(f"unknown key '{key}.{name}' for {key}={part.name}; {nearest(f'{key}.{name}', known)}")
         hint = hints.get(name, Any)
         if not accepts(value, hint) and not isinstance(value, Component):
-            raise ConfigError(f"{key}.{name} must be {describe(hint)}, got {value!r}")
+            way = f": say {key}.{name}=[{value}]" if accepts([value], hint) else ""
+            raise ConfigError(f"{key}.{name} must be {describe(hint)}, got {value!r}{way}")
         if is_learning_rate(name) and isinstance(value, int | float) and not value >= 0:
             raise ConfigError(f"{key}.{name} must be at least 0, got {value}")
     for name, p in allowed.items():
@@ -185,8 +189,10 @@ def _with_parts(key: str, part: Component, hints: dict[str, Any]) -> Component:
                 )
             plain[name] = value
         elif dot:
-            parts[head] = Component(parts[head].name, {**parts[head].arguments, tail: value})
-    return Component(part.name, {**plain, **parts})
+            of = parts[head]
+            text = {tail: part.written[name]} if name in part.written else {}
+            parts[head] = Component(of.name, {**of.arguments, tail: value}, {**of.written, **text})
+    return Component(part.name, {**plain, **parts}, part.written)
 
 
 def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
@@ -218,17 +224,12 @@ def components(config: Config) -> Iterator[tuple[str, Component]]:
 
 
 def _fit(kind: str, part: Component, factory: Callable[..., Any]) -> Component:
-    """Converts arguments to their type now that it is known: the words none and 12 can be strings."""
+    """Parses the command line's arguments again, now that their types are known: none, 12 and 1e5 can be strings."""
     hints = hints_of(factory)
-
-    def again(name: str, value: Any) -> Any:
-        if accepts(value, hints.get(name, Any)):
-            return value
-        text = "none" if value is None else str(value)
-        is_text = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-        return text if is_text and accepts(text, hints[name]) else value
-
-    return Component(part.name, {name: again(name, value) for name, value in part.arguments.items()})
+    said = {n: parse(text, hints.get(n, Any)) for n, text in part.written.items() if n in part.arguments}
+    return Component(
+        part.name, {n: v if isinstance(v, Component) else said.get(n, v) for n, v in part.arguments.items()}
+    )
 
 
 def _resolved(key: str, kind: str, part: Component) -> Component:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from optlab._messages import closest
+from optlab._messages import meant
 from optlab.models.linear import at_least_float32, dense
 
 NormName = Literal["batch", "layer", "rms", "none"]
@@ -41,8 +41,8 @@ def check_name(what: str, value: str, names: Any) -> None:
     """Raises a ValueError with the nearest right name, unless `value` is one of the strings of the Literal `names`."""
     choices = get_args(names)
     if value not in choices:
-        close = closest(str(value), choices, cutoff=0.6)
-        hint = f": did you mean {close!r}?" if close is not None else ""
+        close = meant(str(value), choices)
+        hint = f": did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise ValueError(f"{what} must be one of {', '.join(choices)}, got {value!r}{hint}")
 
 

@@ -18,6 +18,8 @@ from optlab._checks import check_decay
 from optlab.data import Batch, DataError
 from optlab.training.reductions import wide
 
+__all__ = ["accuracy", "cross_entropy", "squared_error"]
+
 
 def cross_entropy(outputs: jax.Array, batch: Batch, *, label_smoothing: float = 0.0) -> jax.Array:
     """−log softmax(outputs)[label], in nats; NaN where the label is no class of the outputs.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import math
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from optlab._messages import meant
 from optlab.roles import ROLES, layout_of
 
 Rules: TypeAlias = Mapping[str, P]
@@ -136,7 +136,7 @@ def _check_used(rules: Rules, roles_of: Mapping[str, str]) -> None:
             wanted = pattern.strip("*/")
             depth = wanted.count("/") + 1
             names = sorted({*("/".join(name.split("/")[-depth:]) for name in roles_of), *roles_of.values()})
-            near = difflib.get_close_matches(wanted, names, n=3) or names
+            near = meant(wanted, names) or names
             raise ValueError(
                 f"the rule for {pattern!r} fits no parameter and no role here; there are {', '.join(near)}"
             )

@@ -134,7 +134,7 @@ def test_another_runs_parameters_are_a_start(here, capsys):
     assert main(["train", "small.py"]) == 0
     assert main(["train", "small.py", "steps=6", "optimizer.learning_rate=0", "init_from=runs/small"]) == 0
     first = read_metrics(here / "runs" / "small")[-1]
-    again = read_metrics(here / "runs" / "small-init_from=runs_small-optimizer.learning_rate=0-steps=6")[-1]
+    again = read_metrics(here / "runs" / "small-optimizer.learning_rate=0-init_from=runs_small-steps=6")[-1]
     assert again["test/loss"] == pytest.approx(first["test/loss"], rel=1e-6)
     assert main(["train", "small.py", "model.widths=[8]", "init_from=runs/small", "--run", "other"]) == 2
     assert re.search(r"init_from=runs/small is another model: head/.* is float32", capsys.readouterr().err)

@@ -130,6 +130,9 @@ def test_a_files_warmup_shrinks_with_the_run(capsys):
 def test_a_folder_is_named_by_config_and_overrides():
     assert slug("configs/digits.py", []) == "digits"
     assert slug("configs/digits.py", ["steps=5", "optimizer=adamw"]) == "digits-optimizer=adamw-steps=5"
+    assert slug(
+        "a.py", ["log.every=5", "accumulate=2", "strategy=jit", "optimizer.learning_rate=1", "optimizer=lion"]
+    ) == ("a-optimizer=lion-optimizer.learning_rate=1-accumulate=2")
     assert slug("runs/digits/config.json", []) == "digits-again"
     assert "/" not in slug("a.py", ["data.path=/x/y z"])
     long = [f"model.widths=[{n}]" for n in range(50)]
