@@ -142,7 +142,6 @@ class Entry(NamedTuple):
             params=self.params,
             laws=["bias_correction"] if self.name in BIAS_CORRECTED else [],
             skip=["weight_decay"] if self.name in NO_DECAY else [],
-            raise_errors=False,
         )
 
 

@@ -42,10 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--plan", action="store_true", help="show what would be trained and found; train nothing")
     parser.add_argument("--folder", metavar="DIR", help="the study's folder (default: studies/<config>-<overrides>)")
+    parser.add_argument("--workers", metavar="N", type=int, help="train in so many processes of this machine")
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="train on the workers of a Dask scheduler: tcp://…, tls://…"
+    )
     parser.add_argument(
         "--executor",
-        choices=("population", "runs"),
-        help="many trials in one program, or one run after another (default: whichever suits the model)",
+        choices=("population", "series", "runs"),
+        help="many trials side by side in one program, or in turn, or one run after another (default: what suits)",
     )
 
 
@@ -65,11 +69,35 @@ def run(arguments: argparse.Namespace) -> int:
 
     fixed = [a for a in arguments.overrides if a.partition("=")[0] not in STUDIES]
     folder = Path(arguments.folder or Path("studies") / slug(path, fixed))
+    workers = _workers(arguments)
     again = " ".join(["optlab compare", str(path), *map(shlex.quote, arguments.overrides)])
-    verdict = conclude(study, folder, widen=comparison.widen, command=again)
+    try:
+        verdict = conclude(study, folder, widen=comparison.widen, workers=workers, command=again)
+    except KeyboardInterrupt:
+        print(f"optlab: interrupted; what is finished is in {folder}, the same command goes on", file=sys.stderr)
+        return 130
     print(f"{verdict}\n  folder      {folder}  (verdict.md, verdict.json, study.json, trials.jsonl)")
     print(f"  report      {folder / 'report.html'}")
     return 0
+
+
+def _workers(arguments: argparse.Namespace) -> Any:
+    """The processes, or Dask's executor, that the command line names."""
+    if arguments.scheduler is None:
+        return arguments.workers
+    if arguments.workers is not None:
+        raise ConfigError(
+            "--workers are this machine's processes, and --scheduler has its own workers: say one of them"
+        )
+    need("optlab compare --scheduler", "distributed", extra="cluster")
+    from distributed import Client
+
+    try:
+        return Client(arguments.scheduler, timeout=10).get_executor(pure=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"no Dask scheduler answers at {arguments.scheduler} ({error}): start one, dask scheduler --host 127.0.0.1"
+        ) from error
 
 
 def _study(comparison: Comparison, executor: Any) -> Study:

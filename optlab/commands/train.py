@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +75,7 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
     from optlab._processes import is_first, leave, once, together
     from optlab.data import DataError
     from optlab.training import CheckpointError, Checkpoints, DeviceMemoryError, GuardError
+    from optlab.training.folder import draw_curves
     from optlab.training.loop import StepsError
 
     folder = run_folder(arguments)
@@ -88,7 +88,6 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
     with together(ConfigError):
         if is_first():
             make_folder(folder, config, kind_of_change, arguments.allow_change)
-    began = time.monotonic()
     try:
         with checkpoints.writing():
             with together(ConfigError):
@@ -123,21 +122,8 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
         return 1
     if not is_first():
         return EXIT_CODES.get(history.outcome, 0)
-    print(_summary(history, experiment, folder, time.monotonic() - began))
-    return EXIT_CODES.get(history.outcome, 0 if _is_drawn(folder) else 1)
-
-
-def _is_drawn(folder: Path) -> bool:
-    """Draws the curves, if anything was logged. Returns False, with a line on stderr, if the disk refuses."""
-    from optlab.training import plot_curves
-
-    try:
-        if (folder / "metrics.jsonl").stat().st_size:
-            plot_curves(folder)
-    except OSError as error:
-        print(f"optlab: {folder / 'curves.png'} can't be drawn ({error}); all else is as it was", file=sys.stderr)
-        return False
-    return True
+    print(_summary(history, folder))
+    return EXIT_CODES.get(history.outcome, 0 if draw_curves(folder) else 1)
 
 
 def _observers(config: Config, folder: Path) -> list[Observer]:
@@ -217,26 +203,14 @@ def _initial(run: str, experiment: Experiment) -> tuple[Any, Any]:
     return jax.tree.unflatten(jax.tree.structure(wanted), [leaves[0][name] for name in leaves[1]])
 
 
-def _summary(history: History, experiment: Experiment, folder: Path, seconds: float) -> str:
-    step, config = int(history.state.step), experiment.config
-    if history.start == step and "interrupted" not in history.outcome:
-        return f"{folder} is {history.outcome} already, at step {step}; for another run name another folder: --run DIR"
-    lines = [f"{history.outcome} after step {step}, {seconds:.0f} s"]
-    if "interrupted" in history.outcome:
+def _summary(history: History, folder: Path) -> str:
+    step = int(history.state.step)
+    if history.was_over:
+        again = f"{folder} is {history.outcome} already, at step {step}; for another run name another folder: --run DIR"
+        return "\n".join([again, *history.findings()])
+    if history.is_interrupted:
         where = f"saved in {folder}; the same command continues"
         if history.saved < step:
             where = f"not saved: the parameters aren't finite; the same command continues after step {history.saved}"
-        return "\n".join([*lines, where])
-    last = history.records[-1]
-    for split in ("train", "validation", "test"):
-        shown = {k.split("/")[1]: v for k, v in last.items() if k.startswith(f"{split}/") and "norm" not in k}
-        if shown:
-            lines.append(f"  {split:<10}  " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()))
-    if history.skipped:
-        lines.append(f"  skipped     {len(history.skipped)} steps, each with its reason in {folder / 'skipped.jsonl'}")
-    if history.best:
-        lines.append(f"  best        {config.target.metric} {history.best[1]:.4f} at step {history.best[0]}")
-    if config.target.value is not None:
-        when = "not reached" if history.reached is None else f"reached at step {history.reached}"
-        lines.append(f"  target      {config.target.metric} {config.target.value:g} {when}")
-    return "\n".join([*lines, f"  folder      {folder}  (config.json, metrics.jsonl, curves.png, checkpoints)"])
+        return f"{history.outcome} after step {step}, {history.seconds:.0f} s\n{where}"
+    return f"{history}\n  folder      {folder}  (config.json, metrics.jsonl, curves.png, checkpoints)"

@@ -19,11 +19,11 @@ from optlab.compare.settings import Comparison
 if TYPE_CHECKING:
     from optlab.compare._face import compare as compare
     from optlab.compare._face import conclude as conclude
+    from optlab.compare.driver import run_study as run_study
     from optlab.compare.plan import Plan as Plan
     from optlab.compare.plan import make_plan as make_plan
     from optlab.compare.study import Study as Study
     from optlab.compare.study import make_study as make_study
-    from optlab.compare.study import run_study as run_study
     from optlab.compare.trials import Result as Result
     from optlab.compare.trials import Trial as Trial
     from optlab.compare.verdict import Verdict as Verdict
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 _NAMES = {
     "_face": ("compare", "conclude"),
     "plan": ("Plan", "make_plan"),
-    "study": ("Study", "make_study", "run_study"),
+    "driver": ("run_study",),
+    "study": ("Study", "make_study"),
     "trials": ("Result", "Trial"),
     "verdict": ("Verdict", "judge"),
 }

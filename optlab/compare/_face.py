@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +14,10 @@ import optax
 
 from optlab import schedules
 from optlab._extras import need
+from optlab.compare.driver import run_study
 from optlab.compare.points import Design, Space
 from optlab.compare.report import write_report
-from optlab.compare.study import Executor, Study, make_study, run_study
+from optlab.compare.study import Executor, Study, make_study
 from optlab.compare.trials import Result
 from optlab.compare.verdict import Verdict, judge
 from optlab.compare.widening import ROUNDS, check_widening, widened
@@ -40,6 +43,7 @@ def compare(
     evaluate_every: int | None = None,
     executor: Executor | None = None,
     widen: bool = False,
+    workers: int | concurrent.futures.Executor | None = None,
     folder: str | Path | None = None,
     quiet: bool = False,
 ) -> Verdict:
@@ -67,10 +71,12 @@ def compare(
         paired: whether all contenders share initializations and data orders, and are compared study by study.
         seed: of everything that is drawn.
         evaluate_every: steps between two evaluations; None is a twentieth of the run.
-        executor: "population", many trials in one program, or "runs", one after another; None takes populations, and
-            runs where those can't be or are slower. The plan says which.
+        executor: "population", many trials side by side in one program, "series", in turn in one program, or "runs",
+            one ordinary run after another; None takes what suits the model. The plan says which.
         widen: whether the search goes on beyond the edge of a space where a contender's best values lie at it, by a
             third of the space's decades and up to three times; all contenders get as many trials more.
+        workers: None trains in this process, a number in so many processes of this machine (a script then needs
+            `if __name__ == "__main__":`), a concurrent.futures.Executor wherever it takes its calls: Dask's, mpi4py's.
         folder: where trials, verdict and report are kept: the same call goes on where it stood, one with more studies,
             trials or contenders trains only what is new.
         quiet: whether nothing is said on the way.
@@ -86,7 +92,7 @@ def compare(
         schedule=schedule, before=before, baseline=baseline, design=design, paired=paired, seed=seed,
         evaluate_every=evaluate_every, executor=executor,
     )  # fmt: skip
-    return conclude(study, folder, widen=widen, quiet=quiet)
+    return conclude(study, folder, widen=widen, workers=workers, quiet=quiet)
 
 
 def conclude(
@@ -94,6 +100,7 @@ def conclude(
     folder: str | Path | None = None,
     *,
     widen: bool = False,
+    workers: int | concurrent.futures.Executor | None = None,
     quiet: bool = False,
     command: str = "",
 ) -> Verdict:
@@ -102,27 +109,29 @@ def conclude(
     Args:
         study: from `make_study`.
         folder: the study's.
-        widen: as in `compare`.
+        widen: as in `compare`,
+        workers: as well.
         quiet: whether nothing is said on the way.
         command: what the report names as the way to have it again.
     """
     check_widening(study, widen)
     if folder is not None:
         need("a study's report", "plotly", "matplotlib", extra="compare")
-    verdict = _judged(study, folder, quiet)
+    train = functools.partial(_judged, folder=folder, workers=workers, quiet=quiet)
+    verdict = train(study)
     for _ in range(ROUNDS if widen else 0):
         wider = widened(verdict.study, {name: x.edges for name, x in verdict.standings.items()})
         if wider is None:
             break
-        verdict = _judged(wider, folder, quiet)
+        verdict = train(wider)
     if folder is not None:
         verdict.write(folder)
         write_report(verdict, Path(folder).expanduser(), command)
     return verdict
 
 
-def _judged(study: Study, folder: str | Path | None, quiet: bool) -> Verdict:
-    return judge(study, run_study(study, folder, progress=None if quiet else _Progress(study)))
+def _judged(study: Study, folder: Any, workers: Any, quiet: bool) -> Verdict:
+    return judge(study, run_study(study, folder, workers=workers, progress=None if quiet else _Progress(study)))
 
 
 class _Progress:

@@ -41,7 +41,11 @@ class Plan:
             lines.append(
                 f"  {name}: {s.studies} × {s.trials[name]} trials and {s.studies * s.finals} winners afresh, "
                 f"{count} runs, about {_duration(self.seconds[name])}; {space}; "
-                + ("one program for many trials" if executor == "population" else "one run after another")
+                + {
+                    "population": "one program for many trials",
+                    "series": "one program, one trial after another",
+                    "runs": "one run after another",
+                }[executor]
                 + (f" ({why})" if why else "")
             )
         if s.studies == 1:
@@ -74,7 +78,7 @@ def make_plan(study: Study) -> Plan:
 def _seconds(study: Study, name: str, count: int) -> float:
     """Compilation, and the steps at the pace of a few. A population compiles once, every run for itself."""
     timed = min(TIMED, study.steps)
-    is_population = study.executors[name][0] == "population"
+    is_program = study.executors[name][0] != "runs"
     short: Contender = dataclasses.replace(study.contenders[name], steps=timed)
     try:
         short.make(short.middle)
@@ -87,7 +91,7 @@ def _seconds(study: Study, name: str, count: int) -> float:
         began = time.monotonic()
         list(train(part))
         took.append(time.monotonic() - began)
-    if not is_population:
+    if not is_program:
         # Both compile: what is left of the second after its compilation isn't known, so that a step counts too much.
         return count * took[1] * max(1.0, study.steps / timed / 20)
     parts = -(-count // train.width)  # type: ignore[union-attr]

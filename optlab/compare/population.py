@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from optlab.training.strategies._base import _QUICK
 
 WIDTH = 64  # trials in one program: with more, the first results come late
 WIDTH_CPU = 4  # or as many as there are finals: a CPU gains nothing from more, and all parts share one program
+LARGE = 1e8  # operations of a step: a CPU gains nothing from several side by side, which take longer to compile
 STATES = 6  # of a trial's state, as much memory is taken for it, its gradients and activations
 FEED = 2**28  # bytes of batches that are on the device at once, where the data don't stay there
 WHOLE = 2048  # examples of a split that are evaluated as one batch
@@ -43,11 +44,17 @@ class Population:
         contender: whose trials.
         evaluate_every: steps between two evaluations.
         expected: trials that are likely to come at once.
+        is_stacked: whether they are trained side by side; else in turn, step by step, by one compiled program all the
+            same.
     """
 
-    def __init__(self, workload: Workload, contender: Contender, evaluate_every: int, expected: int):
+    def __init__(
+        self, workload: Workload, contender: Contender, evaluate_every: int, expected: int, is_stacked: bool = True
+    ):
         self.workload, self.contender, self.evaluate_every = workload, contender, evaluate_every
-        self.width = max(WIDTH_CPU, min(expected, WIDTH)) if jax.default_backend() == "cpu" else WIDTH
+        self.is_stacked, self.width = is_stacked, 1
+        if is_stacked:
+            self.width = max(WIDTH_CPU, min(expected, WIDTH)) if jax.default_backend() == "cpu" else WIDTH
         self.read_layout = functools.cache(workload.layout)
         self.programs: dict[str, _Program] = {}
 
@@ -59,7 +66,7 @@ class Population:
             with layout_around(self.read_layout):
                 if key not in self.programs:
                     static = _static(self.contender, group[0].values)
-                    self.programs[key] = _Program(self.workload, self.contender, static)
+                    self.programs[key] = _Program(self.workload, self.contender, static, self.is_stacked)
                 program = self.programs[key]
                 width = max(1, min(self.width, program.fitting()))
                 for start in range(0, len(group), width):
@@ -68,8 +75,11 @@ class Population:
                     yield program.train(filled, self.evaluate_every)[: len(part)]
 
 
-def reason_against(workload: Workload, contender: Contender) -> str | None:
-    """The reason why these trials can't or shouldn't be one program; None if they can. Traces, computes nothing."""
+def suited(workload: Workload, contender: Contender) -> tuple[str, str]:
+    """The executor for these trials, and the reason why it isn't a population. Traces, and computes nothing.
+
+    `benchmarks/comparison_speed.py` measures what the choice is worth.
+    """
     try:
         with layout_around(functools.cache(workload.layout)):
             program = _Program(workload, contender, _static(contender, contender.middle))
@@ -82,10 +92,27 @@ def reason_against(workload: Workload, contender: Contender) -> str | None:
             stacked = jax.vmap(program.step, in_axes=(0, 0, None), axis_size=2)
             jaxpr = jax.make_jaxpr(stacked)(pair(traced), jax.eval_shape(program.started, pair(traced), seeds), batch)
     except Exception as error:  # whatever a factory does with a value that has none yet
-        return f"it can't be traced: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    if jax.default_backend() == "cpu" and "conv_general_dilated" in str(jaxpr):
-        return "stacked convolutions are slow on a CPU"
-    return None
+        return "runs", f"it can't be traced: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    if jax.default_backend() != "cpu":
+        return "population", ""
+    if "conv_general_dilated" in str(jaxpr):
+        return "series", "side by side convolutions are slow on a CPU"
+    with layout_around(functools.cache(workload.layout)):
+        cost = jax.jit(program.step).lower(*program.shapes()).cost_analysis() or {}
+    if cost.get("flops", 0) > LARGE:
+        return "series", f"a step has {cost['flops']:.0e} operations, and a CPU is busy with one of them"
+    return "population", ""
+
+
+def _on_one(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
+    """`jax.vmap` over an axis of length one, without a trace of it in the program."""
+
+    def on_one(*arguments: Any) -> Any:
+        first = lambda tree: jax.tree.map(lambda x: x[0], tree)
+        found = function(*(a if axis is None else first(a) for a, axis in zip(arguments, in_axes, strict=True)))
+        return jax.tree.map(lambda x: x[None], found)
+
+    return on_one
 
 
 def _static(contender: Contender, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,6 +132,7 @@ class _Program:
     workload: Workload
     contender: Contender
     static: Mapping[str, Any]
+    is_stacked: bool = True
 
     def __post_init__(self) -> None:
         data = self.workload.data
@@ -112,9 +140,10 @@ class _Program:
         self.rows = data.train.take(np.arange(len(data.train))) if is_plain else None
         self.rows_there = None if self.rows is None else jax.tree.map(jnp.asarray, self.rows)
         options = _QUICK if jax.default_backend() == "cpu" else None
-        self.started = jax.jit(jax.vmap(self.first), compiler_options=options)
-        self.stepped = jax.jit(jax.vmap(self.steps, in_axes=(0, 0, 0, None)), donate_argnums=1)
-        self.evaluated = jax.jit(jax.vmap(self.evaluation, in_axes=(0, None)))
+        mapped = jax.vmap if self.is_stacked else _on_one
+        self.started = jax.jit(mapped(self.first, (0, 0)), compiler_options=options)
+        self.stepped = jax.jit(mapped(self.steps, (0, 0, 0, None)), donate_argnums=1)
+        self.evaluated = jax.jit(mapped(self.evaluation, (0, None)))
         self.held_out: dict[str, list[Any]] = {}
 
     def optimizer(self, traced: Mapping[str, Any]) -> Any:
@@ -138,7 +167,8 @@ class _Program:
             batch = item if rows is None else jax.tree.map(lambda x: x[item], rows)
             return self.step(traced, state, batch)
 
-        return jax.lax.scan(body, state, feed)
+        steps = len(jax.tree.leaves(feed)[0])
+        return jax.lax.scan(body, state, feed, unroll=steps == 1)
 
     def evaluation(self, state: TrainState, batch: Any) -> dict[str, jax.Array]:
         metrics = make_evaluation(self.workload.loss)(evaluation_params(state), state.model_state, batch, state.key)
@@ -179,21 +209,25 @@ class _Program:
             piece = self._piece(stop - start, len(trials))
             for at in range(start, stop, piece):
                 state, new = self.stepped(traced, state, self._feed(feeds, at, at + piece), self.rows_there)
-                measured.append(np.asarray(new, np.float64))
+                measured.append(new)
+            taken = [np.asarray(m, np.float64) for m in measured]
             held_out = self._evaluate("validation", state)
             for i, curve in enumerate(found):
-                whole = np.concatenate([m[i] for m in measured])
+                whole = np.concatenate([m[i] for m in taken])
                 curve.add(start, whole, {k: float(v[i]) for k, v in held_out.items()})
             parts.append((time.monotonic() - part) / (stop - start) / len(trials))
         test = self._evaluate("test", state) if any(t.is_final for t in trials) else {}
         share = (time.monotonic() - began) / len(trials)
-        return [c.result({k: float(v[i]) for k, v in test.items()}, share, pace(parts)) for i, c in enumerate(found)]
+        how = share, pace(parts), "population" if self.is_stacked else "series"
+        return [c.result({k: float(v[i]) for k, v in test.items()}, *how) for i, c in enumerate(found)]
 
     def _batches(self, seed: int) -> Any:
         return as_batches(self.workload.data.train, self.workload.batch_size, seed, self.workload.draw)
 
     def _piece(self, steps: int, width: int) -> int:
         """The number of steps fed at once: all, or the most that divide them and fit into `FEED`."""
+        if not self.is_stacked:
+            return 1  # a CPU's convolutions are slow in a loop of the program's
         if self.rows is not None:
             return steps
         size = sum(x.nbytes for x in jax.tree.leaves(self.shapes()[2]))
@@ -242,9 +276,9 @@ class _Curve:
         for name, value in entry.items():
             self.curve.setdefault(name, []).append(value)
 
-    def result(self, test: Mapping[str, float], seconds: float, pace: float) -> Result:
+    def result(self, test: Mapping[str, float], seconds: float, pace: float, executor: str) -> Result:
         shown = test if self.trial.is_final and self.diverged is None else {}
-        return Result(self.trial, self.curve, shown, self.diverged, seconds, pace, "population")
+        return Result(self.trial, self.curve, shown, self.diverged, seconds, pace, executor)
 
 
 def _why(step: int, values: Mapping[str, float]) -> str:

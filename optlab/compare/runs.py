@@ -51,6 +51,8 @@ class Runs:
         expected: trials that are likely to come at once; makes no difference here.
     """
 
+    width = 1
+
     def __init__(self, workload: Workload, contender: Contender, evaluate_every: int, expected: int):
         self.workload, self.contender, self.evaluate_every = workload, contender, evaluate_every
 

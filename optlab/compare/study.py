@@ -6,12 +6,10 @@ against itself, tuned once each, comes out as different in 23 to 94 % of cases.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import jax
@@ -22,17 +20,20 @@ from optlab.compare._arguments import check_kinds, check_names, named
 from optlab.compare._errors import StudyError
 from optlab.compare.contenders import Contender, contend
 from optlab.compare.points import Design, Interval, Space, check_design, draw, seed_of
-from optlab.compare.population import Population, reason_against
+from optlab.compare.population import Population, suited
 from optlab.compare.runs import Runs
-from optlab.compare.trials import Ledger, Result, Trial
+from optlab.compare.trials import Result, Trial
 from optlab.data import fingerprint
 from optlab.roles import layout_around
-from optlab.runs._lock import WriterLock
 from optlab.training import Workload, init_state, make_step
 from optlab.training.program import program, programs
 
-Executor: TypeAlias = Literal["population", "runs"]
-EXECUTORS: dict[str, type[Population] | type[Runs]] = {"population": Population, "runs": Runs}
+Executor: TypeAlias = Literal["population", "series", "runs"]
+EXECUTORS: dict[str, Callable[..., Population | Runs]] = {
+    "population": Population,
+    "series": functools.partial(Population, is_stacked=False),
+    "runs": Runs,
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Study:
         design: how the points are drawn.
         is_paired: whether all contenders' runs have the same initializations and data orders.
         evaluate_every: steps between two evaluations.
-        executors: by contender its executor, and why that isn't a population ("" if it is, or wasn't to be).
+        executors: by contender its executor, and why that isn't a population ("" if it is, or wasn't to be). "series"
+            is one program for all trials, which it trains in turn.
         widened: for each round of further trials, by contender the space that they are drawn from; None is its own.
     """
 
@@ -250,48 +252,10 @@ def _check_workload(workload: Workload) -> None:
 def _executor(workload: Workload, contender: Contender, asked: Executor | None) -> tuple[str, str]:
     if asked == "runs":
         return asked, ""
-    reason = reason_against(workload, contender)
-    if asked is not None and reason is not None and reason.startswith("it can't"):
-        raise StudyError(
-            f"contender {contender.name!r} can't be trained as a population: {reason}; say executor='runs'"
-        )
-    return ("population", "") if reason is None or asked == "population" else ("runs", reason)
-
-
-def run_study(
-    study: Study, folder: str | Path | None = None, *, progress: Callable[[str, Sequence[Result]], None] | None = None
-) -> dict[str, Result]:
-    """Trains what isn't finished yet, and gives the results of all trials of the study by their ids.
-
-    Args:
-        study: from `make_study`.
-        folder: where each finished trial is a line: the same call goes on where it stood, and one with more studies,
-            trials, seeds, finals or contenders trains no more than what is new.
-        progress: called with the contender's name and the trials that were just finished.
-
-    Raises:
-        StudyError: if the folder holds another study.
-    """
-    if not (folder is None or isinstance(folder, str | Path)):
-        raise StudyError(f"folder must be a path, or None to keep nothing, got {folder!r}")
-    with contextlib.nullcontext() if folder is None else WriterLock(Path(folder).expanduser()).held():
-        ledger = Ledger(folder, study.about() if folder is not None else {})
-        executors = {name: study.executor(name) for name in study.contenders}
-        for phase in (study.searches, lambda c, s: study.finals_of(c, s, ledger.results)):
-            for name, train in executors.items():
-                trials = [t for s in range(study.studies) for t in phase(name, s) if t.id not in ledger.results]
-                for results in train(trials):
-                    ledger.add(results)
-                    if progress is not None:
-                        progress(name, results)
-    return {t: ledger.results[t] for t in _ids(study, ledger.results)}
-
-
-def _ids(study: Study, results: Mapping[str, Result]) -> Iterator[str]:
-    for name in study.contenders:
-        for s in range(study.studies):
-            yield from (t.id for t in study.searches(name, s))
-            yield from (t.id for t in study.finals_of(name, s, results))
+    best, reason = suited(workload, contender)
+    if asked is not None and best == "runs":
+        raise StudyError(f"contender {contender.name!r} can't be trained by one program: {reason}; say executor='runs'")
+    return (best, reason) if asked is None else (asked, "")
 
 
 def _programs(workload: Workload) -> dict[str, str]:

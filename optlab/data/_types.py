@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
@@ -73,9 +73,9 @@ class Facts(TypedDict, total=False):
     length: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Source:
-    """A data set: its splits, and the facts that fix arguments of a model.
+    """A data set: its splits, and the facts that fix arguments of a model. `print` shows its sizes and shapes.
 
     Attributes:
         name: the data set's name in reports.
@@ -90,3 +90,23 @@ class Source:
     validation: Split | None
     test: Split | None
     facts: Facts
+
+    def __str__(self) -> str:
+        return "\n".join(describe(self))
+
+    __repr__ = __str__
+
+
+def describe(source: Any) -> list[str]:
+    """Lines about a source or what stands for one: its splits' sizes, an example's arrays, the facts."""
+    named = (("training", source.train), ("validation", source.validation), ("test", source.test))
+    sizes = [f"{len(split):,} {name}" for name, split in named if hasattr(split, "__len__")]
+    name = getattr(source, "name", type(source.train).__name__)
+    lines = [f"{name}: {', '.join(sizes)} examples" if sizes else f"{name}: batches of its own"]
+    if hasattr(source.train, "take") and sizes:
+        example = source.train.take(np.zeros(1, np.int64))
+        arrays = [f"{key} {x.dtype}{list(np.shape(x)[1:])}" for key, x in example.items()]
+        lines.append(f"  an example  {', '.join(arrays)}")
+    if facts := getattr(source, "facts", None):
+        lines.append(f"  facts       {', '.join(f'{key} {value}' for key, value in facts.items())}")
+    return lines

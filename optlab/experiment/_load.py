@@ -14,6 +14,8 @@ from optlab.runs import Run
 from optlab.runs._folder import load_anchored, places
 
 if TYPE_CHECKING:
+    import optax
+
     from optlab.training import TrainState, Workload
 
 
@@ -22,53 +24,81 @@ class LoadedRun:
     """A run, restored from a checkpoint on the first device.
 
     Attributes:
-        config: the run's config, on one device.
-        model: a Linen module, or a function `rngs -> nnx.Module`, as the config's model factory returns it.
+        config: the run's config, on one device; None for a run that Python's `train` made.
+        model: a Linen module, or a function `rngs -> nnx.Module`, as the config's model factory returns it; None
+            likewise.
         workload: the run's data, loss, metrics and target.
         state: the saved state.
         params: the parameters that evaluations use (the moving average's, if there is one), in the model's form.
-        predict: compiled function that maps inputs, as the data's batches hold them, to the model's outputs.
+        predict: compiled function that maps inputs, as the data's batches hold them, to the model's outputs; None for a
+            workload that is made of two functions.
     """
 
-    config: Config
+    config: Config | None
     model: Any
     workload: Workload
     state: TrainState
     params: Any
-    predict: Callable[[Any], Any]
+    predict: Callable[[Any], Any] | None
 
 
-def load_run(folder: str | Path, *, step: int | Literal["best"] | None = None) -> LoadedRun:
-    """Loads a run of `optlab train`: its model, its parameters and a function that predicts.
+def load_run(
+    folder: str | Path,
+    *,
+    workload: Workload | None = None,
+    tx: optax.GradientTransformation | None = None,
+    step: int | Literal["best"] | None = None,
+) -> LoadedRun:
+    """Loads a run: its model, its parameters and a function that predicts.
 
-    It loads the data set too, which fixes the model's shapes.
+    A run of a config needs its folder alone; it loads the data set too, which fixes the model's shapes.
 
     >>> run = optlab.load_run("runs/digits", step="best")
     >>> logits = run.predict(images)
 
     Args:
         folder: the run's folder.
+        workload: what was trained; for a run that Python's `train` made, and only for such a run.
+        tx: the optimizer, likewise.
         step: the checkpoint's step; "best" for the best one by the target's metric; None for the latest.
 
     Raises:
         FileNotFoundError: if there is no such folder.
         ConfigError: if it has no config.json, or its config can't be built here.
+        TypeError: if only one of workload and tx is given.
         CheckpointError: if there is no such checkpoint, or it is of another model.
     """
-    import jax
-
-    from optlab.training import Checkpoints, assemble, evaluation_params
-    from optlab.training.workload import as_functions
-
+    if (workload is None) != (tx is None):
+        raise TypeError("workload and tx are given together, for a run that Python's train made")
+    if workload is not None and tx is not None:
+        return _restored(Run(folder).folder, None, None, workload, tx, step)
     file = Run(folder).folder / "config.json"
     sys.path += [place for place in places(file) if place not in sys.path]  # for functions that the config names
     config = replace(load_anchored(file), strategy="single", mesh=MeshShape(), accumulate=1)
     experiment = build(config)
-    workload = experiment.workload
-    model = build_model(experiment.config, workload.data)
-    like = assemble(workload, experiment.tx, experiment.settings).shapes()
+    model = build_model(experiment.config, experiment.workload.data)
+    return _restored(Path(folder), experiment.config, model, experiment.workload, experiment.tx, step)
+
+
+def _restored(
+    folder: Path,
+    config: Config | None,
+    model: Any,
+    workload: Workload,
+    tx: optax.GradientTransformation,
+    step: int | Literal["best"] | None,
+) -> LoadedRun:
+    import jax
+
+    from optlab.training import Checkpoints, StepSettings, assemble, evaluation_params
+
     checkpoints = Checkpoints.of(folder)
-    state = checkpoints.restore(like, checkpoints.find(step), optional=("losses", "ema"))
-    params, (_, apply) = evaluation_params(state), as_functions(model, workload.data)
+    found = checkpoints.find(step)
+    has_average = any(leaf["path"][0] == "ema" for leaf in checkpoints.contents(found))
+    like = assemble(workload, tx, StepSettings(ema=0.0 if has_average else None)).shapes()
+    state = checkpoints.restore(like, found)
+    params, apply = evaluation_params(state), workload.apply
+    if apply is None:
+        return LoadedRun(config, model, workload, state, params, None)
     outputs = jax.jit(lambda params, inputs: apply(params, state.model_state, inputs, state.key, False)[0])
-    return LoadedRun(experiment.config, model, workload, state, params, lambda inputs: outputs(params, inputs))
+    return LoadedRun(config, model, workload, state, params, lambda inputs: outputs(params, inputs))

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import optax
 
 from optlab import transforms
-from optlab.optimizers._coordinates import ScalarOrSchedule, adamw, scale_by_learning_rate
+from optlab.optimizers._coordinates import ScalarOrSchedule, adamw
 from optlab.roles import LayoutLike, by_role
 
 Method: TypeAlias = Literal["newton_schulz", "polar_express", "svd"]
@@ -67,7 +67,7 @@ def muon(
         _orthogonalizer(orthogonalizer, method, axis_name),
         transforms.scale_by_matrix_shape(scale),
         transforms.decay_weights(weight_decay, roles=decay_roles),
-        scale_by_learning_rate(learning_rate),
+        transforms.scale_by_learning_rate(learning_rate),
     )
     decay: dict[str, Any] = {"weight_decay": weight_decay, "decay_roles": decay_roles}
     return _and_rest(hidden, rest or adamw(learning_rate, b2=0.95, eps=eps, mu_dtype=mu_dtype, **decay), layout)
@@ -119,7 +119,7 @@ def normuon(
         transforms.scale_by_neuron_rms(beta2, eps, nu_dtype=nu_dtype),
         transforms.scale_to_rms(),
         transforms.decay_weights(weight_decay, roles=decay_roles),
-        scale_by_learning_rate(learning_rate),
+        transforms.scale_by_learning_rate(learning_rate),
     )
     decay: dict[str, Any] = {"weight_decay": weight_decay, "decay_roles": decay_roles}
     rest = rest or adamw(learning_rate, b2=0.95, eps=eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype, **decay)
@@ -173,7 +173,7 @@ def adamuon(
         transforms.scale_by_rms(beta2, eps, eps_in_sqrt=False, nu_dtype=nu_dtype),
         transforms.scale_to_rms(),
         transforms.decay_weights(weight_decay, roles=decay_roles),
-        scale_by_learning_rate(learning_rate),
+        transforms.scale_by_learning_rate(learning_rate),
     )
     decay: dict[str, Any] = {"weight_decay": weight_decay, "decay_roles": decay_roles}
     rest = rest or adamw(learning_rate, b2=0.95, eps=eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype, **decay)
@@ -218,7 +218,7 @@ def muonh(
         transforms.momentum(beta, nesterov=nesterov, accumulator_dtype=mu_dtype),
         _orthogonalizer(orthogonalizer, method, axis_name),
         transforms.scale_to_weight_norm(),
-        scale_by_learning_rate(learning_rate),
+        transforms.scale_by_learning_rate(learning_rate),
         transforms.keep_weight_norm(),
     )
     return _and_rest(
@@ -277,7 +277,7 @@ def soap(
             axis_name=axis_name,
         ),
         transforms.decay_weights(weight_decay, roles=decay_roles),
-        scale_by_learning_rate(learning_rate),
+        transforms.scale_by_learning_rate(learning_rate),
     )
     decay: dict[str, Any] = {"weight_decay": weight_decay, "decay_roles": decay_roles}
     return _and_rest(hidden, rest or adamw(learning_rate, **adam, **decay), layout)
@@ -332,7 +332,7 @@ def shampoo(
             axis_name=axis_name,
         ),
         transforms.decay_weights(weight_decay, roles=decay_roles),
-        scale_by_learning_rate(learning_rate),
+        transforms.scale_by_learning_rate(learning_rate),
     )
     decay: dict[str, Any] = {"weight_decay": weight_decay, "decay_roles": decay_roles}
     return _and_rest(hidden, rest or adamw(learning_rate, **adam, **decay), layout)

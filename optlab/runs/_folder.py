@@ -8,13 +8,14 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from optlab.config import Config, ConfigError, load, text_of, to_json
 from optlab.runs._changes import Change, changes
+from optlab.runs._errors import PlaceError
 from optlab.runs._listing import LOCK, saved_steps
 
 PACKAGES = ("optlab-jax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy")
@@ -27,20 +28,61 @@ def make_folder(folder: Path, config: Config, kind_of: Callable[[str, Config], s
     """Makes a run's folder. What a kill leaves of a run that had just begun may be there already.
 
     Raises:
-        ConfigError: If something else is in the folder, it can't be made, or an allowed key doesn't exist.
+        PlaceError: If something else is in the folder.
+        ConfigError: If it can't be made, or an allowed key doesn't exist.
     """
-    begun = {folder / "config.part", folder / "checkpoints", folder / "checkpoints" / LOCK}
     is_run = (folder / "config.json").exists()
     if not is_run and saved_steps(folder / "checkpoints"):
         raise ConfigError(f"{folder} has checkpoints, and no config.json any more; {_AGAIN}")
-    if folder.exists() and not is_run and (not folder.is_dir() or any(p not in begun for p in folder.rglob("*"))):
-        raise ConfigError(f"{folder} isn't empty and isn't a run (it has no config.json); name another folder")
     if not is_run:
+        _refuse_others(folder)
         changes(folder, config, config, kind_of, allowed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{folder} can't be made: {error.strerror}; name another folder") from error
+
+
+def _refuse_others(folder: Path) -> None:
+    """Refuses a folder without a config.json that holds more than a run that a kill ended as it began."""
+    begun = {folder / "config.part", folder / "checkpoints", folder / "checkpoints" / LOCK}
+    if folder.exists() and (not folder.is_dir() or any(p not in begun for p in folder.rglob("*"))):
+        raise PlaceError(f"{folder} isn't empty and isn't a run (it has no config.json); name another folder")
+
+
+def check_claim(folder: Path) -> None:
+    """Refuses the folder for a run of Python's `train`, where it holds something else.
+
+    Raises:
+        PlaceError: If it holds something else, or a run of a config.
+    """
+    file = folder / "config.json"
+    if not file.exists():
+        _refuse_others(folder)
+    elif "config" in _read(file):
+        raise PlaceError(f"{folder} holds a run of a config, which optlab train continues; name another folder")
+
+
+def claim(folder: Path, about: Mapping[str, Any]) -> None:
+    """Writes the config.json of a run of Python's `train`, which has no config: what the call was instead.
+
+    Args:
+        folder: The run's, locked by its checkpoints.
+        about: What the call trains.
+
+    Raises:
+        PlaceError: As `check_claim`.
+    """
+    check_claim(folder)
+    _write(folder / "config.json", {"train": dict(about), "versions": _versions(), "git": _git(Path.cwd())})
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise PlaceError(f"{file} isn't JSON ({error}); name another folder") from error
+    return found if isinstance(found, dict) else {}
 
 
 def open_folder(

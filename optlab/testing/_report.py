@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from optlab._messages import aligned
+
 Check: TypeAlias = Callable[[Any], None]
 
 
@@ -25,7 +27,14 @@ class Failure:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Result of `check_transform`. `print(report)` shows it."""
+    """Result of `check_transform`. `print` shows a table of what holds and what doesn't; `check` raises.
+
+    Attributes:
+        name: of the transform.
+        passed: the checks that hold.
+        failed: those that don't, with what was seen.
+        skipped: the others, each with the reason.
+    """
 
     name: str
     passed: tuple[str, ...]
@@ -37,18 +46,35 @@ class Report:
         """Failures by the name of their check."""
         return {failure.check: failure for failure in self.failed}
 
+    def check(self) -> "Report":
+        """Returns the report of a transform that keeps the contract, for tests.
+
+        Raises:
+            ContractError: if a check failed; it lists all that did, and holds the report.
+        """
+        if self.failed:
+            raise ContractError(self)
+        return self
+
     def __str__(self) -> str:
-        head = f"{self.name}: {len(self.passed)} passed, {len(self.failed)} failed, {len(self.skipped)} skipped"
-        failed = [f"  failed {failure}" for failure in self.failed]
-        skipped = [f"  skipped {check}: {reason}" for check, reason in self.skipped.items()]
-        return "\n".join([head, *failed, *skipped])
+        verdicts = {
+            **{name: ("holds", "") for name in self.passed},
+            **{failure.check: ("fails", failure.seen) for failure in self.failed},
+            **{name: ("skipped", reason) for name, reason in self.skipped.items()},
+        }
+        counts = f"{len(self.passed)} hold, {len(self.failed)} fail, {len(self.skipped)} skipped"
+        rows = [(f"  {name}", *verdicts[name]) for name in CHECKS if name in verdicts]
+        lines = [f"{self.name}: {counts}", aligned(rows)] if rows else [f"{self.name}: {counts}"]
+        causes = [f"  {failure.check}: {failure.cause}" for failure in self.failed]
+        return "\n".join([*lines, *(["likely causes:", *causes] if causes else [])])
 
 
 class ContractError(AssertionError):
     """A transform breaks the contract. `report` holds all results; the message lists the failures."""
 
     def __init__(self, report: Report):
-        super().__init__(str(report))
+        failed = "".join(f"\n  {failure}" for failure in report.failed)
+        super().__init__(f"{report.name}: {len(report.failed)} of the contract's checks fail{failed}")
         self.report = report
 
 

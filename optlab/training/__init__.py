@@ -21,7 +21,8 @@ from optlab.runs import (
 )
 from optlab.training.assembly import Assembly, assemble
 from optlab.training.guard import GuardError, LossSpikeError, NonFiniteError
-from optlab.training.loop import History, train
+from optlab.training.history import History
+from optlab.training.loop import train
 from optlab.training.losses import accuracy, cross_entropy, squared_error
 from optlab.training.parallel import DeviceMemoryError, check_memory, make_mesh, parallelize
 from optlab.training.progress import Progress

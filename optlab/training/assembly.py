@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from optlab._integers import check_seed
 from optlab._measure import Measure
+from optlab._rates import listening
 from optlab.config import Stop, StrategyName, find_strategy
 from optlab.roles import Layout, layout_around
 from optlab.training.mean import check_mean
@@ -54,12 +55,22 @@ class Assembly:
 
     def shapes(self) -> TrainState:
         """The first state's shapes, dtypes and shardings."""
-        return self._shapes
+        return self._traced[0]
+
+    def schedules(self) -> dict[str, Callable[[Any], Any]]:
+        """The learning rates of optlab's blocks in the optimizer, as functions of the step.
+
+        They are named "learning_rate", "learning_rate_2" and so on, in the order of the chain; equal ones are one.
+        """
+        rates = [rate if callable(rate) else functools.partial(_constant, rate) for rate in self._traced[1]]
+        return {f"learning_rate_{i}" if i > 1 else "learning_rate": rate for i, rate in enumerate(rates, 1)}
 
     @functools.cached_property
-    def _shapes(self) -> TrainState:
-        with self.layout():
-            return self.parallel.shapes(jax.eval_shape(self.first, *self.arguments))
+    def _traced(self) -> tuple[TrainState, list[Any]]:
+        """The first state's shapes, and the learning rates that the optimizer's blocks named."""
+        with self.layout(), listening() as rates:
+            shapes = jax.eval_shape(self.first, *self.arguments)
+        return self.parallel.shapes(shapes), rates
 
     def place_state(self) -> TrainState:
         """Makes the first state on the devices.
@@ -144,6 +155,10 @@ def assemble(
 
     key, init_key = jax.random.split(jax.random.key(seed))
     return Assembly(workload, settings, parallel, first, (key, init_key, initial), read_layout)
+
+
+def _constant(value: float, step: Any) -> float:
+    return value
 
 
 def _within(read_layout: Callable[[], Layout], step: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -16,14 +15,16 @@ from optlab._measure import Measure
 from optlab._processes import is_first
 from optlab.config import Stop, StrategyName
 from optlab.data import prefetch
-from optlab.runs import Checkpoints, Observer, Record, StepLog
+from optlab.runs import Checkpoints, Observer, StepLog
 from optlab.training.arguments import check_arguments, check_counts
 from optlab.training.assembly import assemble
 from optlab.training.damaged import DamagedExamples
 from optlab.training.evaluation import Evaluator, Labels
 from optlab.training.feed import Feed
 from optlab.training.first_steps import FirstSteps
+from optlab.training.folder import RunFolder
 from optlab.training.guard import Skips
+from optlab.training.history import History
 from optlab.training.identity import identity
 from optlab.training.judge import Judge
 from optlab.training.ledger import Ledger
@@ -33,7 +34,6 @@ from optlab.training.records import Records
 from optlab.training.saving import Saver
 from optlab.training.sharding import Rules
 from optlab.training.signals import catch_signals
-from optlab.training.state import TrainState, evaluation_params
 from optlab.training.step import StepSettings
 from optlab.training.workload import Workload
 
@@ -42,57 +42,12 @@ class StepsError(ValueError):
     """The checkpoint that a run continues from has more steps behind it than the run is to have in all."""
 
 
-@dataclass
-class History:
-    """The result of a run.
-
-    Attributes:
-        records: one {"step": …, "train/loss": …, "validation/…": …} a logged step of this call, ascending.
-        state: the last TrainState.
-        outcome: "finished", "stopped early", "gradient norm reached", or "interrupted by SIGINT" or another signal.
-        best: step and value of the target's metric at its best.
-        reached: the first evaluated step at which the target's value was reached, or None.
-        skipped: the steps that the guard left out, those before a continued run's checkpoint included.
-        saved: the last step that is saved; 0 if none is.
-        start: the step that this call went on from. Where that is the last one already, nothing was trained, and the
-            records are those of the calls before.
-    """
-
-    records: list[Record]
-    state: TrainState
-    outcome: str
-    best: tuple[int, float] | None
-    reached: int | None
-    skipped: list[int]
-    saved: int = 0
-    start: int = 0
-
-    @property
-    def params(self) -> Any:
-        """The parameters that the run is judged by (the moving average's, if there is one)."""
-        return evaluation_params(self.state)
-
-    @classmethod
-    def of(cls, records: list[Record], state: TrainState, ledger: Ledger, saver: Saver, start: int) -> History:
-        """The result of one call of `train`."""
-        judge = ledger.judge
-        return cls(records, state, judge.outcome, judge.best, judge.reached, ledger.skips.steps, saver.saved, start)
-
-    def __getitem__(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(steps, values) of a metric."""
-        found = [(r["step"], r[name]) for r in self.records if name in r]
-        if not found:
-            known = sorted({n for r in self.records for n in r if n != "step"})
-            raise KeyError(f"no metric {name!r} was logged; there are {', '.join(known)}")
-        steps, values = zip(*found, strict=True)
-        return np.asarray(steps), np.asarray(values)
-
-
 def train(
     workload: Workload,
     tx: optax.GradientTransformation,
     *,
     steps: int,
+    run: str | Path | None = None,
     strategy: StrategyName = "single",
     mesh: Mesh | None = None,
     rules: Rules | None = None,
@@ -117,6 +72,10 @@ def train(
         workload: what is trained, on what.
         tx: any optax transformation that ends in the learning rate.
         steps: updates in all, those before a continued run's checkpoint included.
+        run: a folder for everything of the run, such as "runs/mine": metrics.jsonl, summary.json, curves.png and
+            checkpoints. The same call again continues the run, or shows the summary of one that is over; another run's
+            folder is refused. `optlab.runs.Run` reads it. On a terminal the run's progress is shown, and its summary
+            at the end.
         strategy: how a step runs on the devices, see `parallelize`. Under pmap BatchNorm needs `axis_name="data"`,
             which isn't checked here: without it each device normalizes its own part of the batch.
         mesh: the devices, for every strategy but "single"; see `make_mesh`.
@@ -134,7 +93,8 @@ def train(
         stop: when the run ends before its last step. Once a step's gradient norm is at most stop.gradient_norm it makes
             no update, and the run ends with the parameters that were tested; its record has the step's number all the
             same.
-        checkpoints: where the state is saved; if there are any, the run continues from the latest. Ctrl-C and SIGTERM
+        checkpoints: where the state is saved; if there are any, the run continues from the latest. With `run` they are
+            made in its folder. Ctrl-C and SIGTERM
             then end the run after the step, saved. What `tx`, the model and the loss compute is compared with what the
             checkpoint's run computed, constants (a learning rate, a schedule's steps) included; what they do in host
             callbacks isn't seen. A run that is over gives its records.
@@ -143,7 +103,8 @@ def train(
             "loss" and "initial" for the arguments.
         observers: they get every record, such as `MetricsFile(path)` or `Progress()`; in several processes, the first
             one's do.
-        schedules: functions of the step that are logged beside the metrics, such as {"learning_rate": schedule}.
+        schedules: functions of the step that are logged beside the metrics, such as {"learning_rate": schedule}; None
+            logs the learning rates of optlab's optimizers and of `optlab.scale_by_learning_rate`.
         initial: (params, model_state) to start from instead of `workload.init`.
         profile: folder for a `jax.profiler` trace of ten steps.
         measure: measurements in the step's program, every so many steps, logged as "measure/<name>"; see `Measure`, and
@@ -154,6 +115,7 @@ def train(
         The records, the last state, and how it ended.
 
     Raises:
+        PlaceError: if `run` is the folder of something else.
         CheckpointError: if the latest checkpoint is another run's; it names what differs. Or as `Checkpoints`.
         NonFiniteError: see `guard`.
         StepsError: if `steps` is below the latest checkpoint's.
@@ -175,6 +137,9 @@ def train(
     evaluate_every = max(1, steps // 10) if evaluate_every is None else evaluate_every
     check_counts(evaluate_every=evaluate_every)
     given, judge = StepSettings.of(train, settings), Judge(workload.target, stop)
+    began = time.monotonic()
+    folder = RunFolder(run, workload, checkpoints=checkpoints, skip_log=skip_log, observers=observers)
+    checkpoints, skip_log, observers = folder.checkpoints, folder.skip_log, folder.observers
     assembly = assemble(
         workload, tx, given, strategy, mesh=mesh, rules=rules, seed=seed, initial=initial, stop=stop, measure=measure
     )
@@ -191,10 +156,11 @@ def train(
             with assembly.layout():
                 about = identity(workload, tx, state, initial=initial, seed=seed, settings=given, stop=stop)
             state = saver.restore(state, about, allow_change)
+            folder.claim({"workload": workload.name, "steps": steps, "seed": seed, "strategy": strategy})
         start = int(state.step)
         observers, earlier = saver.with_files(observers, start, steps)
         if judge.ended_early:
-            return History.of(earlier, state, ledger, saver, start)
+            return folder.concluded(History.of(earlier, state, ledger, saver, start, time.monotonic() - began))
         if start > steps:
             raise StepsError(f"steps must be at least {start}, which the run has behind it, got {steps}")
         records = Records(
@@ -202,7 +168,7 @@ def train(
             evaluator,
             ledger,
             observers=observers if is_first() else (),
-            schedules=schedules or {},
+            schedules=assembly.schedules() if schedules is None else schedules,
             steps=steps,
             log_every=log_every,
             evaluate_every=evaluate_every,
@@ -230,4 +196,4 @@ def train(
             saver.after(t, state, outcome, records)
             if outcome:
                 break
-    return History.of(records.all or earlier, state, ledger, saver, start)
+    return folder.concluded(History.of(records.all or earlier, state, ledger, saver, start, time.monotonic() - began))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from optlab.config import Target
 from optlab.data import Batch, Draw, Source, as_batches, as_source, digits, evaluation_batches
+from optlab.data._types import describe
 from optlab.roles import Layout, read_program
 from optlab.training import losses, modes
 from optlab.training.mistakes import check_model, check_workload
@@ -38,9 +40,9 @@ class ShapeError(ValueError):
     """A loss or metric whose values have neither the batch's shape nor none."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Workload:
-    """A model and its loss as two pure functions, with the data and the target.
+    """A model and its loss as two pure functions, with the data and the target. `print` shows what it is.
 
     Make one with `from_model`, or directly from two functions of your own.
 
@@ -57,6 +59,8 @@ class Workload:
         batch_size: examples an update, where `data.train` is a split.
         target: what counts as better, and what is good enough.
         draw: how a split's examples are drawn, see `optlab.data.Batches`.
+        apply: (params, model_state, inputs, key, train) -> (outputs, model_state), for predictions; None where the loss
+            is all that is known of the model.
 
     Raises:
         TypeError: for an argument of another kind; DataError for arrays that can't be used.
@@ -69,10 +73,25 @@ class Workload:
     batch_size: int = 128
     target: Target = field(default_factory=Target)
     draw: Draw = "shuffled"
+    apply: Apply | None = None
 
     def __post_init__(self) -> None:
         check_workload(self.init, self.loss, self.batch_size, self.target)
         object.__setattr__(self, "data", as_source(self.data))
+
+    def __str__(self) -> str:
+        params, _ = jax.eval_shape(self.init, jax.random.key(0))
+        count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+        goal = self.target.value is not None and f", to {self.target.value:g}"
+        return "\n".join(
+            [
+                f"{self.name}: {count:,} parameters, batches of {self.batch_size}, {self.draw}",
+                f"  target      {self.target.metric}, {self.target.mode}{goal or ''}",
+                *(f"  {line}" for line in describe(self.data)),
+            ]
+        )
+
+    __repr__ = __str__
 
     def example(self) -> Batch:
         """A training batch of one example, for shapes (the whole batch, where the data makes its own batches)."""
@@ -156,7 +175,7 @@ class Workload:
             return total / jnp.where(weight > 0, weight, 1), (model_state, sums)
 
         name = type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "model")
-        return Workload(name, data, init, loss_fn, batch_size, target or Target(), draw)
+        return Workload(name, data, init, loss_fn, batch_size, target or Target(), draw, apply)
 
     @staticmethod
     def digits(*, batch_size: int = 128) -> Workload:

@@ -6,6 +6,7 @@ They work wherever optax's do. Updates keep the dtype of the gradients; nothing 
 from optlab.transforms._cautious import cautious
 from optlab.transforms._decay import decay_weights
 from optlab.transforms._decay_after import decay_after_step
+from optlab.transforms._learning_rate import scale_by_learning_rate
 from optlab.transforms._moments import scale_by_adagrad, scale_by_adam, scale_by_rms
 from optlab.transforms._momentum import momentum
 from optlab.transforms._normalize import normalize
@@ -27,6 +28,7 @@ __all__ = [
     "probe",
     "scale_by_adagrad",
     "scale_by_adam",
+    "scale_by_learning_rate",
     "scale_by_matrix_shape",
     "scale_by_neuron_rms",
     "scale_by_rms",

@@ -91,3 +91,27 @@ def test_a_runs_config_is_no_comparison(here, capsys):
     digits = Path(__file__).parents[2] / "configs" / "digits.py"
     assert main(["compare", str(digits)]) == 2
     assert "get_config() must return an optlab.compare.Comparison, got optlab.config.Config" in capsys.readouterr().err
+
+
+def test_a_scheduler_that_is_not_there_is_said_in_a_line(here, capsys, monkeypatch):
+    import distributed
+
+    def refused(address, timeout):
+        raise OSError("Timed out")
+
+    monkeypatch.setattr(distributed, "Client", refused)
+    assert main(["compare", "small.py", "--scheduler", "tcp://127.0.0.1:9"]) == 2
+    assert "no Dask scheduler answers at tcp://127.0.0.1:9 (Timed out): start one" in capsys.readouterr().err
+    assert main(["compare", "small.py", "--scheduler", "tcp://127.0.0.1:9", "--workers", "2"]) == 2
+    assert "say one of them" in capsys.readouterr().err
+
+
+def test_a_study_that_is_interrupted_says_what_is_kept(here, capsys, monkeypatch):
+    from optlab.compare.population import Population
+
+    def interrupted(self, trials):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Population, "__call__", interrupted)
+    assert main(["compare", "small.py"]) == 130
+    assert "interrupted; what is finished is in studies/small, the same command goes on" in capsys.readouterr().err

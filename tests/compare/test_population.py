@@ -11,7 +11,7 @@ import optlab
 from optlab.compare import choice, log_uniform
 from optlab.compare import population as module
 from optlab.compare.contenders import contend
-from optlab.compare.population import Population, _static, reason_against
+from optlab.compare.population import Population, _static, suited
 from optlab.compare.runs import Runs
 from optlab.compare.trials import Trial
 from optlab.data import arrays
@@ -121,8 +121,10 @@ def test_a_factory_that_looks_at_its_values_is_trained_in_runs():
 
     space = {"learning_rate": log_uniform(1e-3, 1e-1)}
     contender = contend("mine", picky, space=space, schedule=None, steps=6)
-    assert reason_against(tiny(), contender).startswith("it can't be traced: TracerBoolConversionError")
-    assert reason_against(tiny(), dataclasses.replace(contender, factory=optlab.sgd)) is None
+    executor, why = suited(tiny(), contender)
+    assert executor == "runs"
+    assert why.startswith("it can't be traced: TracerBoolConversionError")
+    assert suited(tiny(), dataclasses.replace(contender, factory=optlab.sgd)) == ("population", "")
 
 
 class Convolved(nn.Module):
@@ -131,15 +133,26 @@ class Convolved(nn.Module):
         return nn.Dense(2)(nn.Conv(2, (3, 3))(inputs).mean(axis=(1, 2)))
 
 
-def test_convolutions_are_trained_in_runs_on_a_cpu():
+def test_convolutions_are_trained_in_turn_on_a_cpu():
     images = np.zeros((8, 4, 4, 1), np.float32)
     data = arrays(images, np.arange(8) % 2, validation=0.25, test=0)
     workload = Workload.from_model(Convolved(), data, batch_size=2)
     contender = contend("mine", optlab.sgd, space=None, schedule=None, steps=6)
-    assert reason_against(workload, contender) == "stacked convolutions are slow on a CPU"
+    assert suited(workload, contender) == ("series", "side by side convolutions are slow on a CPU")
+    trials = trials_of([{"learning_rate": 0.1}, {"learning_rate": 0.2}])
+    series = {r.trial.id: r for [r] in Population(workload, contender, 3, 2, is_stacked=False)(trials)}
+    assert_alike(series, {r.trial.id: r for [r] in Runs(workload, contender, 3, 2)(trials)})
+    assert {r.executor for r in series.values()} == {"series"}
+
+
+def test_a_large_step_is_taken_alone_on_a_cpu(monkeypatch):
+    contender = contend("mine", optlab.sgd, space=None, schedule=None, steps=6)
+    monkeypatch.setattr(module, "LARGE", 100)
+    executor, why = suited(tiny(), contender)
+    assert (executor, why.startswith("a step has ")) == ("series", True)
 
 
 @pytest.mark.parametrize("name", ["lion", "muon"])
 def test_all_kinds_of_ours_can_be_a_population(name):
     contender = contend(name, name, space=None, schedule=optlab.schedules.warmup_cosine, steps=20)
-    assert reason_against(tiny(), contender) is None
+    assert suited(tiny(), contender) == ("population", "")

@@ -8,8 +8,9 @@ import pytest
 
 from optlab.compare import StudyError
 from optlab.compare import study as module
+from optlab.compare.driver import run_study
 from optlab.compare.plan import make_plan
-from optlab.compare.study import make_study, run_study
+from optlab.compare.study import make_study
 from optlab.compare.trials import Result
 from optlab.config import Target
 
@@ -20,7 +21,7 @@ WORKLOAD = tiny()
 
 @pytest.fixture(autouse=True)
 def nothing_is_trained(monkeypatch):
-    monkeypatch.setattr(module, "EXECUTORS", {"population": Pretended, "runs": Pretended})
+    monkeypatch.setattr(module, "EXECUTORS", dict.fromkeys(("population", "series", "runs"), Pretended))
     monkeypatch.setattr(Pretended, "trained", [])
     monkeypatch.setattr(Pretended, "stop_after", math.inf)
 
@@ -185,7 +186,7 @@ def test_two_drivers_do_not_write_to_one_folder(tmp_path, untraced):
         ({"spaces": {"adma": RATES}}, "spaces has 'adma', which is no contender"),
         ({"design": "random"}, "design must be one of 'sobol', 'grid', got 'random'"),
         ({"design": "grid", "trials": None}, "design=grid needs choices"),
-        ({"executor": "dask"}, "executor must be one of 'population', 'runs', None, got 'dask'"),
+        ({"executor": "dask"}, "executor must be one of 'population', 'series', 'runs', None, got 'dask'"),
         ({"evaluate_every": 11}, r"evaluate_every must be a whole number in \[1, 10\], got 11"),
         ({"evaluate_every": 2.5}, r"evaluate_every must be a whole number in \[1, 10\], got 2.5"),
         ({"paired": "no"}, "paired must be True or False, got 'no'"),

@@ -5,7 +5,8 @@ import pytest
 from optlab.compare import StudyError, choice, log_uniform, uniform
 from optlab.compare import study as module
 from optlab.compare._face import conclude
-from optlab.compare.study import make_study, run_study
+from optlab.compare.driver import run_study
+from optlab.compare.study import make_study
 from optlab.compare.widening import widened
 
 from .cheap import RATES, Pretended, tiny
@@ -16,7 +17,7 @@ FAR = {"learning_rate": log_uniform(1e-5, 10**-3.5)}  # the basin's bottom lies 
 
 @pytest.fixture(autouse=True)
 def nothing_is_trained(monkeypatch):
-    monkeypatch.setattr(module, "EXECUTORS", {"population": Pretended, "runs": Pretended})
+    monkeypatch.setattr(module, "EXECUTORS", dict.fromkeys(("population", "series", "runs"), Pretended))
     monkeypatch.setattr(Pretended, "trained", [])
     monkeypatch.setattr(module, "_programs", lambda workload: {})
     monkeypatch.setattr(module, "_described", lambda workload, contender: {"space": str(contender.space)})

@@ -33,6 +33,7 @@ BLOCKS = {  # the factory, its arguments, what check_transform is to know
     "scale_by_adagrad": (optlab.scale_by_adagrad, {"eps": 1e-7}, {}),
     "scale_by_adam": (optlab.scale_by_adam, {"b1": 0.9, "b2": 0.999}, {"laws": UNBIASED}),
     "scale_by_adam first": (optlab.scale_by_adam, {"bias_correction": False, "start": "first_gradient"}, {}),
+    "scale_by_learning_rate": (optlab.scale_by_learning_rate, {"learning_rate": 0.1}, {}),
     "scale_by_matrix_shape": (optlab.scale_by_matrix_shape, {}, {"params": MATRICES}),
     "scale_by_neuron_rms": (optlab.scale_by_neuron_rms, {"decay": 0.95}, {"params": MATRICES}),
     "scale_by_rms": (optlab.scale_by_rms, {"decay": 0.9, "bias_correction": True}, {"laws": UNBIASED}),
@@ -53,7 +54,7 @@ kinds_first = lambda names: [name if name in KINDS else pytest.param(name, marks
 @pytest.mark.parametrize("block", kinds_first(BLOCKS))
 def test_a_block_keeps_the_contract(block):
     factory, hyperparams, known = BLOCKS[block]
-    check_transform(factory, hyperparams, **known)
+    check_transform(factory, hyperparams, **known).check()
 
 
 @pytest.mark.parametrize("name", kinds_first(optimizers.__all__))
@@ -63,7 +64,7 @@ def test_an_optimizer_keeps_the_contract(name):
         {"learning_rate": 0.1, **SETTINGS.get(name, {})},
         laws=UNBIASED if name in ("adam", "adamw") else [],
         skip=ONE_DIRECTION if name == "soap" else [],
-    )
+    ).check()
     assert set(report.skipped) <= {"bias_correction", "weight_decay", *ONE_DIRECTION * (name == "soap")}
 
 

@@ -7,7 +7,6 @@ import optax
 import pytest
 
 import optlab
-from optlab.optimizers import _coordinates as coordinates
 
 RATE, DECAY = 1e-3, 1e-3
 MASK = lambda tree: jax.tree.map(lambda x: x.ndim > 0, tree)
@@ -22,14 +21,14 @@ DECAYING = {  # by the weight decay
     "muon": lambda d: optlab.muon(RATE, weight_decay=d),
     "normuon": lambda d: optlab.normuon(RATE, weight_decay=d),
     "cautious decay": lambda d: optax.chain(
-        optlab.scale_by_sign(), optlab.decay_weights(d, cautious=True), coordinates.scale_by_learning_rate(RATE)
+        optlab.scale_by_sign(), optlab.decay_weights(d, cautious=True), optlab.scale_by_learning_rate(RATE)
     ),
     "inside cautious": lambda d: optax.chain(
         optlab.cautious(optax.chain(optlab.scale_by_sign(), optlab.decay_weights(d))),
-        coordinates.scale_by_learning_rate(RATE),
+        optlab.scale_by_learning_rate(RATE),
     ),
     "before a momentum": lambda d: optax.chain(
-        optlab.decay_weights(d), optlab.momentum(0.0), coordinates.scale_by_learning_rate(RATE)
+        optlab.decay_weights(d), optlab.momentum(0.0), optlab.scale_by_learning_rate(RATE)
     ),
     "by_role": lambda d: optlab.by_role({"default": optlab.lion(RATE, weight_decay=d)}),
     "partition": lambda d: optax.partition(

@@ -1,0 +1,57 @@
+"""The driver: has a study's trials trained, and alone writes what comes of them."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from optlab.compare._errors import StudyError
+from optlab.compare.study import Study
+from optlab.compare.trials import Ledger, Result
+from optlab.compare.workers import employ
+from optlab.runs._lock import WriterLock
+
+
+def run_study(
+    study: Study,
+    folder: str | Path | None = None,
+    *,
+    progress: Callable[[str, Sequence[Result]], None] | None = None,
+    workers: int | concurrent.futures.Executor | None = None,
+) -> dict[str, Result]:
+    """Trains what isn't finished yet, and gives the results of all trials of the study by their ids.
+
+    Args:
+        study: from `make_study`.
+        folder: where each finished trial is a line: the same call goes on where it stood, and one with more studies,
+            trials, seeds, finals or contenders trains no more than what is new.
+        progress: called with the contender's name and the trials that were just finished.
+        workers: who trains: a number of processes on this machine, or any executor; None is this process.
+
+    Raises:
+        StudyError: if the folder holds another study.
+    """
+    if not (folder is None or isinstance(folder, str | Path)):
+        raise StudyError(f"folder must be a path, or None to keep nothing, got {folder!r}")
+    lock = contextlib.nullcontext() if folder is None else WriterLock(Path(folder).expanduser()).held()
+    with lock, employ(workers) as train:
+        ledger = Ledger(folder, study.about() if folder is not None else {})
+        for phase in (study.searches, lambda c, s: study.finals_of(c, s, ledger.results)):
+            parts = {
+                name: [t for s in range(study.studies) for t in phase(name, s) if t.id not in ledger.results]
+                for name in study.contenders
+            }
+            for name, results in train(study, parts):
+                ledger.add(results)
+                if progress is not None:
+                    progress(name, results)
+    return {t: ledger.results[t] for t in _ids(study, ledger.results)}
+
+
+def _ids(study: Study, results: Mapping[str, Result]) -> Iterator[str]:
+    for name in study.contenders:
+        for s in range(study.studies):
+            yield from (t.id for t in study.searches(name, s))
+            yield from (t.id for t in study.finals_of(name, s, results))
