@@ -7,15 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from optlab.config import ConfigError, flatten
 from optlab.runs import Run
-
-if TYPE_CHECKING:
-    from optlab.training import History
 
 FLAT = 0.25  # of the training loss
 NOTHING = 0.05  # of the held-out loss
@@ -110,9 +107,9 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=-1) if len(values) else values
 
 
-def gather(run: str | Path | Run | History) -> Evidence:
+def gather(run: str | Path | Run | Any) -> Evidence:
     """Collects the evidence of a run's folder or history; see `diagnose`."""
-    if hasattr(run, "records"):
+    if not isinstance(run, str | Path | Run):
         names = dict.fromkeys(name for record in run.records for name in record)
         columns = {n: np.array([r.get(n, np.nan) for r in run.records], np.float64) for n in names}
         evidence = Evidence("history", columns, outcome=run.outcome, skipped=tuple(run.skipped))

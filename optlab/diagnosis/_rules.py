@@ -6,9 +6,9 @@ healthy runs show; `benchmarks/diagnosis.py` measures both.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
@@ -36,6 +36,7 @@ class Finding:
         because: the evidence, in figures and steps.
         try_: what to try next.
         source: the paper or text that the rule comes from; "" for one that is measured here alone.
+        settings: keys of a config with the values to try next; empty where there is no config, or no key for it.
         is_fatal: whether it explains everything that follows.
     """
 
@@ -44,6 +45,7 @@ class Finding:
     because: str
     try_: str
     source: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
     is_fatal: bool = False
 
 
@@ -66,6 +68,7 @@ def diverged(e: Evidence) -> Finding | None:
         "a tenth of the learning rate, or a longer warm-up; clip_norm=1.0 if single batches do it; if it rises from "
         "the first step on, the update points uphill: is its sign turned, or the learning rate left out?",
         "Goodfellow, Bengio, Courville 2016, Deep Learning, section 8.2.4",
+        _rate(e, 1 / 10),
         is_fatal=True,
     )
 
@@ -120,15 +123,16 @@ def rate_too_high(e: Evidence) -> Finding | None:
         because,
         "a third of the learning rate, then a tenth; a warm-up; less weight decay if that is large",
         "Cohen et al. 2021, arXiv 2103.00065 (stability); Lu et al. 2019, arXiv 1903.06733 (dying units)",
+        _rate(e, 1 / 3),
     )
 
 
 def decay_too_strong(e: Evidence) -> Finding | None:
     """Decoupled decay removes a large part of the weights in every step."""
     decay, rate = e.settings.get("optimizer.weight_decay"), e.settings.get("optimizer.learning_rate")
-    if not all(isinstance(x, int | float) for x in (decay, rate)):
+    if not isinstance(decay, int | float) or not isinstance(rate, int | float):
         return None
-    share = float(decay) * float(rate)
+    share = decay * rate
     if share < TOO_MUCH_DECAY or 1 - e.share_gained < 0.2:
         return None
     return Finding(
@@ -136,8 +140,9 @@ def decay_too_strong(e: Evidence) -> Finding | None:
         "ill",
         f"a step removes {share:.0%} of the weights (weight_decay={decay:g} times learning_rate={rate:g}), and "
         f"train/loss fell by {max(e.share_gained, 0):.0%} alone",
-        "optimizer.weight_decay=0.1",
+        "a tenth of the decay for each step; 0.1 is usual",
         "Loshchilov and Hutter 2019, arXiv 1711.05101",
+        {"optimizer.weight_decay": 0.1},
     )
 
 
@@ -171,6 +176,7 @@ def warmup_too_long(e: Evidence) -> Finding | None:
         f"the learning rate rises until step {top} of {e.steps[-1]}",
         "a warm-up of a twentieth of the run",
         "Gilmer et al. 2022, arXiv 2110.04369",
+        {"schedule.warmup": 0.05} if "schedule.warmup" in e.settings else {},
     )
 
 
@@ -184,9 +190,9 @@ def clipped(e: Evidence) -> Finding | None:
         "ill" if e.share_gained < FLAT else "note",
         f"{share:.0%} of the logged gradients are longer than clip_norm={limit:g}; their median is "
         f"{np.median(norms):.3g}",
-        f"clip_norm={2 * float(np.median(norms)):.2g}, which cuts outliers alone; rules such as Adam and Muon don't see "
-        "a gradient's length",
+        "a limit that cuts outliers alone; rules such as Adam and Muon don't see a gradient's length",
         "Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063",
+        {"clip_norm": float(f"{2 * float(np.median(norms)):.2g}")},
     )
 
 
@@ -223,6 +229,7 @@ def rate_too_low(e: Evidence) -> Finding | None:
         "three times the learning rate, then ten times; if that changes nothing: do the labels depend on the inputs, "
         "and is the gradient clipped?",
         "Goodfellow, Bengio, Courville 2016, Deep Learning, section 11.4.1",
+        _rate(e, 3),
     )
 
 
@@ -242,6 +249,7 @@ def noisy(e: Evidence) -> Finding | None:
         f"train/loss scatters by {e.noise:.3g} about {late:.3g} in the second half, and was {early:.3g} before",
         "a schedule that ends at 0, a larger batch, or an average of the weights (ema=0.99)",
         "Bottou, Curtis, Nocedal 2018, arXiv 1606.04838, theorem 4.6",
+        {"schedule": "warmup_cosine"} if e.settings else {},
     )
 
 
@@ -264,6 +272,7 @@ def overfitting(e: Evidence) -> Finding | None:
         f"to {e.smooth[-1]:.4g}",
         "stop.patience=3, more data or augmentation, more weight decay, dropout, or a smaller model",
         "Prechelt 1998, Early stopping - but when?",
+        {"stop.patience": 3} if e.settings else {},
     )
 
 
@@ -277,6 +286,7 @@ def ordered(e: Evidence) -> Finding | None:
         f"draw={e.settings['draw']}: neighbours in the data are neighbours in a batch",
         "draw=shuffled, unless the order is the point",
         "Bengio 2012, arXiv 1206.5533, section 2.2",
+        {"draw": "shuffled"},
     )
 
 
@@ -290,6 +300,11 @@ def skipped(e: Evidence) -> Finding | None:
         f"the guard left out {len(e.skipped)} steps, the first at {e.skipped[0]}",
         "look at those batches (skipped.jsonl names their examples), or half the learning rate",
     )
+
+
+def _rate(e: Evidence, factor: float) -> dict[str, float]:
+    rate = e.settings.get("optimizer.learning_rate")
+    return {"optimizer.learning_rate": float(f"{rate * factor:.2g}")} if isinstance(rate, int | float) else {}
 
 
 # In the order of their gravity: what explains the others comes first.
