@@ -14,10 +14,10 @@ class ProbeState(NamedTuple):
     """A probe's last measurements; `read_probes` returns them by name.
 
     Attributes:
-        note: the probe's name, which `name` returns.
+        note: the probe's name, which `name` returns, and the paths of the parameters that it measures one by one.
         count: number of updates so far, shape (), int32.
-        values: a value for each of `METRICS`, shape (8,), at least float32.
-        measured: the update that measured each value, counted from 1; 0 for never; shape (8,), int32.
+        values: a value for each of `METRICS`, shape (8,), at least float32; (n, 8) for each of n parameters.
+        measured: the update that measured each value, counted from 1; 0 for never; of the same shape, int32.
     """
 
     note: jax.tree_util.Partial
@@ -27,7 +27,14 @@ class ProbeState(NamedTuple):
 
     @property
     def name(self) -> str:
-        return self.note()
+        said = self.note()
+        return said if isinstance(said, str) else said[0]
+
+    @property
+    def rows(self) -> list[tuple[str, tuple[int, ...]]]:
+        """The path of each parameter, with its index in front of the metric's; of one row, ("", ())."""
+        said = self.note()
+        return [("", ())] if isinstance(said, str) else [(path, (i,)) for i, path in enumerate(said[1])]
 
 
 def find_probes(state: Any) -> dict[str, ProbeState]:
@@ -55,8 +62,10 @@ def _is_probe(x: Any) -> bool:
     return isinstance(x, ProbeState)
 
 
-def read_probes(state: Any) -> dict[str, dict[str, jax.Array]]:
+def read_probes(state: Any) -> dict[str, dict[str, Any]]:
     """Reads the probes in an optimizer's state: {name: {metric: value}}; see `optlab.probe` for the metrics.
+
+    With per="parameter" it is {name: {path: {metric: value}}}.
 
     A value that was never measured is NaN. "sigma_age" counts the updates since the last one that measured singular
     values. Under vmap every value has the population's axis.
@@ -71,9 +80,12 @@ def read_probes(state: Any) -> dict[str, dict[str, jax.Array]]:
     return {name: _readings(probe) for name, probe in find_probes(state).items()}
 
 
-def _readings(probe: ProbeState) -> dict[str, jax.Array]:
+def _readings(probe: ProbeState) -> dict[str, Any]:
     count, values, measured = (x[...] for x in probe[1:])  # [...] since nnx.Optimizer wraps every array
-    age = count[..., None] - measured
+    age = count.reshape(*count.shape, *[1] * (measured.ndim - count.ndim)) - measured
     values, age = (jnp.where(measured > 0, x, jnp.nan) for x in (values, age))
-    readings = {metric: values[..., i] for i, metric in enumerate(METRICS)}
-    return {**readings, "sigma_age": age[..., METRICS.index("sigma_max")]}
+    found = {}
+    for path, index in probe.rows:
+        readings = {metric: values[(..., *index, i)] for i, metric in enumerate(METRICS)}
+        found[path] = {**readings, "sigma_age": age[(..., *index, METRICS.index("sigma_max"))]}
+    return found[""] if isinstance(probe.note(), str) else found

@@ -26,7 +26,6 @@ from optlab.training.strategies._base import _QUICK
 
 WIDTH = 64  # trials in one program: with more, the first results come late
 WIDTH_CPU = 4  # or as many as there are finals: a CPU gains nothing from more, and all parts share one program
-LARGE = 1e8  # operations of a step: a CPU gains nothing from several side by side, which take longer to compile
 STATES = 6  # of a trial's state, as much memory is taken for it, its gradients and activations
 FEED = 2**28  # bytes of batches that are on the device at once, where the data don't stay there
 WHOLE = 2048  # examples of a split that are evaluated as one batch
@@ -90,17 +89,11 @@ def suited(workload: Workload, contender: Contender) -> tuple[str, str]:
             traced, _, batch = program.shapes()
             seeds = jax.ShapeDtypeStruct((2,), jnp.uint32)
             stacked = jax.vmap(program.step, in_axes=(0, 0, None), axis_size=2)
-            jaxpr = jax.make_jaxpr(stacked)(pair(traced), jax.eval_shape(program.started, pair(traced), seeds), batch)
+            jax.eval_shape(stacked, pair(traced), jax.eval_shape(program.started, pair(traced), seeds), batch)
     except Exception as error:  # whatever a factory does with a value that has none yet
         return "runs", f"it can't be traced: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    if jax.default_backend() != "cpu":
-        return "population", ""
-    if "conv_general_dilated" in str(jaxpr):
-        return "series", "side by side convolutions are slow on a CPU"
-    with layout_around(functools.cache(workload.layout)):
-        cost = jax.jit(program.step).lower(*program.shapes()).cost_analysis() or {}
-    if cost.get("flops", 0) > LARGE:
-        return "series", f"a step has {cost['flops']:.0e} operations, and a CPU is busy with one of them"
+    if jax.default_backend() == "cpu":
+        return "series", "a CPU gains nothing from trials side by side"
     return "population", ""
 
 
@@ -140,6 +133,10 @@ class _Program:
         self.rows = data.train.take(np.arange(len(data.train))) if is_plain else None
         self.rows_there = None if self.rows is None else jax.tree.map(jnp.asarray, self.rows)
         options = _QUICK if jax.default_backend() == "cpu" else None
+        # XLA's CPU convolutions are 25 times slower in a loop, even of one turn.
+        self.has_loop = jax.default_backend() != "cpu" or "conv_general_dilated" not in str(
+            jax.make_jaxpr(self.step)(*self.shapes())
+        )
         mapped = jax.vmap if self.is_stacked else _on_one
         self.started = jax.jit(mapped(self.first, (0, 0)), compiler_options=options)
         self.stepped = jax.jit(mapped(self.steps, (0, 0, 0, None)), donate_argnums=1)
@@ -167,8 +164,10 @@ class _Program:
             batch = item if rows is None else jax.tree.map(lambda x: x[item], rows)
             return self.step(traced, state, batch)
 
-        steps = len(jax.tree.leaves(feed)[0])
-        return jax.lax.scan(body, state, feed, unroll=steps == 1)
+        if self.has_loop:
+            return jax.lax.scan(body, state, feed)
+        state, measured = body(state, jax.tree.map(lambda x: x[0], feed))
+        return state, measured[None]
 
     def evaluation(self, state: TrainState, batch: Any) -> dict[str, jax.Array]:
         metrics = make_evaluation(self.workload.loss)(evaluation_params(state), state.model_state, batch, state.key)
@@ -226,8 +225,8 @@ class _Program:
 
     def _piece(self, steps: int, width: int) -> int:
         """The number of steps fed at once: all, or the most that divide them and fit into `FEED`."""
-        if not self.is_stacked:
-            return 1  # a CPU's convolutions are slow in a loop of the program's
+        if not self.has_loop:
+            return 1
         if self.rows is not None:
             return steps
         size = sum(x.nbytes for x in jax.tree.leaves(self.shapes()[2]))

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 from optlab._extras import need
 from optlab.runs._curves import plot_curves
 from optlab.runs._errors import CheckpointError, DamagedError, PlaceError
-from optlab.runs._metrics import MetricsFile, Observer, Record, StepLog, TensorBoard, WeightsAndBiases, read_metrics
+from optlab.runs._metrics import (
+    MetricsFile,
+    Observer,
+    Record,
+    StateObserver,
+    StepLog,
+    TensorBoard,
+    WeightsAndBiases,
+    read_metrics,
+)
 from optlab.runs._run import Run
 from optlab.runs._summary import SummaryFile
 
@@ -27,6 +36,7 @@ __all__ = [
     "PlaceError",
     "Record",
     "Run",
+    "StateObserver",
     "StepLog",
     "SummaryFile",
     "TensorBoard",

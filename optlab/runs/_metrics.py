@@ -32,6 +32,16 @@ class Observer(Protocol):
         """Called once at the end, also after an error: "finished", "interrupted by SIGTERM", …, or the error's name."""
 
 
+class StateObserver(Observer, Protocol):
+    """An observer that also sees the state, at every step that is evaluated."""
+
+    def evaluated(self, record: Record, state: Any) -> None:
+        """Called after `record` with the evaluated record and the `TrainState` that it is about.
+
+        The next step takes the state's arrays over: copy what is to stay.
+        """
+
+
 class StepLog:
     """A file of JSON lines, each with its "step". Any thread may add a line.
 

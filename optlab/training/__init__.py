@@ -12,6 +12,7 @@ from optlab.runs import (
     DamagedError,
     MetricsFile,
     Observer,
+    StateObserver,
     StepLog,
     TensorBoard,
     WeightsAndBiases,
@@ -20,6 +21,7 @@ from optlab.runs import (
     read_metrics,
 )
 from optlab.training.assembly import Assembly, assemble
+from optlab.training.first_steps import UphillError
 from optlab.training.guard import GuardError, LossSpikeError, NonFiniteError
 from optlab.training.history import History
 from optlab.training.loop import train
@@ -46,10 +48,12 @@ __all__ = [
     "Observer",
     "Parallel",
     "Progress",
+    "StateObserver",
     "StepLog",
     "StepSettings",
     "TensorBoard",
     "TrainState",
+    "UphillError",
     "WeightsAndBiases",
     "Workload",
     "accuracy",

@@ -101,8 +101,8 @@ def train(
         allow_change: settings that may differ from the latest checkpoint's run, by the config's keys: "data", "seed",
             "batch_size", "accumulate", "ema", "target" (all of it, or "target.metric", …); and "optimizer", "model",
             "loss" and "initial" for the arguments.
-        observers: they get every record, such as `MetricsFile(path)` or `Progress()`; in several processes, the first
-            one's do.
+        observers: they get every record, such as `MetricsFile(path)` or `Progress()`, and a `StateObserver` the state
+            of every evaluated step; in several processes, the first one's do.
         schedules: functions of the step that are logged beside the metrics, such as {"learning_rate": schedule}; None
             logs the learning rates of optlab's optimizers and of `optlab.scale_by_learning_rate`.
         initial: (params, model_state) to start from instead of `workload.init`.

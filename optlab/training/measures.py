@@ -103,7 +103,7 @@ def is_rare(names: Iterable[str]) -> bool:
 
 
 def _probed(state: TrainState, batch: Batch, *, after: TrainState) -> Metrics:
-    """The values that the optimizer's probes measured in the step, by "<name>/<metric>".
+    """The values that the optimizer's probes measured in the step, by "<name>/<metric>" or "<name>/<path>/<metric>".
 
     A probe's count says whether it saw an update at all: in `optax.MultiSteps` it does only in some steps.
     """
@@ -112,7 +112,11 @@ def _probed(state: TrainState, batch: Batch, *, after: TrainState) -> Metrics:
     for name, probe in find_probes(after.opt_state).items():
         is_new = (probe.measured == probe.count) & (probe.count > earlier[name].count)
         values, weights = jnp.where(is_new, probe.values, 0), is_new.astype(probe.values.dtype)
-        metrics |= {f"{name}/{metric}": (values[i], weights[i]) for i, metric in enumerate(METRICS)}
+        for path, index in probe.rows:
+            prefix = "/".join(part for part in (name, path) if part)
+            metrics |= {
+                f"{prefix}/{metric}": (values[(*index, i)], weights[(*index, i)]) for i, metric in enumerate(METRICS)
+            }
     return metrics
 
 

@@ -122,6 +122,9 @@ class Records:
             self.judge.ended = outcome
             record |= self.evaluator("test", state, t)
         self._emit(record)
+        for observer in self.observers:
+            if hasattr(observer, "evaluated"):
+                observer.evaluated(record, state)
         return outcome
 
     def is_evaluated(self, t: int) -> bool:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import optax
 
 from optlab._checks import check_not_negative
@@ -26,7 +27,8 @@ def scale_by_learning_rate(
     scale = optax.scale_by_learning_rate(learning_rate, flip_sign=flip_sign)
 
     def init_fn(params: optax.Params) -> optax.OptState:
-        name_rate(learning_rate)
+        if jax.tree.leaves(params):  # of a rule without parameters it isn't worth a line in the log
+            name_rate(learning_rate)
         return scale.init(params)
 
     def update_fn(

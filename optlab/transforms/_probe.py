@@ -2,10 +2,11 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import NamedSharding
@@ -17,9 +18,12 @@ from optlab._notes import note
 from optlab._probe_state import METRICS, NORMS, SPECTRUM, ProbeState
 from optlab._trees import is_absent
 from optlab.roles import LayoutError, MatrixAxes, layout_of
+from optlab.roles._paths import paths_of
 
 
-def probe(name: str, *, every: int | None = 100) -> optax.GradientTransformationExtraArgs:
+def probe(
+    name: str, *, every: int | None = 100, per: Literal["parameter"] | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Measures the updates u that pass here; `optlab.read_probes(state)` gives by name what it measured last.
 
     It returns the very updates that it got. In a compiled step the compiler may round around a probe as it wouldn't
@@ -48,6 +52,7 @@ def probe(name: str, *, every: int | None = 100) -> optax.GradientTransformation
     Args:
         name: what it is read and logged by; a state holds one probe of a name.
         every: updates from one measurement of singular values to the next (k); None measures none.
+        per: "parameter" measures each parameter by itself, whose path is then part of the names; None all together.
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"name must be a string that isn't empty, got {name!r}")
@@ -56,11 +61,15 @@ def probe(name: str, *, every: int | None = 100) -> optax.GradientTransformation
         raise ValueError(f"every must be a whole number of at least 1, or None, got {every!r}")
     if every is not None:
         check_positive("every", every)
+    if per not in (None, "parameter"):
+        raise ValueError(f"per must be 'parameter', or None for all together, got {per!r}")
 
     def init_fn(params: optax.Params) -> ProbeState:
         dtype = jnp.finfo(jnp.result_type(jnp.float32, *jax.tree.leaves(params))).dtype
-        never = jnp.zeros(len(METRICS), jnp.int32)
-        return ProbeState(note(name), jnp.zeros([], jnp.int32), never.astype(dtype), never)
+        paths = None if per is None else tuple(paths_of(params))
+        never = jnp.zeros(len(METRICS) if paths is None else (len(paths), len(METRICS)), jnp.int32)
+        said = name if paths is None else (name, paths)
+        return ProbeState(note(said), jnp.zeros([], jnp.int32), never.astype(dtype), never)
 
     def update_fn(
         updates: optax.Updates,
@@ -72,24 +81,31 @@ def probe(name: str, *, every: int | None = 100) -> optax.GradientTransformation
     ) -> tuple[optax.Updates, ProbeState]:
         count, dtype, split = optax.safe_increment(state.count), state.values.dtype, len(NORMS)
         seen = lax.stop_gradient(updates)
-        found, zero = _norms(seen, params, grad), jnp.zeros([])
-        norms = jnp.stack([found.get(metric, zero).astype(dtype) for metric in NORMS])
-        norms_at = jnp.stack([count if metric in found else jnp.zeros_like(count) for metric in NORMS])
-        spectrum, spectrum_at = state.values[split:], state.measured[split:]
-        leaves, axes = ([], []) if every is None else _matrices(seen, extra_args)
-        if leaves:
+        trees = [_widened(seen, tree) for tree in (updates, params, grad)]
+        matrices = {} if every is None else _matrices(seen, extra_args)
+        every_leaf = range(len(trees[0] or []))
+        rows = [list(every_leaf)] if per is None else [[i] for i in every_leaf]
+        if not rows:
+            return updates, state._replace(count=count)
+        found = [_norms(*(tree and [tree[i] for i in row] for tree in trees)) for row in rows]
+        norms, norms_at = _stacked(found, count, dtype)
+        old, old_at = (x.reshape(len(rows), len(METRICS))[:, split:] for x in (state.values, state.measured))
+        groups = [[matrices[i] for i in row if i in matrices] for row in rows]
+        if any(groups):
             due = (count == 1) | (count % every == 0)
-            spectrum = _if_due(functools.partial(_spectrum, axes=axes, dtype=dtype))(due, spectrum, leaves)
-            spectrum_at = jnp.where(due, count, spectrum_at)
-        values, measured = jnp.concatenate([norms, spectrum]), jnp.concatenate([norms_at, spectrum_at])
-        return updates, ProbeState(state.note, count, values, measured)
+            axes = [[a for _, a in group] for group in groups]
+            leaves = [x for group in groups for x, _ in group]
+            old = _if_due(functools.partial(_spectra, axes=axes, dtype=dtype))(due, old, leaves)
+            old_at = jnp.where(due & np.array([[bool(group)] for group in groups]), count, old_at)
+        values, measured = jnp.concatenate([norms, old], axis=1), jnp.concatenate([norms_at, old_at], axis=1)
+        shape = state.values.shape
+        return updates, ProbeState(state.note, count, values.reshape(shape), measured.reshape(shape))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _norms(updates: Any, params: Any | None, grad: Any | None) -> dict[str, jax.Array]:
-    """Those of `NORMS` that can be measured."""
-    u, theta, g = _widened(updates, updates) or [], _widened(updates, params), _widened(updates, grad)
+def _norms(u: Any, theta: Any | None, g: Any | None) -> dict[str, jax.Array]:
+    """Those of `NORMS` that can be measured of some leaves; None stands for what isn't known."""
     found = {"update_norm": _norm(u)}
     if theta is not None:
         found["param_norm"] = _norm(theta)
@@ -98,6 +114,14 @@ def _norms(updates: Any, params: Any | None, grad: Any | None) -> dict[str, jax.
         u, g = ([_quotient(a, norm) for a in x] for x, norm in ((u, found["update_norm"]), (g, _norm(g))))
         found["gradient_cosine"] = _dot(u, g)
     return found
+
+
+def _stacked(found: Sequence[Mapping[str, jax.Array]], count: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """The values of `NORMS` and the update that measured each, both (rows, 4)."""
+    zero = jnp.zeros([])
+    values = [jnp.stack([row.get(metric, zero).astype(dtype) for metric in NORMS]) for row in found]
+    at = [jnp.stack([count if metric in row else jnp.zeros_like(count) for metric in NORMS]) for row in found]
+    return jnp.stack(values), jnp.stack(at)
 
 
 def _widened(updates: Any, tree: Any | None) -> list[jax.Array] | None:
@@ -141,15 +165,14 @@ def _quotient(a: jax.Array, b: jax.Array) -> jax.Array:
 # Singular values.
 
 
-def _matrices(updates: Any, extra_args: Mapping[str, Any]) -> tuple[list[jax.Array], list[MatrixAxes]]:
-    """The leaves that are matrices or stacks of them, and their axes; none, where the layout doesn't hold them."""
+def _matrices(updates: Any, extra_args: Mapping[str, Any]) -> dict[int, tuple[jax.Array, MatrixAxes]]:
+    """The leaves that are matrices or stacks of them, with their axes; none, where the layout doesn't hold them."""
     try:
         readings = layout_of(updates, extra_args).readings.values()
     except LayoutError:
-        return [], []
+        return {}
     pairs = [(x, r.axes) for x, r in zip(jax.tree.leaves(updates), readings, strict=True)]
-    pairs = [(x, axes) for x, axes in pairs if axes.is_matrix and x.size]
-    return [x for x, _ in pairs], [axes for _, axes in pairs]
+    return {i: (x, axes) for i, (x, axes) in enumerate(pairs) if axes.is_matrix and x.size}
 
 
 def _if_due(measure: Callable[[list[jax.Array]], jax.Array]) -> Callable[..., jax.Array]:
@@ -179,6 +202,13 @@ def _if_due(measure: Callable[[list[jax.Array]], jax.Array]) -> Callable[..., ja
 
 def _varying(x: jax.Array) -> frozenset[str]:
     return jax.typeof(x).manual_axis_type.varying
+
+
+def _spectra(leaves: Sequence[jax.Array], axes: Sequence[Sequence[MatrixAxes]], dtype: Any) -> jax.Array:
+    """The values of `SPECTRUM` for every group of leaves, (groups, 4); zeros for a group without any."""
+    rest = iter(leaves)
+    rows = [_spectrum([next(rest) for _ in some], some, dtype) if some else jnp.zeros(4, dtype) for some in axes]
+    return jnp.stack(rows)
 
 
 def _spectrum(leaves: Sequence[jax.Array], axes: Sequence[MatrixAxes], dtype: Any) -> jax.Array:

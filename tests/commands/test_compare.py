@@ -50,7 +50,7 @@ def test_a_plan_says_what_it_costs_and_trains_nothing(here, capsys, monkeypatch)
     out = capsys.readouterr().out
     assert "5 studies, 100 steps a run: 30 runs, 3,000 steps, about 2 min" in out
     assert "lion: 5 × 2 trials and 5 winners afresh, 15 runs" in out
-    assert "learning_rate log_uniform(0.0001, 0.01); one program for many trials" in out
+    assert "learning_rate log_uniform(0.0001, 0.01); one program, one trial after another (a CPU" in out
     assert "a difference of 2.0 standard deviations" in out
     assert not (here / "studies").exists()
 

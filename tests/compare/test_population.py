@@ -20,6 +20,7 @@ from optlab.training import Workload
 from .cheap import tiny
 
 STEPS = 12
+ON_A_CPU = "series", "a CPU gains nothing from trials side by side"
 
 
 def both(workload, contender, trials):
@@ -65,6 +66,7 @@ def test_a_trial_that_diverges_disturbs_nobody_and_says_what_a_run_says():
     trials = trials_of([{"learning_rate": 0.1}, {"learning_rate": 1e38}])
     population, runs = both(workload, contender, trials)
     assert_alike(population, runs)
+    assert_alike(population, {r.trial.id: r for [r] in Population(workload, contender, 6, 2, is_stacked=False)(trials)})
     lost = population[trials[1].id]
     assert lost.diverged == runs[trials[1].id].diverged
     assert lost.diverged.startswith("step ")
@@ -124,7 +126,7 @@ def test_a_factory_that_looks_at_its_values_is_trained_in_runs():
     executor, why = suited(tiny(), contender)
     assert executor == "runs"
     assert why.startswith("it can't be traced: TracerBoolConversionError")
-    assert suited(tiny(), dataclasses.replace(contender, factory=optlab.sgd)) == ("population", "")
+    assert suited(tiny(), dataclasses.replace(contender, factory=optlab.sgd)) == ON_A_CPU
 
 
 class Convolved(nn.Module):
@@ -138,21 +140,14 @@ def test_convolutions_are_trained_in_turn_on_a_cpu():
     data = arrays(images, np.arange(8) % 2, validation=0.25, test=0)
     workload = Workload.from_model(Convolved(), data, batch_size=2)
     contender = contend("mine", optlab.sgd, space=None, schedule=None, steps=6)
-    assert suited(workload, contender) == ("series", "side by side convolutions are slow on a CPU")
+    assert suited(workload, contender) == ON_A_CPU
     trials = trials_of([{"learning_rate": 0.1}, {"learning_rate": 0.2}])
     series = {r.trial.id: r for [r] in Population(workload, contender, 3, 2, is_stacked=False)(trials)}
     assert_alike(series, {r.trial.id: r for [r] in Runs(workload, contender, 3, 2)(trials)})
     assert {r.executor for r in series.values()} == {"series"}
 
 
-def test_a_large_step_is_taken_alone_on_a_cpu(monkeypatch):
-    contender = contend("mine", optlab.sgd, space=None, schedule=None, steps=6)
-    monkeypatch.setattr(module, "LARGE", 100)
-    executor, why = suited(tiny(), contender)
-    assert (executor, why.startswith("a step has ")) == ("series", True)
-
-
 @pytest.mark.parametrize("name", ["lion", "muon"])
 def test_all_kinds_of_ours_can_be_a_population(name):
     contender = contend(name, name, space=None, schedule=optlab.schedules.warmup_cosine, steps=20)
-    assert suited(tiny(), contender) == ("population", "")
+    assert suited(tiny(), contender) == ON_A_CPU

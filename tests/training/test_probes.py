@@ -120,7 +120,7 @@ def test_a_record_without_probes_is_what_it_was():
     for record, expected in zip(with_probes.records, plain.records, strict=True):
         without = {k: v for k, v in record.items() if not k.startswith("probe/")}
         assert without == pytest.approx(expected, rel=1e-5)
-    assert {"step", "train/loss", "train/gradient_norm"} == set(plain.records[0])
+    assert {"step", "train/loss", "train/gradient_norm", "learning_rate"} == set(plain.records[0])
 
 
 def test_a_metric_of_the_workloads_own_is_no_probe():
@@ -161,6 +161,13 @@ def test_the_host_reads_one_array_a_step():
         packed(make_measured_step(workload().loss, tx, StepSettings(), measures=[PROBES])), state, workload().example()
     )
     assert len(jax.tree.leaves(metrics)) == 1
+
+
+def test_those_of_single_parameters_are_logged_by_their_paths():
+    tx = optax.chain(optlab.sgd(0.1), probe("update", per="parameter", every=2))
+    first, second = train(workload(), tx, steps=2, log_every=1).records
+    assert probe_keys(first, "update/dense/kernel") == probe_keys(second, "update/dense/kernel") == set(METRICS)
+    assert probe_keys(first, "update/dense/bias") == set(NORMS)
 
 
 def test_two_probes_of_one_name_are_refused_before_anything_runs():

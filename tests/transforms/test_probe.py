@@ -113,6 +113,20 @@ def test_cosine_and_stable_rank_know_no_scale(seed, c, sign):
     assert float(scaled["stable_rank"]) == pytest.approx(float(got["stable_rank"]), rel=1e-5)
 
 
+def test_each_parameter_is_measured_by_itself():
+    u, params, g = tree(0), tree(1), tree(2)
+    found = readings(u, params, tx=probe("only", per="parameter"), grad=g)
+    named = [dict(zip(found, jax.tree.leaves(t), strict=True)) for t in (u, params, g)]
+    assert list(found) == ["conv_0/kernel", "dense/bias", "dense/kernel", "gain"]
+    for path, got in found.items():
+        x, theta, grad = (t[path] for t in named)
+        sigmas = {"dense/kernel": lambda x: [x], "conv_0/kernel": lambda x: [np.reshape(x, (18, 5))]}
+        expected = oracle(x, theta, grad, sigmas.get(path, lambda x: [np.eye(1)]))
+        if path not in sigmas:
+            expected |= dict.fromkeys((*SPECTRUM, "sigma_age"), np.nan)
+        assert_read(got, expected)
+
+
 def test_a_step_of_gradient_descent_is_eta_long_and_points_downhill():
     params, g = tree(1), tree(2)
     tx = optax.chain(optax.sgd(0.25), probe("only"))
