@@ -80,7 +80,10 @@ def _from_json(path: Path) -> Config:
     except ValueError as error:
         raise ConfigError(f"{path} isn't JSON: {error}") from error
     if isinstance(tree, dict) and "train" in tree:
-        raise ConfigError(f"{path} is of a run that Python's train made: it has no config, its script trains it again")
+        raise ConfigError(
+            f"{path} is of a run that Python's train made: it has no config; "
+            "its script trains it again, and load_run(folder, workload=…, tx=…) loads it"
+        )
     if not isinstance(tree, dict) or not isinstance(tree.get("config"), dict):
         raise ConfigError(f"{path} isn't the config.json of a run: it has no 'config'")
     return from_tree(Config, tree["config"])

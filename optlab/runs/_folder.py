@@ -28,14 +28,18 @@ def make_folder(folder: Path, config: Config, kind_of: Callable[[str, Config], s
     """Makes a run's folder. What a kill leaves of a run that had just begun may be there already.
 
     Raises:
-        PlaceError: If something else is in the folder.
-        ConfigError: If it can't be made, or an allowed key doesn't exist.
+        ConfigError: If something else is in the folder, it can't be made, or an allowed key doesn't exist.
     """
     is_run = (folder / "config.json").exists()
     if not is_run and saved_steps(folder / "checkpoints"):
         raise ConfigError(f"{folder} has checkpoints, and no config.json any more; {_AGAIN}")
+    if is_run and "train" in _read(folder / "config.json"):
+        raise ConfigError(f"{folder} holds a run of Python's train, which its script continues; name another folder")
     if not is_run:
-        _refuse_others(folder)
+        try:
+            _refuse_others(folder)
+        except PlaceError as error:
+            raise ConfigError(str(error)) from error
         changes(folder, config, config, kind_of, allowed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +63,7 @@ def check_claim(folder: Path) -> None:
     file = folder / "config.json"
     if not file.exists():
         _refuse_others(folder)
-    elif "config" in _read(file):
+    elif "train" not in _read(file):
         raise PlaceError(f"{folder} holds a run of a config, which optlab train continues; name another folder")
 
 
@@ -78,10 +82,11 @@ def claim(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    """What a config.json holds; nothing where it can't be read, which `load` says better."""
     try:
         found = json.loads(file.read_text())
-    except ValueError as error:
-        raise PlaceError(f"{file} isn't JSON ({error}); name another folder") from error
+    except ValueError:
+        return {}
     return found if isinstance(found, dict) else {}
 
 

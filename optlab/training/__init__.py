@@ -21,6 +21,7 @@ from optlab.runs import (
     read_metrics,
 )
 from optlab.training.assembly import Assembly, assemble
+from optlab.training.first_steps import UphillError
 from optlab.training.guard import GuardError, LossSpikeError, NonFiniteError
 from optlab.training.history import History
 from optlab.training.loop import train
@@ -52,6 +53,7 @@ __all__ = [
     "StepSettings",
     "TensorBoard",
     "TrainState",
+    "UphillError",
     "WeightsAndBiases",
     "Workload",
     "accuracy",

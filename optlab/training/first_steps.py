@@ -62,7 +62,7 @@ class FirstSteps:
         if t <= WATCHED:
             records.drain()
             self._check_loss(records.latest, state, batch)
-        if self.start is not None and records.is_evaluated(t):
+        if self.start is not None and t > 1 and records.is_evaluated(t):  # the first of a warm-up from 0 moves nothing
             records.drain()
             self._check_moved(records.latest, state)
 
@@ -91,7 +91,7 @@ class FirstSteps:
     def _check_moved(self, record: Record, state: TrainState) -> None:
         """Reports that no parameter has changed since the first step."""
         start, self.start = self.start, None
-        if int(state.step) < 2 or _is_collecting(state.opt_state):  # a warm-up starts at 0
+        if _is_collecting(state.opt_state):
             return
         if _bits(state.params) != start:
             return

@@ -41,6 +41,8 @@ class Progress:
     def begin(self, start: int, steps: int) -> None:
         self.start, self.steps, self.clock = start, steps, time.monotonic()
         self.timed: tuple[float, float] | None = None
+        if start == steps:  # the run is over already
+            return
         if start:
             self.console.print(f"continuing after step {start}")
         if self.console.is_terminal:

@@ -10,8 +10,7 @@ import pytest
 import optlab
 from optlab.data import arrays
 from optlab.models import mlp
-from optlab.training import Workload, accuracy, train
-from optlab.training.first_steps import UphillError
+from optlab.training import UphillError, Workload, accuracy, train
 
 X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
 VALUES = X.sum(axis=1)

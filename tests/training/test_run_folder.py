@@ -1,5 +1,6 @@
 """`train(run=…)`: everything of a run in one folder, which the same call goes on in, and no other run's is touched."""
 
+import io
 import json
 import sys
 
@@ -7,10 +8,12 @@ import flax.linen as nn
 import numpy as np
 import optax
 import pytest
+from rich.console import Console
 
 import optlab
-from optlab.config import ConfigError, Target, load
+from optlab.config import Config, ConfigError, Target, component, load
 from optlab.runs import CheckpointError, Checkpoints, MetricsFile, PlaceError, Run
+from optlab.runs._folder import make_folder
 from optlab.training import Progress, Workload, squared_error, train
 from optlab.training.folder import RunFolder
 
@@ -65,6 +68,9 @@ def test_what_another_run_left_is_not_touched(tmp_path):
     assert {path: path.read_bytes() for path in before} == before
     with pytest.raises(ConfigError, match="a run that Python's train made: it has no config"):
         load(tmp_path / "x" / "config.json")
+    config = Config(data=component("digits"), model=component("mlp"), optimizer=component("sgd"), steps=4)
+    with pytest.raises(ConfigError, match="holds a run of Python's train, which its script continues"):
+        make_folder(tmp_path / "x", config, lambda key, config: "fixed", [])
 
 
 @pytest.mark.parametrize(
@@ -72,7 +78,7 @@ def test_what_another_run_left_is_not_touched(tmp_path):
     [
         ("thesis.tex", "", "isn't empty and isn't a run"),
         ("config.json", '{"config": {}}', "holds a run of a config, which optlab train continues"),
-        ("config.json", "{", "isn't JSON"),
+        ("config.json", "{", "holds a run of a config"),
     ],
 )
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, file, text, says):
@@ -93,6 +99,14 @@ def test_progress_is_shown_where_there_is_a_terminal(tmp_path, monkeypatch, is_t
     assert sum(isinstance(o, Progress) for o in made(tmp_path).observers) == shown
     own = [Progress(batch_size=1), MetricsFile(tmp_path / "m.jsonl")]
     assert made(tmp_path, observers=own).observers == own
+
+
+def test_of_a_run_that_is_over_no_progress_is_shown():
+    file = io.StringIO()
+    progress = Progress(batch_size=1, console=Console(file=file, force_terminal=True))
+    progress.begin(4, 4)
+    progress.end("finished")
+    assert file.getvalue() == ""
 
 
 def test_checkpoints_of_another_folder_are_refused(tmp_path):
