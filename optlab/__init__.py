@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from optlab import commands as commands
     from optlab import config as config
     from optlab import data as data
+    from optlab import diagnosis as diagnosis
     from optlab import experiment as experiment
     from optlab import models as models
     from optlab import optimizers as optimizers
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from optlab._minimization import minimize as minimize
     from optlab._probe_state import read_probes as read_probes
     from optlab.compare import compare as compare
+    from optlab.diagnosis import diagnose as diagnose
     from optlab.experiment import load_run as load_run
     from optlab.optimizers import *  # noqa: F403
     from optlab.roles import by_role as by_role
@@ -39,6 +41,7 @@ _SUBMODULES = (
     "compare",  # a package that can be called
     "config",
     "data",
+    "diagnosis",
     "experiment",
     "models",
     "optimizers",
@@ -53,6 +56,7 @@ _SUBMODULES = (
 _FACES = ("optimizers", "transforms")  # their public names are optlab's, too
 _NAMES = {
     "by_role": "roles",
+    "diagnose": "diagnosis",
     "explain": "_explanation",
     "load_run": "experiment",
     "minimize": "_minimization",

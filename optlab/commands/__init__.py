@@ -25,6 +25,7 @@ from optlab.runs._errors import PlaceError
 COMMANDS = (
     "train",
     "compare",
+    "diagnose",
     "report",
     "launch",
     "show",

@@ -1,0 +1,93 @@
+"""Diagnosis of a training run: what is wrong with it, how that shows, and what to try next.
+
+>>> print(optlab.diagnose("runs/digits"))
+
+A diagnosis reads what a run has logged; nothing is trained. `RULES` are its rules, a function each.
+"""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optlab.diagnosis._evidence import Evidence, gather
+from optlab.diagnosis._rules import RULES, Finding
+from optlab.runs import Run
+
+__all__ = ["RULES", "Diagnosis", "Evidence", "Finding", "diagnose", "examine"]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The findings on one run. `print` shows them in words.
+
+    Attributes:
+        name: the run's folder, or "history".
+        findings: the ills, gravest first, and then the notes; empty for a healthy run.
+        steps: the last logged step.
+    """
+
+    name: str
+    findings: tuple[Finding, ...]
+    steps: int
+
+    @property
+    def command(self) -> str | None:
+        """The command that tries the first ill's cure in a folder of its own; None where no config key is one."""
+        ills = [finding for finding in self.findings if finding.severity == "ill"]
+        if self.name == "history" or not ills or not ills[0].settings:
+            return None
+        settings = " ".join(f"{key}={value}" for key, value in ills[0].settings.items())
+        return f"optlab train {shlex.quote(self.name + '/config.json')} {settings} --run {shlex.quote(self.name)}-next"
+
+    @property
+    def is_healthy(self) -> bool:
+        """True if no finding is an ill; notes may be there."""
+        return all(finding.severity == "note" for finding in self.findings)
+
+    def __str__(self) -> str:
+        verdict = "healthy" if self.is_healthy else self.findings[0].name
+        lines = [f"{self.name}, {self.steps} steps: {verdict}"]
+        for finding in self.findings:
+            parts = {"because": finding.because, "try": finding.try_, "source": finding.source}
+            lines += ["", f"{finding.severity}: {finding.name}"]
+            for name, words in parts.items():
+                lines += textwrap.wrap(words, 100, initial_indent=f"  {name:9}", subsequent_indent=" " * 11)
+        return "\n".join(lines + (["", f"next: {self.command}"] if self.command else []))
+
+    def markdown(self) -> str:
+        """The same as a Markdown page."""
+        verdict = "healthy" if self.is_healthy else self.findings[0].name
+        parts = [f"# {self.name}: {verdict}", f"{self.steps} steps were logged."]
+        for finding in self.findings:
+            parts += [f"## {finding.name} ({finding.severity})", finding.because, f"**Try** {finding.try_}"]
+            parts += [f"Source: {finding.source}"] if finding.source else []
+        parts += [f"Next:\n\n    {self.command}"] if self.command else []
+        return "\n\n".join(parts) + "\n"
+
+
+def diagnose(run: str | Path | Run | Any) -> Diagnosis:
+    """Diagnoses a run by its metrics, its config and its outcome, in well under a second.
+
+    Args:
+        run: a run's folder, a `Run`, or the `History` that `train` returned.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or nothing was logged in it.
+        ValueError: if no training loss was logged.
+    """
+    evidence = gather(run)
+    return Diagnosis(evidence.name, examine(evidence), int(evidence.steps[-1]))
+
+
+def examine(evidence: Evidence) -> tuple[Finding, ...]:
+    """The findings of all rules, ills first and the gravest of them first."""
+    found = [finding for rule in RULES if (finding := rule(evidence)) is not None]
+    found.sort(key=lambda finding: finding.severity == "note")  # stable: RULES stand in the order of their gravity
+    # What diverged shows every other ill as well: only notes may stand beside it.
+    if found and found[0].is_fatal:
+        found = [found[0], *(finding for finding in found[1:] if finding.severity == "note")]
+    return tuple(found)

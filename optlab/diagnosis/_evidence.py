@@ -1,0 +1,132 @@
+"""The evidence of a diagnosis: a run's curves, config and outcome, and figures made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optlab.config import ConfigError, flatten
+from optlab.runs import Run
+
+FLAT = 0.25  # of the training loss
+NOTHING = 0.05  # of the held-out loss
+# The numbers of classes of optlab's own sources. Of other data the chance level isn't known.
+CLASSES = {"digits": 10, "cifar10": 10, "fashion_mnist": 10}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a run has logged.
+
+    Attributes:
+        name: the run's folder, or "history".
+        metrics: the logged columns by name; "step" is ascending, NaN where a step has no value of a metric.
+        settings: the config's keys, flat, such as "optimizer.learning_rate"; empty if there is no config.
+        outcome: how the run ended, as in summary.json; None if it goes on or was killed.
+        skipped: the steps that the guard left out.
+    """
+
+    name: str
+    metrics: Mapping[str, np.ndarray]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    outcome: str | None = None
+    skipped: tuple[int, ...] = ()
+
+    def curve(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """(steps, values) where the metric was logged; NaN and infinities of the metric itself are left out."""
+        values = self.metrics.get(metric)
+        if values is None:
+            return np.zeros(0, int), np.zeros(0)
+        there = np.isfinite(values)
+        return self.metrics["step"][there], values[there]
+
+    @cached_property
+    def steps(self) -> np.ndarray:
+        return self.metrics["step"]
+
+    @cached_property
+    def loss(self) -> np.ndarray:
+        """The finite training losses, in the order of their steps."""
+        return self.curve("train/loss")[1]
+
+    @cached_property
+    def smooth(self) -> np.ndarray:
+        """The training losses' running median over a tenth of the records."""
+        return smoothed(self.loss)
+
+    @cached_property
+    def validation(self) -> np.ndarray:
+        return self.curve("validation/loss")[1]
+
+    @cached_property
+    def rate(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.curve("learning_rate")
+
+    @cached_property
+    def share_gained(self) -> float:
+        """The part of the first loss that training removed: 0 where it is flat, 1 where it ends at 0."""
+        first = abs(self.smooth[0])
+        return float((self.smooth[0] - self.smooth[-1]) / first) if first > 0 else 0.0
+
+    @cached_property
+    def held_out_gain(self) -> float | None:
+        """The part of the first validation loss that the best one is below it; None without four evaluations."""
+        values = self.validation
+        return float(1 - values.min() / values[0]) if len(values) >= 4 and values[0] > 0 else None
+
+    @cached_property
+    def is_flat(self) -> bool:
+        """True if training removed less than `FLAT` of its loss, or next to nothing of the held-out loss."""
+        gain = self.held_out_gain
+        return self.share_gained < FLAT or (gain is not None and gain < NOTHING)
+
+    @cached_property
+    def noise(self) -> float:
+        """The scatter of the training losses about their running median, in the last half of the run."""
+        half = len(self.loss) // 2
+        return float(np.median(np.abs(self.loss - self.smooth)[half:])) if len(self.loss) else 0.0
+
+    @cached_property
+    def chance(self) -> float | None:
+        """The cross-entropy of a uniform guess, log C, where the loss is one and C is known."""
+        classes = CLASSES.get(str(self.settings.get("data", self.settings.get("data.name"))))
+        loss = str(self.settings.get("loss", self.settings.get("loss.name")))
+        return math.log(classes) if classes and loss == "cross_entropy" else None
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """The running median over a tenth of the values, at least three and always an odd number of them."""
+    width = max(3, len(values) // 10) | 1
+    padded = np.pad(values, width // 2, mode="edge")
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=-1) if len(values) else values
+
+
+def gather(run: str | Path | Run | Any) -> Evidence:
+    """Collects the evidence of a run's folder or history; see `diagnose`."""
+    if not isinstance(run, str | Path | Run):
+        names = dict.fromkeys(name for record in run.records for name in record)
+        columns = {n: np.array([r.get(n, np.nan) for r in run.records], np.float64) for n in names}
+        evidence = Evidence("history", columns, outcome=run.outcome, skipped=tuple(run.skipped))
+    else:
+        run = run if isinstance(run, Run) else Run(run)
+        summary = run.summary or {}
+        skipped = tuple(int(step) for step in summary.get("skipped", ()))
+        evidence = Evidence(str(run.folder), run.metrics(), _settings(run), summary.get("outcome"), skipped)
+    if not evidence.metrics:
+        raise FileNotFoundError(f"{evidence.name} has no metrics: nothing was logged, or metrics.jsonl is gone")
+    if "train/loss" not in evidence.metrics:
+        raise ValueError(f"{evidence.name} has no train/loss; there are {', '.join(sorted(evidence.metrics))}")
+    return evidence
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    try:
+        return flatten(run.config)
+    except ConfigError:  # a run that Python made, without a config
+        return {}

@@ -1,0 +1,326 @@
+"""The rules of a diagnosis, one a function: evidence -> a finding, or None. They compare a run with itself.
+
+The thresholds stand between what planted faults and
+healthy runs show; `benchmarks/diagnosis.py` measures both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from optlab.diagnosis._evidence import FLAT, NOTHING, Evidence, smoothed
+
+LEARNED = 0.15  # from this share of the loss on, training has learned something
+EXPLODED = 3.0  # times the first loss
+FAR_OFF = 15.0  # nats: the cross-entropy of a uniform guess among three million classes
+STEADY = 0.4  # the share of its first value above which a gradient's norm counts as unchanged
+COLLAPSED = 0.25  # the share below which it counts as gone
+RISE = 0.15  # of what the validation loss had gained
+NOISY = 0.1  # of the first loss
+TOO_MUCH_DECAY = 0.05  # of the weights in a step
+
+Rule = Callable[[Evidence], "Finding | None"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a run shows.
+
+    Attributes:
+        name: such as "diverged".
+        severity: "ill", or "note" for what may be meant.
+        because: the evidence, in figures and steps.
+        try_: what to try next.
+        source: the paper or text that the rule comes from; "" for one that is measured here alone.
+        settings: keys of a config with the values to try next; empty where there is no config, or no key for it.
+        is_fatal: whether it explains everything that follows.
+    """
+
+    name: str
+    severity: Literal["ill", "note"]
+    because: str
+    try_: str
+    source: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    is_fatal: bool = False
+
+
+def diverged(e: Evidence) -> Finding | None:
+    """The loss became NaN or infinite, or ended far above where it began."""
+    losses, steps = e.metrics["train/loss"], e.steps
+    bad = steps[np.isinf(losses) | (np.isnan(losses) & ~np.isnan(e.metrics.get("train/gradient_norm", losses)))]
+    rise = f"; the loss had risen from {e.loss[0]:.4g} to {e.loss[-1]:.4g}" if len(e.loss) > 1 else ""
+    if e.outcome == "NonFiniteError" or len(bad):
+        where = f"at step {bad[0]}" if len(bad) else f"after step {steps[-1]}"
+        because = f"the loss or the gradient wasn't finite {where}{rise}"
+    elif len(e.loss) > 2 and e.smooth[-1] > EXPLODED * e.smooth[0]:
+        because = f"the loss rose from {e.smooth[0]:.4g} to {e.smooth[-1]:.4g}"
+    else:
+        return None
+    return Finding(
+        "diverged",
+        "ill",
+        because,
+        "a tenth of the learning rate, or a longer warm-up; clip_norm=1.0 if single batches do it; if it rises from "
+        "the first step on, the update points uphill: is its sign turned, or the learning rate left out?",
+        "Goodfellow, Bengio, Courville 2016, Deep Learning, section 8.2.4",
+        _rate(e, 1 / 10),
+        is_fatal=True,
+    )
+
+
+def nothing_moves(e: Evidence) -> Finding | None:
+    """The held-out loss is the same number in every evaluation."""
+    values = e.validation
+    if len(values) < 2 or np.ptp(values) > 1e-6 * abs(values[0]):
+        return None
+    return Finding(
+        "nothing moves",
+        "ill",
+        f"validation/loss is {values[0]:.6g} in all of {len(values)} evaluations",
+        "a learning rate above 0; check what is frozen or masked (optlab explain shows each parameter's rule)",
+        is_fatal=True,
+    )
+
+
+def starts_far_off(e: Evidence) -> Finding | None:
+    """The first loss is far above that of a uniform guess."""
+    if e.chance is None and "train/accuracy" not in e.metrics:
+        return None  # only a classifier's loss has a scale of its own
+    limit = EXPLODED * e.chance if e.chance is not None else FAR_OFF
+    if not len(e.loss) or e.loss[0] <= limit:
+        return None
+    guess = f"a uniform guess has {e.chance:.3g}" if e.chance is not None else "a uniform guess is far below that"
+    return Finding(
+        "starts far off",
+        "ill",
+        f"train/loss is {e.loss[0]:.4g} at step {e.steps[0]}; {guess}",
+        "standardize the inputs and check the initialization; if the loss before the first update is usual, a tenth "
+        "of the learning rate",
+        "Glorot and Bengio 2010 (initialization); LeCun et al. 1998, Efficient BackProp, section 4.3 (inputs)",
+    )
+
+
+def rate_too_high(e: Evidence) -> Finding | None:
+    """The loss jumped far above its beginning, or stays flat though the gradient has collapsed."""
+    _, norms = e.curve("train/gradient_norm")
+    if len(e.loss) > 2 and (top := float(e.smooth.max())) > EXPLODED * max(e.loss[0], e.smooth[0]):
+        because = f"train/loss rose from {e.loss[0]:.4g} to {top:.4g} before it fell"
+    elif len(norms) > 4 and e.is_flat and np.median(norms[1:]) < COLLAPSED * norms[0]:
+        because = (
+            f"train/loss fell by {max(e.share_gained, 0):.0%} and stays there, though the gradient's norm fell from "
+            f"{norms[0]:.3g} to {np.median(norms[1:]):.3g}: the outputs hardly depend on the inputs any more"
+        )
+    else:
+        return None
+    return Finding(
+        "learning rate too high",
+        "ill",
+        because,
+        "a third of the learning rate, then a tenth; a warm-up; less weight decay if that is large",
+        "Cohen et al. 2021, arXiv 2103.00065 (stability); Lu et al. 2019, arXiv 1903.06733 (dying units)",
+        _rate(e, 1 / 3),
+    )
+
+
+def decay_too_strong(e: Evidence) -> Finding | None:
+    """Decoupled decay removes a large part of the weights in every step."""
+    decay, rate = e.settings.get("optimizer.weight_decay"), e.settings.get("optimizer.learning_rate")
+    if not isinstance(decay, int | float) or not isinstance(rate, int | float):
+        return None
+    share = decay * rate
+    if share < TOO_MUCH_DECAY or 1 - e.share_gained < 0.2:
+        return None
+    return Finding(
+        "weight decay too strong",
+        "ill",
+        f"a step removes {share:.0%} of the weights (weight_decay={decay:g} times learning_rate={rate:g}), and "
+        f"train/loss fell by {max(e.share_gained, 0):.0%} alone",
+        "a tenth of the decay for each step; 0.1 is usual",
+        "Loshchilov and Hutter 2019, arXiv 1711.05101",
+        {"optimizer.weight_decay": 0.1},
+    )
+
+
+def schedule_ended(e: Evidence) -> Finding | None:
+    """The learning rate was 0 for a good part of the run, and the loss stood still there."""
+    steps, rates = e.rate
+    if len(rates) < 5 or rates.max() <= 0:
+        return None
+    last = steps[rates > 1e-3 * rates.max()][-1]
+    idle = 1 - (last - 0) / e.steps[-1]
+    if idle < 0.15:
+        return None
+    return Finding(
+        "schedule ended too early",
+        "ill",
+        f"after step {last} of {e.steps[-1]} the learning rate is below a thousandth of its peak",
+        "a schedule as long as the run (in configs it is; in Python give it the run's steps)",
+    )
+
+
+def warmup_too_long(e: Evidence) -> Finding | None:
+    """The learning rate was still rising in the second half of the run."""
+    steps, rates = e.rate
+    if len(rates) < 5 or rates.max() <= 0 or (top := steps[np.argmax(rates)]) <= e.steps[-1] / 2:
+        return None
+    if rates[0] > 0.5 * rates.max():
+        return None
+    return Finding(
+        "warm-up too long",
+        "ill",
+        f"the learning rate rises until step {top} of {e.steps[-1]}",
+        "a warm-up of a twentieth of the run",
+        "Gilmer et al. 2022, arXiv 2110.04369",
+        {"schedule.warmup": 0.05} if "schedule.warmup" in e.settings else {},
+    )
+
+
+def clipped(e: Evidence) -> Finding | None:
+    """Nearly every gradient is longer than the limit that it is clipped to."""
+    limit, (_, norms) = e.settings.get("clip_norm"), e.curve("train/gradient_norm")
+    if not isinstance(limit, int | float) or len(norms) < 5 or (share := float(np.mean(norms > limit))) < 0.9:
+        return None
+    return Finding(
+        "clipped nearly always",
+        "ill" if e.share_gained < FLAT else "note",
+        f"{share:.0%} of the logged gradients are longer than clip_norm={limit:g}; their median is "
+        f"{np.median(norms):.3g}",
+        "a limit that cuts outliers alone; rules such as Adam and Muon don't see a gradient's length",
+        "Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063",
+        {"clip_norm": float(f"{2 * float(np.median(norms)):.2g}")},
+    )
+
+
+def memorizing(e: Evidence) -> Finding | None:
+    """Training learned something, of which nothing holds for the held-out examples."""
+    gained, values = e.held_out_gain, e.validation
+    if gained is None or e.share_gained < LEARNED or e.smooth[-1] > 0.95 * values[-1]:
+        return None
+    came_back = values[-1] > values[0] and gained < 4 * NOTHING and e.share_gained > 0.5
+    if (gained > NOTHING and not came_back) or (e.chance is not None and values[0] < 0.8 * e.chance):
+        return None
+    return Finding(
+        "memorizing",
+        "ill",
+        f"train/loss fell by {e.share_gained:.0%}, validation/loss by {gained:.0%} at best",
+        "check that labels belong to their inputs (a shuffle of one without the other?), and that both splits are made "
+        "and scaled alike",
+        "Zhang et al. 2017, arXiv 1611.03530",
+    )
+
+
+def rate_too_low(e: Evidence) -> Finding | None:
+    """The loss is flat, and the gradient is as long as at the beginning."""
+    _, norms = e.curve("train/gradient_norm")
+    if len(norms) < 5 or e.share_gained >= FLAT or np.median(norms[1:]) < STEADY * norms[0]:
+        return None
+    if e.smooth.max() > 1.5 * e.loss[0] or memorizing(e) is not None:
+        return None
+    return Finding(
+        "learning rate too low",
+        "ill",
+        f"train/loss fell by {max(e.share_gained, 0):.0%} in {e.steps[-1]} steps, and the gradient's norm is where it "
+        f"was ({norms[0]:.3g}, in the middle {np.median(norms):.3g})",
+        "three times the learning rate, then ten times; if that changes nothing: do the labels depend on the inputs, "
+        "and is the gradient clipped?",
+        "Goodfellow, Bengio, Courville 2016, Deep Learning, section 11.4.1",
+        _rate(e, 3),
+    )
+
+
+def noisy(e: Evidence) -> Finding | None:
+    """The loss jumps about a level that it no longer leaves, at a learning rate that doesn't fall."""
+    _, rates = e.rate
+    falls = len(rates) > 4 and rates[-1] < 0.5 * rates.max()
+    if falls or len(e.loss) < 20 or e.noise < NOISY * e.smooth[0] or e.is_flat:
+        return None
+    quarter = len(e.loss) // 4
+    early, late = np.median(e.loss[quarter : 2 * quarter]), np.median(e.loss[-quarter:])
+    if late < 0.5 * early:
+        return None
+    return Finding(
+        "noisy",
+        "ill",
+        f"train/loss scatters by {e.noise:.3g} about {late:.3g} in the second half, and was {early:.3g} before",
+        "a schedule that ends at 0, a larger batch, or an average of the weights (ema=0.99)",
+        "Bottou, Curtis, Nocedal 2018, arXiv 1606.04838, theorem 4.6",
+        {"schedule": "warmup_cosine"} if e.settings else {},
+    )
+
+
+def overfitting(e: Evidence) -> Finding | None:
+    """The held-out loss rises again while the training loss falls."""
+    values, steps = e.validation, e.curve("validation/loss")[0]
+    if len(values) < 5:
+        return None
+    curve = smoothed(values)
+    best = int(np.argmin(curve))
+    gain, rise = curve[0] - curve[best], curve[-1] - curve[best]
+    if gain <= 0 or rise < RISE * gain or e.smooth[-1] > 0.7 * curve[best]:
+        return None
+    if e.noise > NOISY * e.smooth[0] or memorizing(e) is not None:
+        return None
+    return Finding(
+        "overfitting",
+        "ill",
+        f"validation/loss rose from {curve[best]:.4g} at step {steps[best]} to {curve[-1]:.4g}, while train/loss fell "
+        f"to {e.smooth[-1]:.4g}",
+        "stop.patience=3, more data or augmentation, more weight decay, dropout, or a smaller model",
+        "Prechelt 1998, Early stopping - but when?",
+        {"stop.patience": 3} if e.settings else {},
+    )
+
+
+def ordered(e: Evidence) -> Finding | None:
+    """Examples are drawn in the data's order."""
+    if e.settings.get("draw") not in ("ordered", "stream"):
+        return None
+    return Finding(
+        "data in order",
+        "note",
+        f"draw={e.settings['draw']}: neighbours in the data are neighbours in a batch",
+        "draw=shuffled, unless the order is the point",
+        "Bengio 2012, arXiv 1206.5533, section 2.2",
+        {"draw": "shuffled"},
+    )
+
+
+def skipped(e: Evidence) -> Finding | None:
+    """The guard left out steps."""
+    if not e.skipped:
+        return None
+    return Finding(
+        "steps skipped",
+        "note",
+        f"the guard left out {len(e.skipped)} steps, the first at {e.skipped[0]}",
+        "look at those batches (skipped.jsonl names their examples), or half the learning rate",
+    )
+
+
+def _rate(e: Evidence, factor: float) -> dict[str, float]:
+    rate = e.settings.get("optimizer.learning_rate")
+    return {"optimizer.learning_rate": float(f"{rate * factor:.2g}")} if isinstance(rate, int | float) else {}
+
+
+# In the order of their gravity: what explains the others comes first.
+RULES: tuple[Rule, ...] = (
+    diverged,
+    nothing_moves,
+    starts_far_off,
+    decay_too_strong,
+    rate_too_high,
+    schedule_ended,
+    warmup_too_long,
+    clipped,
+    memorizing,
+    rate_too_low,
+    noisy,
+    overfitting,
+    ordered,
+    skipped,
+)

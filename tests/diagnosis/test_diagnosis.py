@@ -1,0 +1,151 @@
+"""Rules on curves made by hand, and the diagnosis of real runs."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import optlab
+from optlab.commands import main
+from optlab.config import Component, Config, to_json
+from optlab.diagnosis import RULES, Evidence
+from optlab.training import Workload, train
+
+T = np.arange(5, 305, 5)
+RNG = np.random.default_rng(0)
+
+
+def curves(loss, norm, *, held_out=None, rate=None, scale=1.0, outcome="finished", settings=None, accuracy=False):
+    """Evidence of sixty records; the held-out loss in every third one."""
+    metrics = {"step": T, "train/loss": scale * loss, "train/gradient_norm": norm * np.ones(len(T))}
+    if held_out is not None:
+        metrics["validation/loss"] = np.where(np.arange(len(T)) % 3 == 2, scale * held_out, np.nan)
+    if rate is not None:
+        metrics["learning_rate"] = rate
+    if accuracy:
+        metrics["train/accuracy"] = 0.1 * np.ones(len(T))
+    return Evidence("made", metrics, settings or {}, outcome)
+
+
+FALL = 2.4 * np.exp(-T / 60) + 0.02  # a healthy loss
+COSINE = 0.5 * (1 + np.cos(np.pi * T / 300))
+WARM = np.minimum(T / 20, 1) * COSINE
+SCATTER = RNG.normal(0, 0.1, len(T))
+HEALTHY = {"loss": FALL * (1 + SCATTER / 2), "norm": 2 * np.sqrt(FALL), "held_out": FALL + 0.1, "rate": WARM}
+FLAT = 2.4 + SCATTER / 2
+
+ILL = {
+    "diverged": {**HEALTHY, "loss": 2.4 * np.exp(T / 100)},
+    "diverged ": {**HEALTHY, "outcome": "NonFiniteError"},
+    "nothing moves": {**HEALTHY, "loss": FLAT, "norm": 2.0, "held_out": 2.4 * np.ones(len(T))},
+    "starts far off": {**HEALTHY, "loss": FALL + 400 * np.exp(-T / 5), "accuracy": True},
+    "weight decay too strong": {
+        **HEALTHY,
+        "loss": FLAT,
+        "settings": {"optimizer.weight_decay": 100.0, "optimizer.learning_rate": 3e-3},
+    },
+    "learning rate too high": {**HEALTHY, "loss": FALL + 20 * np.exp(-(((T - 60) / 40) ** 2))},
+    "learning rate too high ": {"loss": FLAT, "norm": 2 * np.exp(-T / 10) + 0.1, "held_out": FLAT},
+    "schedule ended too early": {**HEALTHY, "rate": np.where(T < 100, 1.0, 0.0)},
+    "warm-up too long": {**HEALTHY, "rate": np.where(T < 280, T / 280, 0.5)},
+    "clipped nearly always": {"loss": FLAT - T / 1000, "norm": 2.0, "rate": WARM, "settings": {"clip_norm": 1e-3}},
+    "memorizing": {**HEALTHY, "held_out": 2.4 + T / 600},
+    "learning rate too low": {"loss": FLAT - T / 1000, "norm": 2.0, "held_out": FLAT - T / 1000, "rate": WARM},
+    "noisy": {
+        "loss": FALL + 1 + 9 * SCATTER,
+        "norm": 2.0,
+        "held_out": 0.9 * FALL + 0.1,
+        "rate": np.ones(len(T)),
+    },
+    "overfitting": {**HEALTHY, "held_out": FALL + 0.1 + 2 * (T / 300) ** 3},
+}
+
+
+def names(evidence):
+    return [finding.name for rule in RULES if (finding := rule(evidence)) is not None]
+
+
+@pytest.mark.parametrize("name", ILL)
+def test_each_ill_is_named_first(name):
+    assert names(curves(**ILL[name]))[:1] == [name.strip()]
+
+
+def test_every_rule_has_a_curve():
+    assert len(RULES) == len({name.strip() for name in ILL} | {"data in order", "steps skipped"})
+
+
+@given(st.floats(0.01, 3), st.floats(0.005, 0.1), st.integers(0, 99), st.floats(30, 90))
+def test_a_loss_that_falls_is_healthy(first, floor, seed, time):
+    scatter = 1 + np.random.default_rng(seed).normal(0, 0.05, len(T))
+    fall = first * np.exp(-T / time) + floor * first
+    assert names(curves(fall * scatter, np.sqrt(fall / first), held_out=1.2 * fall, rate=WARM)) == []
+
+
+@pytest.mark.parametrize("name", sorted({*ILL} - {"starts far off"}))
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_the_unit_of_the_loss_does_not_matter(name, scale):
+    assert names(curves(**ILL[name], scale=scale)) == names(curves(**ILL[name]))
+
+
+def test_a_nan_that_was_logged_names_its_step():
+    made = curves(**HEALTHY)
+    loss = np.where(T == 150, np.inf, made.metrics["train/loss"])
+    (finding, *_) = [f for rule in RULES if (f := rule(Evidence("made", {**made.metrics, "train/loss": loss})))]
+    assert "wasn't finite at step 150" in finding.because
+
+
+def test_notes_are_no_ills():
+    made = curves(**HEALTHY, settings={"draw": "ordered"})
+    found = [finding for rule in RULES if (finding := rule(made)) is not None]
+    assert [(finding.name, finding.severity) for finding in found] == [("data in order", "note")]
+
+
+def folder(path, loss=FALL, **summary):
+    path.mkdir()
+    lines = [{"step": int(t), "train/loss": float(x), "train/gradient_norm": 2.0} for t, x in zip(T, loss, strict=True)]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (path / "summary.json").write_text(json.dumps({"outcome": "finished", "skipped": [], **summary}))
+    return path
+
+
+def test_the_command_says_it_writes_it_and_its_exit_code_is_the_verdict(tmp_path, capsys):
+    well, ill = folder(tmp_path / "well"), folder(tmp_path / "ill", loss=2.4 * np.exp(T / 100), skipped=[7])
+    assert main(["diagnose", str(well)]) == 0
+    assert f"{well}, 300 steps: healthy" in capsys.readouterr().out
+    assert main(["diagnose", str(well), str(ill)]) == 1
+    out = capsys.readouterr().out
+    assert f"{ill}, 300 steps: diverged" in out
+    assert "left out 1 steps, the first at 7" in out
+    assert "## diverged (ill)" in (ill / "diagnosis.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("none", "is no folder"), ("empty", "nothing was logged"), ("other", "has no train/loss")]
+)
+def test_what_is_no_run_is_one_line(tmp_path, capsys, name, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    assert main(["diagnose", str(tmp_path / name)]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_the_next_command_is_the_cure_in_a_folder_of_its_own(tmp_path):
+    path = folder(tmp_path / "a", loss=FLAT)
+    rate = Component("adamw", {"learning_rate": 1e-7})
+    config = Config(data=Component("digits"), model=Component("mlp"), optimizer=rate, steps=300)
+    (path / "config.json").write_text(json.dumps({"config": to_json(config)}))
+    found = optlab.diagnose(path)
+    assert found.findings[0].name == "learning rate too low"
+    assert found.command == f"optlab train {path}/config.json optimizer.learning_rate=3e-07 --run {path}-next"
+
+
+def test_a_history_is_diagnosed():
+    work = Workload.digits()
+    history = train(work, optlab.sgd(0.0), steps=12, log_every=1, evaluate_every=3)
+    found = optlab.diagnose(history)
+    assert (found.name, found.steps, found.findings[0].name, found.command) == ("history", 12, "nothing moves", None)
