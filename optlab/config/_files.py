@@ -36,14 +36,8 @@ def load(path: str | Path, kind: type = Config) -> Any:
             )
         nearby = {p.stem: str(p) for p in sorted(path.parent.glob("*.py"))} if path.parent.is_dir() else {}
         files = [nearby[stem] for stem in meant(path.stem, nearby)] or list(nearby.values())
-        way = (
-            ""
-            if not found
-            else f"; did you mean {found[0]!r}?"
-            if len(found) == 1
-            else f"; there are {', '.join(found)}"
-        )
-        raise ConfigError(f"no config file {str(path)!r}{way}")
+        near = f"did you mean {files[0]!r}?" if len(files) == 1 else f"there are {', '.join(files)}"
+        raise ConfigError(f"no config file {str(path)!r}" + (f"; {near}" if files else ""))
     if path.suffix == ".json" and kind is Config:
         return _from_json(path)
     if path.suffix != ".py":
