@@ -2,7 +2,8 @@
 
 Every point of the grid is trained with a seed of its own in each of three studies, and the best one afresh for the test
 split: curves, sensitivity and the verdict stand in report.html. All studies have the same grid, so they differ in their
-seeds alone. 36 runs of 4,000 steps (11 epochs) need an accelerator; `steps=200` is a try on a CPU.
+seeds alone. 36 runs of 4,000 steps (11 epochs) need an accelerator, and have not been run here. On two
+busy CPU cores 60 steps take 90 s: `steps=60 schedule.warmup=5 studies=1` is a try of about 20 minutes.
 Files: data.path=FOLDER with cifar-10-batches-bin in it, or a download.
 """
 

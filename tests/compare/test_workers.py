@@ -19,6 +19,7 @@ from optlab.compare.study import make_study
 from .cheap import Pretended, tiny
 
 WORKLOAD = tiny()
+KILLS = 3  # of workers
 
 
 def studied(contenders=("adamw", "sgd"), **settings):
@@ -145,3 +146,35 @@ def test_processes_that_are_killed_lose_and_double_nothing(tmp_path, monkeypatch
 
 def ids_in_or_none(folder):
     return ids_in(folder) if (folder / "trials.jsonl").exists() else []
+
+
+@pytest.mark.slow
+def test_dasks_workers_that_are_killed_lose_and_double_nothing(tmp_path):
+    from distributed import Client, LocalCluster
+
+    alone = run_study(studied(executor="series"))
+    over, killed = threading.Event(), []
+    with (
+        LocalCluster(n_workers=3, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+
+        def kill():
+            while not over.is_set() and len(killed) < KILLS:
+                time.sleep(0.5)
+                if len(ids_in_or_none(tmp_path)) > len(killed):
+                    worker = list(cluster.workers.values())[len(killed) % 3]
+                    if worker.process is not None and worker.process.pid not in (None, *killed):
+                        killed.append(worker.process.pid)
+                        os.kill(killed[-1], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        try:
+            found = run_study(studied(executor="series"), tmp_path, workers=client.get_executor(pure=False))
+        finally:
+            over.set()
+            killer.join()
+    assert killed
+    assert alike(found, alone)
+    assert sorted(ids_in(tmp_path)) == sorted(alone)
