@@ -142,11 +142,14 @@ class _Progress:
         self.began, self.done, self.said = time.monotonic(), 0, -10.0
 
     def __call__(self, name: str, results: Sequence[Result]) -> None:
+        if not name:  # what was there already takes no time
+            self.total -= len(results)
+            return
         self.done += len(results)
         passed = time.monotonic() - self.began
         if passed - self.said < 2 and self.done < self.total:
             return
         self.said = passed
-        left = passed / self.done * (self.total - self.done)
+        left = max(0.0, passed / self.done * (self.total - self.done))
         best = f"{name}, " if self.done < self.total else ""
         print(f"optlab: {best}{self.done} of {self.total} runs, {passed:.0f} s, {left:.0f} s left", file=sys.stderr)

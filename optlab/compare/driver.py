@@ -27,7 +27,8 @@ def run_study(
         study: from `make_study`.
         folder: where each finished trial is a line: the same call goes on where it stood, and one with more studies,
             trials, seeds, finals or contenders trains no more than what is new.
-        progress: called with the contender's name and the trials that were just finished.
+        progress: called with the contender's name and the trials that were just finished; first, with "" as the name,
+            those that were there already.
         workers: who trains: a number of processes on this machine, or any executor; None is this process.
 
     Raises:
@@ -38,6 +39,9 @@ def run_study(
     lock = contextlib.nullcontext() if folder is None else WriterLock(Path(folder).expanduser()).held()
     with lock, employ(workers) as train:
         ledger = Ledger(folder, study.about() if folder is not None else {})
+        if progress is not None:
+            trials = [(r, r.trial) for r in ledger.results.values()]
+            progress("", [r for r, t in trials if t.contender in study.contenders and t.study < study.studies])
         for phase in (study.searches, lambda c, s: study.finals_of(c, s, ledger.results)):
             parts = {
                 name: [t for s in range(study.studies) for t in phase(name, s) if t.id not in ledger.results]

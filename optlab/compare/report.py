@@ -141,7 +141,8 @@ def _parallel(verdict: Verdict, name: str) -> Chart | None:
     scores = [r.last(metric) for r in results]
     if not results:
         return None
-    axes = [(key, _place(found), str(found)) for key, found in space.items()]
+    ends = lambda found: f"{found.low:.3g} to {found.high:.3g}" if isinstance(found, Interval) else str(found)
+    axes = [(key, _place(found), ends(found)) for key, found in space.items()]
     span = max(scores) - min(scores) or 1.0
     lines: list[Line] = []
     is_winner = lambda r: (r.trial.study, r.trial.point) in winners

@@ -114,6 +114,7 @@ def figure(chart: Chart) -> dict[str, Any]:
         layout["yaxis"]["range"] = shown
     if chart.ticks:
         layout["xaxis"] |= {"tickvals": list(range(len(chart.ticks))), "ticktext": list(chart.ticks), "tickangle": 0}
+        layout["xaxis"]["range"] = [-0.45, len(chart.ticks) - 0.55]  # room for the outer names
         layout["yaxis"] |= {"showticklabels": False}
     views = {label: [float(factors[i]) for i, _ in traces] for label, factors in chart.views.items()}
     return {"id": chart.key, "data": [trace for _, trace in traces], "layout": layout, "x": chart.x, "views": views}

@@ -35,6 +35,7 @@ def test_every_question_has_its_chart(verdict):
     assert learning.views["seconds"] == [0.05] * 3
     assert len(charts["over-learning-rate"].lines[1].x) == 3 * 4
     assert len(charts["parallel-adamw"].lines) == 3 * 4
+    assert charts["parallel-adamw"].ticks[1] == "weight_decay<br>0.001 to 1"
     assert [line.name for line in charts["parallel-adamw"].lines].count("winners") == 3
     assert charts["best-of"].lines[0].y == [e.value for e in verdict.standings["adamw"].best_of]
 

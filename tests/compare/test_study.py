@@ -8,6 +8,7 @@ import pytest
 
 from optlab.compare import StudyError
 from optlab.compare import study as module
+from optlab.compare._face import _Progress
 from optlab.compare.driver import run_study
 from optlab.compare.plan import make_plan
 from optlab.compare.study import make_study
@@ -140,6 +141,12 @@ def test_a_log_that_was_cut_anywhere_is_completed_and_nothing_is_trained_twice(t
             assert run_study(studied(trials=2), tmp_path) == whole
             assert len(Pretended.trained) == len(lines) - kept - (share == 1.0), (kept, share)
             assert sorted(json.loads(line)["id"] for line in file.read_text().splitlines()) == sorted(whole)
+
+
+def test_what_is_there_already_is_not_counted_as_to_be_done(tmp_path, untraced, capsys):
+    run_study(studied(), tmp_path)
+    run_study(studied(studies=3), tmp_path, progress=_Progress(studied(studies=3)))
+    assert "10 of 10 runs" in capsys.readouterr().err
 
 
 def test_a_study_of_another_length_is_refused(tmp_path, untraced):
