@@ -34,7 +34,11 @@ EPILOG = "optlab show CONFIG lists every key. Ctrl-C saves and exits with 130; S
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     add_config(parser)
-    parser.add_argument("--run", metavar="DIR", help="the run's folder (default: runs/<config>-<overrides>)")
+    parser.add_argument(
+        "--run",
+        metavar="DIR",
+        help="the run's folder (default: runs/<config>-<overrides>, without keys that a continued run may change)",
+    )
     parser.add_argument(
         "--allow-change",
         metavar="KEY",

@@ -536,7 +536,7 @@ def test_rules_by_role_and_by_path_go_before():
         ({"*/up/bias": P(None, "model")}, r"has more axes than its shape \(64,\)"),
         (
             {"*/up/kernle": P("model")},
-            r"the rule for '\*/up/kernle' fits no parameter and no role here; there are up/kernel,",
+            r"the rule for '\*/up/kernle' fits no parameter and no role here; there are up/kernel",
         ),
         ({"conv": P()}, "the rule for 'conv' fits no parameter and no role here; there are "),
         ({"*/up/kernel": (None, "model")}, "must be a jax.sharding.PartitionSpec, got .None, 'model'.$"),
