@@ -28,6 +28,7 @@ COMMANDS = (
     "diagnose",
     "report",
     "launch",
+    "list",
     "show",
     "explain",
     "checkpoints",
@@ -40,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that isn't UTF-8 shows ? for …
+    if not (sys.argv[1:] if argv is None else argv):
+        _parser().print_help()
+        return 0
     arguments = parsed(argv)
     try:
         return importlib.import_module(f"optlab.commands.{arguments.command}").run(arguments)

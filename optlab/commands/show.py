@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
+from pathlib import Path
 
 from optlab._extras import need
 from optlab.commands._config import add_config, read
+from optlab.commands.list import KINDS
 from optlab.config import text_of
-from optlab.experiment import explain_keys, kind_of_change, resolve
+from optlab.experiment import explain_keys, find, kind_of_change, names_of_kind, resolve
 
 HELP = "list every key of a config: its value, its type, what it means"
-DESCRIPTION = "Lists every key of a config: its value, its type, what it means."
-EPILOG = None
+DESCRIPTION = (
+    "Lists every key of a config: its value, its type, what it means. Or explains one component, such as muon."
+)
+EPILOG = "optlab list names the components."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the table."""
+    """Prints the table, or a component's arguments."""
     need("optlab show", "rich")
+    if (found := _component(arguments.config)) is not None:
+        print(found)
+        return 0
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -37,3 +45,21 @@ def run(arguments: argparse.Namespace) -> int:
     is_terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
     Console(highlight=False, markup=False, width=None if is_terminal else 200).print(table)
     return 0
+
+
+def _component(name: str) -> str | None:
+    """The signature and docstring of a component of that name; None for a file's name."""
+    if not name.isidentifier() or Path(name).exists():
+        return None
+    for kind in KINDS.values():
+        if name in names_of_kind(kind):
+            factory = find(kind, name)
+            return f"{name}({', '.join(map(_written, inspect.signature(factory).parameters.values()))})\n\n" + (
+                f"{inspect.getdoc(factory)}\n\nIn a config: {kind}={name}, {kind}.ARGUMENT=VALUE"
+            )
+    return None
+
+
+def _written(parameter: inspect.Parameter) -> str:
+    """An argument with its default, without its type."""
+    return str(parameter.replace(annotation=inspect.Parameter.empty))

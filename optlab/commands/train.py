@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +47,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="continue although this key is fixed and differs from the run's (optimizer: its arguments, too)",
     )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="try everything in a few steps and a folder that is removed: train, evaluate, save, continue",
+    )
     parser.add_argument("--profile", action="store_true", help="write a profiler trace of ten steps to DIR/profile")
     add_processes(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains, draws the curves and prints a summary; of several processes the first one prints."""
+    if arguments.smoke:
+        return _smoke(arguments)
     if not arguments.processes:
         return _run(arguments, _experiment(arguments))  # a bad config is refused before JAX is imported
     from optlab._processes import is_first, leaving, together
@@ -66,6 +74,27 @@ def run(arguments: argparse.Namespace) -> int:
         if is_first():
             raise
         return 2  # `together` made it the first one's, too
+
+
+def _smoke(arguments: argparse.Namespace) -> int:
+    """Two steps, each evaluated and the last one saved; then the same run goes on for two more."""
+    if arguments.processes or arguments.run:
+        raise ConfigError("--smoke is one process in a folder of its own: leave --processes and --run away")
+    with tempfile.TemporaryDirectory(prefix="optlab-smoke-") as folder:
+        for steps in (2, 4):
+            words = [f"steps={steps}", "evaluate_every=1", "log.every=1", "log.tensorboard=false", "log.wandb=null"]
+            allowed = [*arguments.allow_change, *(["steps"] if steps > 2 else [])]
+            trial = {
+                "smoke": False,
+                "run": folder,
+                "allow_change": allowed,
+                "overrides": [*arguments.overrides, *words],
+            }
+            code = run(argparse.Namespace(**{**vars(arguments), **trial}))
+            if code:
+                return code
+    print("smoke: trained, evaluated, saved and continued; nothing is left behind")
+    return 0
 
 
 def _experiment(arguments: argparse.Namespace) -> Experiment:

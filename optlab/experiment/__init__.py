@@ -6,7 +6,7 @@
 """
 
 from optlab.experiment._build import Experiment, build
-from optlab.experiment._components import explain_keys, filled, find, resolve
+from optlab.experiment._components import explain_keys, filled, find, names_of_kind, resolve
 from optlab.experiment._kinds import kind_of_change
 from optlab.experiment._load import LoadedRun, load_run
 
@@ -19,5 +19,6 @@ __all__ = [
     "find",
     "kind_of_change",
     "load_run",
+    "names_of_kind",
     "resolve",
 ]

@@ -89,6 +89,12 @@ def find(kind: str, name: str) -> Callable[..., Any]:
     raise ConfigError(f"unknown {kind} {name!r}; {nearest(last, names)} (your own: {kind}=module:function)")
 
 
+def names_of_kind(kind: str) -> list[str]:
+    """Lists optlab's own components of a kind, such as "optimizer"; a config can name optax's, too."""
+    module = MODULES[kind][0]
+    return sorted(name for name in _names(module) if _is_a(kind, module, name))
+
+
 def _names(module: str) -> list[str]:
     """Lists the public functions of a module, without deprecated ones, which a module's `__getattr__` serves."""
     found = vars(importlib.import_module(module))

@@ -37,27 +37,35 @@ class Progress:
         self.console = console or _Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self.seen: Record = {}
         self.live: Live | None = None
+        self.last: tuple[float, float] | None = None  # step and time of the record before
+        self.all, self.training = (0.0, 0.0), (0.0, 0.0)  # (steps, seconds); training's without evaluations
 
     def begin(self, start: int, steps: int) -> None:
         self.start, self.steps, self.clock = start, steps, time.monotonic()
-        self.timed: tuple[float, float] | None = None
         if start == steps:  # the run is over already
             return
         if start:
             self.console.print(f"continuing after step {start}")
         if self.console.is_terminal:
-            self.live = Live(Text("compiling …"), console=self.console, refresh_per_second=8)
+            self.live = Live(Text("compiling …"), console=self.console, refresh_per_second=8, transient=True)
             self.live.start()
 
     def record(self, record: Record) -> None:
         self.seen |= record
         now = time.monotonic()
-        if self.timed is None:  # the first record's time holds the compilation: the speed is counted from there
-            self.timed = (record["step"], now)
-        line = self._line(record["step"], now)
+        is_evaluated = any(name.startswith("validation/") for name in record)
+        if self.last is not None:  # the first record's time holds the compilation
+            steps, seconds = record["step"] - self.last[0], now - self.last[1]
+            self.all = (self.all[0] + steps, self.all[1] + seconds)
+            if not is_evaluated:
+                self.training = (self.training[0] + steps, self.training[1] + seconds)
+        self.last = (record["step"], now)
+        line = self._line(record["step"])
         if self.live is not None:
+            if is_evaluated:
+                self.console.print(line)  # above the live line, where it stays
             self.live.update(Text(line, no_wrap=True, overflow="ellipsis"))
-        elif any(name.startswith("validation/") for name in record) or now - self.clock > 10:
+        elif is_evaluated or now - self.clock > 10:
             self.clock = now
             self.console.print(line)
 
@@ -66,7 +74,8 @@ class Progress:
             self.live.stop()
             self.live = None
 
-    def _line(self, step: float, now: float) -> str:
+    def _line(self, step: float) -> str:
+        """As much as a terminal's width has room for: what comes last is left out first."""
         parts = [f"step {step:>{len(str(self.steps))}.0f}/{self.steps}"]
         shown = ["train/loss", "validation/loss", *([self.metric] if self.metric else []), "learning_rate"]
         parts += [
@@ -74,10 +83,13 @@ class Progress:
             for name in dict.fromkeys(shown)
             if name in self.seen
         ]
-        first, since = self.timed or (step, now)
-        if step > first and now > since:
-            rate = (step - first) / (now - since)
-            parts += [f"{rate * self.batch_size:,.0f} examples/s", f"{_clock((self.steps - step) / rate)} left"]
+        if self.all[1] > 0:
+            parts.append(f"{_clock((self.steps - step) * self.all[1] / self.all[0])} left")
+            steps, seconds = self.training if self.training[1] > 0 else self.all
+            parts.append(f"{steps / seconds * self.batch_size:,.0f} examples/s")
+        if self.live is not None:
+            while len(parts) > 1 and len("  ".join(parts)) > self.console.width:
+                parts.pop()
         return "  ".join(parts)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -137,6 +138,28 @@ def test_the_live_line_says_what_one_wants_to_know(terminal):
     for word in ("step 30/30", "train/loss 0.5", "validation/loss 1", "lr 0.005", "examples/s", "left"):
         assert word in text
     assert ("\x1b" in text) == terminal
+
+
+def test_on_80_columns_evaluations_stay_above_a_live_line_that_fits():
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=80, color_system=None)
+    write(Progress(batch_size=128, metric="validation/accuracy", console=console), RECORDS)
+    lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in re.split(r"[\r\n]+", out.getvalue())]
+    assert all(len(line) <= 80 for line in lines)
+    assert [line[:10] for line in lines if line.startswith("step")][:2] == ["step 20/30", "step 30/30"]
+    assert not any("…" in line for line in lines if line.startswith("step"))
+
+
+def test_throughput_is_without_compilation_and_evaluations(monkeypatch):
+    clock = iter([0.0, 60.0, 61.0, 91.0, 92.0])  # begun; compiled; a second of training; an evaluation; a second
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    out = io.StringIO()
+    progress = Progress(batch_size=100, console=Console(file=out, width=200))
+    progress.begin(0, 40)
+    for step in (10, 20, 30):
+        progress.record({"step": step, "train/loss": 1.0} | ({"validation/loss": 1.0} if step == 30 else {}))
+    progress.record({"step": 40, "train/loss": 1.0, "validation/loss": 1.0})
+    assert out.getvalue().count(" 1,000 examples/s") == 2
 
 
 def test_a_missing_extra_is_named(monkeypatch):

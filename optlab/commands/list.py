@@ -1,0 +1,41 @@
+"""`optlab list [KIND]`: the components that a config can name."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+
+from optlab.experiment import find, names_of_kind
+
+HELP = "list the optimizers, schedules, models, data, losses, metrics or measures that a config can name"
+DESCRIPTION = "Lists the components that a config can name, with a line each; without a kind, the names of all kinds."
+EPILOG = "optlab show NAME explains one. A config can also name optax's, and your own as module:function."
+
+KINDS = {
+    "optimizers": "optimizer",
+    "schedules": "schedule",
+    "models": "model",
+    "data": "data",
+    "losses": "loss",
+    "metrics": "metrics",
+    "measures": "measure",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.add_argument("kind", metavar="KIND", nargs="?", choices=[*KINDS], help=", ".join(KINDS))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the names."""
+    if arguments.kind is None:
+        for words, kind in KINDS.items():
+            print(f"{words:11} {', '.join(names_of_kind(kind))}")
+        return 0
+    kind = KINDS[arguments.kind]
+    names = names_of_kind(kind)
+    width = max(map(len, names))
+    for name in names:
+        print(f"{name:{width}}  {(inspect.getdoc(find(kind, name)) or '').partition(chr(10))[0]}")
+    return 0

@@ -1,0 +1,57 @@
+"""`optlab`, `optlab list` and `optlab show NAME`."""
+
+import pytest
+
+from optlab import optimizers
+from optlab.commands import main
+from optlab.commands.list import KINDS
+from optlab.experiment import find
+
+
+def test_the_bare_command_is_its_help(capsys):
+    assert main([]) == 0
+    assert "train as a config describes" in capsys.readouterr().out
+
+
+def test_every_name_of_every_kind_can_be_found(capsys):
+    assert main(["list"]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert [kind for kind, _ in lines] == list(KINDS)
+    for kind, names in lines:
+        assert all(callable(find(KINDS[kind], name)) for name in names.split(", "))
+    assert set(dict(lines)["optimizers"].split(", ")) == {n for n in optimizers.__all__ if n.islower()}
+
+
+def test_a_kind_is_listed_with_a_line_each(capsys):
+    assert main(["list", "losses"]) == 0
+    names = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert names.keys() == {"cross_entropy", "squared_error"}
+
+
+def test_a_component_is_shown_with_its_arguments(capsys):
+    assert main(["show", "muon"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("muon(learning_rate, ")
+    assert "weight_decay=0.1" in out
+    assert "In a config: optimizer=muon" in out
+
+
+@pytest.mark.slow
+def test_a_smoke_run_tries_everything_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.py").write_text(
+        "from optlab.config import Config, component\n"
+        "def get_config():\n"
+        "    parts = dict(data=component('digits'), model=component('mlp', widths=[8]))\n"
+        "    return Config(**parts, optimizer=component('sgd', learning_rate=0.1), steps=9)\n"
+    )
+    assert main(["train", "small.py", "--smoke"]) == 0
+    out = capsys.readouterr().out
+    assert "continuing after step 2" in out
+    assert out.endswith("smoke: trained, evaluated, saved and continued; nothing is left behind\n")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["small.py"]
+
+
+def test_a_smoke_run_has_a_folder_of_its_own(capsys):
+    assert main(["train", "configs/digits.py", "--smoke", "--run", "runs/x"]) == 2
+    assert "leave --processes and --run away" in capsys.readouterr().err
