@@ -6,7 +6,9 @@ import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from optlab.training import MetricsFile, Progress, StepLog, TensorBoard, WeightsAndBiases, plot_curves, read_metrics
@@ -127,6 +129,26 @@ def test_tensorboard_events_are_written(tmp_path):
 def test_curves_are_drawn(tmp_path):
     write(MetricsFile(tmp_path / "metrics.jsonl"), RECORDS)
     assert plot_curves(tmp_path).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_curves_have_a_title_a_target_errors_and_no_more_than_six_panels(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    accuracies = [{"step": t, "validation/accuracy": x} for t, x in ((1, 0.5), (2, 0.95), (3, 1.0))]
+    write(MetricsFile(tmp_path / "metrics.jsonl"), [r | {f"train/m{i}": 1.0 for i in range(9)} for r in accuracies])
+    optimizer = {"name": "adamw", "arguments": {"learning_rate": 0.003}}
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"optimizer": optimizer}}))
+    target = {"metric": "validation/accuracy", "value": 0.9}
+    (tmp_path / "summary.json").write_text(json.dumps({"best": {"step": 3, "value": 1.0}, "target": target}))
+    plot_curves(tmp_path)
+    (figure,) = figures
+    assert len(figure.axes) == 6
+    assert "adamw, learning rate 0.003   best validation/accuracy 1 at step 3" in figure.get_suptitle()
+    assert "not drawn: m5, m6, m7, m8" in figure.axes[-1].get_xlabel()
+    (errors,) = [axes for axes in figure.axes if axes.get_ylabel() == "1 − accuracy"]
+    np.testing.assert_allclose(errors.lines[0].get_ydata(), [0.5, 0.05, 0.0], atol=1e-12)
+    np.testing.assert_allclose(errors.lines[1].get_ydata(), 0.1)
+    assert errors.get_yscale() == "log"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
