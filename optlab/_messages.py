@@ -13,10 +13,14 @@ def meant(name: str, names: Iterable[str]) -> list[str]:
     """Returns the names that were probably meant by another: several on a tie, none where no name is near.
 
     Case and hyphens don't count. Before the smallest number of typing errors comes what people call it elsewhere (lr,
-    mse), and its initials (ce); after it, a name that begins so (acc).
+    mse), and its initials (ce); after it, a name that begins so (acc). A name without a dot comes before dotted ones.
     """
-    names = sorted(names)
-    own = usual(_plain(name))
+    names, own = sorted(names), usual(_plain(name))
+    first = [n for n in names if "." not in n] if "." not in name else []
+    return _meant(own, first) or _meant(own, names)
+
+
+def _meant(own: str, names: Sequence[str]) -> list[str]:
     plain = {n: _plain(n) for n in names}
     if exact := [n for n in names if plain[n] == own]:
         return exact

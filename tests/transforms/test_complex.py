@@ -91,6 +91,7 @@ BLOCKS = {
         lambda g: g / np.sqrt(np.cumsum(square(g), axis=0)),
     ),
     "scale_by_adam": (optlab.scale_by_adam, adam),
+    "scale_by_learning_rate": (lambda: optlab.scale_by_learning_rate(0.1), lambda g: -0.1 * g),
     "scale_by_matrix_shape": (optlab.scale_by_matrix_shape, lambda g: 0.2 * np.sqrt(6) * g),
     "scale_by_neuron_rms": (optlab.scale_by_neuron_rms, neurons),
     "scale_by_rms": (optlab.scale_by_rms, lambda g: g / np.sqrt(average(square(g), 0.9) + 1e-8)),
