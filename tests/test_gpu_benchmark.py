@@ -118,6 +118,7 @@ def test_what_raises_or_is_killed_costs_a_row_that_says_why(run):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["hangs", "hangs_in_its_turn+turns"])
 def test_what_hangs_is_stopped_at_its_limit_with_all_that_it_started(run, tmp_path, monkeypatch, side):
     monkeypatch.setenv("TURNS", str(tmp_path / "turns"))

@@ -17,7 +17,7 @@ from optlab import optimizers
 RATE = 0.01  # a hundred steps don't reach the minimum, around which rounding would grow
 NAMES = optimizers.__all__
 every_optimizer = pytest.mark.parametrize("optimizer", [getattr(optimizers, name) for name in NAMES], ids=NAMES)
-KINDS = ("lion", "adamw", "muon", "shampoo")  # what the contract asks of every optimizer too, in the suite of these
+KINDS = ("lion", "adamw", "muon", "shampoo")  # one of each kind, of which the suite is; the others are slow
 every_kind = pytest.mark.parametrize(
     "optimizer",
     [pytest.param(getattr(optimizers, n), marks=[] if n in KINDS else pytest.mark.slow, id=n) for n in NAMES],
@@ -270,7 +270,7 @@ def test_sam_steps_from_where_the_loss_is_worst():
 
 
 @pytest.mark.thinned
-@every_optimizer
+@every_kind
 @pytest.mark.parametrize("wrapper", ["schedule_free", "sam"])
 def test_under_schedule_free_and_sam(optimizer, wrapper):
     target, start = mixed(), mixed(1)
@@ -309,7 +309,7 @@ def test_it_is_one_chain_of_visible_blocks(optimizer):
 
 
 @pytest.mark.thinned
-@every_optimizer
+@every_kind
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_it_trains_in_every_precision_under_jit(optimizer, dtype):
     target = jax.tree.map(lambda x: x.astype(dtype), mixed())
@@ -353,7 +353,7 @@ def test_a_traced_learning_rate_makes_a_population(optimizer):
         )
 
 
-@every_optimizer
+@every_kind
 def test_a_schedule_is_followed(optimizer):
     theta, g = mixed(), mixed(1)
     tx, constant = optimizer(optlab.schedules.linear_to_zero(0.1, 2)), optimizer(0.1)

@@ -118,6 +118,7 @@ def net():
 """
 
 
+@pytest.mark.slow
 def test_a_run_of_nnx_may_start_from_another(here):
     (here / "own.py").write_text(NNX)
     assert main(["train", "small.py", "model=own:net", "--run", "first"]) == 0

@@ -96,6 +96,7 @@ def test_too_little_memory_is_said_with_what_takes_less(here, capsys, monkeypatc
     assert "accumulate=4" in out
 
 
+@pytest.mark.slow
 def test_of_several_processes_the_first_one_says_it(here):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -88,6 +88,7 @@ def test_nan_stays_nan():
     assert np.isnan(curvature.largest_eigenvalue(product, jnp.ones(5)))
 
 
+@pytest.mark.slow
 def test_the_trace_has_its_standard_error():
     params, product, H = hessian_and_matrix()
     means, errors = jax.vmap(lambda key: jnp.stack(curvature.trace(product, params, key=key, samples=16)))(

@@ -140,6 +140,7 @@ def test_a_step_writes_its_new_state_where_the_old_one_was(strategy, optimizer):
     assert expected <= memory.alias_size_in_bytes <= expected + 64  # the key, and padding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fsdp", slow("pmap"), slow("jit"), slow("zero1")])
 def test_bfloat16_remat_and_a_scan_over_layers_work_under_every_strategy(strategy):
     types = {"dtype": "bfloat16", "remat": True, "scan": True}

@@ -258,6 +258,7 @@ def await_that(holds, seconds=60):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_too_many_deaths_end_the_launch(here):
     done = launch("-n", "1", "--restarts", "0", "--", "train", "small.py", "data.number=9", "--run", "killed")
     assert done.returncode == 1

@@ -91,6 +91,7 @@ def test_a_root_is_what_it_was_but_for_its_slope_at_zero():
     assert "call" not in jax.jit(roots).lower(x).as_text().replace("custom_call", "")  # compiled, it is the root alone
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("shape", [(3, 5), (4, 4), (5, 3)])
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
 def test_a_polar_factors_derivative_is_that_of_differences(shape, dtype):
