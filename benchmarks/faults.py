@@ -603,7 +603,8 @@ def stopped(value: float, tries: int) -> Iterator[Verdict]:
         folder = fresh()
         life = live(partial(small, folder, wrap=lambda s, i=i: Slow(s, at=30 + i, do=poisoned(value))))
         verdict = refused(life, "NonFiniteError", "step")
-        yield verdict if verdict.kind != SURVIVED else same(folder, live(partial(small, folder)), goes_on_from=20)
+        alike = partial(small, folder, wrap=lambda s: Slow(s, at=10**9, do=poisoned(0.0)))  # wrapped: the same data
+        yield verdict if verdict.kind != SURVIVED else same(folder, live(alike), goes_on_from=20)
 
 
 class Spoiled:

@@ -183,7 +183,7 @@ def _banded(name: str, x: Sequence[float], means: Sequence[Estimate], group: int
 
 
 def _place(found: Any) -> Callable[[Any], float]:
-    """Where a value stands on its axis, from 0 to 1."""
+    """The place of a value on its axis, from 0 to 1."""
     if not isinstance(found, Interval):
         values = list(found.values)
         return lambda v: values.index(v) / max(1, len(values) - 1)

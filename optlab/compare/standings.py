@@ -1,4 +1,4 @@
-"""What is measured of each contender, and of each beside the baseline: numbers alone."""
+"""Measurements of each contender, and of each beside the baseline: numbers alone."""
 
 from __future__ import annotations
 

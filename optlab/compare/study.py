@@ -85,7 +85,7 @@ class Study:
         return f"{'validation' if self.workload.data.test is None else 'test'}/{name}"
 
     def budget(self, contender: str) -> int:
-        """How many points a tuning has in all."""
+        """The number of points of a tuning."""
         return self.trials[contender] * (1 + len(self.widened))
 
     def executor(self, contender: str) -> Population | Runs:

@@ -25,7 +25,7 @@ SPECIAL = {"adamw": "adam", "adam_l2": "adam", "muon": "adamw", "normuon": "adam
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a study lets one say. `print` shows it in words."""
+    """The conclusions of a study. `print` shows them in words."""
 
     study: Study
     results: Mapping[str, Result]

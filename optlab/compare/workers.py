@@ -116,7 +116,7 @@ class Team:
 
 
 def employ(workers: int | concurrent.futures.Executor | None) -> Here | Team:
-    """What trains the trials.
+    """The executor that trains the trials.
 
     Raises:
         StudyError: for what isn't a number of processes, nor an executor.

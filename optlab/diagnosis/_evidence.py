@@ -22,7 +22,7 @@ CLASSES = {"digits": 10, "cifar10": 10, "fashion_mnist": 10}
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a run has logged.
+    """The records of a run.
 
     Attributes:
         name: the run's folder, or "history".

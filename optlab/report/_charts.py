@@ -82,7 +82,7 @@ class Chart:
         return self.log_y and _is_positive(line.y for line in self.lines)
 
     def y_range(self) -> tuple[float, float] | None:
-        """What the ordinate shows: all lines, and of bands no more than the lines' span to either side.
+        """The range that the ordinate shows: all lines, and of bands no more than the lines' span to either side.
 
         A band of two studies is six times as wide as all curves together, and would leave nothing of them.
         """

@@ -55,7 +55,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _outcomes(runs: Sequence[Run], names: Sequence[str], metrics: Sequence[Any]) -> Table:
-    """How each run ended: its last values of everything on held-out splits."""
+    """The end of each run: its last values of everything on held-out splits."""
     held_out = sorted({k for m in metrics for k in m if k.startswith(("validation/", "test/"))})
     shown = ["train/loss", *held_out]
     rows = []

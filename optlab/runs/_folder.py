@@ -82,7 +82,7 @@ def claim(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """What a config.json holds; nothing where it can't be read, which `load` says better."""
+    """The content of a config.json; nothing where it can't be read, which `load` says better."""
     try:
         found = json.loads(file.read_text())
     except ValueError:

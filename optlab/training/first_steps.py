@@ -1,4 +1,4 @@
-"""What the first steps show of an optimizer: one that goes uphill, bursts, or moves nothing.
+"""The first steps of an optimizer: one that goes uphill, bursts, or moves nothing.
 
 A run that is well pays nothing for it but a look at three losses. Only where the loss jumps at once is an update
 compiled and compared with the gradient.
@@ -128,7 +128,7 @@ class FirstSteps:
 
 
 def _bits(params: Any) -> dict[str, Any]:
-    """What changes with any bit of the parameters: their bytes on this process' first device, or fingerprints."""
+    """A value that changes with any bit of the parameters: bytes on this process' first device, or fingerprints."""
     leaves = {str(i): x for i, x in enumerate(jax.tree.leaves(params))}
     if sum(x.nbytes for x in leaves.values()) > ON_HOST:
         return dict(fingerprints(leaves))
@@ -136,7 +136,7 @@ def _bits(params: Any) -> dict[str, Any]:
 
 
 def _is_collecting(opt_state: Any) -> bool:
-    """Whether an `optax.MultiSteps` has made no update yet."""
+    """True if an `optax.MultiSteps` has made no update yet."""
     is_one = lambda x: isinstance(x, optax.MultiStepsState)
     found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_one) if is_one(x)]
     return any(int(x.gradient_step) == 0 for x in found)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class RunFolder:
-    """What a run keeps in its folder, made of `train`'s arguments; without a folder they are as they were given.
+    """The parts of a run in its folder, made of `train`'s arguments; without a folder they are as they were given.
 
     Args:
         run: the folder, or None.

@@ -83,12 +83,12 @@ class History:
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether a signal ended the call: the next one goes on."""
+        """True if a signal ended the call: the next one goes on."""
         return self.outcome.startswith(INTERRUPTED)
 
     @property
     def was_over(self) -> bool:
-        """Whether the run was over before this call, which trained nothing."""
+        """True if the run was over before this call, which trained nothing."""
         return self.start == int(self.state.step) and not self.is_interrupted
 
     def __str__(self) -> str:

@@ -128,7 +128,7 @@ class Records:
         return outcome
 
     def is_evaluated(self, t: int) -> bool:
-        """Whether step t is one that is evaluated."""
+        """True if step t is one that is evaluated."""
         return t % self.evaluate_every == 0 or t == self.steps
 
     def _take(self, record: Record) -> None:
