@@ -26,7 +26,7 @@ from scipy import stats
 import optlab
 from optlab.compare import log_uniform, make_study, statistics
 from optlab.compare.study import Study
-from optlab.compare.trials import Result, Trial
+from optlab.compare.trials import Result
 from optlab.compare.verdict import judge
 from optlab.training import Workload
 
@@ -46,18 +46,10 @@ def loss(values: Mapping[str, float], noise: float, seed: int) -> float:
 def played(study: Study, noise: float, gain: float = 0.0) -> dict[str, Result]:
     """A study's results; the gain is taken off the second contender's test losses."""
     found: dict[str, Result] = {}
-
-    def play(trial: Trial) -> None:
+    for trial in study.all_trials(found):
         value = loss(trial.values, noise, trial.seed) - gain * (trial.contender == "again")
         test = {"test/loss": value} if trial.is_final else {}
         found[trial.id] = Result(trial, {"step": [1], "validation/loss": [value]}, test, seconds=0.0)
-
-    for name in study.contenders:
-        for s in range(study.studies):
-            for trial in study.searches(name, s):
-                play(trial)
-            for trial in study.finals_of(name, s, found):
-                play(trial)
     return found
 
 

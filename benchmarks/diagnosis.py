@@ -25,6 +25,7 @@ from sklearn.datasets import load_digits
 import optlab
 from optlab import models, schedules
 from optlab.data import arrays
+from optlab.runs._metrics import as_columns
 from optlab.training import GuardError, Workload, accuracy, train
 
 STEPS = 300
@@ -140,8 +141,7 @@ def diagnosed(workload: Workload, tx: Any, schedule: Any = None, seed: int = 0) 
         outcome = type(error).__name__
     if not records:  # it ended before anything was logged: the error said it
         return ["diverged"]
-    columns = {n: np.array([r.get(n, np.nan) for r in records]) for n in dict.fromkeys(k for r in records for k in r)}
-    evidence = optlab.diagnosis.Evidence("run", columns, outcome=outcome)
+    evidence = optlab.diagnosis.Evidence("run", as_columns(records), outcome=outcome)
     return [finding.name for finding in optlab.diagnosis.examine(evidence) if finding.severity == "ill"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from optlab.compare._errors import StudyError
@@ -51,11 +51,4 @@ def run_study(
                 ledger.add(results)
                 if progress is not None:
                     progress(name, results)
-    return {t: ledger.results[t] for t in _ids(study, ledger.results)}
-
-
-def _ids(study: Study, results: Mapping[str, Result]) -> Iterator[str]:
-    for name in study.contenders:
-        for s in range(study.studies):
-            yield from (t.id for t in study.searches(name, s))
-            yield from (t.id for t in study.finals_of(name, s, results))
+    return {t.id: ledger.results[t.id] for t in study.all_trials(ledger.results)}

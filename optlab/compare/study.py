@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -140,6 +140,13 @@ class Study:
         point = self.winner(contender, study, results)
         values = self.points(contender, study)[point]
         return [self._trial(contender, study, point, repeat, True, values) for repeat in range(self.finals)]
+
+    def all_trials(self, results: Mapping[str, Result]) -> Iterator[Trial]:
+        """All trials; those of a tuning must have their results by the time that its winner's follow."""
+        for contender in self.contenders:
+            for study in range(self.studies):
+                yield from self.searches(contender, study)
+                yield from self.finals_of(contender, study, results)
 
     def winner(self, contender: str, study: int, results: Mapping[str, Result]) -> int | str:
         """The point with the best mean of the target's metric at the end; one that diverged comes after all others."""

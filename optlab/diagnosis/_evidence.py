@@ -13,6 +13,7 @@ import numpy as np
 
 from optlab.config import ConfigError, flatten
 from optlab.runs import Run
+from optlab.runs._metrics import as_columns
 
 FLAT = 0.25  # of the training loss
 NOTHING = 0.05  # of the held-out loss
@@ -95,9 +96,8 @@ class Evidence:
     @cached_property
     def chance(self) -> float | None:
         """The cross-entropy of a uniform guess, log C, where the loss is one and C is known."""
-        classes = CLASSES.get(str(self.settings.get("data", self.settings.get("data.name"))))
-        loss = str(self.settings.get("loss", self.settings.get("loss.name")))
-        return math.log(classes) if classes and loss == "cross_entropy" else None
+        classes = CLASSES.get(str(self.settings.get("data")))
+        return math.log(classes) if classes and self.settings.get("loss") == "cross_entropy" else None
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
@@ -110,9 +110,7 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 def gather(run: str | Path | Run | Any) -> Evidence:
     """Collects the evidence of a run's folder or history; see `diagnose`."""
     if not isinstance(run, str | Path | Run):
-        names = dict.fromkeys(name for record in run.records for name in record)
-        columns = {n: np.array([r.get(n, np.nan) for r in run.records], np.float64) for n in names}
-        evidence = Evidence("history", columns, outcome=run.outcome, skipped=tuple(run.skipped))
+        evidence = Evidence("history", as_columns(run.records), outcome=run.outcome, skipped=tuple(run.skipped))
     else:
         run = run if isinstance(run, Run) else Run(run)
         summary = run.summary or {}

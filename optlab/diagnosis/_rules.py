@@ -152,7 +152,7 @@ def schedule_ended(e: Evidence) -> Finding | None:
     if len(rates) < 5 or rates.max() <= 0:
         return None
     last = steps[rates > 1e-3 * rates.max()][-1]
-    idle = 1 - (last - 0) / e.steps[-1]
+    idle = 1 - last / e.steps[-1]
     if idle < 0.15:
         return None
     return Finding(

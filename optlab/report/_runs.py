@@ -12,8 +12,8 @@ from optlab.config import ConfigError, flatten, text_of
 from optlab.report._charts import Chart, Line
 from optlab.report._page import Section, Table, page
 from optlab.runs import Run
+from optlab.runs._curves import panel_rank
 
-_ORDER = {"loss": 0, "learning_rate": 2, "gradient_norm": 3}
 _LOGARITHMIC = {"loss", "gradient_norm"}
 
 
@@ -96,7 +96,7 @@ def _charts(names: Sequence[str], metrics: Sequence[Any]) -> list[Chart]:
     """A chart for every metric, with a line for every run that has it."""
     keys = {k for columns in metrics for k in columns if k not in ("step", "skipped")}
     charts = []
-    for key in sorted(keys, key=lambda k: (_ORDER.get(k.rpartition("/")[2], 1), k)):
+    for key in sorted(keys, key=lambda k: (panel_rank(k.rpartition("/")[2]), k)):
         lines = []
         for group, (name, columns) in enumerate(zip(names, metrics, strict=True)):
             points = [(s, v) for s, v in zip(columns["step"], columns.get(key, ()), strict=False) if not math.isnan(v)]

@@ -76,5 +76,9 @@ def _title(run: Path, summary: Mapping[str, Any]) -> str:
 
 
 def _order(name: str) -> tuple[int, str]:
-    """A sort key: loss first, then metrics, then learning rate and gradient norm."""
-    return ({"loss": 0, "learning_rate": 2, "gradient_norm": 3}.get(name, 1), name)
+    return panel_rank(name), name
+
+
+def panel_rank(name: str) -> int:
+    """The place of a metric's panel: loss first, then metrics, then learning rate and gradient norm."""
+    return {"loss": 0, "learning_rate": 2, "gradient_norm": 3}.get(name, 1)

@@ -10,11 +10,14 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from optlab._extras import need
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Record = dict[str, float]
 
@@ -150,6 +153,15 @@ def read_metrics(path: str | Path) -> list[Record]:
     if damaged:
         warnings.warn(_damage(file, damaged), stacklevel=2)
     return records
+
+
+def as_columns(records: Sequence[Record]) -> dict[str, np.ndarray]:
+    """Records as columns by name, one row a record; see `Run.metrics`."""
+    import numpy as np
+
+    names = dict.fromkeys(name for record in records for name in record)
+    columns = {name: np.array([record.get(name, np.nan) for record in records], np.float64) for name in names}
+    return columns if not records else {**columns, "step": columns["step"].astype(np.int64)}
 
 
 def _read(path: Path, is_ascending: bool) -> tuple[list[Any], dict[str, list[int]]]:

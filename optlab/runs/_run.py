@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from optlab.config import load
 from optlab.runs._curves import plot_curves
 from optlab.runs._listing import checkpoint_folder, saved_steps
-from optlab.runs._metrics import read_metrics
+from optlab.runs._metrics import as_columns, read_metrics
 from optlab.runs._place import run_place
 from optlab.runs._summary import read_summary
 
@@ -55,12 +55,7 @@ class Run:
             "step" (integers, ascending) and every metric (float64); NaN where a step has no value of a metric. Empty if
             nothing was logged.
         """
-        import numpy as np
-
-        records = read_metrics(self.folder) if (self.folder / "metrics.jsonl").exists() else []
-        names = dict.fromkeys(name for record in records for name in record)
-        columns = {name: np.array([record.get(name, np.nan) for record in records], np.float64) for name in names}
-        return columns if not records else {**columns, "step": columns["step"].astype(np.int64)}
+        return as_columns(read_metrics(self.folder)) if (self.folder / "metrics.jsonl").exists() else {}
 
     @property
     def summary(self) -> dict[str, Any] | None:

@@ -94,10 +94,9 @@ def train(
             no update, and the run ends with the parameters that were tested; its record has the step's number all the
             same.
         checkpoints: where the state is saved; if there are any, the run continues from the latest. With `run` they are
-            made in its folder. Ctrl-C and SIGTERM
-            then end the run after the step, saved. What `tx`, the model and the loss compute is compared with what the
-            checkpoint's run computed, constants (a learning rate, a schedule's steps) included; what they do in host
-            callbacks isn't seen. A run that is over gives its records.
+            made in its folder. Ctrl-C and SIGTERM then end the run after the step, saved. What `tx`, the model and the
+            loss compute is compared with what the checkpoint's run computed, constants (a learning rate, a schedule's
+            steps) included; what they do in host callbacks isn't seen. A run that is over gives its records.
         allow_change: settings that may differ from the latest checkpoint's run, by the config's keys: "data", "seed",
             "batch_size", "accumulate", "ema", "target" (all of it, or "target.metric", …); and "optimizer", "model",
             "loss" and "initial" for the arguments.

@@ -54,11 +54,6 @@ def pretended(trial, shift=0.0):
 def played(study, shifts=None, change=lambda result: result):
     """Results of the pretended basin, by contender shifted."""
     found = {}
-    play = lambda t: found.setdefault(t.id, change(pretended(t, (shifts or {}).get(t.contender, 0.0))))
-    for name in study.contenders:
-        for s in range(study.studies):
-            for trial in study.searches(name, s):
-                play(trial)
-            for trial in study.finals_of(name, s, found):
-                play(trial)
+    for t in study.all_trials(found):
+        found[t.id] = change(pretended(t, (shifts or {}).get(t.contender, 0.0)))
     return found
