@@ -1,7 +1,10 @@
 """The pages of the API reference: one for each public name, written when the site is built."""
 
+import functools
 import importlib
 import inspect
+import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,8 @@ MODULES = {
     "optlab.schedules": "Learning rates over the steps.",
     "optlab.models": "Flax models.",
     "optlab.data": "Sources of examples, and batches as functions of (seed, step).",
-    "optlab.training": "Workloads, one pure step, strategies, the loop.",
     "optlab.runs": "The run folder.",
+    "optlab.training": "Workloads, one pure step, strategies, the loop.",
     "optlab.experiment": "Names become objects: a config's run.",
     "optlab.config": "A run as data.",
     "optlab.compare": "Fair comparisons.",
@@ -37,28 +40,36 @@ HOME = Path("docs/api")  # below the repository; not committed
 
 
 def public_names(module: str) -> list[str]:
-    """The names that a module makes public itself, sorted; submodules and what another page describes are left out."""
+    """The names that a module makes public itself, sorted; submodules are left out."""
     found = importlib.import_module(module)
     names = found.__all__ if hasattr(found, "__all__") else [n for n in dir(found) if not n.startswith("_")]
-    elsewhere = _below("optlab.transforms", "optlab.optimizers") if module == "optlab" else set()
+    elsewhere = {*public_names("optlab.transforms"), *public_names("optlab.optimizers")} if module == "optlab" else ()
     return sorted(n for n in names if n not in elsewhere and not inspect.ismodule(getattr(found, n)))
 
 
-def page_of(module: str, name: str) -> str:
-    """The page of a public name, as a path below the repository without its ending."""
-    return f"docs/optimizers/{name}" if module == "optlab.optimizers" else f"{HOME}/{module}.{name}"
+@functools.cache
+def pages() -> dict[tuple[str, str], str]:
+    """(module, name) -> its page below the repository, without the ending; what two modules have has one page."""
+    found: dict[tuple[str, str], str] = {}
+    first: dict[int, str] = {}
+    for module in MODULES:
+        for name in public_names(module):
+            value = getattr(importlib.import_module(module), name)
+            page = f"docs/optimizers/{name}" if module == "optlab.optimizers" else f"{HOME}/{module}.{name}"
+            found[module, name] = first.setdefault(id(value), page) if callable(value) else page
+    return found
 
 
 def write(root: Path) -> None:
     """Writes a page for every module and every public name below `root`/docs/api."""
-    (root / HOME).mkdir(exist_ok=True)
-    wanted = {HOME / "index.md": _index()}
+    (root / HOME).mkdir(parents=True, exist_ok=True)
+    wanted = {HOME / "index.md": "# API reference\n\n" + _toctree([f"{HOME}/{module}" for module in MODULES])}
     for module, words in MODULES.items():
-        pages = [page_of(module, name) for name in public_names(module)]
-        wanted[HOME / f"{module}.md"] = _listing(module, words, pages)
-        for name in public_names(module):
-            if module != "optlab.optimizers":
-                wanted[Path(page_of(module, name) + ".md")] = _symbol(module, name)
+        of_module = [page for (home, _), page in pages().items() if home == module]
+        wanted[HOME / f"{module}.md"] = f"# {module}\n\n{words}\n\n" + _toctree(of_module)
+    for (module, name), page in pages().items():
+        if page == f"{HOME}/{module}.{name}":
+            wanted[Path(page + ".md")] = _symbol(module, name)
     for path in (root / HOME).glob("*.md"):
         if path.relative_to(root) not in wanted:
             path.unlink()
@@ -67,33 +78,29 @@ def write(root: Path) -> None:
             (root / path).write_text(text)
 
 
-def _below(*modules: str) -> set[str]:
-    return {name for module in modules for name in public_names(module)}
-
-
 def _toctree(pages: list[str]) -> str:
     return "\n".join(["```{toctree}", ":maxdepth: 1", "", *(f"/{page}" for page in pages), "```", ""])
 
 
-def _index() -> str:
-    return "# API reference\n\n" + _toctree([f"{HOME}/{module}" for module in MODULES])
-
-
-def _listing(module: str, words: str, pages: list[str]) -> str:
-    return f"# {module}\n\n{words}\n\n" + _toctree(pages)
-
-
 def _symbol(module: str, name: str) -> str:
     value = getattr(importlib.import_module(module), name)
-    directive = "\n".join(["```{eval-rst}", f".. {_kind(value)}:: {module}.{name}", *_options(value), "```", ""])
-    return f"# {name}\n\n{directive}"
+    lines = [f".. {_kind(value)}:: {module}.{name}"]
+    if _kind(value) == "autoclass":
+        lines.append("   :members:")
+    if _kind(value) == "py:data":  # autodoc would show the docstring of its type
+        lines += ["", f"   {_contents(value)}"]
+    return "\n".join([f"# {name}", "", "```{eval-rst}", *lines, "```", ""])
 
 
 def _kind(value: Any) -> str:
+    if typing.get_origin(value) is not None:  # an alias of a type
+        return "py:data"
     if inspect.isclass(value):
         return "autoexception" if issubclass(value, BaseException) else "autoclass"
-    return "autofunction" if callable(value) else "autodata"
+    return "autofunction" if callable(value) else "py:data"
 
 
-def _options(value: Any) -> list[str]:
-    return ["   :members:"] if inspect.isclass(value) and not issubclass(value, BaseException) else []
+def _contents(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"A mapping of {', '.join(f'``{key}``' for key in value)}."
+    return f"``{value!r}``"
