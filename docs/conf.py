@@ -31,7 +31,6 @@ suppress_warnings = [
 ]
 
 nb_execution_mode = "off"  # notebooks hold their outputs, and the tests execute them
-myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 
 default_role = "py:obj"  # `optlab.muon` in a docstring is a link where there is such a page
