@@ -14,6 +14,7 @@ import optax
 
 from optlab import schedules
 from optlab._extras import need
+from optlab.compare._arguments import check_flags
 from optlab.compare.driver import run_study
 from optlab.compare.points import Design, Space
 from optlab.compare.report import write_report
@@ -114,6 +115,7 @@ def conclude(
         quiet: whether nothing is said on the way.
         command: what the report names as the way to have it again.
     """
+    check_flags(quiet=quiet)
     check_widening(study, widen)
     if folder is not None:
         need("a study's report", "plotly", "matplotlib", extra="compare")

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from optlab.compare._errors import StudyError
+from optlab.compare._arguments import check_folder
 from optlab.compare.study import Study
 from optlab.compare.trials import Ledger, Result
 from optlab.compare.workers import employ
@@ -34,8 +34,7 @@ def run_study(
     Raises:
         StudyError: if the folder holds another study.
     """
-    if not (folder is None or isinstance(folder, str | Path)):
-        raise StudyError(f"folder must be a path, or None to keep nothing, got {folder!r}")
+    check_folder(folder)
     lock = contextlib.nullcontext() if folder is None else WriterLock(Path(folder).expanduser()).held()
     with lock, employ(workers) as train:
         ledger = Ledger(folder, study.about() if folder is not None else {})

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import optax
 
+from optlab._messages import nearest
 from optlab.compare._arguments import check_kinds, check_names, named
 from optlab.compare._errors import StudyError
 from optlab.compare.contenders import Contender, contend
@@ -25,7 +26,7 @@ from optlab.compare.runs import Runs
 from optlab.compare.trials import Result, Trial
 from optlab.data import fingerprint
 from optlab.roles import layout_around
-from optlab.training import Workload, init_state, make_step
+from optlab.training import Workload, init_state, make_evaluation, make_step
 from optlab.training.program import program, programs
 
 Executor: TypeAlias = Literal["population", "series", "runs"]
@@ -254,6 +255,14 @@ def _check_workload(workload: Workload) -> None:
             f"a comparison chooses by the validation split: target.metric is {metric}, and the data have "
             f"{0 if validation is None else len(validation)} validation examples"
         )
+    if metric != "validation/loss":  # which there always is
+        state = _first(workload, optax.identity())
+        names = jax.eval_shape(
+            make_evaluation(workload.loss), state.params, state.model_state, workload.example(), state.key
+        )
+        known = [f"validation/{name}" for name in names]
+        if metric not in known:
+            raise StudyError(f"target.metric={metric} isn't measured; {nearest(metric, known)}")
 
 
 def _executor(workload: Workload, contender: Contender, asked: Executor | None) -> tuple[str, str]:

@@ -71,6 +71,8 @@ def test_a_plan_says_what_it_costs_and_trains_nothing(here, capsys, monkeypatch)
         ('"lion": component', '"sgd": component', [], "sgd is the baseline already"),
         ("b1=0.8", "mu_dtype=component('x')", [], "has a component as its mu_dtype"),
         ("cosine", "optax.cosine_decay_schedule", [], "has no peak and steps: take one of optlab.schedules"),
+        ("studies=2", "widen='no'", [], "widen must be true or false, got 'no'"),
+        ('component("lion", b1=0.8)', "'lion'", [], """contender 'lion' must be component("adam", …), got 'lion'"""),
         ("", "", ["studis=3"], "unknown key 'studis'; did you mean 'studies'"),
         ("", "", ["studies=many"], "studies must be an integer, got 'many'"),
         ("", "", ["spaces.lion=1"], "spaces.lion can be said in the config's file alone"),
