@@ -1,4 +1,8 @@
-"""Many trials in one compiled program: the hyperparameters are traced, the states stacked. Nothing is written here."""
+"""Many trials in one compiled program: the hyperparameters are traced, the states stacked. Nothing is written here.
+
+Several devices share the trials: the stack's axis lies on a mesh, and each device trains its own without a word to the
+others, so that the numbers are those of one device.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from optlab.compare.contenders import Contender
 from optlab.compare.trials import Result, Trial, pace
@@ -24,6 +30,7 @@ from optlab.training.guard import Skips
 from optlab.training.parallel import memory_of
 from optlab.training.strategies._base import _QUICK
 
+TRIALS = "trials"  # the mesh axis
 WIDTH = 64  # trials in one program: with more, the first results come late
 WIDTH_CPU = 4  # or as many as there are finals: a CPU gains nothing from more, and all parts share one program
 STATES = 6  # of a trial's state, as much memory is taken for it, its gradients and activations
@@ -43,17 +50,26 @@ class Population:
         contender: whose trials.
         evaluate_every: steps between two evaluations.
         expected: trials that are likely to come at once.
-        is_stacked: whether they are trained side by side; else in turn, step by step, by one compiled program all the
-            same.
+        is_stacked: whether they are trained side by side; else each device trains its own in turn, by one compiled
+            program all the same.
+        devices: that share the trials; None is all of this process.
     """
 
     def __init__(
-        self, workload: Workload, contender: Contender, evaluate_every: int, expected: int, is_stacked: bool = True
+        self,
+        workload: Workload,
+        contender: Contender,
+        evaluate_every: int,
+        expected: int,
+        is_stacked: bool = True,
+        devices: Sequence[jax.Device] | None = None,
     ):
         self.workload, self.contender, self.evaluate_every = workload, contender, evaluate_every
-        self.is_stacked, self.width = is_stacked, 1
+        self.mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), (TRIALS,))
+        self.is_stacked, width = is_stacked, 1
         if is_stacked:
-            self.width = max(WIDTH_CPU, min(expected, WIDTH)) if jax.default_backend() == "cpu" else WIDTH
+            width = max(WIDTH_CPU, min(expected, WIDTH)) if jax.default_backend() == "cpu" else WIDTH
+        self.width = self._on_all(width)
         self.read_layout = functools.cache(workload.layout)
         self.programs: dict[str, _Program] = {}
 
@@ -65,13 +81,17 @@ class Population:
             with layout_around(self.read_layout):
                 if key not in self.programs:
                     static = _static(self.contender, group[0].values)
-                    self.programs[key] = _Program(self.workload, self.contender, static, self.is_stacked)
+                    self.programs[key] = _Program(self.workload, self.contender, static, self.is_stacked, self.mesh)
                 program = self.programs[key]
-                width = max(1, min(self.width, program.fitting()))
+                width = min(self.width, program.fitting() * self.mesh.size)
                 for start in range(0, len(group), width):
                     part = group[start : start + width]
                     filled = part + part[-1:] * (width - len(part))
                     yield program.train(filled, self.evaluate_every)[: len(part)]
+
+    def _on_all(self, width: int) -> int:
+        """The next number of trials that all devices share evenly."""
+        return -(-width // self.mesh.size) * self.mesh.size
 
 
 def suited(workload: Workload, contender: Contender) -> tuple[str, str]:
@@ -126,22 +146,36 @@ class _Program:
     contender: Contender
     static: Mapping[str, Any]
     is_stacked: bool = True
+    mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
         data = self.workload.data
         is_plain = type(data.train) is ArraySplit  # drawn by index alone: then the data stay on the device
         self.rows = data.train.take(np.arange(len(data.train))) if is_plain else None
-        self.rows_there = None if self.rows is None else jax.tree.map(jnp.asarray, self.rows)
+        self.rows_there = None if self.rows is None else self._on_each(self.rows)
         options = _QUICK if jax.default_backend() == "cpu" else None
         # XLA's CPU convolutions are 25 times slower in a loop, even of one turn.
         self.has_loop = jax.default_backend() != "cpu" or "conv_general_dilated" not in str(
             jax.make_jaxpr(self.step)(*self.shapes())
         )
-        mapped = jax.vmap if self.is_stacked else _on_one
-        self.started = jax.jit(mapped(self.first, (0, 0)), compiler_options=options)
-        self.stepped = jax.jit(mapped(self.steps, (0, 0, 0, None)), donate_argnums=1)
-        self.evaluated = jax.jit(mapped(self.evaluation, (0, None)))
+        self.started = jax.jit(self._mapped(self.first, (0, 0)), compiler_options=options)
+        self.stepped = jax.jit(self._mapped(self.steps, (0, 0, 0, None)), donate_argnums=1)
+        self.evaluated = jax.jit(self._mapped(self.evaluation, (0, None)))
         self.held_out: dict[str, list[Any]] = {}
+
+    def _mapped(self, function: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
+        """The function of one trial as that of a stack: of each device's part of it, if there are several."""
+        over = (jax.vmap if self.is_stacked else _on_one)(function, in_axes)
+        if self.mesh is None or self.mesh.size == 1:
+            return over
+        places = tuple(P() if axis is None else P(TRIALS) for axis in in_axes)
+        # Unchecked, a model's own loops may begin with numbers that are the same on all devices.
+        return jax.shard_map(over, mesh=self.mesh, in_specs=places, out_specs=P(TRIALS), check_vma=False)
+
+    def _on_each(self, tree: Any) -> Any:
+        """The arrays whole on every device."""
+        whole = None if self.mesh is None else NamedSharding(self.mesh, P())
+        return map_arrays(lambda x: jax.device_put(x, whole), tree)
 
     def optimizer(self, traced: Mapping[str, Any]) -> Any:
         return self.contender.make({**self.static, **traced})
@@ -180,7 +214,7 @@ class _Program:
         return traced, state, as_batches(self.workload.data.train, self.workload.batch_size).batch(0)
 
     def fitting(self) -> int:
-        """The number of states that fit into a quarter of the device's memory."""
+        """The number of states that fit into a quarter of a device's memory, at least 1."""
         _, state, batch = self.shapes()
 
         def size(tree: Any) -> int:
@@ -246,7 +280,7 @@ class _Program:
             return {}
         if split not in self.held_out:
             batches = evaluation_batches(data, len(data) if len(data) <= WHOLE else self.workload.batch_size)
-            self.held_out[split] = [map_arrays(jnp.array, batch) for batch in batches]
+            self.held_out[split] = list(map(self._on_each, batches))
         sums: dict[str, Any] = {}
         for batch in self.held_out[split]:
             for name, pair in self.evaluated(state, batch).items():

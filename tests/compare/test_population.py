@@ -1,7 +1,9 @@
 """Populations: the numbers of ordinary runs, whatever happens to the neighbours."""
 
 import dataclasses
+import functools
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -20,6 +22,7 @@ from optlab.training import Workload
 from .cheap import tiny
 
 STEPS = 12
+ONE = jax.devices()[:1]
 ON_A_CPU = "series", "a CPU gains nothing from trials side by side"
 
 
@@ -27,7 +30,7 @@ def both(workload, contender, trials):
     """The results of a population and of runs, by id."""
     return (
         {r.trial.id: r for part in make(workload, contender, 6, len(trials))(trials) for r in part}
-        for make in (Population, Runs)
+        for make in (functools.partial(Population, devices=ONE), Runs)
     )
 
 
@@ -66,7 +69,10 @@ def test_a_trial_that_diverges_disturbs_nobody_and_says_what_a_run_says():
     trials = trials_of([{"learning_rate": 0.1}, {"learning_rate": 1e38}])
     population, runs = both(workload, contender, trials)
     assert_alike(population, runs)
-    assert_alike(population, {r.trial.id: r for [r] in Population(workload, contender, 6, 2, is_stacked=False)(trials)})
+    assert_alike(
+        population,
+        {r.trial.id: r for [r] in Population(workload, contender, 6, 2, is_stacked=False, devices=ONE)(trials)},
+    )
     lost = population[trials[1].id]
     assert lost.diverged == runs[trials[1].id].diverged
     assert lost.diverged.startswith("step ")
@@ -113,8 +119,30 @@ def test_more_trials_than_fit_at_once_come_in_parts(monkeypatch):
     filled = lambda self, trials, evaluate_every: list(trials)
     monkeypatch.setattr(module, "WIDTH_CPU", 2)
     monkeypatch.setattr(module._Program, "train", filled)
-    parts = list(Population(tiny(), contender, 6, 2)(trials))
+    parts = list(Population(tiny(), contender, 6, 2, devices=ONE)(trials))
     assert parts == [trials[:2], [trials[2]]]
+    many = trials_of([{"learning_rate": 0.01 * i} for i in range(1, 12)])
+    assert [len(p) for p in Population(tiny(), contender, 6, 2, devices=jax.devices()[:3])(many)] == [3, 3, 3, 2]
+    monkeypatch.setattr(module._Program, "fitting", lambda self: 2)  # on each device
+    monkeypatch.setattr(module, "WIDTH_CPU", 100)
+    assert [len(p) for p in Population(tiny(), contender, 6, 2, devices=jax.devices()[:3])(many)] == [6, 5]
+
+
+@pytest.mark.parametrize(("is_stacked", "factory"), [(True, optlab.muon), (False, optlab.sgd)])
+def test_eight_devices_share_the_trials_and_give_the_numbers_of_one(is_stacked, factory):
+    contender = contend("mine", factory, space=None, schedule=None, steps=6)
+    trials = trials_of([{"learning_rate": 0.003 * i} for i in range(1, 10)], is_final=True)
+    assert len(jax.devices()) == 8
+    found = []
+    for devices in (ONE, None):
+        made = Population(tiny(), contender, 6, 9, is_stacked, devices)
+        parts = list(made(trials))
+        found.append({r.trial.id: r for part in parts for r in part})
+    assert [len(part) for part in parts] == ([9] if is_stacked else [8, 1])
+    [program] = made.programs.values()
+    state = program.started({"learning_rate": np.ones(made.width, np.float32)}, np.arange(made.width, dtype=np.uint32))
+    assert all(len(x.sharding.device_set) == 8 and not x.is_fully_replicated for x in jax.tree.leaves(state))
+    assert_alike(*found)
 
 
 def test_a_factory_that_looks_at_its_values_is_trained_in_runs():
@@ -142,7 +170,7 @@ def test_convolutions_are_trained_in_turn_on_a_cpu():
     contender = contend("mine", optlab.sgd, space=None, schedule=None, steps=6)
     assert suited(workload, contender) == ON_A_CPU
     trials = trials_of([{"learning_rate": 0.1}, {"learning_rate": 0.2}])
-    series = {r.trial.id: r for [r] in Population(workload, contender, 3, 2, is_stacked=False)(trials)}
+    series = {r.trial.id: r for [r] in Population(workload, contender, 3, 2, is_stacked=False, devices=ONE)(trials)}
     assert_alike(series, {r.trial.id: r for [r] in Runs(workload, contender, 3, 2)(trials)})
     assert {r.executor for r in series.values()} == {"series"}
 
