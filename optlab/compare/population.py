@@ -55,7 +55,7 @@ class Population:
         if is_stacked:
             self.width = max(WIDTH_CPU, min(expected, WIDTH)) if jax.default_backend() == "cpu" else WIDTH
         self.read_layout = functools.cache(workload.layout)
-        self.programs: dict[str, _Program] = {}
+        self.programs: dict[str, Program] = {}
 
     def __call__(self, trials: Sequence[Trial]) -> Iterator[list[Result]]:
         groups: dict[str, list[Trial]] = {}
@@ -65,7 +65,7 @@ class Population:
             with layout_around(self.read_layout):
                 if key not in self.programs:
                     static = _static(self.contender, group[0].values)
-                    self.programs[key] = _Program(self.workload, self.contender, static, self.is_stacked)
+                    self.programs[key] = Program(self.workload, self.contender, static, self.is_stacked)
                 program = self.programs[key]
                 width = max(1, min(self.width, program.fitting()))
                 for start in range(0, len(group), width):
@@ -81,7 +81,7 @@ def suited(workload: Workload, contender: Contender) -> tuple[str, str]:
     """
     try:
         with layout_around(functools.cache(workload.layout)):
-            program = _Program(workload, contender, _static(contender, contender.middle))
+            program = Program(workload, contender, _static(contender, contender.middle))
 
             def pair(tree: Any) -> Any:
                 return jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), tree)
@@ -119,7 +119,7 @@ def _static(contender: Contender, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass
-class _Program:
+class Program:
     """The programs of one contender with some of its arguments fixed."""
 
     workload: Workload
@@ -193,6 +193,28 @@ class _Program:
     def train(self, trials: Sequence[Trial], evaluate_every: int) -> list[Result]:
         """The trials' results, all of them at the end."""
         began = time.monotonic()
+        found, parts = [_Curve(t) for t in trials], []
+        stretches = self.stretches(trials, self.contender.steps, evaluate_every)
+        start, state, _ = next(stretches)
+        part = time.monotonic()
+        for at, state, measured in stretches:
+            held_out = self.evaluate("validation", state)
+            for i, curve in enumerate(found):
+                curve.add(start, measured[i], {k: float(v[i]) for k, v in held_out.items()})
+            parts.append((time.monotonic() - part) / (at - start) / len(trials))
+            start, part = at, time.monotonic()
+        test = self.evaluate("test", state) if any(t.is_final for t in trials) else {}
+        share = (time.monotonic() - began) / len(trials)
+        how = share, pace(parts), "population" if self.is_stacked else "series"
+        return [c.result({k: float(v[i]) for k, v in test.items()}, *how) for i, c in enumerate(found)]
+
+    def stretches(
+        self, trials: Sequence[Trial], steps: int, every: int
+    ) -> Iterator[tuple[int, TrainState, np.ndarray]]:
+        """All trials' states, first at step 0 and then every so many steps; the next one takes the buffers of the last.
+
+        With each comes what was measured in every step since, (trials, steps, of `_OF_STEP`, 2) in float64.
+        """
         traced = {
             name: jnp.asarray([t.values[name] for t in trials], jnp.float32)
             for name in trials[0].values
@@ -200,25 +222,15 @@ class _Program:
         }
         state = self.started(traced, jnp.asarray([t.seed for t in trials], jnp.uint32))
         feeds = [self._batches(t.seed) for t in trials]
-        found = [_Curve(t) for t in trials]
-        steps, parts = self.contender.steps, []
-        for start in range(0, steps, evaluate_every):
-            stop, part = min(start + evaluate_every, steps), time.monotonic()
+        yield 0, state, np.empty((len(trials), 0, len(_OF_STEP), 2))
+        for start in range(0, steps, every):
+            stop = min(start + every, steps)
             measured = []
             piece = self._piece(stop - start, len(trials))
             for at in range(start, stop, piece):
                 state, new = self.stepped(traced, state, self._feed(feeds, at, at + piece), self.rows_there)
                 measured.append(new)
-            taken = [np.asarray(m, np.float64) for m in measured]
-            held_out = self._evaluate("validation", state)
-            for i, curve in enumerate(found):
-                whole = np.concatenate([m[i] for m in taken])
-                curve.add(start, whole, {k: float(v[i]) for k, v in held_out.items()})
-            parts.append((time.monotonic() - part) / (stop - start) / len(trials))
-        test = self._evaluate("test", state) if any(t.is_final for t in trials) else {}
-        share = (time.monotonic() - began) / len(trials)
-        how = share, pace(parts), "population" if self.is_stacked else "series"
-        return [c.result({k: float(v[i]) for k, v in test.items()}, *how) for i, c in enumerate(found)]
+            yield stop, state, np.concatenate([np.asarray(m, np.float64) for m in measured], axis=1)
 
     def _batches(self, seed: int) -> Any:
         return as_batches(self.workload.data.train, self.workload.batch_size, seed, self.workload.draw)
@@ -239,7 +251,7 @@ class _Program:
         each = [map_arrays(lambda *x: np.stack(x), *(b.batch(t) for t in range(start, stop))) for b in feeds]
         return map_arrays(lambda *x: np.stack(x), *each)
 
-    def _evaluate(self, split: str, state: TrainState) -> dict[str, np.ndarray]:
+    def evaluate(self, split: str, state: TrainState) -> dict[str, np.ndarray]:
         """By metric the mean over a whole split, one for every trial; summed in float64, as `train` does."""
         data = getattr(self.workload.data, split)
         if data is None:

@@ -112,7 +112,7 @@ def test_more_trials_than_fit_at_once_come_in_parts(monkeypatch):
     trials = trials_of([{"learning_rate": r} for r in (0.1, 0.2, 0.3)])
     filled = lambda self, trials, evaluate_every: list(trials)
     monkeypatch.setattr(module, "WIDTH_CPU", 2)
-    monkeypatch.setattr(module._Program, "train", filled)
+    monkeypatch.setattr(module.Program, "train", filled)
     parts = list(Population(tiny(), contender, 6, 2)(trials))
     assert parts == [trials[:2], [trials[2]]]
 
