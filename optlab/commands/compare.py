@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--executor",
         choices=("population", "series", "runs"),
-        help="many trials side by side in one program, or in turn, or one run after another (default: what suits)",
+        help="many trials side by side in one program, or in turn, or one run after another (default: what is faster)",
     )
 
 
@@ -58,15 +58,15 @@ def run(arguments: argparse.Namespace) -> int:
     sys.path += places(path)
     comparison = overridden(load(path, Comparison), arguments.overrides)
     study = _study(comparison, arguments.executor)
+    fixed = [a for a in arguments.overrides if a.partition("=")[0] not in STUDIES]
+    folder = Path(arguments.folder or Path("studies") / slug(path, fixed))
     if arguments.plan:
         from optlab.compare.plan import make_plan
 
-        print(make_plan(study))
+        print(make_plan(study, folder))
         return 0
     from optlab.compare._face import conclude
 
-    fixed = [a for a in arguments.overrides if a.partition("=")[0] not in STUDIES]
-    folder = Path(arguments.folder or Path("studies") / slug(path, fixed))
     workers = _workers(arguments)
     again = " ".join(["optlab compare", str(path), *map(shlex.quote, arguments.overrides)])
     try:

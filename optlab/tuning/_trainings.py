@@ -16,8 +16,9 @@ import numpy as np
 import optax
 
 from optlab.compare import StudyError, log_uniform, uniform
+from optlab.compare.choosing import OPEN, open_to
 from optlab.compare.contenders import contend
-from optlab.compare.population import Program, suited
+from optlab.compare.population import Program
 from optlab.compare.trials import Trial
 from optlab.roles import layout_around
 from optlab.training import Workload
@@ -100,8 +101,9 @@ class Trainings:
                 self.has_ramp = False
         except StudyError as error:
             raise RangeError(str(error).replace("contender 'range'", "tx_factory")) from error
-        executor, self.untraced = suited(workload, self.contender)
-        self.is_traced, self.is_stacked = executor != "runs", executor == "population"
+        executor, _ = open_to(workload, self.contender)
+        self.is_traced = executor != "runs"
+        self.is_stacked = executor == OPEN and jax.default_backend() != "cpu"
         self.width = WIDTH if self.is_stacked else 1
         self._program = functools.cache(self._made)
 
