@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from optlab.roles._layout import Layout
 from optlab.roles._paths import paths_of
-from optlab.roles._program._conclusions import read_jaxpr
 
 
 def read_program(loss: Callable[..., Any], params: Any, *batch: Any) -> Layout:
@@ -43,6 +42,9 @@ def read_program(loss: Callable[..., Any], params: Any, *batch: Any) -> Layout:
     Raises:
         ValueError: if two parameters have one path.
     """
+    # The reader is imported here: it needs jax.extend, and would be a third of what importing an optimizer costs.
+    from optlab.roles._program._conclusions import read_jaxpr
+
     arrays = jax.tree.map(lambda x: x if _is_array(x) else None, params)
 
     def program(arrays: Any, *batch: Any) -> Any:
