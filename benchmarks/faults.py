@@ -100,6 +100,11 @@ def logged(folder: Path) -> list[dict[str, float]]:
     return without_seconds([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()])
 
 
+def alike(folder: Path) -> Callable[[], Any]:
+    """A run on the data that a run with a disturbing `Slow` has: what is wrapped is other data, whatever it does."""
+    return partial(small, folder, wrap=Slow)
+
+
 @lru_cache
 def undisturbed(strategy: str = "single", devices: int = 8) -> tuple[str, list[dict[str, float]]]:
     """(hash of the final state, metrics.jsonl) of the run that nothing happens to."""
@@ -260,7 +265,7 @@ def data_fails(tries: int) -> Iterator[Verdict]:
         if life.code == 0 or "planted" not in life.text or not steps:
             yield Verdict("silent", "no error")
             continue
-        yield same(folder, live(partial(small, folder)), goes_on_from=max(steps) // EVERY * EVERY - EVERY)
+        yield same(folder, live(alike(folder)), goes_on_from=max(steps) // EVERY * EVERY - EVERY)
 
 
 HAND = """
@@ -338,7 +343,7 @@ def disk_full(tries: int) -> Iterator[Verdict]:
         folder = fresh()
         life = live(partial(limited, folder, 1 << (10 + i)))
         saved = newest(folder)
-        again = same(folder, live(partial(small, folder)), goes_on_from=saved)
+        again = same(folder, live(alike(folder)), goes_on_from=saved)
         if life.code == 0 and again.kind == SURVIVED:
             yield Verdict("missed", "there was room enough")
         else:
@@ -367,7 +372,7 @@ def tmpfs_full(tries: int) -> Iterator[Verdict]:
             life = live(partial(small, folder, wrap=lambda s, fill=fill, i=i: Slow(s, at=20 + i, do=fill)))
             filler.unlink(missing_ok=True)
             saved = newest(folder)
-            again = same(folder, live(partial(small, folder)), goes_on_from=saved)
+            again = same(folder, live(alike(folder)), goes_on_from=saved)
             yield again if life.code else Verdict("silent", "no error")
         finally:
             subprocess.run(["umount", "-l", folder], check=False)
@@ -587,7 +592,7 @@ def two_writers(tries: int) -> Iterator[Verdict]:
         folder = fresh()
         first = Process(partial(small, folder, wrap=lambda s: Slow(s, seconds=0.05)))
         first.wait_for("step")
-        second = live(partial(small, folder))
+        second = live(alike(folder))
         verdict = refused(second, "CheckpointError", str(folder))
         life = first.wait()
         yield verdict if verdict.kind != SURVIVED else same(folder, life)
@@ -609,8 +614,7 @@ def stopped(value: float, tries: int) -> Iterator[Verdict]:
         folder = fresh()
         life = live(partial(small, folder, wrap=lambda s, i=i: Slow(s, at=30 + i, do=poisoned(value))))
         verdict = refused(life, "NonFiniteError", "step")
-        alike = partial(small, folder, wrap=lambda s: Slow(s, at=10**9, do=poisoned(0.0)))  # wrapped: the same data
-        yield verdict if verdict.kind != SURVIVED else same(folder, live(alike), goes_on_from=20)
+        yield verdict if verdict.kind != SURVIVED else same(folder, live(alike(folder)), goes_on_from=20)
 
 
 class Spoiled:
