@@ -231,27 +231,38 @@ class Program:
 
     def train(self, trials: Sequence[Trial], evaluate_every: int) -> list[Result]:
         """The trials' results, all of them at the end."""
-        began = time.monotonic()
-        traced, state, feeds = self._begun(trials)
+        began, parts = time.monotonic(), []
         found = [Curve(t) for t in trials]
-        steps, parts = self.contender.steps, []
-        for start in range(0, steps, evaluate_every):
-            stop, part = min(start + evaluate_every, steps), time.monotonic()
-            measured = []
+        stretches = self.stretches(trials, self.contender.steps, evaluate_every)
+        start, state, _ = next(stretches)
+        part = time.monotonic()
+        for at, state, measured in stretches:
+            held_out = self.evaluate("validation", state)
+            for i, curve in enumerate(found):
+                curve.add(start, measured[i], {k: float(v[i]) for k, v in held_out.items()})
+            parts.append((time.monotonic() - part) / (at - start) / len(trials))
+            start, part = at, time.monotonic()
+        test = self.evaluate("test", state) if any(t.is_final for t in trials) else {}
+        share = (time.monotonic() - began) / len(trials)
+        how = share, pace(parts), "population" if self.is_stacked else "series"
+        return [c.result({k: float(v[i]) for k, v in test.items()}, *how) for i, c in enumerate(found)]
+
+    def stretches(
+        self, trials: Sequence[Trial], steps: int, every: int
+    ) -> Iterator[tuple[int, TrainState, np.ndarray]]:
+        """All trials' states, first at step 0 and then every so many steps; the next one takes the buffers of the last.
+
+        With each comes what was measured in every step since, (trials, steps, of `OF_STEP`, 2) in float64.
+        """
+        traced, state, feeds = self._begun(trials)
+        yield 0, state, np.empty((len(trials), 0, len(OF_STEP), 2))
+        for start in range(0, steps, every):
+            stop, measured = min(start + every, steps), []
             piece = self._piece(stop - start, len(trials))
             for at in range(start, stop, piece):
                 state, new = self.stepped(traced, state, self._feed(feeds, at, at + piece), self.rows_there)
                 measured.append(new)
-            taken = [np.asarray(m, np.float64) for m in measured]
-            held_out = self._evaluate("validation", state)
-            for i, curve in enumerate(found):
-                whole = np.concatenate([m[i] for m in taken])
-                curve.add(start, whole, {k: float(v[i]) for k, v in held_out.items()})
-            parts.append((time.monotonic() - part) / (stop - start) / len(trials))
-        test = self._evaluate("test", state) if any(t.is_final for t in trials) else {}
-        share = (time.monotonic() - began) / len(trials)
-        how = share, pace(parts), "population" if self.is_stacked else "series"
-        return [c.result({k: float(v[i]) for k, v in test.items()}, *how) for i, c in enumerate(found)]
+            yield stop, state, np.concatenate([np.asarray(m, np.float64) for m in measured], axis=1)
 
     def laps(self, trials: Sequence[Trial], steps: int, is_evaluated: bool) -> Iterator[float]:
         """Trains all for so many steps, or evaluates them, again and again: the seconds a trial each time."""
@@ -260,7 +271,7 @@ class Program:
         while True:
             began = time.monotonic()
             if is_evaluated:
-                self._evaluate("validation", state)
+                self.evaluate("validation", state)
             for _ in range(0, 0 if is_evaluated else steps, piece):
                 state, measured = self.stepped(traced, state, self._feed(feeds, 0, piece), self.rows_there)
                 np.asarray(measured)
@@ -295,7 +306,7 @@ class Program:
         each = [map_arrays(lambda *x: np.stack(x), *(b.batch(t) for t in range(start, stop))) for b in feeds]
         return map_arrays(lambda *x: np.stack(x), *each)
 
-    def _evaluate(self, split: str, state: TrainState) -> dict[str, np.ndarray]:
+    def evaluate(self, split: str, state: TrainState) -> dict[str, np.ndarray]:
         """By metric the mean over a whole split, one for every trial; summed in float64, as `train` does."""
         data = getattr(self.workload.data, split)
         if data is None:
