@@ -108,7 +108,7 @@ def train(
         observers: they get every record, such as `MetricsFile(path)`, and a `StateObserver` the state of every
             evaluated step; in several processes, the first one's do.
         schedules: functions of the step that are logged beside the metrics, such as {"learning_rate": schedule}; None
-            logs the learning rates of optlab's optimizers and of `optlab.scale_by_learning_rate`.
+            logs the learning rates of optlab's optimizers, optax's schedules and those of `optax.inject_hyperparams`.
         initial: (params, model_state) to start from instead of `workload.init`.
         profile: folder for a `jax.profiler` trace of ten steps.
         measure: measurements in the step's program, every so many steps, logged as "measure/<name>"; see `Measure`, and

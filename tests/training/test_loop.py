@@ -162,7 +162,9 @@ def test_a_part_of_the_validation_split_is_judged_and_the_last_record_has_all_of
     data = workload().data
     assert len(data.validation) == 20
     half = data.validation.take(np.arange(16))
-    part = SimpleNamespace(train=data.train, validation=arrays(half["inputs"], half["labels"], validation=0, test=0).train, test=None)
+    part = SimpleNamespace(
+        train=data.train, validation=arrays(half["inputs"], half["labels"], validation=0, test=0).train, test=None
+    )
     judged = lambda work, **settings: train(work, optax.sgd(0.05), steps=4, evaluate_every=2, **settings)
     some = judged(workload(), evaluate_batches=1)
     first = judged(dataclasses.replace(workload(), data=part))
