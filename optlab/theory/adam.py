@@ -23,7 +23,7 @@ def first_step_ratio(b1: Any = 0.9, b2: Any = 0.999) -> jax.Array:
     """
     check_all_decays("b1", b1)
     check_all_decays("b2", b2)
-    return (1 - as_floats(b1)) / jnp.sqrt(1 - as_floats(b2))
+    return (1 - as_floats("b1", b1)) / jnp.sqrt(1 - as_floats("b2", b2))
 
 
 def first_step(t: Any, b1: Any = 0.9, b2: Any = 0.999) -> jax.Array:
@@ -34,7 +34,7 @@ def first_step(t: Any, b1: Any = 0.9, b2: Any = 0.999) -> jax.Array:
         b1: β₁.
         b2: β₂.
     """
-    return first_step_ratio(as_floats(b1) ** t, as_floats(b2) ** t)
+    return first_step_ratio(as_floats("b1", b1) ** t, as_floats("b2", b2) ** t)
 
 
 def decay_gap(learning_rate: Any, weight_decay: Any, update: Any) -> jax.Array:
@@ -47,7 +47,7 @@ def decay_gap(learning_rate: Any, weight_decay: Any, update: Any) -> jax.Array:
         weight_decay: λ.
         update: u, what the learning rate multiplies.
     """
-    return as_floats(learning_rate) ** 2 * weight_decay * as_floats(update)
+    return as_floats("learning_rate", learning_rate) ** 2 * weight_decay * as_floats("update", update)
 
 
 def agreement(opt_state: Any, *, b1: Any = 0.9, b2: Any = 0.999) -> Any:

@@ -48,7 +48,7 @@ def network(layers: Layers, x: Any, activation: Callable[[jax.Array], jax.Array]
         x: one point.
         activation: what stands between two layers.
     """
-    h = jnp.atleast_1d(as_floats(x))
+    h = jnp.atleast_1d(as_floats("x", x))
     if h.shape != (layers[0][0].shape[1],):
         raise ValueError(
             f"x must have the shape ({layers[0][0].shape[1]},), as the first layer's inputs, got {h.shape}"
@@ -71,7 +71,7 @@ def piecewise_linear(kinks: Any, values: Any, *, left: Any = 0.0, right: Any = 0
         left: the slope before the first,
         right: and behind the last.
     """
-    kinks, values = as_floats(kinks), as_floats(values)
+    kinks, values = as_floats("kinks", kinks), as_floats("values", values)
     if kinks.ndim != 1 or kinks.shape != values.shape or not len(kinks):
         raise ValueError(
             f"kinks and values must be two vectors of one length, got the shapes {kinks.shape} and {values.shape}"
@@ -112,7 +112,7 @@ def interpolation_error(curvature: Any, width: Any, low: float, high: float) -> 
         low: the interval's ends.
         high: the interval's ends.
     """
-    return as_floats(curvature) * ((high - low) / (as_floats(width) - 1)) ** 2 / 8
+    return as_floats("curvature", curvature) * ((high - low) / (as_floats("width", width) - 1)) ** 2 / 8
 
 
 def best_error(features: Callable[[jax.Array], Any], f: Callable[[jax.Array], jax.Array], x: Any) -> jax.Array:
@@ -128,7 +128,7 @@ def best_error(features: Callable[[jax.Array], Any], f: Callable[[jax.Array], ja
         f: what is to be approximated, x -> scalar.
         x: the points, (n,) or (n, d).
     """
-    x = as_floats(x)
+    x = as_floats("x", x)
     matrix, values = jax.vmap(features)(x), jax.vmap(f)(x)
     return jnp.sqrt(jnp.mean((matrix @ closed_form(matrix, values) - values) ** 2))
 
@@ -151,7 +151,7 @@ def bend(f: Callable[[jax.Array], jax.Array], point: Any, normal: Any, *, step: 
         normal: n, (d,).
         step: h.
     """
-    p, n = as_floats(point), as_floats(normal)
+    p, n = as_floats("point", point), as_floats("normal", normal)
     return (f(p + step * n) + f(p - step * n) - 2 * f(p)) / step
 
 

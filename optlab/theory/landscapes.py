@@ -53,7 +53,7 @@ class Landscape:
     high: tuple[float, ...]
 
     def __call__(self, x: Any) -> jax.Array:
-        return self.f(as_floats(x))
+        return self.f(as_floats("x", x))
 
 
 def quadratic(A: Any, minimum: Any | None = None) -> Landscape:
@@ -70,7 +70,7 @@ def quadratic(A: Any, minimum: Any | None = None) -> Landscape:
     size = A.shape[0]
     if (least := float(jnp.linalg.eigvalsh(A)[0])) <= 0:
         raise ValueError(f"A must be positive definite, but its least eigenvalue is {least:.3g}: there is no minimum")
-    at = jnp.zeros(size, A.dtype) if minimum is None else as_floats(minimum)
+    at = jnp.zeros(size, A.dtype) if minimum is None else as_floats("minimum", minimum)
     if at.shape != (size,):
         raise ValueError(f"minimum must have the shape ({size},), got {at.shape}")
     place = tuple(at.tolist())
@@ -158,7 +158,7 @@ def check_convexity(f: Function, low: Any, high: Any, *, key: jax.Array, samples
         key: a JAX random key.
         samples: how many.
     """
-    low, high = as_floats(low), as_floats(high)
+    low, high = as_floats("low", low), as_floats("high", high)
     if low.shape != high.shape or low.ndim != 1:
         raise ValueError(f"low and high must be two vectors of one length, got the shapes {low.shape} and {high.shape}")
     if not is_count(samples):
@@ -196,7 +196,7 @@ def escape_steps(curvature: Any, *, learning_rate: Any, noise: Any, distance: An
         distance: how far, beyond which the quadratic doesn't hold any more.
     """
     check_all_positive("curvature", curvature)
-    growth = (1 + as_floats(learning_rate) * curvature) ** 2
+    growth = (1 + as_floats("learning_rate", learning_rate) * curvature) ** 2
     return jnp.log1p(distance**2 * (growth - 1) / (learning_rate * noise) ** 2) / jnp.log(growth)
 
 
@@ -233,7 +233,7 @@ def critical_points(f: Function, starts: Any, *, steps: int = 50) -> CriticalPoi
         starts: (starts, d).
         steps: of Newton's method.
     """
-    starts = as_floats(starts)
+    starts = as_floats("starts", starts)
     if starts.ndim != 2:
         raise ValueError(f"starts must have the shape (starts, d), got {starts.shape}")
     gradient, hessian = jax.grad(f), jax.hessian(f)
