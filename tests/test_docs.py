@@ -1,15 +1,21 @@
 """The documentation: every public name has a page, every page a place, and the site builds without a warning."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import optlab
+from optlab.theory import landscapes
 
 ROOT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 sys.path.insert(0, str(ROOT / "docs"))
 
 import _pages  # noqa: E402
@@ -47,3 +53,30 @@ def test_the_site_builds_without_a_warning_and_its_links_hold(tmp_path):
     for page in pages:
         for link in re.findall(r'(?:href|src)="([^"#:?]+)["#?]', page.read_text()):
             assert (page.parent / link).exists(), f"{page.relative_to(tmp_path)} links to {link}"
+
+
+MOVE = """
+<script>
+document.getElementById("rate").value = 0.05;
+document.getElementById("beta").value = 0.8;
+document.getElementById("beta").dispatchEvent(new Event("input"));
+document.body.dataset.requests = performance.getEntriesByType("resource").length;
+</script>
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_slider_page_takes_optlabs_steps(tmp_path):
+    file = tmp_path / "page.html"
+    file.write_text((ROOT / "docs/_extra/ravine.html").read_text().replace("</body>", MOVE + "</body>"))
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+               "--enable-logging=stderr", profile, "--dump-dom", file.as_uri()]  # fmt: skip
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert not [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
+    assert 'data-requests="0"' in ran.stdout
+    end = json.loads(re.search(r'data-end="([^"]*)"', ran.stdout)[1])
+    ravine = landscapes.ravine(25.0)
+    ours = optlab.minimize(ravine.f, optlab.sgd(0.05, momentum=0.8), jnp.array(ravine.start), steps=60).final
+    np.testing.assert_allclose(end, ours, atol=1e-5)

@@ -52,7 +52,7 @@ def test_a_plan_says_what_it_costs_and_trains_nothing(here, capsys, monkeypatch)
     assert "lion: 5 × 2 trials and 5 winners afresh, 15 runs" in out
     assert "learning_rate log_uniform(0.0001, 0.01); one program" in out
     assert "(measured: " in out
-    assert "a difference of 2.0 standard deviations" in out
+    assert "a difference of 2.1 standard deviations" in out
     assert not (here / "studies").exists()
 
 
