@@ -29,6 +29,7 @@ COMMANDS = (
     "compare",
     "diagnose",
     "lr-range",
+    "batch-range",
     "report",
     "launch",
     "list",

@@ -12,11 +12,12 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import optax
 
-from optlab._integers import check_seed, is_count
+from optlab._integers import is_count
 from optlab.compare.contenders import origin
 from optlab.compare.points import DEFAULTS, UNKNOWN, Interval
 from optlab.training import Workload
 from optlab.tuning import _ramp
+from optlab.tuning._checks import check_kinds, check_positive
 from optlab.tuning._errors import RangeError
 from optlab.tuning._trainings import Training, Trainings
 
@@ -161,9 +162,10 @@ def lr_range(
     Raises:
         RangeError: for whatever can't work, before anything is trained.
     """
+    check_kinds(workload, tx_factory, seed)
     first_steps, second_steps = _lengths(steps, short)
     grid = _grid(tx_factory, low, high, middle)
-    trainings = _trainings(workload, tx_factory, steps=steps, schedule=schedule, before=before, seed=seed)
+    trainings = Trainings(workload, tx_factory, steps=steps, schedule=schedule, before=before, seed=seed)
     metric = trainings.metric
     first = _first_look(trainings, grid, first_steps, may_extend=low is None)
     best = _best(first, metric)
@@ -261,9 +263,8 @@ def _lengths(steps: Any, short: Any) -> tuple[int, int]:
 def _grid(factory: Any, low: float | None, high: float | None, middle: float | None) -> list[float]:
     """The rates of the first look, before it is extended."""
     for name, value in (("low", low), ("high", high), ("middle", middle)):
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (is_number and 0 < value < math.inf):
-            raise RangeError(f"{name} must be a positive number, got {value!r}")
+        if value is not None:
+            check_positive(name, value)
     if (low is None) != (high is None):
         given = "low" if high is None else "high"
         raise RangeError(f"{given} is given alone: give low and high, or neither")
@@ -284,21 +285,6 @@ def _usual(factory: Any) -> float:
     space = DEFAULTS.get(name, UNKNOWN)["learning_rate"]
     assert isinstance(space, Interval)
     return math.sqrt(space.low * space.high)
-
-
-def _trainings(workload: Any, factory: Any, **settings: Any) -> Trainings:
-    """The trainings, once the kinds of arguments are right."""
-    if not isinstance(workload, Workload):
-        raise RangeError(f"workload must be an optlab.training.Workload, got {type(workload).__name__}")
-    if hasattr(factory, "init") and hasattr(factory, "update"):
-        raise RangeError(
-            "tx_factory must be a function of the learning rate, got a transformation: give lambda learning_rate: …"
-        )
-    try:
-        check_seed(settings["seed"])
-    except (TypeError, ValueError) as error:
-        raise RangeError(str(error)) from None
-    return Trainings(workload, factory, **settings)
 
 
 def _second_look(trainings: Trainings, middle: float, steps: int) -> list[Training]:
