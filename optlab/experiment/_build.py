@@ -157,6 +157,7 @@ def _parts(
     """Builds workload, optimizer and schedules, for a step under a mapped axis if `axis_name` is given."""
     import optax
 
+    from optlab.roles import freeze
     from optlab.training import Workload
 
     tx, schedules = _optimizer(config, axis_name)
@@ -164,6 +165,8 @@ def _parts(
         tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
     if config.clip_value is not None:
         tx = optax.chain(optax.clip(config.clip_value), tx)
+    if config.freeze:
+        tx = freeze(tx, config.freeze)
     workload = Workload.from_model(
         build_model(config, source, axis_name),
         source,
@@ -172,6 +175,7 @@ def _parts(
         batch_size=config.batch_size,
         draw=config.draw,
         target=config.target,
+        roles=config.roles,
     )
     return workload, tx, schedules
 

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from published_files import write_binary
 
 from optlab.data import cifar10, text
 from optlab.data._declared import declared
-
-from published_files import write_binary
 
 
 def kinds(source) -> list:
@@ -19,7 +18,9 @@ def kinds(source) -> list:
 @pytest.mark.parametrize("validation", [10, 0])
 def test_of_images(cifar: tuple, tmp_path: Path, validation: int) -> None:
     said = {"path": "/nowhere", "validation": validation}
-    assert kinds(declared("cifar10", said)) == kinds(cifar10(str(write_binary(tmp_path, *cifar)), validation=validation))
+    assert kinds(declared("cifar10", said)) == kinds(
+        cifar10(str(write_binary(tmp_path, *cifar)), validation=validation)
+    )
     assert len(declared("cifar10", said).train) == 50_000 - validation
 
 
