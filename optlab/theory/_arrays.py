@@ -120,6 +120,19 @@ def check_symmetric(name: str, matrix: Any) -> jax.Array:
     return array
 
 
+def count_numbers(name: str, tree: Any) -> int:
+    """How many numbers a tree of floating-point arrays holds; one at least."""
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.inexact):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} must be an array of floating-point numbers, got {_short(x)}"
+            )
+    size = sum(x.size for x in jax.tree.leaves(tree))
+    if not size:
+        raise ValueError(f"{name} must hold an array that isn't empty, got {_short(tree)}")
+    return size
+
+
 # Settings.
 
 
