@@ -34,7 +34,7 @@ from optlab.training import Workload
 from optlab.tuning import _ramp, lr_range
 from optlab.tuning._trainings import Trainings
 
-SEEDS = (1, 2)  # the range test's is 0
+SEEDS, SEED = (4, 5), 3  # of the sweep and of the range test; 0 to 2 were seen while it was made
 GOAL = 3
 OPTIMIZERS: dict[str, tuple[Any, float]] = {  # with the middle of the sweep, as a power of two
     "sgd": (optlab.sgd, -2),
@@ -131,10 +131,10 @@ def measured(name: str, optimizer: str) -> dict[str, Any]:
     factory, middle = OPTIMIZERS[optimizer]
     workload, schedule = make(), None if optimizer == "sgd" else schedules.warmup_cosine
     began = time.monotonic()
-    found = lr_range(workload, factory, steps=steps, schedule=schedule)
+    found = lr_range(workload, factory, steps=steps, schedule=schedule, seed=SEED)
     seconds = time.monotonic() - began
     spent = sum(t.steps for t in (*found.first, *found.second))
-    trainings = Trainings(workload, factory, schedule=schedule, steps=steps)
+    trainings = Trainings(workload, factory, schedule=schedule, steps=steps, seed=SEED)
     ramp = _ramp.ramp_of(1e-7, 10.0, trainings.ramp(1e-7, 10.0, _ramp.STEPS).losses)
     suggestion = found.suggestion or math.nan
     sweep = swept(trainings, middle, steps, (suggestion,))
