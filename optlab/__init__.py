@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from optlab.optimizers import *  # noqa: F403
     from optlab.roles import by_role as by_role
     from optlab.transforms import *  # noqa: F403
+    from optlab.tuning import batch_range as batch_range
     from optlab.tuning import lr_range as lr_range
 
 __version__ = "0.1.0"
@@ -58,6 +59,7 @@ _SUBMODULES = (
 )
 _FACES = ("optimizers", "transforms")  # their public names are optlab's, too
 _NAMES = {
+    "batch_range": "tuning",
     "by_role": "roles",
     "diagnose": "examination",
     "explain": "_explanation",

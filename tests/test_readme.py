@@ -17,7 +17,7 @@ BLOCKS = [
 ]
 
 
-LONG = re.compile(r"check_transform\(|measure=|optlab\.compare\(")  # what takes more than ten seconds
+LONG = re.compile(r"check_transform\(|measure=|optlab\.compare\(|batch_range\(")  # what takes more than ten seconds
 
 
 @pytest.mark.parametrize(

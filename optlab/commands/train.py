@@ -196,6 +196,7 @@ def _train(
         skip_limit=config.skip_limit,
         skip_log=StepLog(folder / "skipped.jsonl"),
         evaluate_every=config.evaluate_every,
+        evaluate_batches=config.evaluate_batches,
         log_every=config.log.every,
         stop=config.stop,
         checkpoints=checkpoints,
