@@ -201,7 +201,7 @@ def test_a_divergence_is_followed_to_the_layer_whose_gradient_leaves_its_scale_f
     evidence = Evidence("made", {"step": T[:1], "train/loss": np.ones(1)}, outcome="NonFiniteError")
     path, step = Patient(workload, tx, 0, None)._began(evidence)
     assert path.startswith(("first", "hidden"))  # they are multiplied by the head, which alone moves
-    assert 4 < step < 100
+    assert 1 < step < 100
 
 
 def test_the_command_probes_a_run_of_a_config(tmp_path, capsys):
