@@ -9,6 +9,7 @@ import numpy as np
 
 from optlab.diagnosis._evidence import Evidence
 from optlab.diagnosis._findings import Finding, Rule, Severity, listed, rate_times
+from optlab.diagnosis._rules import diverged, rate_too_high
 
 if TYPE_CHECKING:
     from optlab.diagnosis._layers import Layer
@@ -93,6 +94,7 @@ def exploded(e: Evidence) -> Finding | None:
         f"at step {e.at} a change of {layer.path} by 1 % changes the loss by {pull:.3g} %",
         "normalization, residual connections, a smaller initialization; clip_norm=1.0",
         "Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063; Glorot and Bengio 2010",
+        severity=_unless_burst(e),
     )
 
 
@@ -145,7 +147,7 @@ def vanished(e: Evidence) -> Finding | None:
     """Some layers have next to no gradient beside others, and the loss is flat."""
     pulls = {x.path: _pull(e, x) for x in e.layers if x.is_matrix and x.weight > 0 and x.gradient > 0}
     found = [path for path, pull in pulls.items() if pull < APART * max(pulls.values())]
-    if not found or not e.is_flat_or_worse or not e.is_unwell:
+    if not found or not e.is_flat_or_worse:
         return None
     least = min(pulls, key=lambda path: pulls[path])
     return _cause(
@@ -154,6 +156,7 @@ def vanished(e: Evidence) -> Finding | None:
         f"{pulls[least]:.2g}, scaling {max(pulls, key=lambda path: pulls[path])} by {max(pulls.values()):.2g}",
         "ReLU or GELU in place of sigmoids, normalization, residual connections, he_normal or orthogonal weights",
         "Glorot and Bengio 2010; Hochreiter 1991",
+        severity=_unless_burst(e),
     )
 
 
@@ -169,7 +172,7 @@ def dead_units(e: Evidence) -> Finding | None:
         "a lower learning rate or a warm-up, biases that start at 0, leaky_relu or gelu",
         "Lu et al. 2019, arXiv 1903.06733; Maas et al. 2013",
         rate_times(e, 1 / 3),
-        severity="ill" if e.is_unwell else "note",
+        severity=_unless_burst(e) if e.is_unwell else "note",
     )
 
 
@@ -189,6 +192,7 @@ def saturated(e: Evidence) -> Finding | None:
         "smaller logits: a smaller initialization or learning rate, logits divided by a temperature, label smoothing",
         "Goodfellow, Bengio, Courville 2016, Deep Learning, section 6.2.2.3",
         rate_times(e, 1 / 10),
+        severity=_unless_burst(e),
     )
 
 
@@ -240,6 +244,12 @@ def began(e: Evidence) -> Finding | None:
         "look at what stands before that layer: a logarithm, a division, an exponential, a norm of 0",
         severity="note",
     )
+
+
+def _unless_burst(e: Evidence) -> Severity:
+    """An ill, but a note in a model that a burst of the loss has left behind: there it is what came of that."""
+    is_burst = e.at > 0 and (diverged(e) is not None or rate_too_high(e) is not None)
+    return "note" if is_burst else "ill"
 
 
 def _pull(e: Evidence, layer: Layer) -> float:
