@@ -24,6 +24,7 @@ MODULES = {
     "optlab.config": "A run as data.",
     "optlab.compare": "Fair comparisons.",
     "optlab.diagnosis": "What is wrong with a run.",
+    "optlab.tuning": "Range tests of the learning rate and of the batch size.",
     "optlab.report": "Self-contained pages.",
     "optlab.testing": "The contract of a transformation.",
     "optlab.theory.least_squares": "Least squares: closed forms, paths, rates, noise.",

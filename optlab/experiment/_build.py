@@ -75,6 +75,17 @@ def build(config: Config) -> Experiment:
     return Experiment(config, workload, tx, schedules, mesh, measures)
 
 
+def training_examples(config: Config) -> int | None:
+    """Returns the number of training examples of a config's data; None where the data makes its own batches.
+
+    Raises:
+        ConfigError: if the data can't be read here.
+    """
+    source: Source = _call("data", resolve(config).data)
+    _check_source(config, source)
+    return len(source.train) if hasattr(source.train, "__len__") else None
+
+
 def _mesh(config: Config) -> Mesh | None:
     """Arranges the devices, and checks that they divide the batch."""
     if not STRATEGIES[config.strategy].axes:

@@ -28,11 +28,17 @@ def as_floats(name: str, x: Any) -> jax.Array:
 
 
 def as_finite(name: str, x: Any) -> jax.Array:
-    """A real array without NaN and infinity; half precision, in which nothing is decomposed, becomes single."""
+    """A real array without NaN and infinity, not empty."""
     array = as_floats(name, x)
     if not array.size:
         raise ValueError(f"{name} must not be empty, got the shape {array.shape}")
     check_all_finite(name, x)
+    return array
+
+
+def as_decomposable(name: str, x: Any) -> jax.Array:
+    """A matrix of finite numbers; half precision, in which nothing is decomposed, becomes single."""
+    array = as_matrix(name, x)
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
@@ -46,19 +52,19 @@ def as_matrix(name: str, x: Any) -> jax.Array:
 
 def as_curved(X: Any) -> jax.Array:
     """A matrix X (N, d) that isn't 0: with XᵀX = 0 nothing moves, and there is no rate to predict."""
-    array = as_matrix("X", X)
-    known = _known("X", X)
-    if known is not None and not np.any(np.square(known.astype(array.dtype))):
+    array = as_decomposable("X", X)
+    values = known("X", X)
+    if values is not None and not np.any(np.square(values.astype(array.dtype))):
         raise ValueError(f"X must have an entry whose square isn't 0 in {array.dtype}: with XᵀX = 0 nothing moves")
     return array
 
 
 def as_design(X: Any, y: Any) -> tuple[jax.Array, jax.Array]:
     """X (N, d) and y (N,)."""
-    X = as_matrix("X", X)
+    X = as_decomposable("X", X)
     if jnp.shape(as_floats("y", y)) != X.shape[:1]:
         raise ValueError(f"y must have one entry for each of the {X.shape[0]} rows of X, got the shape {jnp.shape(y)}")
-    return X, as_finite("y", y)
+    return X, as_finite("y", y).astype(X.dtype)
 
 
 def as_vector(name: str, w: Any, size: int | None = None) -> jax.Array:
@@ -99,19 +105,32 @@ def check_symmetric(name: str, matrix: Any) -> jax.Array:
     Raises:
         ValueError: naming the largest difference between an entry and its mirror image.
     """
-    array = as_matrix(name, matrix)
+    array = as_decomposable(name, matrix)
     if array.shape[0] != array.shape[1]:
         raise ValueError(f"{name} must be symmetric, got the shape {array.shape}")
-    known = _known(name, matrix)
-    if known is not None:
-        known = known.astype(np.float64)
-        gap, size = np.max(np.abs(known - known.T)), np.max(np.abs(known))
+    values = known(name, matrix)
+    if values is not None:
+        values = values.astype(np.float64)
+        gap, size = np.max(np.abs(values - values.T)), np.max(np.abs(values))
         if not gap <= 100 * float(jnp.finfo(array.dtype).eps) * size:
             raise ValueError(
                 f"{name} must be symmetric, but differs from its transpose by up to {gap:.3g}: give (A + A.T) / 2, if "
                 "that is what is meant"
             )
     return array
+
+
+def count_numbers(name: str, tree: Any) -> int:
+    """How many numbers a tree of floating-point arrays holds; one at least."""
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(getattr(x, "dtype", type(x)), jnp.inexact):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} must be an array of floating-point numbers, got {_short(x)}"
+            )
+    size = sum(jnp.size(x) for x in jax.tree.leaves(tree))
+    if not size:
+        raise ValueError(f"{name} must hold an array that isn't empty, got {_short(tree)}")
+    return size
 
 
 # Settings.
@@ -127,6 +146,29 @@ def check_length(name: str, value: Any) -> None:
     """The static length of a path: a whole number of at least 0."""
     if not is_integer(value) or value < 0:
         raise ValueError(f"{name} must be a whole number of at least 0, got {_short(value)}")
+
+
+def check_number(name: str, value: Any) -> None:
+    """One finite number."""
+    if jnp.shape(as_floats(name, value)):
+        raise ValueError(f"{name} must be one number, got the shape {jnp.shape(value)}")
+    check_all_finite(name, value)
+
+
+def check_functions(**values: Any) -> None:
+    """Functions, each by its name."""
+    for name, value in values.items():
+        if not callable(value):
+            raise TypeError(f"{name} must be a function, got {_short(value)}")
+
+
+def check_scalar_function(f: Callable[[Any], Any], *arguments: Any) -> None:
+    """A function of the arguments that returns one real number."""
+    check_functions(f=f)
+    value = jax.eval_shape(f, *arguments)
+    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        got = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", value)
+        raise ValueError(f"f must return one real number, got {got}")
 
 
 def check_step(name: str, value: Any) -> None:
@@ -157,14 +199,23 @@ def check_all_not_negative(name: str, values: Any) -> None:
     _check(name, values, lambda x: x >= 0, "not be negative")
 
 
-def check_ordered(**values: Any) -> None:
-    """The first of two named values isn't above the second, in all places."""
+def check_ordered(*, or_equal: bool = False, **values: Any) -> None:
+    """The second of two named values is above the first, or equal to it, in all places."""
     low_name, high_name = values
-    low, high = (_known(name, x) for name, x in values.items())
-    if low is not None and high is not None and np.any(low > high):
-        raise ValueError(
-            f"{high_name} must be at least {low_name} ({_short(values[low_name])}), got {_short(values[high_name])}"
-        )
+    low, high = (known(name, x) for name, x in values.items())
+    if low is None or high is None or np.all(low <= high if or_equal else low < high):
+        return
+    what = "at least" if or_equal else "above"
+    raise ValueError(
+        f"{high_name} must be {what} {low_name} ({_short(values[low_name])}), got {_short(values[high_name])}"
+    )
+
+
+def check_ascending(name: str, values: Any) -> None:
+    """A vector each of whose entries is above the one before."""
+    entries = known(name, values)
+    if entries is not None and not np.all(np.diff(entries) > 0):
+        raise ValueError(f"{name} must ascend, got {_short(entries.tolist())}")
 
 
 def check_all_decays(name: str, values: Any) -> None:
@@ -173,17 +224,17 @@ def check_all_decays(name: str, values: Any) -> None:
 
 
 def _check(name: str, values: Any, is_right: Callable[[np.ndarray], Any], what: str) -> None:
-    known = _known(name, values)
-    if known is None:
+    entries = known(name, values)
+    if entries is None:
         return
     with np.errstate(invalid="ignore"):  # inf % 1
-        right = is_right(known)
-    if not np.all(right):
-        among = f" among {known.size} numbers" if known.ndim else ""
-        raise ValueError(f"{name} must {what}, got {known[~right].flat[0] if known.ndim else known}{among}")
+        right = np.broadcast_to(is_right(entries), entries.shape)
+    if not right.all():
+        among = f" among {entries.size} numbers" if entries.ndim else ""
+        raise ValueError(f"{name} must {what}, got {entries[~right].flat[0]}{among}")
 
 
-def _known(name: str, values: Any) -> np.ndarray | None:
+def known(name: str, values: Any) -> np.ndarray | None:
     """The values as NumPy's, which can be looked at under jit, too; None for what is traced."""
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values)):
         return None

@@ -37,7 +37,7 @@ def heavy_ball(largest: Any, smallest: Any) -> HeavyBall:
     check_all_positive("largest", largest)
     check_all_positive("smallest", smallest)
     L, mu = as_numbers(largest=largest, smallest=smallest)
-    check_ordered(smallest=smallest, largest=largest)
+    check_ordered(smallest=smallest, largest=largest, or_equal=True)
     root_L, root_mu = jnp.sqrt(L), jnp.sqrt(mu)
     rate = (root_L - root_mu) / (root_L + root_mu)
     return HeavyBall(4 / (root_L + root_mu) ** 2, rate**2, rate)

@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING, Any
 from optlab.tuning._errors import RangeError
 
 if TYPE_CHECKING:
+    from optlab.tuning._batches import BatchRange as BatchRange
+    from optlab.tuning._batches import batch_range as batch_range
     from optlab.tuning._learning_rates import LrRange as LrRange
     from optlab.tuning._learning_rates import lr_range as lr_range
 
-_HOME = {"LrRange": "_learning_rates", "lr_range": "_learning_rates"}
+_HOME = {
+    "BatchRange": "_batches",
+    "LrRange": "_learning_rates",
+    "batch_range": "_batches",
+    "lr_range": "_learning_rates",
+}
 
 __all__ = ["RangeError", *_HOME]
 

@@ -12,11 +12,12 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import optax
 
-from optlab._integers import check_seed, is_count
+from optlab._integers import is_count
 from optlab.compare.contenders import origin
 from optlab.compare.points import DEFAULTS, UNKNOWN, Interval
 from optlab.training import Workload
 from optlab.tuning import _ramp
+from optlab.tuning._checks import check_kinds, check_positive
 from optlab.tuning._errors import RangeError
 from optlab.tuning._trainings import Training, Trainings
 
@@ -25,9 +26,11 @@ STEP = 4  # two octaves between neighbours of the first look
 SIDE = 3  # neighbours on each side of its middle, before it is extended
 FURTHEST = 8  # extensions on each side: 4⁸ is five decades
 LEAST = 10  # steps of a training: fewer show no regime
-SHORT, LONGER = 10, 3  # of the run's steps a tenth for the first look, a third for the second
+SHORT, LONGER = 10, 5  # of the run's steps a tenth for the first look, a half for the second
+LEARNED = 0.03  # of the first loss: less may be noise, and the first look is made again
+AGAIN = 3  # times as long
 BELOW, ABOVE = 3, 1  # octaves of the second look around the first one's best, which is mostly too high
-BEYOND = 3  # octaves by which the second look is extended where its best is at its edge
+BEYOND = 6  # octaves by which the second look is extended while what it looks for is at its edge
 KEPT = 0.97  # of the best training's progress: a lower rate that keeps so much of it is as good after a short training
 HALF = 0.5  # of the best training's progress: with less a rate is flat, or explodes
 
@@ -137,7 +140,7 @@ def lr_range(
     """Finds a learning rate by short trainings, each a real one under the whole schedule, in one compiled program.
 
     The first look trains for a tenth of the steps at rates two octaves apart, until one side is flat and the other
-    explodes. The second trains for a third of the steps, an octave apart, around the best. The suggestion is the
+    explodes. The second trains for half of the steps, an octave apart, around the best. The suggestion is the
     geometric mean of the best rate there and the lowest one that learns 97 % as much: short trainings favour rates that
     are too high for the whole run. `benchmarks/lr_range.py` measures how far it is from a sweep's best.
 
@@ -151,21 +154,26 @@ def lr_range(
         steps: updates of the real run.
         schedule: (peak, steps, …) -> a function of the step, such as `optlab.schedules.cosine`; None is a constant.
         before: what the gradients go through first, such as optax.clip_by_global_norm(1.0).
-        low: the lowest rate; with `high` no other ones are tried.
-        high: the highest.
+        low: the lowest rate of the first look, which isn't extended then.
+        high: the highest; `low` and `high` go together.
         middle: the rate that the grid is laid around instead, such as the one used so far; None is what is usual.
-        short: steps of the first look; None is a tenth of the run. The second has three times as many or a bit more.
+        short: steps of the first look; None is a tenth of the run. The second has five times as many. Where the loss
+            falls by less than 3 % the first look is made again, three times as long.
         sweep: whether the suggestion's neighbourhood is trained at full length, too.
         seed: of initialization, data order and dropout.
 
     Raises:
         RangeError: for whatever can't work, before anything is trained.
     """
+    check_kinds(workload, tx_factory, seed)
     first_steps, second_steps = _lengths(steps, short)
     grid = _grid(tx_factory, low, high, middle)
-    trainings = _trainings(workload, tx_factory, steps=steps, schedule=schedule, before=before, seed=seed)
+    trainings = Trainings(workload, tx_factory, steps=steps, schedule=schedule, before=before, seed=seed)
     metric = trainings.metric
     first = _first_look(trainings, grid, first_steps, may_extend=low is None)
+    while first_steps < second_steps and not _has_learned(first, metric):
+        first_steps = min(AGAIN * first_steps, second_steps)
+        first = _first_look(trainings, grid, first_steps, may_extend=low is None)
     best = _best(first, metric)
     if best is None or not best.end(metric) < best.start:
         second: list[Training] = []
@@ -261,9 +269,8 @@ def _lengths(steps: Any, short: Any) -> tuple[int, int]:
 def _grid(factory: Any, low: float | None, high: float | None, middle: float | None) -> list[float]:
     """The rates of the first look, before it is extended."""
     for name, value in (("low", low), ("high", high), ("middle", middle)):
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (is_number and 0 < value < math.inf):
-            raise RangeError(f"{name} must be a positive number, got {value!r}")
+        if value is not None:
+            check_positive(name, value)
     if (low is None) != (high is None):
         given = "low" if high is None else "high"
         raise RangeError(f"{given} is given alone: give low and high, or neither")
@@ -286,31 +293,15 @@ def _usual(factory: Any) -> float:
     return math.sqrt(space.low * space.high)
 
 
-def _trainings(workload: Any, factory: Any, **settings: Any) -> Trainings:
-    """The trainings, once the kinds of arguments are right."""
-    if not isinstance(workload, Workload):
-        raise RangeError(f"workload must be an optlab.training.Workload, got {type(workload).__name__}")
-    if hasattr(factory, "init") and hasattr(factory, "update"):
-        raise RangeError(
-            "tx_factory must be a function of the learning rate, got a transformation: give lambda learning_rate: …"
-        )
-    try:
-        check_seed(settings["seed"])
-    except (TypeError, ValueError) as error:
-        raise RangeError(str(error)) from None
-    return Trainings(workload, factory, **settings)
-
-
 def _second_look(trainings: Trainings, middle: float, steps: int) -> list[Training]:
-    """Longer trainings an octave apart, until the best isn't at the edge."""
+    """Longer trainings an octave apart, until neither the best nor the lowest that is as good is at the edge."""
     metric = trainings.metric
     found = trainings.train([middle * 2.0**k for k in range(-BELOW, ABOVE + 1)], steps)
     for _ in range(BEYOND):
-        best = _best(found, metric)
-        if best is found[-1] and best is not None:
-            found = [*found, *trainings.train([best.rate * 2], steps)]
-        elif best is found[0] and best is not None:
-            found = [*trainings.train([best.rate / 2], steps), *found]
+        if _best(found, metric) is found[-1]:
+            found = [*found, *trainings.train([found[-1].rate * 2], steps)]
+        elif suggest(found, metric)[1] is found[0]:
+            found = [*trainings.train([found[0].rate / 2], steps), *found]
         else:
             break
     return found
@@ -332,6 +323,11 @@ def _first_look(trainings: Trainings, grid: list[float], steps: int, *, may_exte
             break
         found = sorted([*found, *trainings.train(wanted, steps)], key=lambda t: t.rate)
     return found
+
+
+def _has_learned(trainings: Sequence[Training], metric: str) -> bool:
+    best = _best(trainings, metric)
+    return best is not None and best.start - best.end(metric) > LEARNED * abs(best.start)
 
 
 def _best(trainings: Sequence[Training], metric: str, mode: str = "min") -> Training | None:

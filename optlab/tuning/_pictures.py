@@ -11,6 +11,7 @@ import numpy as np
 from optlab.tuning._errors import RangeError
 
 if TYPE_CHECKING:
+    from optlab.tuning._batches import BatchRange
     from optlab.tuning._learning_rates import LrRange
 
 COLORS = {"flat": "tab:blue", "good": "tab:green", "explodes": "tab:red"}
@@ -60,6 +61,37 @@ def draw_lr_range(found: LrRange, path: str | Path) -> Path:
     lowest = min(float(np.min(t.losses)) for t in found.first if len(t.losses))
     right.set(xlabel="step", ylabel="train/loss", ylim=(lowest, 2 * found.first[0].start - lowest))
     right.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def draw_batch_range(found: BatchRange, path: str | Path) -> Path:
+    """Draws steps to the target with the noise scale's prediction, and seconds to it with the throughput."""
+    path = check_free(path)
+    figure, (left, right) = _figure(2, f"{found.name}   to {found.target.metric} {found.target.value:g}")
+    reached = [s for s in found.sizes if s.steps is not None]
+    left.plot([s.batch_size for s in reached], [s.steps for s in reached], "o-", label="measured")
+    if math.isfinite(found.scale):
+        sizes = np.geomspace(found.sizes[0].batch_size, found.sizes[-1].batch_size, 50)
+        label = f"noise scale {found.scale:.2g}"
+        left.plot(sizes, [found.predicted(b) for b in sizes], "--", color="gray", label=label)
+        left.axvline(found.scale, ls=":", color="gray", lw=1)
+    scale = "log" if reached else "linear"
+    left.set(xscale="log", yscale=scale, xlabel="batch size", ylabel="steps to target")
+    right.plot([s.batch_size for s in reached], [s.seconds_to_target for s in reached], "o-", label="seconds to target")
+    right.set(xscale="log", yscale=scale, xlabel="batch size", ylabel="seconds to target")
+    other = right.twinx()
+    sizes_, throughput = zip(*((s.batch_size, s.throughput) for s in found.sizes), strict=True)
+    other.plot(sizes_, throughput, "s--", color="tab:orange", ms=4, label="examples/s")
+    other.set(yscale="log", ylabel="examples/s")
+    if found.suggestion is not None:
+        right.axvline(found.suggestion, ls="--", color="black", lw=1, label=f"suggestion {found.suggestion}")
+    for axes in (left, right):
+        axes.set_xticks([s.batch_size for s in found.sizes], [str(s.batch_size) for s in found.sizes], minor=False)
+        axes.minorticks_off()
+    left.legend(fontsize=8)
+    figure.legend(*(a + b for a, b in zip(*(x.get_legend_handles_labels() for x in (right, other)), strict=True)),
+                  fontsize=8, loc="outside lower right", ncols=3)  # fmt: skip
     figure.savefig(path, dpi=110)
     return path
 

@@ -6,6 +6,7 @@ import functools
 import inspect
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +22,11 @@ from optlab.compare.contenders import contend
 from optlab.compare.population import Program
 from optlab.compare.trials import Trial
 from optlab.roles import layout_around
-from optlab.training import Workload
+from optlab.training import TrainState, Workload
 from optlab.tuning._errors import RangeError
 
 Schedule = Callable[..., Any]
+Curve = dict[str, list[float]]
 STRETCH, GROWTH = "schedule.stretch", "schedule.growth"
 WIDTH = 8  # trainings side by side, where a device gains from them: about as many as a range test has
 
@@ -40,22 +42,24 @@ class Training:
         losses: the training loss of every step's batch, up to the one that wasn't finite.
         curve: by metric its values after the steps `curve["step"]`.
         diverged: the step after which something wasn't finite, or None.
+        seconds: of a step, without evaluation and compilation; NaN where there was one stretch alone.
     """
 
     rate: float
     steps: int
     start: float
     losses: np.ndarray
-    curve: dict[str, list[float]]
+    curve: Curve
     diverged: int | None
+    seconds: float = math.nan
 
     def end(self, metric: str) -> float:
         """A metric after the last step; NaN for a training that diverged."""
         if self.diverged is not None:
             return math.nan
-        if metric in self.curve:
-            return self.curve[metric][-1]
-        return float(np.mean(self.losses[-max(1, len(self.losses) // 5) :]))  # one batch's loss is noisy
+        if metric == "train/loss":
+            return float(np.mean(self.losses[-max(1, len(self.losses) // 5) :]))  # one batch's loss is noisy
+        return self.curve[metric][-1]
 
 
 class Trainings:
@@ -107,10 +111,26 @@ class Trainings:
         self.width = WIDTH if self.is_stacked else 1
         self._program = functools.cache(self._made)
 
-    def train(self, rates: Sequence[float], steps: int, *, every: int | None = None) -> list[Training]:
-        """Trains once at each learning rate, evaluated every so many steps."""
+    def train(
+        self,
+        rates: Sequence[float],
+        steps: int,
+        *,
+        every: int | None = None,
+        until: Callable[[Curve], bool] | None = None,
+        look: Callable[[TrainState], None] | None = None,
+    ) -> list[Training]:
+        """Trains once at each learning rate.
+
+        Args:
+            rates: the learning rates.
+            steps: of each training.
+            every: steps between two evaluations; None is one at the end.
+            until: whether a training may end early, from its curve.
+            look: gets the stacked states before the first step and after every stretch but the last.
+        """
         points = [{"learning_rate": float(r), STRETCH: self.steps / steps, GROWTH: 1.0} for r in rates]
-        return list(self._train(points, steps, every or steps))
+        return list(self._train(points, steps, every or steps, until, look))
 
     def ramp(self, low: float, high: float, steps: int) -> Training:
         """Trains once at a learning rate that grows exponentially from low to high."""
@@ -118,7 +138,7 @@ class Trainings:
         (found,) = self._train([{"learning_rate": low, STRETCH: 1.0, GROWTH: growth}], steps, steps)
         return found
 
-    def _train(self, points: Sequence[dict[str, float]], steps: int, every: int) -> Iterator[Training]:
+    def _train(self, points: Sequence[dict[str, float]], steps: int, every: int, *hooks: Any) -> Iterator[Training]:
         points = [{name: p[name] for name in self.contender.space} for p in points]
         for at in range(0, len(points), self.width):
             part = points[at : at + self.width]
@@ -126,34 +146,56 @@ class Trainings:
             trials = [Trial("range", 0, i, 0, False, values, self.seed) for i, values in enumerate(filled)]
             with layout_around(functools.cache(self.workload.layout)):
                 key = () if self.is_traced else tuple(part[0].items())
-                yield from itertools.islice(self._one(self._program(key), trials, steps, every), len(part))
+                yield from itertools.islice(self._one(self._program(key), trials, steps, every, *hooks), len(part))
 
     def _made(self, static: tuple[tuple[str, float], ...]) -> Program:
         return Program(self.workload, self.contender, dict(static), self.is_stacked)
 
-    def _one(self, program: Program, trials: Sequence[Trial], steps: int, every: int) -> Iterator[Training]:
-        starts: dict[str, np.ndarray] = {}
-        curves: list[dict[str, list[float]]] = [{"step": []} for _ in trials]
-        parts = []
-        for at, state, measured in program.stretches(trials, steps, every):
-            held_out = program.evaluate("validation", state)
-            if at == 0:
-                starts = held_out
-                continue
+    def _one(
+        self,
+        program: Program,
+        trials: Sequence[Trial],
+        steps: int,
+        every: int,
+        until: Callable[[Curve], bool] | None = None,
+        look: Callable[[TrainState], None] | None = None,
+    ) -> Iterator[Training]:
+        curves: list[Curve] = [{"step": []} for _ in trials]
+        parts, paces = [], []
+        stretches = program.stretches(trials, steps, every)
+        _, state, _ = next(stretches)
+        starts = program.evaluate("validation", state)
+        while True:
+            if look is not None:
+                look(state)
+            began = time.monotonic()
+            at, state, measured = next(stretches)
+            paces.append((time.monotonic() - began) / measured.shape[1] / len(trials))
             parts.append(measured)
+            values = {"train/loss": _means(measured)[:, :, 0].mean(axis=1), **program.evaluate("validation", state)}
             for i, curve in enumerate(curves):
                 curve["step"].append(at)
-                for name, values in held_out.items():
-                    curve.setdefault(name, []).append(float(values[i]))
-        whole = np.concatenate(parts, axis=1)  # (trials, steps, (loss, norm, fault), (sum, weight))
+                for name, found in values.items():
+                    curve.setdefault(name, []).append(float(found[i]))
+            failed = np.any([np.any(_means(m)[:, :, 2], axis=1) for m in parts], axis=0)
+            is_timed = len(paces) > 1  # the first stretch compiles
+            ended = [bad or (until is not None and until(c)) for bad, c in zip(failed, curves, strict=True)]
+            if at == steps or (all(ended) and is_timed):
+                break
+        whole = _means(np.concatenate(parts, axis=1))
         for i, trial in enumerate(trials):
-            with np.errstate(invalid="ignore", divide="ignore"):
-                losses, _, faults = (whole[i, :, :, 0] / whole[i, :, :, 1]).T
-            bad = np.flatnonzero(faults)
-            diverged = int(bad[0]) + 1 if len(bad) else None
+            losses, faults = whole[i, :, 0], np.flatnonzero(whole[i, :, 2])
             start = float(starts[self.metric][i]) if self.metric in starts else float(losses[0])
-            rate = float(trial.values["learning_rate"])
-            yield Training(rate, steps, start, losses[: bad[0]] if len(bad) else losses, curves[i], diverged)
+            yield Training(
+                float(trial.values["learning_rate"]), steps, start, losses[: faults[0]] if len(faults) else losses,
+                curves[i], int(faults[0]) + 1 if len(faults) else None, min(paces[1:], default=math.nan),
+            )  # fmt: skip
+
+
+def _means(measured: np.ndarray) -> np.ndarray:
+    """(trials, steps, (loss, gradient norm, fault)) from sums and weights."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return measured[..., 0] / measured[..., 1]
 
 
 def _is_held_out(workload: Workload) -> bool:
