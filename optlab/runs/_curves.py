@@ -58,6 +58,7 @@ def plot_curves(run: str | Path) -> Path:
     if epoch := records[-1].get("epoch"):
         _add_epochs(figure.axes[0], epoch / records[-1]["step"])
     left_out = f"\nnot drawn: {', '.join(every[PANELS:])}" if len(every) > PANELS else ""
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel(f"step{left_out}")
     figure.suptitle(_title(run, summary), fontsize=10)
     figure.savefig(run / "curves.png", dpi=110)
