@@ -45,4 +45,4 @@ def diagnose(
 
         patient = Patient.of(run, workload=workload, tx=tx, seed=seed)
         evidence = dataclasses.replace(evidence, **patient.probed(evidence))
-    return Diagnosis(evidence.name, examine(evidence), int(evidence.steps[-1]))
+    return Diagnosis(evidence, examine(evidence))

@@ -131,6 +131,7 @@ def test_the_command_says_it_writes_it_and_its_exit_code_is_the_verdict(tmp_path
     assert f"{ill}, 300 steps: diverged" in out
     assert "left out 1 steps, the first at 7" in out
     assert "## diverged (ill)" in (ill / "diagnosis.md").read_text()
+    assert (ill / "diagnosis.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
