@@ -22,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="look at the data and at the model's layers, too, at the latest checkpoint or else the initialization",
     )
+    parser.add_argument(
+        "--twins",
+        action="store_true",
+        help="train on for a tenth of its steps, at half and double the learning rate, with another seed, with larger "
+        "batches, and infer from the difference",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -35,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     for folder in arguments.runs:
         try:
             run = Run(folder)
-            diagnosis = diagnose(run, probe=arguments.probe)
+            diagnosis = diagnose(run, probe=arguments.probe, twins=arguments.twins)
         except (FileNotFoundError, TypeError, ValueError) as error:
             raise ConfigError(str(error)) from None
         diagnosis.write(run.folder)

@@ -20,12 +20,13 @@ from optlab.diagnosis._findings import Finding
 from optlab.diagnosis._rules import CURVE_RULES
 from optlab.diagnosis._rules_of_data import DATA_RULES
 from optlab.diagnosis._rules_of_model import MODEL_RULES
+from optlab.diagnosis._rules_of_twins import TWIN_RULES
 from optlab.diagnosis._watch import Watch
 
 __all__ = ["FLAT", "RULES", "Diagnosis", "Evidence", "Finding", "Watch", "examine", "gather"]
 
 # In the order of their gravity: what explains the others comes first.
-RULES = (*DATA_RULES, *MODEL_RULES, *CURVE_RULES)
+RULES = (*DATA_RULES, *MODEL_RULES, *TWIN_RULES, *CURVE_RULES)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from optlab.diagnosis._evidence import Evidence
 
-LAYERS = 24  # bars; of more, those with the smallest and the largest gradients
+LAYERS = 24  # marks; of more, those with the smallest and the largest gradients
 
 
 def draw(evidence: Evidence, title: str, file: str | Path) -> None:
@@ -57,7 +57,11 @@ def _gradients(axes: Any, e: Evidence, layers: list[Any]) -> None:
         kept = np.argsort([x.gradient for x in layers])
         chosen = sorted([*kept[: LAYERS // 2], *kept[-LAYERS // 2 :]])
         layers = [layers[i] for i in chosen]
-    axes.barh(range(len(layers)), [x.gradient for x in layers])
+    norms = np.array([x.gradient for x in layers])
+    axes.plot(norms, range(len(layers)), "o", ms=5)
     axes.set_yticks(range(len(layers)), [x.path for x in layers], fontsize=6)
-    axes.set_xscale("log", nonpositive="mask")
+    if norms.any():
+        axes.set_xscale("log", nonpositive="mask")
+        axes.set_xlim(norms[norms > 0].min() / 10, norms.max() * 10)
+    axes.grid(alpha=0.3)
     axes.set_xlabel(f"gradient norm at step {e.at}")
