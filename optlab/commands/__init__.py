@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from optlab import __version__
 from optlab._extras import MissingExtraError
@@ -21,11 +22,14 @@ from optlab.commands._dialect import in_words
 from optlab.compare import StudyError
 from optlab.config import Config, ConfigError
 from optlab.runs._errors import PlaceError
+from optlab.tuning import RangeError
 
 COMMANDS = (
     "train",
     "compare",
     "diagnose",
+    "lr-range",
+    "batch-range",
     "report",
     "launch",
     "list",
@@ -46,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     arguments = parsed(argv)
     try:
-        return importlib.import_module(f"optlab.commands.{arguments.command}").run(arguments)
-    except (ConfigError, PlaceError, StudyError, MissingExtraError) as error:
+        return _command(arguments.command).run(arguments)
+    except (ConfigError, PlaceError, StudyError, RangeError, MissingExtraError) as error:
         print(f"optlab: {in_words(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -100,12 +104,16 @@ def _assignment(words: Sequence[str]) -> str | None:
     return f"{owner}{found[0]}={value or (words[1] if len(words) > 1 else '…')}"
 
 
+def _command(name: str) -> Any:
+    return importlib.import_module(f"optlab.commands.{name.replace('-', '_')}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="optlab", description="Research on optimizers in JAX.")
     parser.add_argument("--version", action="version", version=f"optlab {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
-        command = importlib.import_module(f"optlab.commands.{name}")
+        command = _command(name)
         about = {"help": command.HELP, "description": command.DESCRIPTION, "epilog": command.EPILOG}
         command.add_arguments(commands.add_parser(name, **about))
     return parser

@@ -211,7 +211,7 @@ def edge_of_stability(learning_rate: Any, *, momentum: Any = 0.0, nesterov: bool
     """
     check_all_positive("learning_rate", learning_rate)
     check_all_decays("momentum", momentum)
-    edge = (2 + 2 * as_floats(momentum)) / learning_rate
+    edge = (2 + 2 * as_floats("momentum", momentum)) / learning_rate
     return edge / (1 + 2 * momentum) if nesterov else edge
 
 
@@ -231,7 +231,11 @@ def edge_of_sgd(learning_rate: Any, batch_size: Any, *, examples: int, spread: A
     """
     check_all_positive("learning_rate", learning_rate)
     check_all_positive("batch_size", batch_size)
-    noise = as_floats(spread) ** 2 * (examples - as_floats(batch_size)) / (as_floats(batch_size) * max(examples - 1, 1))
+    noise = (
+        as_floats("spread", spread) ** 2
+        * (examples - as_floats("batch_size", batch_size))
+        / (as_floats("batch_size", batch_size) * max(examples - 1, 1))
+    )
     return 2 / (learning_rate * (1 + noise))
 
 

@@ -175,7 +175,7 @@ def laziness(
         tx: any optax transformation.
         steps: how many.
     """
-    y, outputs = as_floats(y), jax.eval_shape(f, params, x)
+    y, outputs = as_floats("y", y), jax.eval_shape(f, params, x)
     if y.shape != outputs.shape:
         raise ValueError(f"y must have the outputs' shape {outputs.shape}, got {y.shape}")
     tangent = linearize(f, params)
@@ -239,7 +239,7 @@ def linear_probe(
         penalty: λ, positive.
         steps: at most.
     """
-    features, labels = as_floats(features), jnp.asarray(labels)
+    features, labels = as_floats("features", features), jnp.asarray(labels)
     if features.ndim != 2 or labels.shape != features.shape[:1]:
         raise ValueError(
             f"features (N, d) and labels (N,) must fit, got the shapes {features.shape} and {labels.shape}"
@@ -269,7 +269,7 @@ def _check_like(name: str, value: Any, shape: tuple[int, ...]) -> None:
 
 def _rows(kernel_test: Any, size: int) -> jax.Array:
     """K(x*, X) as a matrix (N*k, Nk)."""
-    rows = as_floats(kernel_test)
+    rows = as_floats("kernel_test", kernel_test)
     if rows.ndim not in (2, 4) or int(np.prod(rows.shape[rows.ndim // 2 :])) != size:
         raise ValueError(
             f"kernel_test must have the shape (N*, N) or (N*, k, N, k), {size} columns in all, got {rows.shape}"
@@ -279,7 +279,7 @@ def _rows(kernel_test: Any, size: int) -> jax.Array:
 
 def _square(kernel: Any, y: Any) -> tuple[jax.Array, jax.Array, tuple[int, ...]]:
     """The kernel as a matrix (Nk, Nk), y, and its shape."""
-    K, y = as_floats(kernel), as_floats(y)
+    K, y = as_floats("kernel", kernel), as_floats("y", y)
     size = int(np.prod(K.shape[: K.ndim // 2]))
     if K.ndim not in (2, 4) or K.size != size**2:
         raise ValueError(f"kernel must have the shape (N, N) or (N, k, N, k), got {K.shape}")

@@ -97,7 +97,7 @@ def gradient_variance(variance: Any, batch_size: Any, *, examples: Any | None = 
         examples: N, of which the batch is drawn without replacement; None is with replacement.
     """
     check_all_positive("batch_size", batch_size)
-    spread = as_floats(variance) / batch_size
+    spread = as_floats("variance", variance) / batch_size
     return spread if examples is None else spread * (examples - batch_size) / (examples - 1)
 
 
@@ -140,7 +140,7 @@ def steps_to_target(batch_size: Any, *, scale: Any, least: Any) -> jax.Array:
         least: S_min, the steps with the whole gradient.
     """
     check_all_positive("batch_size", batch_size)
-    return least * (1 + as_floats(scale) / batch_size)
+    return least * (1 + as_floats("scale", scale) / batch_size)
 
 
 def examples_to_target(batch_size: Any, *, scale: Any, least: Any) -> jax.Array:

@@ -87,9 +87,11 @@ def train(
             damaged example.
         evaluate_every: steps between two evaluations on the validation split, by default a tenth of the run; the last
             step is always evaluated, there on the test split too.
-        log_every: steps between two records; "train/loss" is the loss of that step's batch, "probe/<name>/<metric>"
-            what a probe in `tx` measured in that step. A step in which one measured singular values has a record of its
-            own.
+        log_every: steps between two records; "examples" and "epoch" count what was drawn so far (absent where the data
+            makes its own batches), "seconds" is the training time so far, over all calls: without compilation,
+            evaluations and checkpoints, with waiting for data. "train/loss" is the loss of that step's batch,
+            "probe/<name>/<metric>" what a probe in `tx` measured in that step. A step in which one measured singular
+            values has a record of its own.
         stop: when the run ends before its last step. Once a step's gradient norm is at most stop.gradient_norm it makes
             no update, and the run ends with the parameters that were tested; its record has the step's number all the
             same.
@@ -100,8 +102,8 @@ def train(
         allow_change: settings that may differ from the latest checkpoint's run, by the config's keys: "data", "seed",
             "batch_size", "accumulate", "ema", "target" (all of it, or "target.metric", …); and "optimizer", "model",
             "loss" and "initial" for the arguments.
-        observers: they get every record, such as `MetricsFile(path)` or `Progress()`, and a `StateObserver` the state
-            of every evaluated step; in several processes, the first one's do.
+        observers: they get every record, such as `MetricsFile(path)`, and a `StateObserver` the state of every
+            evaluated step; in several processes, the first one's do.
         schedules: functions of the step that are logged beside the metrics, such as {"learning_rate": schedule}; None
             logs the learning rates of optlab's optimizers and of `optlab.scale_by_learning_rate`.
         initial: (params, model_state) to start from instead of `workload.init`.
@@ -188,6 +190,8 @@ def train(
             if t == start + 1:
                 assembly.check(state, batch)
             state, metrics = assembly.parallel.step(state, batch)
+            if t == start + 1:
+                ledger.clock.start()  # the call returns once it is compiled
             records.push(t, metrics)
             if first_steps is not None:
                 first_steps.after(t, state, batch, records)

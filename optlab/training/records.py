@@ -113,7 +113,10 @@ class Records:
         if not (self.is_evaluated(t) or converged):
             return None
         self.drain()
-        record = self.latest
+        with self.ledger.clock.stopped():
+            return self._evaluated(self.latest, t, state, converged=converged)
+
+    def _evaluated(self, record: Record, t: int, state: TrainState, *, converged: bool) -> str | None:
         record |= self.evaluator("validation", state, t)
         # The values are those of the state, which after a step that only tested the gradient is one update behind.
         stopped = self.judge({**record, "step": int(state.step)} if converged else record)
@@ -137,7 +140,8 @@ class Records:
         always = frozenset() if skips.guard is None else frozenset({"train/loss"})  # the guard would end the run
         self.evaluator.labels.check(record, self.feed.again(t), always=always)
         is_due = t % self.log_every == 0 or is_rare(record)  # what is measured seldom isn't lost
-        self.latest = skips(record)
+        seconds = round(self.ledger.clock.seconds, 3)
+        self.latest = {"step": t, **self.feed.counts(t), "seconds": seconds, **skips(record)}
         if is_due or self.is_evaluated(t):
             self.latest |= {name: float(schedule(skips.updates(t))) for name, schedule in self.schedules.items()}
         if is_due and not self.is_evaluated(t) and not self.judge.converged(self.latest):
