@@ -34,8 +34,14 @@ from optlab.training import Workload
 from optlab.tuning import _ramp, lr_range
 from optlab.tuning._trainings import Trainings
 
-SEEDS = (1, 2)  # the range test's is 0
+SEEDS, SEED = (4, 5), 3  # of the sweep and of the range test; 0 to 2 were seen while it was made
 GOAL = 3
+NOTE = """
+The lengths of the two looks, the 97 % and the 3 % were chosen on these pairs with other seeds, where a second look of a
+third of the run had been within the factor on 8 of 12 pairs; these seeds were not seen before. A factor says nothing
+about the cost: on the residual convolutions with momentum, whose loss falls late and suddenly, a factor of 1.2 is the
+difference of the two losses.
+"""
 OPTIMIZERS: dict[str, tuple[Any, float]] = {  # with the middle of the sweep, as a power of two
     "sgd": (optlab.sgd, -2),
     "momentum": (functools.partial(optlab.sgd, momentum=0.9), -5),
@@ -131,10 +137,10 @@ def measured(name: str, optimizer: str) -> dict[str, Any]:
     factory, middle = OPTIMIZERS[optimizer]
     workload, schedule = make(), None if optimizer == "sgd" else schedules.warmup_cosine
     began = time.monotonic()
-    found = lr_range(workload, factory, steps=steps, schedule=schedule)
+    found = lr_range(workload, factory, steps=steps, schedule=schedule, seed=SEED)
     seconds = time.monotonic() - began
     spent = sum(t.steps for t in (*found.first, *found.second))
-    trainings = Trainings(workload, factory, schedule=schedule, steps=steps)
+    trainings = Trainings(workload, factory, schedule=schedule, steps=steps, seed=SEED)
     ramp = _ramp.ramp_of(1e-7, 10.0, trainings.ramp(1e-7, 10.0, _ramp.STEPS).losses)
     suggestion = found.suggestion or math.nan
     sweep = swept(trainings, middle, steps, (suggestion,))
@@ -183,7 +189,7 @@ def main() -> None:
     )
     print(lines[-1])
     if not arguments.only:
-        arguments.out.write_text("\n".join(lines) + "\n")
+        arguments.out.write_text("\n".join(lines) + "\n" + NOTE)
 
 
 if __name__ == "__main__":

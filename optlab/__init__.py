@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from optlab._minimization import minimize as minimize
     from optlab._probe_state import read_probes as read_probes
     from optlab.compare import compare as compare
-    from optlab.diagnosis import diagnose as diagnose
+    from optlab.examination import diagnose as diagnose
     from optlab.experiment import load_run as load_run
     from optlab.optimizers import *  # noqa: F403
     from optlab.roles import by_role as by_role
+    from optlab.roles import freeze as freeze
     from optlab.transforms import *  # noqa: F403
     from optlab.tuning import batch_range as batch_range
     from optlab.tuning import lr_range as lr_range
@@ -61,8 +62,9 @@ _FACES = ("optimizers", "transforms")  # their public names are optlab's, too
 _NAMES = {
     "batch_range": "tuning",
     "by_role": "roles",
-    "diagnose": "diagnosis",
+    "diagnose": "examination",
     "explain": "_explanation",
+    "freeze": "roles",
     "load_run": "experiment",
     "lr_range": "tuning",
     "minimize": "_minimization",

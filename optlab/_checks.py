@@ -44,8 +44,8 @@ def check_fraction(name: str, value: Any, what: str = "", *, positive: bool = Fa
 
 def check_key(key: Any) -> None:
     """Checks a JAX random key, typed or of the old kind; a batch of them passes, as under vmap."""
-    is_typed = jax.dtypes.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key)
-    if not is_typed and getattr(key, "dtype", None) != np.uint32:
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (dtype == np.uint32 or jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)):
         raise TypeError(f"key must be a JAX random key, such as jax.random.key(0), got {key!r}")
 
 

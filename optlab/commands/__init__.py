@@ -17,7 +17,7 @@ from typing import Any
 
 from optlab import __version__
 from optlab._extras import MissingExtraError
-from optlab._messages import meant
+from optlab._messages import meant, nearest
 from optlab.commands._dialect import in_words
 from optlab.compare import StudyError
 from optlab.config import Config, ConfigError
@@ -81,7 +81,11 @@ def _no_platform(error: Exception) -> str:
 
 def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the words of a command line; None: those of this process."""
-    arguments, rest = _parser().parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        _parser().error(f"there is no command {words[0]!r}; {_way(words)}")
+    arguments, rest = _parser().parse_known_args(words)
+    rest = _with_epochs(rest)
     unknown = [word for word in rest if word.startswith("-") or "=" not in word]
     if unknown and (said := _assignment(unknown)):
         _parser().error(f"{unknown[0]} is no option; a config's keys are said without dashes: {said}")
@@ -92,11 +96,24 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
+def _way(words: Sequence[str]) -> str:
+    """The command that was probably meant, or all of them."""
+    if words[0].endswith((".py", ".json")):
+        return f"did you mean optlab train {' '.join(words)}?"
+    return nearest(words[0], COMMANDS)
+
+
+def _with_epochs(words: Sequence[str]) -> list[str]:
+    """The words with `--epochs 3` as epochs=3, which is answered once the size of the data is known."""
+    if "--epochs" in words[:-1]:
+        at = words.index("--epochs")
+        words = [*words[:at], f"--epochs={words[at + 1]}", *words[at + 2 :]]
+    return [word.lstrip("-") if word.startswith("--epochs=") else word for word in words]
+
+
 def _assignment(words: Sequence[str]) -> str | None:
     """The override that was probably meant by an option: `--steps 100` is steps=100."""
     key, _, value = words[0].lstrip("-").replace("-", "_").partition("=")
-    if key == "epochs":
-        return "steps=N, where N is the epochs times the training examples, divided by batch_size"
     found = meant(key, [*Config.__dataclass_fields__, "learning_rate", "weight_decay"])
     if not words[0].startswith("--") or len(found) != 1:
         return None

@@ -12,7 +12,7 @@ from optlab.commands._tuning import new_folder, parts_of, say
 HELP = "find a learning rate by short trainings"
 DESCRIPTION = (
     "Trains for a tenth of the steps at learning rates two octaves apart, from where the loss stays flat to where it "
-    "explodes, then for a third of the steps around the best. Prints a suggestion with its reason, and draws a picture."
+    "explodes, then for half of the steps around the best. Prints a suggestion with its reason, and draws a picture."
 )
 EPILOG = "A short training runs through the whole schedule. The config's other settings hold, its strategy excepted."
 
@@ -20,8 +20,10 @@ EPILOG = "A short training runs through the whole schedule. The config's other s
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     add_config(parser)
-    parser.add_argument("--low", metavar="RATE", type=float, help="try no rate below (with --high; default: as needed)")
-    parser.add_argument("--high", metavar="RATE", type=float, help="try no rate above")
+    parser.add_argument(
+        "--low", metavar="RATE", type=float, help="lowest rate of the first trainings (with --high; default: as needed)"
+    )
+    parser.add_argument("--high", metavar="RATE", type=float, help="highest rate of them")
     parser.add_argument("--short", metavar="STEPS", type=int, help="of the first trainings (default: steps / 10)")
     parser.add_argument("--sweep", action="store_true", help="compare the suggestion with a sweep at full length")
     parser.add_argument("--out", metavar="DIR", help="a new folder for picture and text (default: ranges/lr-…)")

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optlab._messages import meant, usual
@@ -71,6 +71,10 @@ def _set(kind: Any, tree: dict[str, Any], path: list[str], text: str, key: str) 
     elif dataclasses.is_dataclass(hint):
         keys = ", ".join(f"{key}.{n}" for n in typing.get_type_hints(hint))
         raise ConfigError(f"{key} is a group of keys; set one of {keys}")
+    elif typing.get_origin(hint) is Mapping and rest:
+        tree[name] = {**tree[name], ".".join(rest): text}
+    elif typing.get_origin(hint) is Mapping:
+        raise ConfigError(f"{key} is said by name, as {key}.PATTERN={text}")
     elif rest:
         raise ConfigError(f"unknown key {key!r}; {key.removesuffix('.' + '.'.join(rest))} has no parts")
     else:
@@ -84,6 +88,8 @@ def _set(kind: Any, tree: dict[str, Any], path: list[str], text: str, key: str) 
             raise ConfigError(f"{key} must be {describe(hint)}, got {text!r}{way}")
 
 
+EPOCHS = ("epochs", "epoch", "num_epochs")  # what a run's length is called elsewhere
+
 # Whose argument a key without a dot probably is, where the config doesn't have it itself.
 _OWNERS = {
     "optimizer": ("learning_rate", "weight_decay", "momentum", "b1", "b2", "eps"),
@@ -96,7 +102,7 @@ _OWNERS = {
 
 def _elsewhere(tree: dict[str, Any], key: str, text: str) -> str:
     """Ends the message of a key that is said in the wrong place or by another name; "" for any other key."""
-    if key in ("epoch", "epochs", "num_epochs"):
+    if key in EPOCHS:
         return (
             f"a run is steps long: say steps=N, where N is {text} times the training examples, divided by "
             f"batch_size={tree['batch_size']}"

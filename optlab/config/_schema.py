@@ -159,6 +159,14 @@ class Config:
     )
     measure_every: int = _key("steps between two measurements of `measure`", change="noted", least=1, default=50)
     optimizer: Component = _key("the rule that moves the parameters", change="fixed")
+    roles: Mapping[str, str] = _key(
+        "roles of parameters where the model's program shows another, by path or pattern: roles.PATTERN=matrix",
+        change="fixed",
+        default_factory=dict,
+    )
+    freeze: tuple[str, ...] = _key(
+        "paths or patterns of the parameters that stay as they are", change="fixed", default=()
+    )
     schedule: Component = _key(
         "the learning rate over the steps; its peak is optimizer.learning_rate",
         change="fixed",
@@ -239,6 +247,13 @@ class Config:
     evaluate_every: int | None = _key(
         "steps between two evaluations on the validation split; none: ten in a run",
         change="noted",
+        least=1,
+        default=None,
+    )
+    evaluate_batches: int | None = _key(
+        "batches of the validation split in each evaluation, by which the best step and the target are judged; the "
+        "last record has the whole split; none: all",
+        change="fixed",
         least=1,
         default=None,
     )

@@ -2,7 +2,7 @@
 
 >>> print(optlab.diagnose("runs/digits"))
 
-A diagnosis reads what a run has logged; nothing is trained. `RULES` are its rules, a function each.
+`optlab.diagnose` reads what a run has logged, and what a probe measured; `RULES` are its rules, a function each.
 """
 
 from __future__ import annotations
@@ -10,14 +10,23 @@ from __future__ import annotations
 import shlex
 import textwrap
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from optlab.diagnosis._evidence import Evidence, gather
-from optlab.diagnosis._rules import RULES, Finding
-from optlab.runs import Run
+from optlab._extras import need
+from optlab.diagnosis._evidence import FLAT, Evidence, gather
+from optlab.diagnosis._figure import draw
+from optlab.diagnosis._findings import Finding
+from optlab.diagnosis._rules import CURVE_RULES
+from optlab.diagnosis._rules_of_data import DATA_RULES
+from optlab.diagnosis._rules_of_model import MODEL_RULES
+from optlab.diagnosis._rules_of_twins import TWIN_RULES
+from optlab.diagnosis._watch import Watch
 
-__all__ = ["RULES", "Diagnosis", "Evidence", "Finding", "diagnose", "examine"]
+__all__ = ["FLAT", "RULES", "Diagnosis", "Evidence", "Finding", "Watch", "examine", "gather"]
+
+# In the order of their gravity: what explains the others comes first.
+RULES = (*DATA_RULES, *MODEL_RULES, *TWIN_RULES, *CURVE_RULES)
 
 
 @dataclass(frozen=True)
@@ -25,14 +34,27 @@ class Diagnosis:
     """The findings on one run. `print` shows them in words.
 
     Attributes:
-        name: the run's folder, or "history".
+        evidence: what the findings rest on.
         findings: the ills, gravest first, and then the notes; empty for a healthy run.
-        steps: the last logged step.
     """
 
-    name: str
+    evidence: Evidence
     findings: tuple[Finding, ...]
-    steps: int
+
+    @property
+    def name(self) -> str:
+        """The run's folder, or "history"."""
+        return self.evidence.name
+
+    @property
+    def steps(self) -> int:
+        """The last logged step."""
+        return int(self.evidence.steps[-1])
+
+    @property
+    def verdict(self) -> str:
+        """The name of the gravest ill, or "healthy"."""
+        return "healthy" if self.is_healthy else self.findings[0].name
 
     @property
     def command(self) -> str | None:
@@ -49,8 +71,7 @@ class Diagnosis:
         return all(finding.severity == "note" for finding in self.findings)
 
     def __str__(self) -> str:
-        verdict = "healthy" if self.is_healthy else self.findings[0].name
-        lines = [f"{self.name}, {self.steps} steps: {verdict}"]
+        lines = [f"{self.name}, {self.steps} steps: {self.verdict}"]
         for finding in self.findings:
             parts = {"because": finding.because, "try": finding.try_, "source": finding.source}
             lines += ["", f"{finding.severity}: {finding.name}"]
@@ -60,34 +81,32 @@ class Diagnosis:
 
     def markdown(self) -> str:
         """The same as a Markdown page."""
-        verdict = "healthy" if self.is_healthy else self.findings[0].name
-        parts = [f"# {self.name}: {verdict}", f"{self.steps} steps were logged."]
+        parts = [f"# {self.name}: {self.verdict}", f"{self.steps} steps were logged."]
         for finding in self.findings:
             parts += [f"## {finding.name} ({finding.severity})", finding.because, f"**Try** {finding.try_}"]
             parts += [f"Source: {finding.source}"] if finding.source else []
         parts += [f"Next:\n\n    {self.command}"] if self.command else []
         return "\n\n".join(parts) + "\n"
 
+    def write(self, folder: str | Path) -> None:
+        """Writes diagnosis.md into a folder and, where Matplotlib is there, the evidence as diagnosis.png."""
+        folder, text = Path(folder), self.markdown()
+        if find_spec("matplotlib") is not None:
+            self.plot(folder / "diagnosis.png")
+            text += "\n![The evidence](diagnosis.png)\n"
+        (folder / "diagnosis.md").write_text(text)
 
-def diagnose(run: str | Path | Run | Any) -> Diagnosis:
-    """Diagnoses a run by its metrics, its config and its outcome, in well under a second.
-
-    Args:
-        run: a run's folder, a `Run`, or the `History` that `train` returned.
-
-    Raises:
-        FileNotFoundError: if there is no such folder, or nothing was logged in it.
-        ValueError: if no training loss was logged.
-    """
-    evidence = gather(run)
-    return Diagnosis(evidence.name, examine(evidence), int(evidence.steps[-1]))
+    def plot(self, file: str | Path) -> None:
+        """Draws the evidence: losses, gradient norm, learning rate, and the layers' gradients after a probe."""
+        need("Diagnosis.plot", "matplotlib")
+        draw(self.evidence, f"{self.name}: {self.verdict}", file)
 
 
 def examine(evidence: Evidence) -> tuple[Finding, ...]:
     """The findings of all rules, ills first and the gravest of them first."""
     found = [finding for rule in RULES if (finding := rule(evidence)) is not None]
     found.sort(key=lambda finding: finding.severity == "note")  # stable: RULES stand in the order of their gravity
-    # What diverged shows every other ill as well: only notes may stand beside it.
-    if found and found[0].is_fatal:
-        found = [found[0], *(finding for finding in found[1:] if finding.severity == "note")]
+    # What diverged shows every other ill as well: only causes that were seen, and notes, may stand beside it.
+    if any(finding.is_fatal for finding in found):
+        found = [f for f in found if f.is_fatal or f.is_cause or f.severity == "note"]
     return tuple(found)

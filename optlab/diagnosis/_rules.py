@@ -6,13 +6,10 @@ healthy runs show; `benchmarks/diagnosis.py` measures both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
 import numpy as np
 
 from optlab.diagnosis._evidence import FLAT, NOTHING, Evidence, smoothed
+from optlab.diagnosis._findings import Finding, Rule, rate_times
 
 LEARNED = 0.15  # from this share of the loss on, training has learned something
 EXPLODED = 3.0  # times the first loss
@@ -22,31 +19,6 @@ COLLAPSED = 0.25  # the share below which it counts as gone
 RISE = 0.15  # of what the validation loss had gained
 NOISY = 0.1  # of the first loss
 TOO_MUCH_DECAY = 0.05  # of the weights in a step
-
-Rule = Callable[[Evidence], "Finding | None"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that a run shows.
-
-    Attributes:
-        name: such as "diverged".
-        severity: "ill", or "note" for what may be meant.
-        because: the evidence, in figures and steps.
-        try_: what to try next.
-        source: the paper or text that the rule comes from; "" for one that is measured here alone.
-        settings: keys of a config with the values to try next; empty where there is no config, or no key for it.
-        is_fatal: whether it explains everything that follows.
-    """
-
-    name: str
-    severity: Literal["ill", "note"]
-    because: str
-    try_: str
-    source: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    is_fatal: bool = False
 
 
 def diverged(e: Evidence) -> Finding | None:
@@ -68,7 +40,7 @@ def diverged(e: Evidence) -> Finding | None:
         "a tenth of the learning rate, or a longer warm-up; clip_norm=1.0 if single batches do it; if it rises from "
         "the first step on, the update points uphill: is its sign turned, or the learning rate left out?",
         "Goodfellow, Bengio, Courville 2016, Deep Learning, section 8.2.4",
-        _rate(e, 1 / 10),
+        rate_times(e, 1 / 10),
         is_fatal=True,
     )
 
@@ -94,6 +66,11 @@ def starts_far_off(e: Evidence) -> Finding | None:
     limit = EXPLODED * e.chance if e.chance is not None else FAR_OFF
     if not len(e.loss) or e.loss[0] <= limit:
         return None
+    if e.model is not None and e.model.first_loss <= limit:
+        before = (
+            f"before the first update the loss is {e.model.first_loss:.4g}, and {e.loss[0]:.4g} at step {e.steps[0]}"
+        )
+        return _too_high(e, before)
     guess = f"a uniform guess has {e.chance:.3g}" if e.chance is not None else "a uniform guess is far below that"
     return Finding(
         "starts far off",
@@ -106,24 +83,32 @@ def starts_far_off(e: Evidence) -> Finding | None:
 
 
 def rate_too_high(e: Evidence) -> Finding | None:
-    """The loss jumped far above its beginning, or stays flat though the gradient has collapsed."""
-    _, norms = e.curve("train/gradient_norm")
-    if len(e.loss) > 2 and (top := float(e.smooth.max())) > EXPLODED * max(e.loss[0], e.smooth[0]):
-        because = f"train/loss rose from {e.loss[0]:.4g} to {top:.4g} before it fell"
-    elif len(norms) > 4 and e.is_flat and np.median(norms[1:]) < COLLAPSED * norms[0]:
-        because = (
-            f"train/loss fell by {max(e.share_gained, 0):.0%} and stays there, though the gradient's norm fell from "
-            f"{norms[0]:.3g} to {np.median(norms[1:]):.3g}: the outputs hardly depend on the inputs any more"
-        )
-    else:
+    """The loss jumped far above its beginning."""
+    if len(e.loss) < 3 or (top := float(e.smooth.max())) <= EXPLODED * max(e.loss[0], e.smooth[0]):
         return None
+    return _too_high(e, f"train/loss rose from {e.loss[0]:.4g} to {top:.4g} before it fell")
+
+
+def gradient_collapsed(e: Evidence) -> Finding | None:
+    """The loss stays flat though the gradient has collapsed."""
+    _, norms = e.curve("train/gradient_norm")
+    if len(norms) < 5 or not e.is_flat or np.median(norms[1:]) >= COLLAPSED * norms[0]:
+        return None
+    return _too_high(
+        e,
+        f"train/loss fell by {max(e.share_gained, 0):.0%} and stays there, though the gradient's norm fell from "
+        f"{norms[0]:.3g} to {np.median(norms[1:]):.3g}: the outputs hardly depend on the inputs any more",
+    )
+
+
+def _too_high(e: Evidence, because: str) -> Finding:
     return Finding(
         "learning rate too high",
         "ill",
         because,
         "a third of the learning rate, then a tenth; a warm-up; less weight decay if that is large",
         "Cohen et al. 2021, arXiv 2103.00065 (stability); Lu et al. 2019, arXiv 1903.06733 (dying units)",
-        _rate(e, 1 / 3),
+        rate_times(e, 1 / 3),
     )
 
 
@@ -229,7 +214,7 @@ def rate_too_low(e: Evidence) -> Finding | None:
         "three times the learning rate, then ten times; if that changes nothing: do the labels depend on the inputs, "
         "and is the gradient clipped?",
         "Goodfellow, Bengio, Courville 2016, Deep Learning, section 11.4.1",
-        _rate(e, 3),
+        rate_times(e, 3),
     )
 
 
@@ -276,6 +261,46 @@ def overfitting(e: Evidence) -> Finding | None:
     )
 
 
+def spikes(e: Evidence) -> Finding | None:
+    """The loss jumps by more than it has gained, and comes back."""
+    if len(e.loss) < 20 or e.is_flat or e.share_gained <= 0:
+        return None
+    gained = e.smooth[0] - np.minimum.accumulate(e.smooth)
+    half = np.arange(len(e.loss)) >= len(e.loss) // 4
+    at = np.flatnonzero(half & (e.loss - e.smooth > np.maximum(gained, NOISY * e.smooth[0])))
+    if not len(at):
+        return None
+    steps = e.curve("train/loss")[0]
+    return Finding(
+        "spikes",
+        "note",
+        f"{len(at)} of {len(e.loss)} logged losses jump by more than had been gained and come back, the first at step "
+        f"{steps[at[0]]}",
+        "half the learning rate, a longer warm-up, clip_norm=1.0, or a lower b2 in Adam",
+        "Molybog et al. 2023, arXiv 2304.09871; Cohen et al. 2021, arXiv 2103.00065",
+        rate_times(e, 1 / 2),
+    )
+
+
+def still_improving(e: Evidence) -> Finding | None:
+    """The held-out loss falls as fast at the end as in the middle, at a learning rate that doesn't fall."""
+    values, (_, rates) = e.validation, e.rate
+    falls = len(rates) > 4 and rates[-1] < 0.5 * rates.max()
+    if len(values) < 8 or falls or e.is_flat:
+        return None
+    quarter = len(values) // 4
+    middle, late = (values[i * quarter] - values[(i + 1) * quarter - 1] for i in (2, 3))
+    if late < STEADY * middle or late <= NOTHING * values[-1] or values[-1] > values.min():
+        return None
+    return Finding(
+        "still improving",
+        "note",
+        f"validation/loss fell by {late:.3g} in the last quarter of the run, and by {middle:.3g} in the one before",
+        "more steps, or a higher learning rate that falls to 0 at the end",
+        "Goodfellow, Bengio, Courville 2016, Deep Learning, section 11.4.1",
+    )
+
+
 def ordered(e: Evidence) -> Finding | None:
     """Examples are drawn in the data's order."""
     if e.settings.get("draw") not in ("ordered", "stream"):
@@ -302,18 +327,14 @@ def skipped(e: Evidence) -> Finding | None:
     )
 
 
-def _rate(e: Evidence, factor: float) -> dict[str, float]:
-    rate = e.settings.get("optimizer.learning_rate")
-    return {"optimizer.learning_rate": float(f"{rate * factor:.2g}")} if isinstance(rate, int | float) else {}
-
-
 # In the order of their gravity: what explains the others comes first.
-RULES: tuple[Rule, ...] = (
+CURVE_RULES: tuple[Rule, ...] = (
     diverged,
     nothing_moves,
     starts_far_off,
     decay_too_strong,
     rate_too_high,
+    gradient_collapsed,
     schedule_ended,
     warmup_too_long,
     clipped,
@@ -321,6 +342,8 @@ RULES: tuple[Rule, ...] = (
     rate_too_low,
     noisy,
     overfitting,
+    spikes,
+    still_improving,
     ordered,
     skipped,
 )

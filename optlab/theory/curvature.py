@@ -6,17 +6,30 @@ estimators are matfree's.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from optlab._checks import check_key
 from optlab._extras import need
-from optlab._integers import is_count
-from optlab.theory._arrays import as_floats, check_all_decays, check_all_positive, check_symmetric
-from optlab.theory.adam import adam_state
+from optlab.theory._arrays import (
+    as_numbers,
+    as_vector,
+    check_all_decays,
+    check_all_not_negative,
+    check_all_positive,
+    check_count,
+    check_functions,
+    check_ordered,
+    check_symmetric,
+    check_whole,
+    count_numbers,
+)
+from optlab.theory._lanczos import lanczos, normal, tridiagonal
+from optlab.theory._metrics import Product, adam_metric, muon_metric, preconditioned
 
 __all__ = [
     "Density",
@@ -36,11 +49,15 @@ __all__ = [
     "trace",
 ]
 
-Product: TypeAlias = Callable[[Any], Any]
-
 
 def hessian(f: Callable[[Any], jax.Array], params: Any) -> Product:
-    """v -> ∇²f(θ)v, by a jvp of the gradient: about the cost of two gradients. Pearlmutter 1994."""
+    """v -> ∇²f(θ)v, by a jvp of the gradient: about the cost of two gradients. Pearlmutter 1994.
+
+    Args:
+        f: θ -> scalar.
+        params: θ.
+    """
+    check_functions(f=f)
     return lambda v: jax.jvp(jax.grad(f), (params,), (v,))[1]
 
 
@@ -54,6 +71,7 @@ def gauss_newton(outputs: Callable[[Any], Any], loss: Callable[[Any], jax.Array]
         loss: outputs -> scalar.
         params: θ.
     """
+    check_functions(outputs=outputs, loss=loss)
     at = outputs(params)
     of_loss = hessian(loss, at)
 
@@ -65,13 +83,16 @@ def gauss_newton(outputs: Callable[[Any], Any], loss: Callable[[Any], jax.Array]
 
 
 def product(A: Any) -> Product:
-    """v -> Av of a matrix (d, d).
+    """v -> Av of a matrix.
+
+    Args:
+        A: symmetric, (d, d).
 
     Raises:
         ValueError: if it isn't symmetric.
     """
     A = check_symmetric("A", A)
-    return lambda v: A @ v
+    return lambda v: A @ as_vector("v", v, len(A))
 
 
 def check_product(A: Product, like: Any, *, key: jax.Array) -> None:
@@ -85,7 +106,10 @@ def check_product(A: Product, like: Any, *, key: jax.Array) -> None:
     Raises:
         ValueError: naming both numbers.
     """
-    u, v = (_normal(k, like) for k in jax.random.split(key))
+    check_functions(A=A)
+    check_key(key)
+    count_numbers("like", like)
+    u, v = (normal(k, like) for k in jax.random.split(key))
     left, right = (float(optax.tree.vdot(a, b)) for a, b in ((u, A(v)), (A(u), v)))
     size = float(optax.tree.norm(u) * optax.tree.norm(A(v)))
     precision = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(like))).eps)
@@ -119,12 +143,14 @@ def eigenvalues(A: Product, like: Any, k: int = 1, *, key: jax.Array, matvecs: i
         key: a JAX random key.
         matvecs: products; more for more accuracy. At most the number of parameters.
     """
-    size = sum(x.size for x in jax.tree.leaves(like))
-    if not is_count(k) or k > size:
-        raise ValueError(f"k must be a whole number from 1 to the {size} parameters, got {k!r}")
-    if not is_count(matvecs) or matvecs < k:
-        raise ValueError(f"matvecs must be a whole number of at least k ({k}), got {matvecs!r}")
-    values, vectors = _lanczos(A, _normal(key, like), min(matvecs, size))
+    check_functions(A=A)
+    check_key(key)
+    size = count_numbers("like", like)
+    check_count("k", k)
+    if k > size:
+        raise ValueError(f"k must be at most the number of parameters ({size}), got {k}")
+    check_count("matvecs", matvecs, least=k)
+    values, vectors = lanczos(A, normal(key, like), min(matvecs, size))
     values, vectors = values[::-1][:k], jax.tree.map(lambda v: v[::-1][:k], vectors)
 
     def residual(value: jax.Array, vector: Any) -> jax.Array:
@@ -139,11 +165,16 @@ def largest_eigenvalue(A: Product, start: Any, *, matvecs: int = 16) -> jax.Arra
     Args:
         A: v -> Av.
         start: where Lanczos starts, a tree like the parameters. A gradient is a good one: it has most of its length
-            along the sharpest directions (Gur-Ari, Roberts and Dyer 2018, arXiv 1812.04754).
+            along the sharpest directions (Gur-Ari, Roberts and Dyer 2018, arXiv 1812.04754). Where it is 0, as at a
+            minimum, a fixed vector is taken in its place.
         matvecs: products.
     """
-    size = sum(x.size for x in jax.tree.leaves(start))
-    return _lanczos(A, start, min(matvecs, size))[0][-1]
+    check_functions(A=A)
+    check_count("matvecs", matvecs)
+    size = count_numbers("start", start)
+    flat, unravel = ravel_pytree(start)
+    flat = jnp.where(jnp.all(flat == 0), jnp.cos(jnp.arange(1, size + 1)).astype(flat.dtype), flat)
+    return lanczos(A, unravel(flat), min(matvecs, size))[0][-1]
 
 
 def trace(A: Product, like: Any, *, key: jax.Array, samples: int = 64) -> tuple[jax.Array, jax.Array]:
@@ -158,8 +189,10 @@ def trace(A: Product, like: Any, *, key: jax.Array, samples: int = 64) -> tuple[
     need("theory.curvature", "matfree", extra="theory")
     from matfree import stochtrace
 
-    if not is_count(samples) or samples < 2:
-        raise ValueError(f"samples must be a whole number of at least 2, got {samples!r}")
+    check_functions(A=A)
+    check_key(key)
+    check_count("samples", samples, least=2)
+    count_numbers("like", like)
     sampler = stochtrace.sampler_signs(like, num=samples)
     mean, error = stochtrace.estimator_monte_carlo_mean_and_sem(stochtrace.monte_carlo_trace(), sampler)(A, key)
     return mean, error * (samples / (samples - 1)) ** 0.5  # matfree divides by the number of samples
@@ -185,10 +218,14 @@ def density(A: Product, like: Any, *, key: jax.Array, matvecs: int = 64, probes:
         matvecs: products for each probe.
         probes: random starts.
     """
-    size = sum(x.size for x in jax.tree.leaves(like))
+    check_functions(A=A)
+    check_key(key)
+    check_count("matvecs", matvecs)
+    check_count("probes", probes)
+    size = count_numbers("like", like)
 
     def probe(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        T, _ = _tridiagonal(A, _normal(key, like), min(matvecs, size))
+        T, _ = tridiagonal(A, normal(key, like), min(matvecs, size))
         nodes, vectors = jnp.linalg.eigh(T)
         return nodes, vectors[0] ** 2  # 0 for what isn't there
 
@@ -211,8 +248,9 @@ def edge_of_stability(learning_rate: Any, *, momentum: Any = 0.0, nesterov: bool
     """
     check_all_positive("learning_rate", learning_rate)
     check_all_decays("momentum", momentum)
-    edge = (2 + 2 * as_floats("momentum", momentum)) / learning_rate
-    return edge / (1 + 2 * momentum) if nesterov else edge
+    rate, beta = as_numbers(learning_rate=learning_rate, momentum=momentum)
+    edge = (2 + 2 * beta) / rate
+    return edge / (1 + 2 * beta) if nesterov else edge
 
 
 def edge_of_sgd(learning_rate: Any, batch_size: Any, *, examples: int, spread: Any) -> jax.Array:
@@ -225,117 +263,14 @@ def edge_of_sgd(learning_rate: Any, batch_size: Any, *, examples: int, spread: A
 
     Args:
         learning_rate: η.
-        batch_size: B.
+        batch_size: B, from 1 to N.
         examples: N.
         spread: c, the curvatures' standard deviation over their mean.
     """
     check_all_positive("learning_rate", learning_rate)
-    check_all_positive("batch_size", batch_size)
-    noise = (
-        as_floats("spread", spread) ** 2
-        * (examples - as_floats("batch_size", batch_size))
-        / (as_floats("batch_size", batch_size) * max(examples - 1, 1))
-    )
-    return 2 / (learning_rate * (1 + noise))
-
-
-# An optimizer's metric.
-
-
-def preconditioned(A: Product, inverse_root: Product) -> Product:
-    """v -> P^(−½)AP^(−½)v, whose eigenvalues are those of P⁻¹A: the curvature that x ← x − ηP⁻¹∇f sees.
-
-    Args:
-        A: v -> Av.
-        inverse_root: v -> P^(−½)v, as `adam_metric` or `muon_metric` gives it.
-    """
-    return lambda v: inverse_root(A(inverse_root(v)))
-
-
-def adam_metric(opt_state: Any, *, b2: float = 0.999, eps: float = 1e-8, bias_correction: bool = True) -> Product:
-    """v -> v/√(√v̂ + ε), P = diag(√v̂ + ε), from an optimizer's state that holds one of Adam's.
-
-    Source: Cohen et al. 2022 (arXiv 2207.14484), eq. 2.
-
-    Args:
-        opt_state: of any chain with `optlab.scale_by_adam` (or optax's) in it.
-        b2: β₂, as it was given to it,
-        eps: and ε,
-        bias_correction: and whether v is corrected.
-
-    Raises:
-        ValueError: if there is no state of Adam's, or more than one.
-    """
-    state = adam_state("adam_metric", opt_state)
-    nu = state.nu
-    if bias_correction:
-        nu = optax.tree.bias_correction(nu, b2, state.count)
-    return lambda v: jax.tree.map(lambda x, nu: x / jnp.sqrt(jnp.sqrt(nu) + eps), v, nu)
-
-
-def muon_metric(momentum: Any) -> Product:
-    """v -> v(MᵀM)^(−¼) for every matrix: Muon's update M(MᵀM)^(−½) is M in the metric P = (MᵀM)^(½) on the right.
-
-    Where M is wider than high it is (MMᵀ)^(−¼)v, on the left: the update is the same. Singular values below rounding
-    count as that. What isn't a matrix stays as it is.
-
-    Args:
-        momentum: a tree like the parameters, M (or the gradient, where there is none).
-    """
-
-    def root(M: jax.Array) -> jax.Array:
-        """(MᵀM)^(−¼) of a matrix that isn't wide."""
-        _, sigma, Vt = jnp.linalg.svd(M, full_matrices=False)
-        least = jnp.finfo(sigma.dtype).eps * max(M.shape) * sigma[0]
-        return (Vt.T / jnp.sqrt(jnp.maximum(sigma, least))[None]) @ Vt
-
-    def of(M: Any) -> Product:
-        if jnp.ndim(M) != 2:
-            return lambda v: v
-        is_wide = M.shape[0] < M.shape[1]
-        R = root(M.T if is_wide else M)
-        return lambda v: R @ v if is_wide else v @ R
-
-    structure: Any = jax.tree.structure(momentum)
-    maps = [of(M) for M in jax.tree.leaves(momentum)]
-
-    def times(v: Any) -> Any:
-        return jax.tree.unflatten(structure, [f(x) for f, x in zip(maps, structure.flatten_up_to(v), strict=True)])
-
-    return times
-
-
-# Lanczos.
-
-
-def _normal(key: jax.Array, like: Any) -> Any:
-    return optax.tree.random_like(key, like)
-
-
-def _tridiagonal(A: Product, start: Any, matvecs: int) -> tuple[jax.Array, Any]:
-    """T (matvecs, matvecs) and the Lanczos vectors, a tree with one more axis in front.
-
-    Once the Krylov space is exhausted (a Hessian of low rank) the next vector is rounding: neither it nor what T holds
-    from there on means anything, and both are replaced, T by values far below its eigenvalues.
-    """
-    need("theory.curvature", "matfree", extra="theory")
-    from matfree import decomp
-
-    flat, unravel = ravel_pytree(start)
-    times = lambda v: ravel_pytree(A(unravel(v)))[0]
-    Q, H, *_ = decomp.hessenberg(matvecs, custom_vjp=False, reortho="full")(times, flat)
-    size = jnp.sqrt(jnp.cumsum(jnp.sum(jnp.square(H), axis=0)))[:-1]  # of the columns so far
-    is_new = jnp.diagonal(H, -1) > 1e3 * jnp.finfo(H.dtype).eps * size
-    is_there = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(is_new).astype(bool)]) | jnp.isnan(H[0, 0])
-    T = jnp.where(is_there[:, None] & is_there[None], (H + H.T) / 2, 0)
-    below = -2 * jnp.linalg.norm(T) - 1
-    return T + jnp.diag(jnp.where(is_there, 0, below)), jax.vmap(unravel)(jnp.where(is_there[:, None], Q, 0))
-
-
-def _lanczos(A: Product, start: Any, matvecs: int) -> tuple[jax.Array, Any]:
-    """Ritz values, rising, and vectors; NaN where the Krylov space had ended."""
-    T, vectors = _tridiagonal(A, start, matvecs)
-    values, of_T = jnp.linalg.eigh(T)
-    turned = jax.tree.map(lambda v: jnp.tensordot(of_T.T.astype(v.dtype), v, 1), vectors)
-    norms = jax.vmap(optax.tree.norm)(turned)
-    return jnp.where(norms > 0.5, values, jnp.nan), turned
+    check_whole("batch_size", batch_size, least=1)
+    check_count("examples", examples)
+    check_ordered(batch_size=batch_size, examples=examples, or_equal=True)
+    check_all_not_negative("spread", spread)
+    rate, B, c = as_numbers(learning_rate=learning_rate, batch_size=batch_size, spread=spread)
+    return 2 / (rate * (1 + c**2 * (examples - B) / (B * max(examples - 1, 1))))

@@ -26,9 +26,11 @@ STEP = 4  # two octaves between neighbours of the first look
 SIDE = 3  # neighbours on each side of its middle, before it is extended
 FURTHEST = 8  # extensions on each side: 4⁸ is five decades
 LEAST = 10  # steps of a training: fewer show no regime
-SHORT, LONGER = 10, 3  # of the run's steps a tenth for the first look, a third for the second
+SHORT, LONGER = 10, 5  # of the run's steps a tenth for the first look, a half for the second
+LEARNED = 0.03  # of the first loss: less may be noise, and the first look is made again
+AGAIN = 3  # times as long
 BELOW, ABOVE = 3, 1  # octaves of the second look around the first one's best, which is mostly too high
-BEYOND = 3  # octaves by which the second look is extended where its best is at its edge
+BEYOND = 6  # octaves by which the second look is extended while what it looks for is at its edge
 KEPT = 0.97  # of the best training's progress: a lower rate that keeps so much of it is as good after a short training
 HALF = 0.5  # of the best training's progress: with less a rate is flat, or explodes
 
@@ -70,8 +72,11 @@ class LrRange:
 
     @property
     def best_of_sweep(self) -> Training | None:
-        """The sweep's best training; None without a sweep, or where all diverged."""
-        return _best(self.sweep, *self.target)
+        """The sweep's best training, by the lower loss where two are equal; None if there is none."""
+        metric, mode = self.target
+        sign = 1 if mode == "min" else -1
+        finite = [t for t in self.sweep if math.isfinite(t.end(metric))]
+        return min(finite, key=lambda t: (sign * t.end(metric), t.end(self.metric)), default=None)
 
     @property
     def factor(self) -> float | None:
@@ -138,7 +143,7 @@ def lr_range(
     """Finds a learning rate by short trainings, each a real one under the whole schedule, in one compiled program.
 
     The first look trains for a tenth of the steps at rates two octaves apart, until one side is flat and the other
-    explodes. The second trains for a third of the steps, an octave apart, around the best. The suggestion is the
+    explodes. The second trains for half of the steps, an octave apart, around the best. The suggestion is the
     geometric mean of the best rate there and the lowest one that learns 97 % as much: short trainings favour rates that
     are too high for the whole run. `benchmarks/lr_range.py` measures how far it is from a sweep's best.
 
@@ -152,10 +157,11 @@ def lr_range(
         steps: updates of the real run.
         schedule: (peak, steps, …) -> a function of the step, such as `optlab.schedules.cosine`; None is a constant.
         before: what the gradients go through first, such as optax.clip_by_global_norm(1.0).
-        low: the lowest rate; with `high` no other ones are tried.
-        high: the highest.
+        low: the lowest rate of the first look, which isn't extended then.
+        high: the highest; `low` and `high` go together.
         middle: the rate that the grid is laid around instead, such as the one used so far; None is what is usual.
-        short: steps of the first look; None is a tenth of the run. The second has three times as many or a bit more.
+        short: steps of the first look; None is a tenth of the run. The second has five times as many. Where the loss
+            falls by less than 3 % the first look is made again, three times as long.
         sweep: whether the suggestion's neighbourhood is trained at full length, too.
         seed: of initialization, data order and dropout.
 
@@ -168,6 +174,9 @@ def lr_range(
     trainings = Trainings(workload, tx_factory, steps=steps, schedule=schedule, before=before, seed=seed)
     metric = trainings.metric
     first = _first_look(trainings, grid, first_steps, may_extend=low is None)
+    while first_steps < second_steps and not _has_learned(first, metric):
+        first_steps = min(AGAIN * first_steps, second_steps)
+        first = _first_look(trainings, grid, first_steps, may_extend=low is None)
     best = _best(first, metric)
     if best is None or not best.end(metric) < best.start:
         second: list[Training] = []
@@ -288,15 +297,14 @@ def _usual(factory: Any) -> float:
 
 
 def _second_look(trainings: Trainings, middle: float, steps: int) -> list[Training]:
-    """Longer trainings an octave apart, until the best isn't at the edge."""
+    """Longer trainings an octave apart, until neither the best nor the lowest that is as good is at the edge."""
     metric = trainings.metric
     found = trainings.train([middle * 2.0**k for k in range(-BELOW, ABOVE + 1)], steps)
     for _ in range(BEYOND):
-        best = _best(found, metric)
-        if best is found[-1] and best is not None:
-            found = [*found, *trainings.train([best.rate * 2], steps)]
-        elif best is found[0] and best is not None:
-            found = [*trainings.train([best.rate / 2], steps), *found]
+        if _best(found, metric) is found[-1]:
+            found = [*found, *trainings.train([found[-1].rate * 2], steps)]
+        elif suggest(found, metric)[1] is found[0]:
+            found = [*trainings.train([found[0].rate / 2], steps), *found]
         else:
             break
     return found
@@ -320,10 +328,14 @@ def _first_look(trainings: Trainings, grid: list[float], steps: int, *, may_exte
     return found
 
 
-def _best(trainings: Sequence[Training], metric: str, mode: str = "min") -> Training | None:
-    sign = 1 if mode == "min" else -1
+def _has_learned(trainings: Sequence[Training], metric: str) -> bool:
+    best = _best(trainings, metric)
+    return best is not None and best.start - best.end(metric) > LEARNED * abs(best.start)
+
+
+def _best(trainings: Sequence[Training], metric: str) -> Training | None:
     finite = [t for t in trainings if math.isfinite(t.end(metric))]
-    return min(finite, key=lambda t: sign * t.end(metric), default=None)
+    return min(finite, key=lambda t: t.end(metric), default=None)
 
 
 def _cell(training: Training | None, metric: str) -> str:

@@ -19,6 +19,7 @@ from optlab.config import Stop, Target
 from optlab.data import Batches, arrays
 from optlab.models.resnet import ResNet
 from optlab.training import (
+    CheckpointError,
     Checkpoints,
     DeviceMemoryError,
     MetricsFile,
@@ -155,6 +156,33 @@ def test_a_record_says_how_many_examples_and_epochs_and_how_much_time_it_took(tm
     assert [r["examples"] for r in records] == [16 * t for t in range(1, 8)]
     assert [r["epoch"] for r in records] == [round(16 * t / 60, 4) for t in range(1, 8)]
     assert [r["seconds"] for r in records] == [0, 1, 1, 1, 1, 2, 2]  # when its metrics were read
+
+
+def test_a_part_of_the_validation_split_is_judged_and_the_last_record_has_all_of_it():
+    data = workload().data
+    assert len(data.validation) == 20
+    half = data.validation.take(np.arange(16))
+    part = SimpleNamespace(
+        train=data.train, validation=arrays(half["inputs"], half["labels"], validation=0, test=0).train, test=None
+    )
+    judged = lambda work, **settings: train(work, optax.sgd(0.05), steps=4, evaluate_every=2, **settings)
+    some = judged(workload(), evaluate_batches=1)
+    first = judged(dataclasses.replace(workload(), data=part))
+    whole = judged(workload())
+    expected = [first["validation/loss"][1][0], whole["validation/loss"][1][-1]]
+    assert some["validation/loss"][1].tolist() == pytest.approx(expected, rel=1e-5)
+    assert some.best == pytest.approx(first.best, rel=1e-5)
+    assert some.best != pytest.approx(whole.best, rel=1e-3)
+
+
+def test_another_part_is_another_run_and_its_best_is_not_taken_over(tmp_path):
+    go = lambda steps, **settings: train(
+        workload(), optax.sgd(0.05), steps=steps, evaluate_every=1, checkpoints=Checkpoints(tmp_path), **settings
+    )
+    go(2, evaluate_batches=1)
+    with pytest.raises(CheckpointError, match=r"evaluate_batches \(1 there, None here\)"):
+        go(3)
+    assert go(3, allow_change=("evaluate_batches",)).best[0] == 3
 
 
 def test_data_that_makes_its_own_batches_has_no_epochs():

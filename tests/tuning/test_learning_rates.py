@@ -10,7 +10,7 @@ import optlab
 from optlab.data import arrays
 from optlab.models import mlp
 from optlab.training import Workload, accuracy, train
-from optlab.tuning import RangeError
+from optlab.tuning import RangeError, _learning_rates
 from optlab.tuning._learning_rates import _first_look, _grid, _second_look, regimes, suggest
 from optlab.tuning._trainings import Training, Trainings, _shared
 
@@ -78,6 +78,28 @@ def test_the_second_look_goes_on_beyond_its_edge():
 
     assert [t.rate for t in _second_look(Slope(), 8.0, 10)] == [1, 2, 4, 8, 16, 32, 64]
 
+    class Flat:
+        metric = "validation/loss"
+
+        def train(self, rates, steps):
+            return [played(r, 0.5 if 0.25 <= r < 16 else 1.9, steps) for r in rates]
+
+    assert [t.rate for t in _second_look(Flat(), 8.0, 10)] == [0.125, 0.25, 0.5, 1, 2, 4, 8, 16]
+
+
+def test_a_first_look_that_learns_nothing_is_made_again_for_longer(monkeypatch):
+    taken = []
+
+    def look(trainings, grid, steps, *, may_extend):
+        taken.append(steps)
+        return [played(r, 1.99 if steps < 30 else 1.0, steps) for r in grid]
+
+    monkeypatch.setattr(_learning_rates, "_first_look", look)
+    found = optlab.lr_range(tiny(), "sgd", steps=100, low=0.01, high=1.0)
+    assert taken == [10, 30]
+    assert found.first[0].steps == 30
+    assert found.second[0].steps == 50
+
 
 def test_the_first_look_goes_on_until_both_sides_are_seen():
     class Basin:
@@ -99,7 +121,7 @@ def test_the_first_look_goes_on_until_both_sides_are_seen():
 def test_a_range_test_says_why_and_draws(tmp_path):
     found = optlab.lr_range(tiny(), optlab.sgd, steps=40, low=0.01, high=200.0, sweep=True)
     text = str(found).replace("\n            ", " ")
-    assert f"learning_rate={found.suggestion:.2g}: in 30 steps validation/loss falls from" in text
+    assert f"learning_rate={found.suggestion:.2g}: in 40 steps validation/loss falls from" in text
     assert "by fastai's rules: minimum / 10" in text
     assert f"a factor of {found.factor:.2g} away" in text
     path = found.plot(tmp_path / "range.png")
