@@ -69,16 +69,17 @@ def measure(smoke: bool) -> Page:
         [Table(columns, rows)],
         figure,
         f"""
-        Without noise SGD on the mean squared error ends at w = {sgd:.3f}, and Adam at {adam:.3f}: SGD is closer.
-        With ½ in the loss its learning rate is half as large, and it ends at {half:.3f}, which is about the
-        course's number. That is the whole of the effect: 100 steps at a rate too small for them.
+        Without noise SGD on the mean squared error ends at w = {sgd:.3f}, and Adam at {adam:.3f}: SGD is
+        closer. With ½ in the loss its learning rate is half as large, and it ends at {half:.3f}, which is about
+        the course's number. That is the whole of the effect: 100 steps at a rate too small for them.
 
-        Adam doesn't see the ½, since its step has no unit of the loss in it. That is worth something, and is the
-        better lesson: not "more precise", but less in need of a rate that fits the loss's scale. At a constant rate
-        of 0.1 it runs past the solution and swings back, so that it is still on its way at step 100.
+        Adam doesn't see the ½, since its step has no unit of the loss in it. That is worth something, and is
+        the better lesson: not "more precise", but less in need of a rate that fits the loss's scale. At a
+        constant rate of 0.1 it runs past the solution and swings back, so that it is still on its way at step
+        100.
 
-        With noise on y both hover. The hovering shrinks with the learning rate, for both alike; nobody's single run
-        is as precise as four digits suggest.
+        With noise on y both hover. The hovering shrinks with the learning rate, for both alike; nobody's single
+        run is as precise as four digits suggest.
         """,
     )
 

@@ -71,8 +71,8 @@ def measure(smoke: bool) -> Page:
         With exact gradients the only question is η·h: below 1 it slides, between 1 and 2 it jumps across the
         minimum and still gets there, beyond 2 it leaves.
 
-        With noise a constant rate doesn't converge, however long one waits: it hovers at {noisy:.2f}. A tenth of
-        the rate gets down to {small:.2f} only (a factor of about √10), a batch sixteen times as large to
+        With noise a constant rate doesn't converge, however long one waits: it hovers at {noisy:.2f}. A tenth
+        of the rate gets down to {small:.2f} only (a factor of about √10), a batch sixteen times as large to
         {batch:.2f} (a factor of 4). A rate that falls like 1/t settles, as fast as an average of {STEPS} noisy
         measurements would: that bound is the one of statistics, and no algorithm gets below it.
         """,

@@ -114,23 +114,23 @@ def measure(smoke: bool) -> Page:
         [Table(columns, rows)],
         figure,
         f"""
-        It is true that SGD zigzags at the rate that suits it ({sgd[3]:.0f} changes of sign in 30 steps), since that
-        rate jumps across the steep side. Momentum of 0.9 needs {heavy[0]:.0f} steps where SGD needs {sgd[0]:.0f}.
-        But the fastest of all is the heavy ball at the β of the theory: {best[0]:.0f} steps, with {best[3]:.0f}
-        changes of sign. Zigzags aren't what is slow; the creep along the floor is. (0.9 is the best β at κ =
-        1,400.)
+        It is true that SGD zigzags at the rate that suits it ({sgd[3]:.0f} changes of sign in 30 steps), since
+        that rate jumps across the steep side. Momentum of 0.9 needs {heavy[0]:.0f} steps where SGD needs
+        {sgd[0]:.0f}. But the fastest of all is the heavy ball at the β of the theory: {best[0]:.0f} steps, with
+        {best[3]:.0f} changes of sign. Zigzags aren't what is slow; the creep along the floor is. (0.9 is the
+        best β at κ = 1,400.)
 
         One reads that Adam's good days are ravines along the axes. Turned by 45° it needs {adam[1]:.0f} steps
-        instead of {adam[0]:.0f}: at a condition of {CONDITION:.0f}, and in two dimensions, the turn is no handicap.
-        The others don't notice it at all.
+        instead of {adam[0]:.0f}: at a condition of {CONDITION:.0f}, and in two dimensions, the turn is no
+        handicap. The others don't notice it at all.
 
-        Of one column Muon keeps the direction and forgets the length, so that with a constant rate it gets about as
-        close as η: fast for most starts, never for the rest. That isn't what it is for: the notebook on Muon has
-        two columns.
+        Of one column Muon keeps the direction and forgets the length, so that with a constant rate it gets
+        about as close as η: fast for most starts, never for the rest. That isn't what it is for: the notebook
+        on Muon has two columns.
 
-        Off the saddle SGD needs {sgd[2]:.0f} steps in the median; theory says {float(predicted):.0f} for the root
-        mean square. Momentum has a ten times larger effective rate. Adam needs {adam[2]:.0f}, as it divides even
-        the smallest gradient by its own size.
+        Off the saddle SGD needs {sgd[2]:.0f} steps in the median; theory says {float(predicted):.0f} for the
+        root mean square. Momentum has a ten times larger effective rate. Adam needs {adam[2]:.0f}, as it
+        divides even the smallest gradient by its own size.
         """,
     )
 

@@ -95,21 +95,21 @@ def measure(smoke: bool) -> Page:
         ],
         figure,
         f"""
-        **The loss falls at every step.** {uphill[0][2]} % of the small batches' later steps raise the loss over all
-        images, and training works all the same. A step downhill on 16 images needn't be one on the others; near the end
-        it often isn't. Of a single batch's loss still less can be said.
+        **The loss falls at every step.** {uphill[0][2]} % of the small batches' later steps raise the loss over
+        all images, and training works all the same. A step downhill on 16 images needn't be one on the others;
+        near the end it often isn't. Of a single batch's loss still less can be said.
 
-        **A larger batch is always better.** Not for the same number of examples: batches of {by_batch[0][0]} end at
-        {by_batch[0][3]} % and batches of {by_batch[-1][0]} at {by_batch[-1][3]} %, both at their best η. They make
-        {by_batch[-1][1]} steps where the others make {by_batch[0][1]}. A large batch buys exactness per step, and pays
-        in steps.
+        **A larger batch is always better.** Not for the same number of examples: batches of {by_batch[0][0]}
+        end at {by_batch[0][3]} % and batches of {by_batch[-1][0]} at {by_batch[-1][3]} %, both at their best η.
+        With the large ones that is {by_batch[-1][1]} steps, with the small ones {by_batch[0][1]}. A large batch
+        buys exactness per step, and pays in steps.
 
         **Adam always wins.** See the third table: tuned with as many trials as the others, and judged with its
         uncertainty, it is one of several. What wins such comparisons elsewhere is mostly who was tuned.
 
-        **η is a detail.** It is the one number that can't be left alone. Between a good and a bad one lies more than
-        between any two of these optimizers: adam is within a point of its best from {span["adam"]} and sgd from
-        {span["sgd"]}, of {len(rates)} rates from {rates[0]:g} to {rates[-1]:g}.
+        **η is a detail.** It is the one number that can't be left alone. Between a good and a bad one lies more
+        than between any two of these optimizers: adam is within a point of its best from {span["adam"]} and sgd
+        from {span["sgd"]}, of {len(rates)} rates from {rates[0]:g} to {rates[-1]:g}.
         """,
     )
 

@@ -7,6 +7,7 @@ it prints the page; at full size it also writes `docs/experiments/e<number>_<nam
 
 import argparse
 import inspect
+import io
 import os
 import platform
 import time
@@ -21,6 +22,7 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+from PIL import Image
 
 import optlab
 from optlab import data
@@ -101,9 +103,10 @@ def main(measure: Callable[[bool], Page], argv: Sequence[str] | None = None) -> 
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure as a small PNG, without a date in it."""
-    options: dict[str, Any] = {"optimize": True}
-    figure.savefig(path, dpi=90, bbox_inches="tight", metadata={"Software": None}, pil_kwargs=options)
+    """Writes a figure as a small PNG of few colours, without a date in it."""
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=90, bbox_inches="tight")
+    Image.open(picture).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 # A small network on the digits, whose training vmaps over seeds and hyperparameters.
@@ -130,7 +133,7 @@ class Learner:
         model: a Flax module. With BatchNorm the statistics are those of the batch at hand, and of all examples of
             a set in `error` and `mean_loss`.
         train: the examples.
-        batch_size: how many a step.
+        batch_size: how many a step, drawn with replacement; their number is all of them, and the gradient exact.
     """
 
     model: Any
@@ -144,6 +147,8 @@ class Learner:
         return self.model.apply(params, images, train=True, mutable=["batch_stats"])[0]
 
     def loss(self, params: Any, key: jax.Array) -> jax.Array:
+        if self.batch_size == len(self.train[0]):
+            return self.mean_loss(params, self.train)
         rows = jax.random.randint(key, (self.batch_size,), 0, len(self.train[0]))
         return self.mean_loss(params, (self.train[0][rows], self.train[1][rows]))
 
