@@ -1,9 +1,9 @@
 """E10. The order of the examples: shuffled every epoch, with replacement, shuffled once, as they stand, by class.
 
 "Shuffle your data" is on every checklist. Here the training images of the digits come in five orders: shuffled anew in
-every epoch, drawn with replacement, in one order that was shuffled once, in the data set's own order (one writer after
-another), and sorted by class. The network has 64 hidden units and is trained by SGD with momentum 0.9 on batches of 32,
-at a large and at a small learning rate.
+every epoch, drawn with replacement, in one order that was shuffled once, in the data set's own order (apparently one
+writer after another), and sorted by class. The network has 64 hidden units and is trained by SGD with momentum 0.9 on
+batches of 32, at a large and at a small learning rate.
 """
 
 import dataclasses
@@ -79,9 +79,9 @@ def measure(smoke: bool) -> Page:
 
         Between the three random orders there is next to nothing ({min(random):.1f} % to {max(random):.1f} %),
         not even between one shuffled once and a new one every epoch. What costs is that neighbours are alike,
-        and that needn't be as plain as in a sorted file: these digits stand as they were collected, writer
-        after writer, and that order alone costs {own[0]:.1f} % where random ones cost {min(random):.1f} %. So
-        shuffle, at least once, also what looks shuffled.
+        and that needn't be as plain as in a sorted file: these digits seem to stand writer after writer, and
+        that order alone costs {own[0]:.1f} % where random ones cost {min(random):.1f} %. So shuffle, at least
+        once, also what looks shuffled.
         """,
     )
 
