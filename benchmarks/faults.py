@@ -4,10 +4,10 @@
     python benchmarks/faults.py --only flip kill # prints the faults whose name holds one of the words
     python benchmarks/faults.py --tries 0.1      # a tenth of the tries
 
-A try has *survived* if the run came to the undisturbed run's final state, bit by bit, and to the same metrics.jsonl, no
-line missing and none twice; or, where there is nothing to go on with, if it was refused by a named error and an exit
-code that isn't 0. It is *lost* if a complete checkpoint wasn't gone on from, or the run can't be continued at all. It
-is *silent* if it ended well with another result.
+A try has *survived* if the run came to the undisturbed run's final state, bit by bit, and to the same metrics.jsonl but
+for its seconds, no line missing and none twice; or, where there is nothing to go on with, if it was refused by a named
+error and an exit code that isn't 0. It is *lost* if a complete checkpoint wasn't gone on from, or the run can't be
+continued at all. It is *silent* if it ended well with another result.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ import optax
 from victim import EVERY, STEPS, Blow, Life, Process, Slow, command, live, mark, small
 
 from optlab.data import Batches, DamagedRecordError, arrays
-from optlab.runs import CheckpointError, Checkpoints, read_metrics
+from optlab.runs import CheckpointError, Checkpoints
 from optlab.runs import _storage as storage
 from optlab.runs._fingerprints import fingerprints
 from optlab.runs._listing import saved_steps
 from optlab.runs._manifest import flatten
+from optlab.runs._metrics import without_seconds
 
 RESULTS = Path(__file__).parent / "results"
 SURVIVED = "survived"
@@ -94,19 +95,24 @@ def fresh() -> Path:
     return Path(tempfile.mkdtemp(prefix="run-", dir=SCRATCH))
 
 
+def logged(folder: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl, as they stand but for their seconds."""
+    return without_seconds([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()])
+
+
 def alike(folder: Path) -> Callable[[], Any]:
     """A run on the data that a run with a disturbing `Slow` has: what is wrapped is other data, whatever it does."""
     return partial(small, folder, wrap=Slow)
 
 
 @lru_cache
-def undisturbed(strategy: str = "single", devices: int = 8) -> tuple[str, str]:
+def undisturbed(strategy: str = "single", devices: int = 8) -> tuple[str, list[dict[str, float]]]:
     """(hash of the final state, metrics.jsonl) of the run that nothing happens to."""
     folder = fresh()
     life = live(partial(small, folder, strategy=strategy, devices=devices))
     if life.code or life.end.get("step") != STEPS:
         raise RuntimeError(f"the undisturbed run failed:\n{life.text}")
-    return life.end["print"], (folder / "metrics.jsonl").read_text()
+    return life.end["print"], logged(folder)
 
 
 def same(folder: Path, life: Life, strategy: str = "single", *, goes_on_from: int | None = None) -> Verdict:
@@ -118,7 +124,7 @@ def same(folder: Path, life: Life, strategy: str = "single", *, goes_on_from: in
         return Verdict("lost", f"went on from {life.start}, saved was {goes_on_from}")
     if life.end["print"] != wanted:
         return Verdict("silent", "another final state")
-    if (folder / "metrics.jsonl").read_text() != metrics:
+    if logged(folder) != metrics:
         return Verdict("silent", "another metrics.jsonl")
     return survived("same bits")
 
@@ -186,7 +192,7 @@ def signalled(numbers: list[int], code: int, tries: int) -> Iterator[Verdict]:
     dice, words = random.Random(code), ("train", "config.py", "--run", "run")
     folder = _with_config()
     live(partial(command, folder, *words))
-    wanted = read_metrics(folder / "run")
+    wanted = logged(folder / "run")
     for _ in range(tries):
         shutil.rmtree(folder / "run")
         first, later = numbers[0], numbers[1:]
@@ -195,7 +201,7 @@ def signalled(numbers: list[int], code: int, tries: int) -> Iterator[Verdict]:
         life = live(partial(command, folder, *words), *blows)
         at = newest(folder / "run")
         again = live(partial(command, folder, *words))
-        found = read_metrics(folder / "run")
+        found = logged(folder / "run")
         if life.code == 0:
             yield Verdict("missed", "ended before the signal")
         elif life.code != code:
@@ -561,12 +567,12 @@ def moved(before: int, after: int, tries: int) -> Iterator[Verdict]:
         Checkpoints.restore = telling
         return small(folder, strategy="fsdp", devices=after)
 
-    wanted = [json.loads(line) for line in undisturbed("fsdp")[1].splitlines()]
+    wanted = undisturbed("fsdp")[1]
     for _ in range(tries):
         folder = fresh()
         half(folder, strategy="fsdp", devices=before)
         life = live(partial(continued, folder))
-        found = read_metrics(folder)
+        found = logged(folder)
         is_near = [r["step"] for r in found] == [r["step"] for r in wanted] and all(
             np.isclose(x[name], y[name], rtol=1e-3) for x, y in zip(found, wanted, strict=True) for name in y
         )
@@ -644,7 +650,8 @@ def skipped(value: float, settings: dict[str, Any], tries: int) -> Iterator[Verd
         folder = fresh()
         live(partial(victim, folder), Blow(signal.SIGKILL, "step", 56 + i, hold=0.1))
         life = live(partial(victim, folder))
-        same_files = all((folder / n).read_text() == (calm / n).read_text() for n in ("metrics.jsonl", "skipped.jsonl"))
+        same_skips = (folder / "skipped.jsonl").read_text() == (calm / "skipped.jsonl").read_text()
+        same_files = same_skips and logged(folder) == logged(calm)
         yield judged(life.end == wanted.end and same_files, "left out, named, same bits after a kill", _last(life))
 
 
@@ -759,7 +766,7 @@ def peer_hit(when: str, blow: Callable[[int], None], tries: int) -> Iterator[Ver
     if done.returncode:
         yield Verdict("lost", done.stderr.strip()[-160:])
         return
-    wanted = (folder / "calm" / "metrics.jsonl").read_text()
+    wanted = logged(folder / "calm")
     for i in range(tries):
         name = f"hit{i}"
         child = subprocess.Popen(
@@ -771,7 +778,7 @@ def peer_hit(when: str, blow: Callable[[int], None], tries: int) -> Iterator[Ver
         if code and blow is _leave_no_room:  # an error that would come again: it isn't started again by itself
             again = subprocess.run([*program, name], **settings)
             code, text = again.returncode, text + again.stderr
-        metrics = (folder / name / "metrics.jsonl").read_text()
+        metrics = logged(folder / name)
         if not is_hit:
             yield Verdict("missed", "ended before the blow")
         else:
@@ -797,7 +804,7 @@ def processes(tries: int) -> Iterator[Verdict]:
                 child.send_signal(signal.SIGTERM)
             told.append(child.communicate(timeout=300)[0])
             codes.append(child.returncode)
-        wanted, found = (read_metrics(folder / name) for name in ("calm", "run"))
+        wanted, found = (logged(folder / name) for name in ("calm", "run"))
         is_near = [r["step"] for r in found] == [r["step"] for r in wanted] and all(
             np.isclose(x[name], y[name], rtol=1e-3) for x, y in zip(found, wanted, strict=True) for name in y
         )

@@ -24,15 +24,18 @@ if TYPE_CHECKING:
     from optlab import theory as theory
     from optlab import training as training
     from optlab import transforms as transforms
+    from optlab import tuning as tuning
     from optlab._explanation import explain as explain
     from optlab._minimization import minimize as minimize
     from optlab._probe_state import read_probes as read_probes
     from optlab.compare import compare as compare
-    from optlab.diagnosis import diagnose as diagnose
+    from optlab.examination import diagnose as diagnose
     from optlab.experiment import load_run as load_run
     from optlab.optimizers import *  # noqa: F403
     from optlab.roles import by_role as by_role
     from optlab.transforms import *  # noqa: F403
+    from optlab.tuning import batch_range as batch_range
+    from optlab.tuning import lr_range as lr_range
 
 __version__ = "0.1.0"
 
@@ -52,13 +55,16 @@ _SUBMODULES = (
     "theory",
     "training",
     "transforms",
+    "tuning",
 )
 _FACES = ("optimizers", "transforms")  # their public names are optlab's, too
 _NAMES = {
+    "batch_range": "tuning",
     "by_role": "roles",
-    "diagnose": "diagnosis",
+    "diagnose": "examination",
     "explain": "_explanation",
     "load_run": "experiment",
+    "lr_range": "tuning",
     "minimize": "_minimization",
     "read_probes": "_probe_state",
 }

@@ -42,6 +42,13 @@ def check_fraction(name: str, value: Any, what: str = "", *, positive: bool = Fa
         raise ValueError(f"{name}{what} must lie in {'(' if positive else '['}0, 1], got {value}")
 
 
+def check_key(key: Any) -> None:
+    """Checks a JAX random key, typed or of the old kind; a batch of them passes, as under vmap."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (dtype == np.uint32 or jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)):
+        raise TypeError(f"key must be a JAX random key, such as jax.random.key(0), got {key!r}")
+
+
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Checks one of a few names."""
     if value not in choices:

@@ -13,7 +13,7 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from optlab._checks import check_not_negative
+from optlab._checks import check_key, check_not_negative
 from optlab._extras import need
 
 if TYPE_CHECKING:
@@ -176,8 +176,8 @@ def _at(f: Callable[..., Any], t: jax.Array, key: jax.Array | None) -> Callable[
 
 
 def _check(f: Callable[..., Any], x0: Any, key: jax.Array | None) -> None:
-    if key is not None and jnp.ndim(key) == 0 and not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
-        raise TypeError(f"key must be a JAX random key, such as jax.random.key(0), got {key!r}")
+    if key is not None:
+        check_key(key)
     for path, x in jax.tree_util.tree_leaves_with_path(x0):
         if not jnp.issubdtype(x.dtype, jnp.inexact):
             where = jax.tree_util.keystr(path)

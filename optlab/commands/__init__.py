@@ -13,19 +13,23 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from optlab import __version__
 from optlab._extras import MissingExtraError
-from optlab._messages import meant
+from optlab._messages import meant, nearest
 from optlab.commands._dialect import in_words
 from optlab.compare import StudyError
 from optlab.config import Config, ConfigError
 from optlab.runs._errors import PlaceError
+from optlab.tuning import RangeError
 
 COMMANDS = (
     "train",
     "compare",
     "diagnose",
+    "lr-range",
+    "batch-range",
     "report",
     "launch",
     "list",
@@ -46,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     arguments = parsed(argv)
     try:
-        return importlib.import_module(f"optlab.commands.{arguments.command}").run(arguments)
-    except (ConfigError, PlaceError, StudyError, MissingExtraError) as error:
+        return _command(arguments.command).run(arguments)
+    except (ConfigError, PlaceError, StudyError, RangeError, MissingExtraError) as error:
         print(f"optlab: {in_words(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -77,7 +81,11 @@ def _no_platform(error: Exception) -> str:
 
 def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the words of a command line; None: those of this process."""
-    arguments, rest = _parser().parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        _parser().error(f"there is no command {words[0]!r}; {_way(words)}")
+    arguments, rest = _parser().parse_known_args(words)
+    rest = _with_epochs(rest)
     unknown = [word for word in rest if word.startswith("-") or "=" not in word]
     if unknown and (said := _assignment(unknown)):
         _parser().error(f"{unknown[0]} is no option; a config's keys are said without dashes: {said}")
@@ -88,11 +96,24 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
+def _way(words: Sequence[str]) -> str:
+    """The command that was probably meant, or all of them."""
+    if words[0].endswith((".py", ".json")):
+        return f"did you mean optlab train {' '.join(words)}?"
+    return nearest(words[0], COMMANDS)
+
+
+def _with_epochs(words: Sequence[str]) -> list[str]:
+    """The words with `--epochs 3` as epochs=3, which is answered once the size of the data is known."""
+    if "--epochs" in words[:-1]:
+        at = words.index("--epochs")
+        words = [*words[:at], f"--epochs={words[at + 1]}", *words[at + 2 :]]
+    return [word.lstrip("-") if word.startswith("--epochs=") else word for word in words]
+
+
 def _assignment(words: Sequence[str]) -> str | None:
     """The override that was probably meant by an option: `--steps 100` is steps=100."""
     key, _, value = words[0].lstrip("-").replace("-", "_").partition("=")
-    if key == "epochs":
-        return "steps=N, where N is the epochs times the training examples, divided by batch_size"
     found = meant(key, [*Config.__dataclass_fields__, "learning_rate", "weight_decay"])
     if not words[0].startswith("--") or len(found) != 1:
         return None
@@ -100,12 +121,16 @@ def _assignment(words: Sequence[str]) -> str | None:
     return f"{owner}{found[0]}={value or (words[1] if len(words) > 1 else '…')}"
 
 
+def _command(name: str) -> Any:
+    return importlib.import_module(f"optlab.commands.{name.replace('-', '_')}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="optlab", description="Research on optimizers in JAX.")
     parser.add_argument("--version", action="version", version=f"optlab {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
-        command = importlib.import_module(f"optlab.commands.{name}")
+        command = _command(name)
         about = {"help": command.HELP, "description": command.DESCRIPTION, "epilog": command.EPILOG}
         command.add_arguments(commands.add_parser(name, **about))
     return parser

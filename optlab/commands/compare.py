@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any
 from optlab._extras import need
 from optlab.compare.settings import Comparison, overridden
 from optlab.config import Component, Config, ConfigError, load, nearest, slug
-from optlab.experiment import build, filled, find
+from optlab.experiment import build, clipping_of, find, schedule_of
 from optlab.runs._folder import places
 
 if TYPE_CHECKING:
-    import optax
-
     from optlab.compare.study import Study
 
 STUDIES = ("trials", "studies", "seeds", "finals", "widen")  # more of these go on in the same folder
@@ -49,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--executor",
         choices=("population", "series", "runs"),
-        help="many trials side by side in one program, or in turn, or one run after another (default: what suits)",
+        help="many trials side by side in one program, or in turn, or one run after another (default: what is faster)",
     )
 
 
@@ -60,15 +58,15 @@ def run(arguments: argparse.Namespace) -> int:
     sys.path += places(path)
     comparison = overridden(load(path, Comparison), arguments.overrides)
     study = _study(comparison, arguments.executor)
+    fixed = [a for a in arguments.overrides if a.partition("=")[0] not in STUDIES]
+    folder = Path(arguments.folder or Path("studies") / slug(path, fixed))
     if arguments.plan:
         from optlab.compare.plan import make_plan
 
-        print(make_plan(study))
+        print(make_plan(study, folder))
         return 0
     from optlab.compare._face import conclude
 
-    fixed = [a for a in arguments.overrides if a.partition("=")[0] not in STUDIES]
-    folder = Path(arguments.folder or Path("studies") / slug(path, fixed))
     workers = _workers(arguments)
     again = " ".join(["optlab compare", str(path), *map(shlex.quote, arguments.overrides)])
     try:
@@ -114,8 +112,8 @@ def _study(comparison: Comparison, executor: Any) -> Study:
         seeds=comparison.seeds,
         finals=comparison.finals,
         spaces=comparison.spaces,
-        schedule=_schedule(config),
-        before=_clipping(config),
+        schedule=schedule_of(config),
+        before=clipping_of(config),
         design=comparison.design,
         paired=comparison.paired,
         seed=config.seed,
@@ -149,23 +147,3 @@ def _workload(config: Config, factory: Callable[..., Any], space: Any) -> Any:
     middle = contend(name, factory, space=space, schedule=None, steps=config.steps).middle
     said = {k: v for k, v in middle.items() if not k.startswith("schedule.")}
     return build(replace(config, optimizer=Component(name, {**config.optimizer.arguments, **said}))).workload
-
-
-def _schedule(config: Config) -> Callable[..., Any] | None:
-    """The config's schedule as a function (peak, steps, …); None where it is constant."""
-    part = config.schedule
-    if part.name == "constant" and not part.arguments.get("warmup"):
-        return None
-    factory = find("schedule", part.name)
-    names = {source: argument for argument, source in filled("schedule", factory).items()}
-    if names.get("steps", "steps") != "steps" or "optimizer.learning_rate" not in names:
-        raise ConfigError(f"schedule={part.name} has no peak and steps: take one of optlab.schedules")
-    return functools.partial(factory, **part.arguments)
-
-
-def _clipping(config: Config) -> optax.GradientTransformation | None:
-    import optax
-
-    found = [] if config.clip_value is None else [optax.clip(config.clip_value)]
-    found += [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
-    return optax.chain(*found) if found else None

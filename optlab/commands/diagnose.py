@@ -9,7 +9,7 @@ from optlab._extras import need
 HELP = "say what is wrong with a run, and what to try next"
 DESCRIPTION = (
     "Reads what runs have logged, and names what is wrong with each: with the evidence, what to try next, and the "
-    "source of the rule. Writes it as diagnosis.md into the run's folder. Nothing is trained."
+    "source of the rule. Writes it as diagnosis.md into the run's folder."
 )
 EPILOG = "The exit code is 0 if all runs are healthy, and 1 if one is ill."
 
@@ -17,21 +17,26 @@ EPILOG = "The exit code is 0 if all runs are healthy, and 1 if one is ill."
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder")
+    parser.add_argument(
+        "--probe",
+        action="store_true",
+        help="look at the data and at the model's layers, too, at the latest checkpoint or else the initialization",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the diagnoses. Returns 1 if a run is ill."""
     need("optlab diagnose", "numpy")
     from optlab.config import ConfigError
-    from optlab.diagnosis import diagnose
+    from optlab.examination import diagnose
     from optlab.runs import Run
 
     found = []
     for folder in arguments.runs:
         try:
             run = Run(folder)
-            diagnosis = diagnose(run)
-        except (FileNotFoundError, ValueError) as error:
+            diagnosis = diagnose(run, probe=arguments.probe)
+        except (FileNotFoundError, TypeError, ValueError) as error:
             raise ConfigError(str(error)) from None
         (run.folder / "diagnosis.md").write_text(diagnosis.markdown())
         found.append(diagnosis)

@@ -114,7 +114,7 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
     folder = run_folder(arguments)
     config = experiment.config
     with together(ConfigError):
-        observers = _observers(config, folder)
+        observers = _observers(experiment, folder)
     checkpoints = Checkpoints(folder / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep)
     is_new = not once(checkpoints.steps)
     initial = _initial(config.init_from, experiment) if config.init_from and is_new else None
@@ -159,16 +159,17 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
     return EXIT_CODES.get(history.outcome, 0 if draw_curves(folder) else 1)
 
 
-def _observers(config: Config, folder: Path) -> list[Observer]:
+def _observers(experiment: Experiment, folder: Path) -> list[Observer]:
     from optlab.training import MetricsFile, Progress, TensorBoard, WeightsAndBiases
 
+    config = experiment.config
     metric = config.target.metric if config.target.metric != "validation/loss" else _first_metric(config)
     observers: list[Observer] = [MetricsFile(folder / "metrics.jsonl")]
     if config.log.tensorboard:
         observers.append(TensorBoard(folder))
     if config.log.wandb:
         observers.append(WeightsAndBiases(config.log.wandb, folder=folder, config=flatten(config)))
-    return [*observers, Progress(batch_size=config.batch_size, metric=metric)]
+    return [*observers, Progress(batch_size=config.batch_size, metric=metric, about=experiment.workload.sizes())]
 
 
 def _train(
@@ -195,6 +196,7 @@ def _train(
         skip_limit=config.skip_limit,
         skip_log=StepLog(folder / "skipped.jsonl"),
         evaluate_every=config.evaluate_every,
+        evaluate_batches=config.evaluate_batches,
         log_every=config.log.every,
         stop=config.stop,
         checkpoints=checkpoints,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from optlab._integers import check_seed, is_count
@@ -36,10 +37,23 @@ def check_names(contenders: Mapping[str, Any], baseline: Any, spaces: Any) -> No
     """Refuses a baseline, or a space, of no contender."""
     if not (spaces is None or isinstance(spaces, Mapping)):
         raise StudyError(f"spaces must be a dict of search spaces by contender, got {spaces!r}")
-    if baseline is not None and baseline not in contenders:
+    if not (baseline is None or isinstance(baseline, str)) or baseline not in {None, *contenders}:
         raise StudyError(f"baseline={baseline!r} is no contender; {nearest(str(baseline), contenders)}")
     if unknown := [name for name in spaces or {} if name not in contenders]:
         raise StudyError(f"spaces has {unknown[0]!r}, which is no contender; {nearest(str(unknown[0]), contenders)}")
+
+
+def check_flags(**values: Any) -> None:
+    """Refuses what is neither True nor False, by its argument's name: "no" would count as yes."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise StudyError(f"{name} must be True or False, got {value!r}")
+
+
+def check_folder(folder: Any) -> None:
+    """Refuses what is no path; "" would be the working directory."""
+    if not (folder is None or (isinstance(folder, str) and folder) or isinstance(folder, Path)):
+        raise StudyError(f"folder must be a path, or None to keep nothing, got {folder!r}")
 
 
 def check_kinds(
@@ -73,8 +87,7 @@ def check_kinds(
     for name, (value, known) in choices.items():
         if value not in known:
             raise StudyError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
-    if not isinstance(paired, bool):
-        raise StudyError(f"paired must be True or False, got {paired!r}")
+    check_flags(paired=paired)
     if not (schedule is None or callable(schedule)):
         raise StudyError(f"schedule must be a function (peak, steps, …), or None for a constant rate, got {schedule!r}")
     if not (before is None or (hasattr(before, "init") and hasattr(before, "update"))):

@@ -14,6 +14,7 @@ import optax
 
 from optlab import schedules
 from optlab._extras import need
+from optlab.compare._arguments import check_flags
 from optlab.compare.driver import run_study
 from optlab.compare.points import Design, Space
 from optlab.compare.report import write_report
@@ -21,6 +22,7 @@ from optlab.compare.study import Executor, Study, make_study
 from optlab.compare.trials import Result
 from optlab.compare.verdict import Verdict, judge
 from optlab.compare.widening import ROUNDS, check_widening, widened
+from optlab.compare.workers import employ
 from optlab.training import Workload
 
 
@@ -72,7 +74,7 @@ def compare(
         seed: of everything that is drawn.
         evaluate_every: steps between two evaluations; None is a twentieth of the run.
         executor: "population", many trials side by side in one program, "series", in turn in one program, or "runs",
-            one ordinary run after another; None takes what suits the model. The plan says which.
+            one ordinary run after another; None measures the first two on a few steps. The plan says which.
         widen: whether the search goes on beyond the edge of a space where a contender's best values lie at it, by a
             third of the space's decades and up to three times; all contenders get as many trials more.
         workers: None trains in this process, a number in so many processes of this machine (a script then needs
@@ -114,16 +116,18 @@ def conclude(
         quiet: whether nothing is said on the way.
         command: what the report names as the way to have it again.
     """
+    check_flags(quiet=quiet)
     check_widening(study, widen)
     if folder is not None:
         need("a study's report", "plotly", "matplotlib", extra="compare")
-    train = functools.partial(_judged, folder=folder, workers=workers, quiet=quiet)
-    verdict = train(study)
-    for _ in range(ROUNDS if widen else 0):
-        wider = widened(verdict.study, {name: x.edges for name, x in verdict.standings.items()})
-        if wider is None:
-            break
-        verdict = train(wider)
+    with employ(workers) as employed:
+        train = functools.partial(_judged, folder=folder, workers=employed, quiet=quiet)
+        verdict = train(study)
+        for _ in range(ROUNDS if widen else 0):
+            wider = widened(verdict.study, {name: x.edges for name, x in verdict.standings.items()})
+            if wider is None:
+                break
+            verdict = train(wider)
     if folder is not None:
         verdict.write(folder)
         write_report(verdict, Path(folder).expanduser(), command)

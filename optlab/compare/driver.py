@@ -7,10 +7,11 @@ import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from optlab.compare._errors import StudyError
+from optlab.compare._arguments import check_folder
+from optlab.compare.choosing import decided
 from optlab.compare.study import Study
 from optlab.compare.trials import Ledger, Result
-from optlab.compare.workers import employ
+from optlab.compare.workers import Here, Team, employ
 from optlab.runs._lock import WriterLock
 
 
@@ -19,7 +20,7 @@ def run_study(
     folder: str | Path | None = None,
     *,
     progress: Callable[[str, Sequence[Result]], None] | None = None,
-    workers: int | concurrent.futures.Executor | None = None,
+    workers: int | concurrent.futures.Executor | Here | Team | None = None,
 ) -> dict[str, Result]:
     """Trains what isn't finished yet, and gives the results of all trials of the study by their ids.
 
@@ -30,18 +31,20 @@ def run_study(
         progress: called with the contender's name and the trials that were just finished; first, with "" as the name,
             those that were there already.
         workers: who trains: a number of processes on this machine, or any executor; None is this process.
+            What `employ` makes of these keeps its compiled programs for a further call.
 
     Raises:
         StudyError: if the folder holds another study.
     """
-    if not (folder is None or isinstance(folder, str | Path)):
-        raise StudyError(f"folder must be a path, or None to keep nothing, got {folder!r}")
+    check_folder(folder)
     lock = contextlib.nullcontext() if folder is None else WriterLock(Path(folder).expanduser()).held()
-    with lock, employ(workers) as train:
+    employed = contextlib.nullcontext(workers) if isinstance(workers, Here | Team) else employ(workers)
+    with lock, employed as train:
         ledger = Ledger(folder, study.about() if folder is not None else {})
         if progress is not None:
             trials = [(r, r.trial) for r in ledger.results.values()]
             progress("", [r for r, t in trials if t.contender in study.contenders and t.study < study.studies])
+        study = decided(study, train.paces, ledger.folder)
         for phase in (study.searches, lambda c, s: study.finals_of(c, s, ledger.results)):
             parts = {
                 name: [t for s in range(study.studies) for t in phase(name, s) if t.id not in ledger.results]

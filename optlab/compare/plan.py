@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from optlab.compare import statistics
+from optlab.compare.choosing import decided
 from optlab.compare.contenders import Contender
+from optlab.compare.population import Population
 from optlab.compare.study import Study
+from optlab.compare.trials import Trial
+from optlab.compare.workers import Here
 
-TIMED = 5  # steps that are timed
+TIMED = 10  # steps that are timed, at most
 
 
 @dataclass(frozen=True)
@@ -64,21 +70,29 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(study: Study) -> Plan:
-    """The plan of a study. Compiles each contender's program and times a few steps of it; trains nothing."""
+def make_plan(study: Study, folder: str | Path | None = None) -> Plan:
+    """The plan of a study. Compiles each contender's program and times a few steps of it; trains and writes nothing.
+
+    Args:
+        study: from `make_study`; what executors are faster is measured here.
+        folder: the study's, if it has one: what its executors are known from.
+    """
+    here = Here()
+    study = decided(study, here.paces, None if folder is None else Path(folder).expanduser(), keep=False)
     trials = {n: study.studies * (study.trials[n] * study.seeds + study.finals) for n in study.contenders}
     return Plan(
         study,
         trials,
-        {n: _seconds(study, n, count) for n, count in trials.items()},
+        {n: _seconds(study, n, count, here) for n, count in trials.items()},
         statistics.detectable(study.studies, comparisons=len(study.contenders) - 1, is_paired=study.is_paired),
     )
 
 
-def _seconds(study: Study, name: str, count: int) -> float:
-    """Compilation, and the steps at the pace of a few. A population compiles once, every run for itself."""
+def _seconds(study: Study, name: str, count: int, here: Here) -> float:
+    """Compilation, the steps and the evaluations at the pace of a few. A program compiles once, a run for itself."""
+    if study.executors[name][0] != "runs":
+        return _of_program(study, here.executor(study, name), study.searches(name, 0)[0], count)
     timed = min(TIMED, study.steps)
-    is_program = study.executors[name][0] != "runs"
     short: Contender = dataclasses.replace(study.contenders[name], steps=timed)
     try:
         short.make(short.middle)
@@ -91,11 +105,19 @@ def _seconds(study: Study, name: str, count: int) -> float:
         began = time.monotonic()
         list(train(part))
         took.append(time.monotonic() - began)
-    if not is_program:
-        # Both compile: what is left of the second after its compilation isn't known, so that a step counts too much.
-        return count * took[1] * max(1.0, study.steps / timed / 20)
-    parts = -(-count // train.width)  # type: ignore[union-attr]
-    return max(took[0] - took[1], 0) + took[1] * parts * study.steps / timed
+    # Both compile: what is left of the second after its compilation isn't known, so that a step counts too much.
+    return count * took[1] * max(1.0, study.steps / timed / 20)
+
+
+def _of_program(study: Study, train: Population, trial: Trial, count: int) -> float:
+    """Two laps of training and two evaluations: the first of each compiles."""
+    timed = min(TIMED, study.evaluate_every)
+    laps = [train.laps(trial, timed), train.laps(trial, timed, is_evaluated=True)]
+    (first, step), (other, evaluation) = [[lap(), lap()] for lap in laps]
+    compilation = max(0.0, (first - step + other - evaluation) * train.width)
+    evaluations = math.ceil(study.steps / study.evaluate_every)
+    filled = -(-count // train.width) * train.width
+    return compilation + filled * (step / timed * study.steps + evaluation * evaluations)
 
 
 def _duration(seconds: float) -> str:

@@ -84,10 +84,11 @@ def _learning(verdict: Verdict, metric: str) -> Chart:
     if metric == study.workload.target.metric and study.workload.target.value is not None and lines:
         ends = [lines[0].x[0], lines[0].x[-1]]
         lines.append(Line("target", ends, [study.workload.target.value] * 2, 6, style="dashed"))
-    views = {"examples": [float(study.workload.batch_size)] * len(lines)}
+    factors = {"examples": [float(study.workload.batch_size)] * len(lines)}
     paces = [verdict.standings[line.name].pace if line.name in study.contenders else math.nan for line in lines]
     if not any(math.isnan(p) for p, line in zip(paces, lines, strict=True) if line.name in study.contenders):
-        views["seconds"] = [p if math.isfinite(p) else max(filter(math.isfinite, paces)) for p in paces]
+        factors["seconds"] = [p if math.isfinite(p) else max(filter(math.isfinite, paces)) for p in paces]
+    views = {n: [[f * x for x in line.x] for f, line in zip(fs, lines, strict=True)] for n, fs in factors.items()}
     return Chart(
         metric.replace("/", "-"), f"{metric} of the winners", "steps", metric, lines, log_y=metric.endswith("loss"),
         views=views, note="The mean over the studies' winners, trained afresh, with its 95 % interval. Seconds leave "

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from optlab.compare.contenders import Contender
-from optlab.compare.population import cause
+from optlab.compare.curves import cause
 from optlab.compare.trials import Result, Trial, pace
 from optlab.runs import Record
 from optlab.training import GuardError, Workload, train

@@ -8,11 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optlab.compare.points import Design, Space
-from optlab.config import Component, Config, ConfigError, flatten, nearest, override
+from optlab.config import Component, Config, ConfigError, accepts, describe, flatten, nearest, override, parse
 
 # Of a run's keys those that a comparison takes over; any other must be as a run has it by default.
 USED = {"data", "model", "loss", "metrics", "optimizer", "schedule", "steps", "batch_size", "draw", "clip_norm",
         "clip_value", "seed", "evaluate_every", "target"}  # fmt: skip
+
+
+# The keys of a comparison that the command line can override, and their kinds.
+HINTS: dict[str, Any] = {
+    "trials": int | None, "studies": int, "seeds": int, "finals": int, "design": Design, "paired": bool, "widen": bool,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +38,7 @@ class Comparison:
         widen: whether the search goes on where best values lie at the edge of a space.
 
     Raises:
-        ConfigError: for a key of the baseline that a comparison doesn't use.
+        ConfigError: for a value of another kind, and a key of the baseline that a comparison doesn't use.
     """
 
     baseline: Config
@@ -47,6 +53,12 @@ class Comparison:
     widen: bool = False
 
     def __post_init__(self) -> None:
+        for key, hint in HINTS.items():
+            if not accepts(value := getattr(self, key), hint):
+                raise ConfigError(f"{key} must be {describe(hint)}, got {value!r}")
+        for name, part in self.contenders.items():
+            if not isinstance(part, Component):
+                raise ConfigError(f'contender {name!r} must be component("adam", …), got {part!r}')
         bare = Config(**{k: getattr(self.baseline, k) for k in ("data", "model", "optimizer", "steps")})
         said, default = flatten(self.baseline), flatten(bare)
         for key, value in said.items():
@@ -67,29 +79,23 @@ def overridden(comparison: Comparison, assignments: Sequence[str]) -> Comparison
     Raises:
         ConfigError: as `optlab.config.override`.
     """
-    from optlab.config._values import accepts, describe, parse
-
-    hints: dict[str, Any] = {
-        "trials": int | None, "studies": int, "seeds": int, "finals": int, "design": Design, "paired": bool,
-        "widen": bool,
-    }  # fmt: skip
     own: dict[str, Any] = {}
     others = []
     for assignment in assignments:
         key, _, text = assignment.partition("=")
-        if key not in hints:
+        if key not in HINTS:
             others.append(assignment)
             continue
-        own[key] = parse(text, hints[key])
-        if not accepts(own[key], hints[key]):
-            raise ConfigError(f"{key} must be {describe(hints[key])}, got {text!r}")
+        own[key] = parse(text, HINTS[key])
+        if not accepts(own[key], HINTS[key]):
+            raise ConfigError(f"{key} must be {describe(HINTS[key])}, got {text!r}")
     if bad := [a for a in others if a.partition(".")[0] in ("contenders", "spaces")]:
         raise ConfigError(f"{bad[0].partition('=')[0]} can be said in the config's file alone")
     try:
         baseline = override(comparison.baseline, others)
     except ConfigError as error:
         key = str(error).partition("'")[2].partition("'")[0]
-        if "unknown key" in str(error) and (close := nearest(key, hints)).startswith("did"):
+        if "unknown key" in str(error) and (close := nearest(key, HINTS)).startswith("did"):
             raise ConfigError(f"unknown key {key!r}; {close}") from error
         raise
     return dataclasses.replace(comparison, baseline=baseline, **own)

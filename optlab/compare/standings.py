@@ -101,7 +101,7 @@ def compared(study: Study, results: Mapping[str, Result], standings: Mapping[str
             float(p),
             statistics.probability_above(ranked(x), ranked(base)),
             ratio := _ratio(study, results, x.name),
-            _time(study, ratio, x, base),
+            _time(results, ratio, x, base),
             statistics.order_flip(curve(x), curve(base)) if len(x.best_of) == len(base.best_of) else None,
             found * _spread(x.scores, base.scores, study.is_paired),
         )
@@ -209,9 +209,9 @@ def _best_of(study: Study, searched: Sequence[Sequence[Result]]) -> list[Estimat
     return [statistics.mean(x) if np.isfinite(x).all() else Estimate(float(np.mean(x))) for x in columns]
 
 
-def _time(study: Study, ratio: Estimate | None, a: Standing, b: Standing) -> float | None:
+def _time(results: Mapping[str, Result], ratio: Estimate | None, a: Standing, b: Standing) -> float | None:
     """The paces of two executors say more about these than about the optimizers."""
-    is_alike = study.executors[a.name][0] == study.executors[b.name][0]
+    is_alike = len({r.executor for r in results.values() if r.trial.contender in (a.name, b.name)}) == 1
     time = math.nan if ratio is None else ratio.value * a.pace / b.pace
     return time if is_alike and 0 < time < math.inf else None
 

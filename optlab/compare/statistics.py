@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import integrate, optimize, special, stats
+from scipy import optimize, special, stats
 
 CONFIDENCE = 0.95
 
@@ -264,21 +264,44 @@ def performance_profiles(costs: Mapping[str, Sequence[float]], factors: ArrayLik
 
 
 def power(difference: float, repetitions: int, *, is_paired: bool = False, level: float = 1 - CONFIDENCE) -> float:
-    """The chance that a two-sided t-test finds a difference, in standard deviations (of a − b, if paired)."""
-    freedom = repetitions - 1 if is_paired else 2 * (repetitions - 1)
-    if freedom < 1:
+    """The chance that a two-sided test finds a difference of normal scores: Student's if paired, else Welch's.
+
+    Welch's t of equally many scores is the pooled one, with 2(n − 1) degrees of freedom for its spread, but its bound
+    has those of the two variances as they came out: ν(w) = (n − 1) / (w² + (1 − w)²), where w, the one's share of their
+    sum, has the distribution Beta((n − 1)/2, (n − 1)/2) and doesn't depend on the sum. At n = 5 and 2 standard
+    deviations that costs 2 % of power, 77 % beside the pooled test's 79 %.
+
+    Args:
+        difference: in standard deviations of the scores, of a − b if paired.
+        repetitions: scores on each side.
+        is_paired: whether they belong together.
+        level: of the test.
+    """
+    n = repetitions
+    if n < 2:
         return 0.0
-    shift = difference * math.sqrt(repetitions if is_paired else repetitions / 2)
-    bound = stats.t.ppf(1 - level / 2, freedom)
+    if is_paired:
+        return float(_power(difference * math.sqrt(n), n - 1, stats.t.ppf(1 - level / 2, n - 1))[0])
+    x, weights = special.roots_jacobi(16, (n - 3) / 2, (n - 3) / 2)
+    x, weights = x[x > 0], weights[x > 0]  # w = (1 + x)/2, and 1 − w gives the same
+    bounds = stats.t.ppf(1 - level / 2, (n - 1) / ((1 + x**2) / 2))
+    found = _power(difference * math.sqrt(n / 2), 2 * (n - 1), bounds)
+    return float(weights @ found / weights.sum())
 
-    # SciPy's noncentral t is NaN for few degrees of freedom and a large shift: the mean over s² ~ χ²(ν) of the normal.
-    def found(s: float) -> float:
-        scaled = bound * s / math.sqrt(freedom)
-        return float((special.ndtr(shift - scaled) + special.ndtr(-shift - scaled)) * stats.chi.pdf(s, freedom))
 
+def _power(shift: float, freedom: int, bounds: ArrayLike) -> np.ndarray:
+    """P(|t| > bound) of the noncentral t, for each bound. SciPy's is NaN where it has few degrees of freedom."""
+    b = np.atleast_1d(np.asarray(bounds, float))[:, None]
     end = float(stats.chi.ppf(1 - 1e-12, freedom))
-    turn = min(abs(shift) * math.sqrt(freedom) / bound, end)
-    return float(integrate.quad(found, 0, turn)[0] + integrate.quad(found, turn, end)[0])
+    turn = np.minimum(abs(shift) * math.sqrt(freedom) / b, end)
+    x, weights = special.roots_legendre(200)
+    total = np.zeros(len(b))
+    for low, high in ((0.0, turn), (turn, end)):  # the mean over s² ~ χ²(ν) of the normal's, which falls at `turn`
+        s = low + (high - low) * (1 + x) / 2
+        scaled = b * s / math.sqrt(freedom)
+        found = (special.ndtr(shift - scaled) + special.ndtr(-shift - scaled)) * stats.chi.pdf(s, freedom)
+        total += ((high - low) / 2 * found) @ weights
+    return total
 
 
 @functools.cache

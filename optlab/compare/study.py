@@ -16,16 +16,18 @@ import jax
 import numpy as np
 import optax
 
+from optlab._messages import nearest
 from optlab.compare._arguments import check_kinds, check_names, named
 from optlab.compare._errors import StudyError
+from optlab.compare.choosing import open_to
 from optlab.compare.contenders import Contender, contend
 from optlab.compare.points import Design, Interval, Space, check_design, draw, seed_of
-from optlab.compare.population import Population, suited
+from optlab.compare.population import Population
 from optlab.compare.runs import Runs
 from optlab.compare.trials import Result, Trial
 from optlab.data import fingerprint
 from optlab.roles import layout_around
-from optlab.training import Workload, init_state, make_step
+from optlab.training import Workload, init_state, make_evaluation, make_step
 from optlab.training.program import program, programs
 
 Executor: TypeAlias = Literal["population", "series", "runs"]
@@ -51,8 +53,8 @@ class Study:
         design: how the points are drawn.
         is_paired: whether all contenders' runs have the same initializations and data orders.
         evaluate_every: steps between two evaluations.
-        executors: by contender its executor, and why that isn't a population ("" if it is, or wasn't to be). "series"
-            is one program for all trials, which it trains in turn.
+        executors: by contender its executor, and why it is that one ("" if it was asked for). "series" is one program
+            for all trials, which it trains in turn; "" is to be measured before the first trial, see `decided`.
         widened: for each round of further trials, by contender the space that they are drawn from; None is its own.
     """
 
@@ -90,8 +92,11 @@ class Study:
 
     def executor(self, contender: str) -> Population | Runs:
         """The executor that trains the trials of one contender."""
-        make = EXECUTORS[self.executors[contender][0]]
-        return make(self.workload, self.contenders[contender], self.evaluate_every, self.studies * self.finals)
+        return EXECUTORS[self.executors[contender][0]](*self.task(contender))
+
+    def task(self, contender: str) -> tuple[Workload, Contender, int, int]:
+        """The arguments of an executor of its trials."""
+        return self.workload, self.contenders[contender], self.evaluate_every, self.studies * self.finals
 
     def points(self, contender: str, study: int) -> dict[int | str, dict[str, Any]]:
         """The points of one contender's tuning: its own in every study, so that luck in drawing them counts as luck.
@@ -254,15 +259,23 @@ def _check_workload(workload: Workload) -> None:
             f"a comparison chooses by the validation split: target.metric is {metric}, and the data have "
             f"{0 if validation is None else len(validation)} validation examples"
         )
+    if metric != "validation/loss":  # which there always is
+        state = _first(workload, optax.identity())
+        names = jax.eval_shape(
+            make_evaluation(workload.loss), state.params, state.model_state, workload.example(), state.key
+        )
+        known = [f"validation/{name}" for name in names]
+        if metric not in known:
+            raise StudyError(f"target.metric={metric} isn't measured; {nearest(metric, known)}")
 
 
 def _executor(workload: Workload, contender: Contender, asked: Executor | None) -> tuple[str, str]:
     if asked == "runs":
         return asked, ""
-    best, reason = suited(workload, contender)
-    if asked is not None and best == "runs":
+    only, reason = open_to(workload, contender)
+    if asked is not None and only == "runs":
         raise StudyError(f"contender {contender.name!r} can't be trained by one program: {reason}; say executor='runs'")
-    return (best, reason) if asked is None else (asked, "")
+    return (only, reason) if asked is None else (asked, "")
 
 
 def _programs(workload: Workload) -> dict[str, str]:

@@ -124,8 +124,8 @@ class Ledger:
         elif (self.folder / TRIALS).exists():
             raise StudyError(f"{self.folder} has {TRIALS} and no {ABOUT}: name another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
-        _replace(file, json.dumps(about, indent=2) + "\n")
-        _replace(self.folder / TRIALS, "".join(map(as_line, self.results.values())))
+        replace_text(file, json.dumps(about, indent=2) + "\n")
+        replace_text(self.folder / TRIALS, "".join(map(as_line, self.results.values())))
 
     def add(self, results: Iterable[Result]) -> None:
         """Keeps finished trials; when it returns they outlive the machine."""
@@ -177,7 +177,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _replace(file: Path, text: str) -> None:
+def replace_text(file: Path, text: str) -> None:
     """Writes a whole file; a kill leaves the old one or the new one."""
     part = file.with_suffix(".part")
     with part.open("w") as opened:

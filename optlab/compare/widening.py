@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from optlab.compare._arguments import check_flags
 from optlab.compare._errors import StudyError
 from optlab.compare.points import Interval, Space
 from optlab.compare.study import Study
@@ -19,8 +20,7 @@ def check_widening(study: Study, widen: object) -> None:
     Raises:
         StudyError: if it isn't True or False, or no contender searches an interval of decades.
     """
-    if not isinstance(widen, bool):
-        raise StudyError(f"widen must be True or False, got {widen!r}")
+    check_flags(widen=widen)
     is_log = lambda found: isinstance(found, Interval) and found.is_log
     if widen and not any(is_log(found) for c in study.contenders.values() for found in c.space.values()):
         raise StudyError("widen=True needs a log_uniform space, which goes on beyond its bounds; no contender has one")

@@ -18,6 +18,7 @@ import jax
 from optlab._extras import need
 from optlab._integers import is_count
 from optlab.compare._errors import StudyError
+from optlab.compare.choosing import Paces, race
 from optlab.compare.study import EXECUTORS, Study
 from optlab.compare.trials import Result, Trial
 
@@ -28,7 +29,8 @@ class Here:
     """Trains in this process."""
 
     def __init__(self) -> None:
-        self.made: dict[str, Any] = {}
+        self.made: dict[tuple[str, str], Any] = {}  # by contender and executor
+        self.measured: dict[str, Paces] = {}
 
     def __enter__(self) -> Here:
         return self
@@ -39,10 +41,22 @@ class Here:
     def __call__(self, study: Study, parts: Mapping[str, Sequence[Trial]]) -> Iterator[tuple[str, list[Result]]]:
         """Trains all trials, by contender; yields a contender's name and some of its results as they are finished."""
         for name, trials in parts.items():
-            if name not in self.made:
-                self.made[name] = study.executor(name)
-            for results in self.made[name](trials):
+            for results in self.executor(study, name)(trials):
                 yield name, results
+
+    def executor(self, study: Study, name: str) -> Any:
+        """A contender's, with the programs that it has compiled so far."""
+        key = name, study.executors[name][0]
+        if key not in self.made:
+            self.made[key] = study.executor(name)
+        return self.made[key]
+
+    def paces(self, study: Study, name: str) -> Paces:
+        """What `race` measures with this contender, once; what was compiled for it is kept for training."""
+        if name not in self.measured:
+            self.measured[name], made = race(*study.task(name))
+            self.made |= {(name, executor): population for executor, population in made.items()}
+        return self.measured[name]
 
 
 class Team:
@@ -56,6 +70,7 @@ class Team:
         need("workers=", "cloudpickle", extra="cluster")
         self.workers = workers
         self.pool = self._started()
+        self.measured: dict[str, Paces] = {}
 
     def __enter__(self) -> Team:
         return self
@@ -79,9 +94,29 @@ class Team:
                     f"{deaths} workers died one after another (killed, or out of memory); what is finished is kept in "
                     "the study's folder: the same call with fewer workers goes on"
                 )
-            if waiting and isinstance(self.workers, int):  # a pool of processes that lost one takes no more calls
-                self._end()
-                self.pool = self._started()
+            if waiting:
+                self._renew()
+
+    def paces(self, study: Study, name: str) -> Paces:
+        """As `Here`; a worker measures. If it dies, another one does."""
+        payload = _payload(study, name)
+        for _ in range(DEATHS if name not in self.measured else 0):
+            try:
+                self.measured[name] = self.pool.submit(_measured, payload).result()
+                break
+            except Exception as error:
+                if not _is_death(error):
+                    raise
+                self._renew()
+        if name not in self.measured:
+            raise StudyError(f"{DEATHS} workers died one after another as they timed a few steps of {name}")
+        return self.measured[name]
+
+    def _renew(self) -> None:
+        """Starts a pool of processes anew: one that lost a process takes no more calls."""
+        if isinstance(self.workers, int):
+            self._end()
+            self.pool = self._started()
 
     def _round(
         self, payloads: Mapping[str, bytes], waiting: Mapping[int, tuple[str, Sequence[Trial]]]
@@ -143,9 +178,8 @@ def _is_death(error: BaseException) -> bool:
 def _payload(study: Study, name: str) -> bytes:
     import cloudpickle
 
-    expected = study.studies * study.finals
-    task = study.executors[name][0], study.workload, study.contenders[name], study.evaluate_every, expected
-    return cloudpickle.dumps((jax.__version__, sys.path, cloudpickle.dumps(task)))
+    task = cloudpickle.dumps((study.executors[name][0], *study.task(name)))
+    return cloudpickle.dumps((jax.__version__, sys.path, task))
 
 
 def _train(payload: bytes, trials: Sequence[Trial]) -> list[Result]:
@@ -153,14 +187,24 @@ def _train(payload: bytes, trials: Sequence[Trial]) -> list[Result]:
     return [result for results in _made(payload)(trials) for result in results]
 
 
+def _measured(payload: bytes) -> Paces:
+    """Runs on a worker."""
+    _, *task = _task(payload)
+    return race(*task)[0]
+
+
 @functools.lru_cache(maxsize=8)
 def _made(payload: bytes) -> Any:
     """A contender's executor with its compiled programs, for all parts that this worker is given."""
+    executor, *task = _task(payload)
+    return EXECUTORS[executor](*task)
+
+
+def _task(payload: bytes) -> Any:
     import cloudpickle
 
     version, places, task = cloudpickle.loads(payload)
     if version != jax.__version__:
         raise StudyError(f"the worker has jax {jax.__version__}, the driver {version}: install the driver's there")
     sys.path += [place for place in places if place not in sys.path]
-    executor, *arguments = cloudpickle.loads(task)
-    return EXECUTORS[executor](*arguments)
+    return cloudpickle.loads(task)

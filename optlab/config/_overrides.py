@@ -84,6 +84,8 @@ def _set(kind: Any, tree: dict[str, Any], path: list[str], text: str, key: str) 
             raise ConfigError(f"{key} must be {describe(hint)}, got {text!r}{way}")
 
 
+EPOCHS = ("epochs", "epoch", "num_epochs")  # what a run's length is called elsewhere
+
 # Whose argument a key without a dot probably is, where the config doesn't have it itself.
 _OWNERS = {
     "optimizer": ("learning_rate", "weight_decay", "momentum", "b1", "b2", "eps"),
@@ -96,7 +98,7 @@ _OWNERS = {
 
 def _elsewhere(tree: dict[str, Any], key: str, text: str) -> str:
     """Ends the message of a key that is said in the wrong place or by another name; "" for any other key."""
-    if key in ("epoch", "epochs", "num_epochs"):
+    if key in EPOCHS:
         return (
             f"a run is steps long: say steps=N, where N is {text} times the training examples, divided by "
             f"batch_size={tree['batch_size']}"

@@ -242,6 +242,13 @@ class Config:
         least=1,
         default=None,
     )
+    evaluate_batches: int | None = _key(
+        "batches of the validation split in each evaluation, by which the best step and the target are judged; the "
+        "last record has the whole split; none: all",
+        change="fixed",
+        least=1,
+        default=None,
+    )
     target: Target = Target()
     stop: Stop = Stop()
     log: Log = Log()

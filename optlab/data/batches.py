@@ -142,11 +142,21 @@ class Share:
         return map_arrays(lambda x: x[self.rows(examples)], batch), examples
 
 
+def evaluation_starts(split: Split, batch_size: int, batches: int | None = None) -> list[int]:
+    """Returns the first example of each of a split's batches, or of so many of them, evenly spaced."""
+    starts = list(range(0, len(split), batch_size))
+    if batches is None or batches >= len(starts):
+        return starts
+    return [starts[i * len(starts) // batches] for i in range(batches)]
+
+
 def evaluation_batches(
     split: Split,
     batch_size: int,
     rows: Callable[[int], slice] = slice,
     on_damage: Callable[[dict[int, str]], None] | None = None,
+    *,
+    batches: int | None = None,
 ) -> Iterator[Batch]:
     """Yields the whole split once, in order and without randomness; the last batch may be short.
 
@@ -155,9 +165,10 @@ def evaluation_batches(
         batch_size: number of examples in a batch.
         rows: maps the number of examples in a batch to the slice that is read: by default all.
         on_damage: called with the damaged examples and the reasons; they have weight 0.
+        batches: as many of them, evenly spaced and always the same; None yields all.
     """
     _check_batch_size(batch_size)
-    for start in range(0, len(split), batch_size):
+    for start in evaluation_starts(split, batch_size, batches):
         indices = np.arange(start, min(start + batch_size, len(split)))
         batch, damaged = take_whole(split, indices[rows(len(indices))])
         if damaged and on_damage is not None:

@@ -2,7 +2,7 @@
 
 >>> print(optlab.diagnose("runs/digits"))
 
-A diagnosis reads what a run has logged; nothing is trained. `RULES` are its rules, a function each.
+`optlab.diagnose` reads what a run has logged, and what a probe measured; `RULES` are its rules, a function each.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from __future__ import annotations
 import shlex
 import textwrap
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from optlab.diagnosis._evidence import Evidence, gather
-from optlab.diagnosis._rules import RULES, Finding
-from optlab.runs import Run
+from optlab.diagnosis._findings import Finding
+from optlab.diagnosis._rules import CURVE_RULES
+from optlab.diagnosis._rules_of_data import DATA_RULES
+from optlab.diagnosis._rules_of_model import MODEL_RULES
 
-__all__ = ["RULES", "Diagnosis", "Evidence", "Finding", "diagnose", "examine"]
+__all__ = ["RULES", "Diagnosis", "Evidence", "Finding", "examine", "gather"]
+
+# In the order of their gravity: what explains the others comes first.
+RULES = (*DATA_RULES, *MODEL_RULES, *CURVE_RULES)
 
 
 @dataclass(frozen=True)
@@ -69,25 +72,11 @@ class Diagnosis:
         return "\n\n".join(parts) + "\n"
 
 
-def diagnose(run: str | Path | Run | Any) -> Diagnosis:
-    """Diagnoses a run by its metrics, its config and its outcome, in well under a second.
-
-    Args:
-        run: a run's folder, a `Run`, or the `History` that `train` returned.
-
-    Raises:
-        FileNotFoundError: if there is no such folder, or nothing was logged in it.
-        ValueError: if no training loss was logged.
-    """
-    evidence = gather(run)
-    return Diagnosis(evidence.name, examine(evidence), int(evidence.steps[-1]))
-
-
 def examine(evidence: Evidence) -> tuple[Finding, ...]:
     """The findings of all rules, ills first and the gravest of them first."""
     found = [finding for rule in RULES if (finding := rule(evidence)) is not None]
     found.sort(key=lambda finding: finding.severity == "note")  # stable: RULES stand in the order of their gravity
-    # What diverged shows every other ill as well: only notes may stand beside it.
-    if found and found[0].is_fatal:
-        found = [found[0], *(finding for finding in found[1:] if finding.severity == "note")]
+    # What diverged shows every other ill as well: only causes that were seen, and notes, may stand beside it.
+    if any(finding.is_fatal for finding in found):
+        found = [f for f in found if f.is_fatal or f.is_cause or f.severity == "note"]
     return tuple(found)

@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from optlab.config import ConfigError, flatten
 from optlab.runs import Run
 from optlab.runs._metrics import as_columns
+
+if TYPE_CHECKING:  # these need JAX, and a diagnosis without a probe doesn't
+    from optlab.diagnosis._data import DataProbe
+    from optlab.diagnosis._layers import Layer, ModelProbe
 
 FLAT = 0.25  # of the training loss
 NOTHING = 0.05  # of the held-out loss
@@ -31,6 +35,8 @@ class Evidence:
         settings: the config's keys, flat, such as "optimizer.learning_rate"; empty if there is no config.
         outcome: how the run ended, as in summary.json; None if it goes on or was killed.
         skipped: the steps that the guard left out.
+        data: samples of the data, where a probe read them.
+        model: the layers at one state, where a probe measured them.
     """
 
     name: str
@@ -38,6 +44,8 @@ class Evidence:
     settings: Mapping[str, Any] = field(default_factory=dict)
     outcome: str | None = None
     skipped: tuple[int, ...] = ()
+    data: DataProbe | None = None
+    model: ModelProbe | None = None
 
     def curve(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """(steps, values) where the metric was logged; NaN and infinities of the metric itself are left out."""
@@ -86,6 +94,39 @@ class Evidence:
         """True if training removed less than `FLAT` of its loss, or next to nothing of the held-out loss."""
         gain = self.held_out_gain
         return self.share_gained < FLAT or (gain is not None and gain < NOTHING)
+
+    @cached_property
+    def has_generalized(self) -> bool:
+        """True if the held-out loss fell by a good part; False where that isn't known."""
+        return self.held_out_gain is not None and self.held_out_gain > FLAT
+
+    @cached_property
+    def is_unlearned(self) -> bool:
+        """True if the held-out loss is known and next to nothing of it is gone."""
+        return self.held_out_gain is not None and self.held_out_gain < 4 * NOTHING
+
+    @cached_property
+    def is_flat_or_worse(self) -> bool:
+        """True if training removed little of the loss, or ended without a finite one."""
+        return self.outcome in ("NonFiniteError", "LossSpikeError", "UphillError") or self.is_flat
+
+    @cached_property
+    def is_unwell(self) -> bool:
+        """True if the loss is flat, not finite, or far above where it once was.
+
+        What may be meant in a run that learns is a cause in one that doesn't.
+        """
+        return self.is_flat_or_worse or bool(self.smooth[-1] > 2 * abs(self.smooth.min()) + 0.5 * abs(self.smooth[0]))
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The parameters that a probe measured."""
+        return () if self.model is None else self.model.layers
+
+    @property
+    def at(self) -> int:
+        """The step of the state that a probe measured."""
+        return 0 if self.model is None else self.model.step
 
     @cached_property
     def noise(self) -> float:

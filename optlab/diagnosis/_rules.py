@@ -6,13 +6,10 @@ healthy runs show; `benchmarks/diagnosis.py` measures both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
 import numpy as np
 
 from optlab.diagnosis._evidence import FLAT, NOTHING, Evidence, smoothed
+from optlab.diagnosis._findings import Finding, Rule, rate_times
 
 LEARNED = 0.15  # from this share of the loss on, training has learned something
 EXPLODED = 3.0  # times the first loss
@@ -22,31 +19,6 @@ COLLAPSED = 0.25  # the share below which it counts as gone
 RISE = 0.15  # of what the validation loss had gained
 NOISY = 0.1  # of the first loss
 TOO_MUCH_DECAY = 0.05  # of the weights in a step
-
-Rule = Callable[[Evidence], "Finding | None"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that a run shows.
-
-    Attributes:
-        name: such as "diverged".
-        severity: "ill", or "note" for what may be meant.
-        because: the evidence, in figures and steps.
-        try_: what to try next.
-        source: the paper or text that the rule comes from; "" for one that is measured here alone.
-        settings: keys of a config with the values to try next; empty where there is no config, or no key for it.
-        is_fatal: whether it explains everything that follows.
-    """
-
-    name: str
-    severity: Literal["ill", "note"]
-    because: str
-    try_: str
-    source: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    is_fatal: bool = False
 
 
 def diverged(e: Evidence) -> Finding | None:
@@ -68,7 +40,7 @@ def diverged(e: Evidence) -> Finding | None:
         "a tenth of the learning rate, or a longer warm-up; clip_norm=1.0 if single batches do it; if it rises from "
         "the first step on, the update points uphill: is its sign turned, or the learning rate left out?",
         "Goodfellow, Bengio, Courville 2016, Deep Learning, section 8.2.4",
-        _rate(e, 1 / 10),
+        rate_times(e, 1 / 10),
         is_fatal=True,
     )
 
@@ -123,7 +95,7 @@ def rate_too_high(e: Evidence) -> Finding | None:
         because,
         "a third of the learning rate, then a tenth; a warm-up; less weight decay if that is large",
         "Cohen et al. 2021, arXiv 2103.00065 (stability); Lu et al. 2019, arXiv 1903.06733 (dying units)",
-        _rate(e, 1 / 3),
+        rate_times(e, 1 / 3),
     )
 
 
@@ -229,7 +201,7 @@ def rate_too_low(e: Evidence) -> Finding | None:
         "three times the learning rate, then ten times; if that changes nothing: do the labels depend on the inputs, "
         "and is the gradient clipped?",
         "Goodfellow, Bengio, Courville 2016, Deep Learning, section 11.4.1",
-        _rate(e, 3),
+        rate_times(e, 3),
     )
 
 
@@ -302,13 +274,8 @@ def skipped(e: Evidence) -> Finding | None:
     )
 
 
-def _rate(e: Evidence, factor: float) -> dict[str, float]:
-    rate = e.settings.get("optimizer.learning_rate")
-    return {"optimizer.learning_rate": float(f"{rate * factor:.2g}")} if isinstance(rate, int | float) else {}
-
-
 # In the order of their gravity: what explains the others comes first.
-RULES: tuple[Rule, ...] = (
+CURVE_RULES: tuple[Rule, ...] = (
     diverged,
     nothing_moves,
     starts_far_off,

@@ -75,6 +75,17 @@ def build(config: Config) -> Experiment:
     return Experiment(config, workload, tx, schedules, mesh, measures)
 
 
+def training_examples(config: Config) -> int | None:
+    """Returns the number of training examples of a config's data; None where the data makes its own batches.
+
+    Raises:
+        ConfigError: if the data can't be read here.
+    """
+    source: Source = _call("data", resolve(config).data)
+    _check_source(config, source)
+    return len(source.train) if hasattr(source.train, "__len__") else None
+
+
 def _mesh(config: Config) -> Mesh | None:
     """Arranges the devices, and checks that they divide the batch."""
     if not STRATEGIES[config.strategy].axes:
@@ -203,8 +214,8 @@ def _optimizer(
 ) -> tuple[optax.GradientTransformation, dict[str, Callable[[Any], Any]]]:
     """Builds the optimizer; the config's schedule shapes each of its learning rates."""
     schedules: dict[str, Callable[[Any], Any]] = {}
-    tx = _transformation(config, "optimizer", config.optimizer, axis_name, schedules)
-    if not _is_flat(config) and not schedules:
+    tx = transformation(config, "optimizer", config.optimizer, axis_name, schedules)
+    if not is_flat(config) and not schedules:
         raise ConfigError(
             f"schedule={config.schedule.name} has no learning rate to shape in optimizer={config.optimizer.name}: "
             "set optimizer.learning_rate if that takes a schedule, or say schedule=constant"
@@ -212,11 +223,12 @@ def _optimizer(
     return tx, schedules
 
 
-def _is_flat(config: Config) -> bool:
+def is_flat(config: Config) -> bool:
+    """Returns whether the learning rate is one number all along."""
     return config.schedule.name == "constant" and not config.schedule.arguments.get("warmup")
 
 
-def _transformation(
+def transformation(
     config: Config,
     key: str,
     part: Component,
@@ -236,13 +248,13 @@ def _transformation(
     for name, inner in arguments.items():
         if isinstance(inner, Component):
             rate = arguments.get("learning_rate")
-            arguments[name] = _transformation(config, f"{key}.{name}", inner, axis_name, schedules, rate)
+            arguments[name] = transformation(config, f"{key}.{name}", inner, axis_name, schedules, rate)
     for name in names:
         peak = arguments.get(name)
         if is_learning_rate(name) and isinstance(peak, int | float) and _takes_schedule(hints.get(name, Any)):
             schedule = _schedule(config, peak)
             # A constant stays a number: some rules take no schedule, and with a number the state needs no count.
-            arguments[name] = peak if _is_flat(config) else schedule
+            arguments[name] = peak if is_flat(config) else schedule
             if name in part.arguments:
                 schedules[f"{key}.{name}".removeprefix("optimizer.")] = schedule
     takes_axis = axis_name and "axis_name" in filled(kind, factory) and not arguments.get("orthogonalizer")

@@ -58,7 +58,7 @@ class Chart:
         log_x: whether the abscissa is logarithmic,
         log_y: and the ordinate; only where all is positive.
         ticks: names of the abscissas 0, 1, …
-        views: by another abscissa's label the factor of each line, such as seconds a step.
+        views: by another abscissa's label, such as seconds, the abscissas of each line.
         note: a sentence below it.
     """
 
@@ -70,7 +70,7 @@ class Chart:
     log_x: bool = False
     log_y: bool = False
     ticks: Sequence[str] = ()
-    views: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    views: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     note: str = ""
 
     @property
@@ -99,7 +99,7 @@ class Chart:
 
 
 def figure(chart: Chart) -> dict[str, Any]:
-    """The chart for Plotly.js: its traces, its layout, and the factors of its views; JSON data."""
+    """The chart for Plotly.js: its traces, its layout, and its views' abscissas; JSON data."""
     bands = [(i, edge) for i, line in enumerate(chart.lines) for edge in _band(line)]
     traces = [*bands, *((i, _trace(line)) for i, line in enumerate(chart.lines))]  # the lines over all bands
     axis = {"automargin": True, "zeroline": False, "exponentformat": "power"}
@@ -116,7 +116,7 @@ def figure(chart: Chart) -> dict[str, Any]:
         layout["xaxis"] |= {"tickvals": list(range(len(chart.ticks))), "ticktext": list(chart.ticks), "tickangle": 0}
         layout["xaxis"]["range"] = [-0.45, len(chart.ticks) - 0.55]  # room for the outer names
         layout["yaxis"] |= {"showticklabels": False}
-    views = {label: [float(factors[i]) for i, _ in traces] for label, factors in chart.views.items()}
+    views = {label: [_numbers(columns[i]) for i, _ in traces] for label, columns in chart.views.items()}
     return {"id": chart.key, "data": [trace for _, trace in traces], "layout": layout, "x": chart.x, "views": views}
 
 

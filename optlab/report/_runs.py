@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from optlab.config import ConfigError, flatten, text_of
 from optlab.report._charts import Chart, Line
 from optlab.report._page import Section, Table, page
 from optlab.runs import Run
 from optlab.runs._curves import panel_rank
+from optlab.runs._metrics import COUNTS
 
 _LOGARITHMIC = {"loss", "gradient_norm"}
 
@@ -62,10 +65,10 @@ def _outcomes(runs: Sequence[Run], names: Sequence[str], metrics: Sequence[Any])
     for run, name, columns in zip(runs, names, metrics, strict=True):
         summary = run.summary or {}
         last = [_last(columns.get(k, [])) for k in shown]
-        seconds = summary.get("seconds")
+        seconds = _last(columns.get("seconds", []))
         rows.append(
             [name, str(summary.get("outcome", "not ended")), f"{int(columns['step'][-1]):,}",
-             "–" if seconds is None else f"{seconds:.1f}", *("–" if math.isnan(v) else f"{v:.4g}" for v in last)]
+             "–" if math.isnan(seconds) else f"{seconds:.1f}", *("–" if math.isnan(v) else f"{v:.4g}" for v in last)]
         )  # fmt: skip
     return Table(["run", "outcome", "steps", "seconds", *shown], rows)
 
@@ -93,17 +96,21 @@ def _text(value: Any) -> str:
 
 
 def _charts(names: Sequence[str], metrics: Sequence[Any]) -> list[Chart]:
-    """A chart for every metric, with a line for every run that has it."""
-    keys = {k for columns in metrics for k in columns if k not in ("step", "skipped")}
+    """A chart for every metric, with a line for every run that has it, over steps and the counts that all runs have."""
+    keys = {k for columns in metrics for k in columns if k not in (*COUNTS, "skipped")}
+    counts = [c for c in COUNTS[1:] if all(c in columns and not np.isnan(columns[c]).any() for columns in metrics)]
     charts = []
     for key in sorted(keys, key=lambda k: (panel_rank(k.rpartition("/")[2]), k)):
-        lines = []
+        lines: list[Line] = []
+        views: dict[str, list[Any]] = {c: [] for c in counts}
         for group, (name, columns) in enumerate(zip(names, metrics, strict=True)):
-            points = [(s, v) for s, v in zip(columns["step"], columns.get(key, ()), strict=False) if not math.isnan(v)]
-            if points:
-                x, y = zip(*points, strict=True)
-                lines.append(Line(name, x, y, group, style="line" if len(points) > 1 else "points"))
+            there = np.flatnonzero(~np.isnan(columns.get(key, ())))
+            if there.size:
+                x, y = columns["step"][there], columns[key][there]
+                lines.append(Line(name, x, y, group, style="line" if there.size > 1 else "points"))
+                for count in counts:
+                    views[count].append(columns[count][there])
         tail = key.rpartition("/")[2]
         safe = "".join(c if c.isalnum() else "-" for c in key)
-        charts.append(Chart(safe, key, "steps", tail, lines, log_y=tail in _LOGARITHMIC))
+        charts.append(Chart(safe, key, "steps", tail, lines, log_y=tail in _LOGARITHMIC, views=views))
     return charts

@@ -22,10 +22,9 @@ function show(chart, point) {
   }
 }
 
-// Another abscissa: every trace's own one, times its factor.
+// Another abscissa, or the first one again.
 function view(chart, place, label) {
-  const factors = chart.views[label];
-  const x = chart.data.map((trace, i) => factors ? trace.x.map(v => v === null ? null : v * factors[i]) : trace.x);
+  const x = chart.views[label] || chart.data.map(trace => trace.x);
   Plotly.update(place, {x}, {"xaxis.title.text": label, "xaxis.autorange": true});
   for (const button of document.querySelectorAll(`[data-chart="${chart.id}"]`))
     button.setAttribute("aria-pressed", String(button.dataset.view === label));

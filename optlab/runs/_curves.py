@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optlab.runs._metrics import read_metrics
+from optlab.runs._metrics import COUNTS, read_metrics
 from optlab.runs._summary import read_summary
 
 _STYLES: dict[str, dict[str, Any]] = {
@@ -33,7 +33,7 @@ def plot_curves(run: str | Path) -> Path:
 
     run = Path(run)
     records, summary = read_metrics(run), read_summary(run) or {}
-    keys = list(dict.fromkeys(key for r in records for key in r if key not in ("step", "skipped")))
+    keys = list(dict.fromkeys(key for r in records for key in r if key not in (*COUNTS, "skipped")))
     every = sorted({key.split("/")[-1] for key in keys}, key=_order)
     names, target = every[:PANELS], summary.get("target") or {}
     figure = Figure(figsize=(7, 2.2 * len(names) + 0.4), layout="constrained")
@@ -55,11 +55,25 @@ def plot_curves(run: str | Path) -> Path:
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
+    if epoch := records[-1].get("epoch"):
+        _add_epochs(figure.axes[0], epoch / records[-1]["step"])
     left_out = f"\nnot drawn: {', '.join(every[PANELS:])}" if len(every) > PANELS else ""
     axes.set_xlabel(f"step{left_out}")
     figure.suptitle(_title(run, summary), fontsize=10)
     figure.savefig(run / "curves.png", dpi=110)
     return run / "curves.png"
+
+
+def _add_epochs(axes: Any, per_step: float) -> None:
+    """Adds an abscissa of epochs above the steps'."""
+
+    def epochs(steps: Any) -> Any:
+        return steps * per_step
+
+    def steps(epochs: Any) -> Any:
+        return epochs / per_step
+
+    axes.secondary_xaxis("top", functions=(epochs, steps)).set_xlabel("epoch")
 
 
 def _title(run: Path, summary: Mapping[str, Any]) -> str:

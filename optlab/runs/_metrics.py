@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 Record = dict[str, float]
+# How far the run was, in every record; what else a record holds was measured. "seconds" is the training time so far,
+# over all calls: compilation, evaluations and checkpoints aren't counted, waiting for data is.
+COUNTS = ("step", "examples", "epoch", "seconds")
 
 
 class Observer(Protocol):
@@ -153,6 +156,11 @@ def read_metrics(path: str | Path) -> list[Record]:
     if damaged:
         warnings.warn(_damage(file, damaged), stacklevel=2)
     return records
+
+
+def without_seconds(records: Sequence[Record]) -> list[Record]:
+    """The records without the one number that isn't a function of the run's settings: what two runs are compared by."""
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
 
 
 def as_columns(records: Sequence[Record]) -> dict[str, np.ndarray]:

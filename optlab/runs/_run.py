@@ -52,8 +52,9 @@ class Run:
         """The logged metrics as columns by name, one row a logged step.
 
         Returns:
-            "step" (integers, ascending) and every metric (float64); NaN where a step has no value of a metric. Empty if
-            nothing was logged.
+            "step" (integers, ascending), "examples" and "epoch" (drawn so far; absent where the data makes its own
+            batches), "seconds" (training time so far, over all calls: without compilation, evaluations and checkpoints)
+            and every metric (float64); NaN where a step has no value of a metric. Empty if nothing was logged.
         """
         return as_columns(read_metrics(self.folder)) if (self.folder / "metrics.jsonl").exists() else {}
 

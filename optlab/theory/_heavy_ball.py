@@ -1,12 +1,19 @@
 """Momentum on a quadratic: its best rate, its frequency response, and the ball with friction that it becomes."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from optlab._checks import is_number
-from optlab.theory._arrays import as_floats, check_all_decays, check_all_not_negative, check_all_positive
+from optlab.theory._arrays import (
+    as_numbers,
+    check_all_decays,
+    check_all_finite,
+    check_all_not_negative,
+    check_all_positive,
+    check_ordered,
+)
 
 
 class HeavyBall(NamedTuple):
@@ -27,10 +34,11 @@ def heavy_ball(largest: Any, smallest: Any) -> HeavyBall:
         largest: the largest eigenvalue of the Hessian (L); of ‖Xw − y‖² it is 2σ²max.
         smallest: the smallest (μ), positive.
     """
+    check_all_positive("largest", largest)
     check_all_positive("smallest", smallest)
-    if is_number(largest) and is_number(smallest) and largest < smallest:
-        raise ValueError(f"largest must be at least smallest ({smallest}), got {largest}")
-    root_L, root_mu = jnp.sqrt(as_floats(largest)), jnp.sqrt(as_floats(smallest))
+    L, mu = as_numbers(largest=largest, smallest=smallest)
+    check_ordered(smallest=smallest, largest=largest, or_equal=True)
+    root_L, root_mu = jnp.sqrt(L), jnp.sqrt(mu)
     rate = (root_L - root_mu) / (root_L + root_mu)
     return HeavyBall(4 / (root_L + root_mu) ** 2, rate**2, rate)
 
@@ -43,7 +51,7 @@ def frequency_response(decay: Any, omega: Any, *, nesterov: bool = False) -> jax
     v ← βv + g, is H/(1 − β).
 
     Args:
-        decay: β, in [0, 1).
+        decay: β, in [0, 1), a number or of a shape that broadcasts with ω's.
         omega: angles a step (ω), any shape; π turns the sign at every step.
         nesterov: whether the update is Nesterov's combination.
 
@@ -51,8 +59,10 @@ def frequency_response(decay: Any, omega: Any, *, nesterov: bool = False) -> jax
         complex numbers of ω's shape: |H| is the gain, the angle of H the phase.
     """
     check_all_decays("decay", decay)
-    response = (1 - decay) / (1 - decay * jnp.exp(-1j * as_floats(omega)))
-    return decay * response + 1 - decay if nesterov else response
+    check_all_finite("omega", omega)
+    beta, omega = as_numbers(decay=decay, omega=omega)
+    response = (1 - beta) / (1 - beta * jnp.exp(-1j * omega))
+    return beta * response + 1 - beta if nesterov else response
 
 
 def ball_with_friction(curvature: Any, x0: Any, times: Any, *, friction: Any) -> jax.Array:
@@ -63,19 +73,30 @@ def ball_with_friction(curvature: Any, x0: Any, times: Any, *, friction: Any) ->
 
     Args:
         curvature: h, positive, the second derivative of the quadratic ½hx²; any shape.
-        x0: where the ball starts, of h's shape or a number.
-        times: τ, of a shape that broadcasts with h's.
-        friction: γ.
+        x0: where the ball starts, of a shape that broadcasts with h's.
+        times: τ, not negative, likewise,
+        friction: and γ, not negative.
     """
     check_all_positive("curvature", curvature)
+    check_all_finite("x0", x0)
+    check_all_not_negative("times", times)
     check_all_not_negative("friction", friction)
-    h, tau = as_floats(curvature), as_floats(times)
-    half = as_floats(friction) / 2
-    # Two roots −γ/2 ± √(γ²/4 − h), complex ones where it swings; where they meet (1 + γτ/2)e^(−γτ/2).
-    root = jnp.sqrt((half**2 - h).astype(complex))
-    is_critical = root == 0
-    safe = jnp.where(is_critical, 1, root)
-    # Each root has its own exponential: cosh alone overflows where the product with e^(−γτ/2) is finite.
-    slow, fast = jnp.exp((safe - half) * tau), jnp.exp((-safe - half) * tau)
-    swinging = (slow + fast) / 2 + half * (slow - fast) / (2 * safe)
-    return x0 * jnp.where(is_critical, (1 + half * tau) * jnp.exp(-half * tau), swinging).real
+    h, x0, tau, gamma = as_numbers(curvature=curvature, x0=x0, times=times, friction=friction)
+    half, w = gamma / 2, jnp.sqrt(h)
+    # x₀e^(−γτ/2)(C + ½γτS), C = cosh√z and S = sinh√z/√z at z = (γ²/4 − h)τ²: below 0 it swings, above it creeps.
+    # Both are analytic in z, the square root isn't: near 0, at critical damping, their series has value and gradient.
+    z = (half - w) * (half + w) * tau**2
+    is_near = jnp.abs(z) < 1e-2
+    near = jnp.where(is_near, z, 0)
+    root = jnp.sqrt(jnp.where(is_near, 1, jnp.abs(half - w))) * jnp.sqrt(half + w)
+    # Each exponential by itself: with much friction C alone overflows where the product is finite.
+    fall, slow, fast = jnp.exp(-half * tau), jnp.exp(-h / (half + root) * tau), jnp.exp(-(half + root) * tau)
+    swinging = fall * (jnp.cos(root * tau) + half / root * jnp.sin(root * tau))
+    creeping = (slow + fast + half / root * (slow - fast)) / 2
+    critical = fall * (_series(near, 0) + half * tau * _series(near, 1))
+    return x0 * jnp.where(is_near, critical, jnp.where(half < w, swinging, creeping))
+
+
+def _series(z: jax.Array, odd: int) -> jax.Array:
+    """Σ zᵏ/(2k + odd)!: cosh√z, or with odd = 1 sinh√z/√z; to rounding for |z| up to 0.01."""
+    return sum((z**k / math.factorial(2 * k + odd) for k in range(6)), jnp.zeros_like(z))

@@ -7,17 +7,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optlab._integers import is_count
+from optlab._checks import check_decay, check_not_negative
 from optlab.theory._arrays import (
+    as_curved,
     as_design,
-    as_floats,
-    as_matrix,
+    as_numbers,
     as_rates,
     as_vector,
-    check_all_decays,
     check_all_not_negative,
     check_all_positive,
+    check_count,
     check_length,
+    check_whole,
 )
 
 
@@ -60,8 +61,8 @@ def sgd_risk(
     if average_from is not None:
         check_length("average_from", average_from)
     z0 = as_vector("w0", w0, X.shape[1]) - jnp.linalg.pinv(X) @ y
-    _check_batch_size(batch_size)
-    check_all_decays("momentum", momentum)
+    check_count("batch_size", batch_size)
+    check_decay("momentum", momentum)
     return _risk(X, y, z0, as_rates(learning_rate, steps), momentum, batch_size, average_from)
 
 
@@ -114,9 +115,9 @@ def noise_floor(X: Any, y: Any, *, learning_rate: Any, batch_size: int = 1, mome
         a scalar; inf where the second moment diverges.
     """
     X, y = as_design(X, y)
-    _check_batch_size(batch_size)
-    check_all_not_negative("learning_rate", learning_rate)
-    check_all_decays("momentum", momentum)
+    check_count("batch_size", batch_size)
+    check_not_negative("learning_rate", learning_rate)
+    check_decay("momentum", momentum)
     # What X doesn't see never moves, and has no fixed point.
     return _floor(_in_row_space(X), y, learning_rate, momentum, batch_size)
 
@@ -162,13 +163,13 @@ def interpolation(X: Any, *, learning_rate: Any, batch_size: int = 1) -> Interpo
     Source: Strohmer and Vershynin 2009 for B = 1; Ma, Bassily and Belkin 2018 (arXiv 1712.06559) for B.
 
     Args:
-        X: (N, d).
+        X: (N, d), not 0.
         learning_rate: η.
         batch_size: B.
     """
-    X = as_matrix("X", X)
-    _check_batch_size(batch_size)
-    check_all_not_negative("learning_rate", learning_rate)
+    X = as_curved(X)
+    check_count("batch_size", batch_size)
+    check_not_negative("learning_rate", learning_rate)
     return _interpolation(_in_row_space(X), learning_rate, batch_size)
 
 
@@ -200,10 +201,13 @@ def convex_rate(distance: Any, gradient_bound: Any, steps: Any) -> jax.Array:
     Args:
         distance: D, which no iterate's distance from the minimum exceeds.
         gradient_bound: G, E‖g‖² ≤ G².
-        steps: T.
+        steps: T, from 1.
     """
-    check_all_positive("steps", steps)
-    return 1.5 * as_floats(distance) * gradient_bound / jnp.sqrt(as_floats(steps))
+    check_all_not_negative("distance", distance)
+    check_all_not_negative("gradient_bound", gradient_bound)
+    check_whole("steps", steps, least=1)
+    D, G, T = as_numbers(distance=distance, gradient_bound=gradient_bound, steps=steps)
+    return 1.5 * D * G / jnp.sqrt(T)
 
 
 def strongly_convex_rate(noise: Any, convexity: Any, steps: Any) -> jax.Array:
@@ -219,11 +223,13 @@ def strongly_convex_rate(noise: Any, convexity: Any, steps: Any) -> jax.Array:
     Args:
         noise: σ, E‖g − ∇f‖² = σ².
         convexity: μ, positive.
-        steps: T.
+        steps: T, from 1.
     """
+    check_all_not_negative("noise", noise)
     check_all_positive("convexity", convexity)
-    check_all_positive("steps", steps)
-    return as_floats(noise) ** 2 / (2 * as_floats(convexity) * steps)
+    check_whole("steps", steps, least=1)
+    sigma, mu, T = as_numbers(noise=noise, convexity=convexity, steps=steps)
+    return sigma**2 / (2 * mu * T)
 
 
 # The recursion.
@@ -278,8 +284,3 @@ def _radius(operator: jax.Array) -> jax.Array:
 
     power, log = lax.fori_loop(0, 30, squared, (operator, jnp.zeros((), operator.dtype)))
     return jnp.exp((log + jnp.log(jnp.maximum(jnp.linalg.norm(power), tiny))) / 2**30)
-
-
-def _check_batch_size(batch_size: Any) -> None:
-    if not is_count(batch_size):
-        raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")

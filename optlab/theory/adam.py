@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab.theory._arrays import as_floats, check_all_decays
+from optlab._checks import check_decay
+from optlab.theory._arrays import as_numbers, check_all_decays, check_all_finite, check_all_not_negative, check_whole
 
 __all__ = ["adam_state", "agreement", "decay_gap", "first_step", "first_step_ratio", "mean_agreement"]
 
@@ -21,20 +22,22 @@ def first_step_ratio(b1: Any = 0.9, b2: Any = 0.999) -> jax.Array:
         b1: β₁.
         b2: β₂.
     """
-    check_all_decays("b1", b1)
-    check_all_decays("b2", b2)
-    return (1 - as_floats(b1)) / jnp.sqrt(1 - as_floats(b2))
+    return first_step(1, b1, b2)
 
 
 def first_step(t: Any, b1: Any = 0.9, b2: Any = 0.999) -> jax.Array:
     """(1 − β₁ᵗ)/√(1 − β₂ᵗ): the same at step t, with equal gradients so far; it goes to 1 from above or below.
 
     Args:
-        t: the step, from 1.
-        b1: β₁.
-        b2: β₂.
+        t: the step, from 1, a whole number.
+        b1: β₁,
+        b2: and β₂, in [0, 1), of shapes that broadcast with it.
     """
-    return first_step_ratio(as_floats(b1) ** t, as_floats(b2) ** t)
+    check_whole("t", t, least=1)
+    check_all_decays("b1", b1)
+    check_all_decays("b2", b2)
+    t, b1, b2 = as_numbers(t=t, b1=b1, b2=b2)
+    return (1 - b1**t) / jnp.sqrt(1 - b2**t)
 
 
 def decay_gap(learning_rate: Any, weight_decay: Any, update: Any) -> jax.Array:
@@ -43,11 +46,15 @@ def decay_gap(learning_rate: Any, weight_decay: Any, update: Any) -> jax.Array:
     The sign is that of what is subtracted: with U = −ηu, the step as it is added, it is ηλU.
 
     Args:
-        learning_rate: η.
-        weight_decay: λ.
-        update: u, what the learning rate multiplies.
+        learning_rate: η, of a shape that broadcasts with u's,
+        weight_decay: and λ.
+        update: u, what the learning rate multiplies, any shape.
     """
-    return as_floats(learning_rate) ** 2 * weight_decay * as_floats(update)
+    check_all_not_negative("learning_rate", learning_rate)
+    check_all_not_negative("weight_decay", weight_decay)
+    check_all_finite("update", update)
+    rate, decay, u = as_numbers(learning_rate=learning_rate, weight_decay=weight_decay, update=update)
+    return rate**2 * decay * u
 
 
 def agreement(opt_state: Any, *, b1: Any = 0.9, b2: Any = 0.999) -> Any:
@@ -65,6 +72,8 @@ def agreement(opt_state: Any, *, b1: Any = 0.9, b2: Any = 0.999) -> Any:
     Raises:
         ValueError: if there is no state of Adam's, or more than one.
     """
+    check_decay("b1", b1)
+    check_decay("b2", b2)
     state = adam_state("agreement", opt_state)
     t = jnp.maximum(state.count, 1)
     m, v = (optax.tree.bias_correction(x, b, t) for x, b in ((state.mu, b1), (state.nu, b2)))

@@ -19,8 +19,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optlab._integers import is_count
-from optlab.theory._arrays import as_floats
+from optlab._checks import check_positive
+from optlab.theory._arrays import (
+    as_finite,
+    as_floats,
+    as_matrix,
+    as_numbers,
+    as_vector,
+    check_all_not_negative,
+    check_ascending,
+    check_count,
+    check_number,
+    check_ordered,
+    check_scalar_function,
+    check_whole,
+)
 from optlab.theory.least_squares import closed_form
 
 __all__ = [
@@ -48,15 +61,33 @@ def network(layers: Layers, x: Any, activation: Callable[[jax.Array], jax.Array]
         x: one point.
         activation: what stands between two layers.
     """
-    h = jnp.atleast_1d(as_floats(x))
-    if h.shape != (layers[0][0].shape[1],):
-        raise ValueError(
-            f"x must have the shape ({layers[0][0].shape[1]},), as the first layer's inputs, got {h.shape}"
-        )
+    h = jnp.atleast_1d(as_floats("x", x))
+    inputs = _inputs(layers)
+    if h.shape != (inputs,):
+        raise ValueError(f"x must have the shape ({inputs},), as the first layer's inputs, got {h.shape}")
     for W, b in layers[:-1]:
         h = activation(W @ h + b)
     W, b = layers[-1]
     return (W @ h + b)[0]
+
+
+def _inputs(layers: Layers) -> int:
+    """The number of the first layer's inputs.
+
+    Raises:
+        ValueError: if the layers don't fit one another, or the last one hasn't one output.
+    """
+    shapes = [tuple(jnp.shape(x) for x in layer) for layer in layers]
+    if not shapes:
+        raise ValueError("layers must have at least one pair (W, b), got none")
+    widths = [s[0][-1] if s and s[0] else 0 for s in shapes] + [1]
+    for i, (shape, inputs, outputs) in enumerate(zip(shapes, widths, widths[1:], strict=False)):
+        if shape != ((outputs, inputs), (outputs,)):
+            raise ValueError(
+                f"layer {i} must be a pair (W, b) of shapes ({outputs}, inputs) and ({outputs},): as many outputs as "
+                f"the next one has inputs and one at the end, got {shape}"
+            )
+    return widths[0]
 
 
 def piecewise_linear(kinks: Any, values: Any, *, left: Any = 0.0, right: Any = 0.0) -> Layers:
@@ -71,13 +102,11 @@ def piecewise_linear(kinks: Any, values: Any, *, left: Any = 0.0, right: Any = 0
         left: the slope before the first,
         right: and behind the last.
     """
-    kinks, values = as_floats(kinks), as_floats(values)
-    if kinks.ndim != 1 or kinks.shape != values.shape or not len(kinks):
-        raise ValueError(
-            f"kinks and values must be two vectors of one length, got the shapes {kinks.shape} and {values.shape}"
-        )
-    if not isinstance(kinks, jax.core.Tracer) and not bool(jnp.all(jnp.diff(kinks) > 0)):
-        raise ValueError(f"kinks must ascend, got {np.asarray(kinks).tolist()}")
+    check_ascending("kinks", kinks)
+    check_number("left", left)
+    check_number("right", right)
+    kinks = as_vector("kinks", kinks)
+    values = as_vector("values", values, len(kinks))
     ends = [jnp.asarray(s, kinks.dtype)[None] for s in (left, right)]
     slopes = jnp.concatenate([ends[0], jnp.diff(values) / jnp.diff(kinks), ends[1]])
     bends = jnp.diff(slopes).at[0].add(slopes[0])  # the first unit on the right carries the line on
@@ -86,33 +115,56 @@ def piecewise_linear(kinks: Any, values: Any, *, left: Any = 0.0, right: Any = 0
     return [(directions[:, None], offsets), (jnp.append(bends, -slopes[0])[None], values[:1])]
 
 
-def hat(left: float, top: float, right: float) -> Layers:
-    """0 outside (left, right) and 1 at the top, linear between: three ReLUs, exactly."""
-    if not left < top < right:
-        raise ValueError(f"a hat needs left < top < right, got {left}, {top}, {right}")
-    kinks = jnp.array([left, top, right], float)
+def hat(left: Any, top: Any, right: Any) -> Layers:
+    """0 outside (left, right) and 1 at the top, linear between: three ReLUs, exactly.
+
+    relu(x − l)/(t − l) − (1/(t − l) + 1/(r − t))relu(x − t) + relu(x − r)/(r − t): the basis function of linear finite
+    elements. Source: He, Li, Xu and Zheng 2020 (arXiv 1807.03973), section 3.
+
+    Args:
+        left: l, where it begins to rise,
+        top: t,
+        right: and r, where it is 0 again; l < t < r.
+    """
+    for name, value in (("left", left), ("top", top), ("right", right)):
+        check_number(name, value)
+    check_ordered(left=left, top=top)
+    check_ordered(top=top, right=right)
+    kinks = jnp.stack([jnp.asarray(x, float) for x in (left, top, right)])
     up, down = 1 / (kinks[1] - kinks[0]), 1 / (kinks[2] - kinks[1])
     return [(jnp.ones((3, 1)), -kinks), (jnp.stack([up, -up - down, down])[None], jnp.zeros(1))]
 
 
 def interpolant(f: Callable[[jax.Array], jax.Array], width: int, low: float, high: float) -> Layers:
-    """The piecewise-linear interpolant of f at `width` equidistant kinks, as a network of one hidden layer."""
-    if not is_count(width) or width < 2:
-        raise ValueError(f"width must be a whole number of at least 2, got {width!r}")
+    """The piecewise-linear interpolant of f at `width` equidistant kinks, as a network of one hidden layer.
+
+    Args:
+        f: x -> scalar, x a number.
+        width: how many kinks, two at least.
+        low: the interval's lower end.
+        high: and its upper end.
+    """
+    check_count("width", width, least=2)
+    _check_interval(low, high)
+    check_scalar_function(f, jnp.zeros((), float))
     kinks = jnp.linspace(low, high, width, dtype=float)
     return piecewise_linear(kinks, jax.vmap(f)(kinks))
 
 
-def interpolation_error(curvature: Any, width: Any, low: float, high: float) -> jax.Array:
+def interpolation_error(curvature: Any, width: Any, low: Any, high: Any) -> jax.Array:
     """max|f″|·h²/8, h = (high − low)/(width − 1): by so much at most the `interpolant` misses f, ∝ 1/width².
 
     Args:
         curvature: max|f″| over the interval.
-        width: how many kinks.
-        low: the interval's ends.
-        high: the interval's ends.
+        width: how many kinks, two at least.
+        low: the interval's lower end.
+        high: and its upper end.
     """
-    return as_floats(curvature) * ((high - low) / (as_floats(width) - 1)) ** 2 / 8
+    check_all_not_negative("curvature", curvature)
+    check_whole("width", width, least=2)
+    check_ordered(low=low, high=high)
+    M, n, low, high = as_numbers(curvature=curvature, width=width, low=low, high=high)
+    return M * ((high - low) / (n - 1)) ** 2 / 8
 
 
 def best_error(features: Callable[[jax.Array], Any], f: Callable[[jax.Array], jax.Array], x: Any) -> jax.Array:
@@ -128,8 +180,10 @@ def best_error(features: Callable[[jax.Array], Any], f: Callable[[jax.Array], ja
         f: what is to be approximated, x -> scalar.
         x: the points, (n,) or (n, d).
     """
-    x = as_floats(x)
-    matrix, values = jax.vmap(features)(x), jax.vmap(f)(x)
+    x = as_finite("x", x)
+    if not x.ndim:
+        raise ValueError("x must be points, (n,) or (n, d), got the shape ()")
+    matrix, values = as_matrix("features(x)", jax.vmap(features)(x)), as_vector("f(x)", jax.vmap(f)(x), len(x))
     return jnp.sqrt(jnp.mean((matrix @ closed_form(matrix, values) - values) ** 2))
 
 
@@ -149,9 +203,12 @@ def bend(f: Callable[[jax.Array], jax.Array], point: Any, normal: Any, *, step: 
         f: x (d,) -> scalar.
         point: p, (d,).
         normal: n, (d,).
-        step: h.
+        step: h, positive.
     """
-    p, n = as_floats(point), as_floats(normal)
+    check_positive("step", step)
+    p = as_vector("point", point)
+    n = as_vector("normal", normal, len(p))
+    check_scalar_function(f, p)
     return (f(p + step * n) + f(p - step * n) - 2 * f(p)) / step
 
 
@@ -164,8 +221,7 @@ def sawtooth(depth: int) -> Layers:
     The tooth 2relu(x) − 4relu(x − ½) is put into itself; beyond [0, 1] the function goes down. One hidden layer needs
     2^depth units for as many pieces. Source: Telgarsky 2015 (arXiv 1509.08101).
     """
-    if not is_count(depth):
-        raise ValueError(f"depth must be a whole number of at least 1, got {depth!r}")
+    check_count("depth", depth)
     offsets = jnp.array([0.0, -0.5])
     tooth = jnp.array([[2.0, -4.0]])
     inner = [(jnp.ones((2, 1)) @ tooth, offsets)] * (depth - 1)
@@ -173,7 +229,14 @@ def sawtooth(depth: int) -> Layers:
 
 
 def widths_of_sawtooth(depth: int) -> dict[str, int]:
-    """The units that 2^depth pieces take: {"deep": 2·depth, "shallow": 2^depth}, the latter one for each bend and 0."""
+    """The units that 2^depth pieces take: {"deep": 2·depth, "shallow": 2^depth}, the latter one for each bend and 0.
+
+    Source: see `sawtooth`.
+
+    Args:
+        depth: hidden layers of the deep one.
+    """
+    check_count("depth", depth)
     return {"deep": 2 * depth, "shallow": 2**depth}
 
 
@@ -182,11 +245,20 @@ def count_pieces(f: Callable[[jax.Array], jax.Array], low: float, high: float, *
 
     Args:
         f: x -> scalar.
-        low: the interval's ends.
-        high: the interval's ends.
+        low: the interval's lower end.
+        high: and its upper end.
         cells: of the grid; every bend must lie at an end of one.
     """
+    check_count("cells", cells)
+    _check_interval(low, high)
+    check_scalar_function(f, jnp.zeros((), float))
     middles = low + (high - low) * (jnp.arange(cells) + 0.5) / cells
     slopes = np.asarray(jax.vmap(jax.grad(f))(middles.astype(float)))
     scale = np.max(np.abs(slopes)) * 1e-6
     return 1 + int(np.sum(np.abs(np.diff(slopes)) > scale))
+
+
+def _check_interval(low: Any, high: Any) -> None:
+    check_number("low", low)
+    check_number("high", high)
+    check_ordered(low=low, high=high)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optlab.theory._arrays import as_matrix
+from optlab.theory._arrays import as_matrix, check_count
 
 __all__ = ["attention", "causal_mask", "cross_attention", "mean_pool", "self_attention"]
 
@@ -79,18 +79,29 @@ def cross_attention(
         mask: (T, S), as in `attention`.
     """
     x, references = as_matrix("x", x), as_matrix("references", references)
-    named = (("WQ", WQ, x), ("WK", WK, references), ("WV", WV, references))
-    for name, W, rows in named:
-        if jnp.ndim(W) != 2 or jnp.shape(W)[0] != rows.shape[1]:
-            raise ValueError(f"{name} must have {rows.shape[1]} rows, one a feature, got the shape {jnp.shape(W)}")
-    return attention(*(rows @ jnp.asarray(W) for _, W, rows in named), mask=mask)
+    projections = []
+    for name, W, rows in (("WQ", WQ, x), ("WK", WK, references), ("WV", WV, references)):
+        W = as_matrix(name, W)
+        if W.shape[0] != rows.shape[1]:
+            raise ValueError(f"{name} must have {rows.shape[1]} rows, one a feature, got the shape {W.shape}")
+        projections.append(rows @ W)
+    return attention(*projections, mask=mask)
 
 
 def causal_mask(tokens: int) -> jax.Array:
-    """(T, T), True where the key isn't later than the query."""
+    """(T, T), True where the key isn't later than the query.
+
+    Args:
+        tokens: T.
+    """
+    check_count("tokens", tokens)
     return jnp.tril(jnp.ones((tokens, tokens), bool))
 
 
 def mean_pool(x: Any) -> jax.Array:
-    """The mean over the tokens, (T, e) -> (e,): invariant in their order."""
+    """The mean over the tokens, (e,): invariant in their order.
+
+    Args:
+        x: tokens, (T, e).
+    """
     return jnp.mean(as_matrix("x", x), axis=0)

@@ -13,9 +13,21 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from optlab._checks import check_decay, check_key, check_positive
 from optlab._extras import need
-from optlab._integers import is_count
-from optlab.theory._arrays import as_floats, check_all_decays, check_all_positive, check_symmetric
+from optlab.theory._arrays import (
+    as_numbers,
+    check_all_decays,
+    check_all_finite,
+    check_all_not_negative,
+    check_all_positive,
+    check_count,
+    check_ordered,
+    check_symmetric,
+    check_whole,
+    count_numbers,
+    known,
+)
 from optlab.theory.adam import adam_state
 
 __all__ = [
@@ -85,6 +97,8 @@ def check_product(A: Product, like: Any, *, key: jax.Array) -> None:
     Raises:
         ValueError: naming both numbers.
     """
+    check_key(key)
+    count_numbers("like", like)
     u, v = (_normal(k, like) for k in jax.random.split(key))
     left, right = (float(optax.tree.vdot(a, b)) for a, b in ((u, A(v)), (A(u), v)))
     size = float(optax.tree.norm(u) * optax.tree.norm(A(v)))
@@ -119,11 +133,12 @@ def eigenvalues(A: Product, like: Any, k: int = 1, *, key: jax.Array, matvecs: i
         key: a JAX random key.
         matvecs: products; more for more accuracy. At most the number of parameters.
     """
-    size = sum(x.size for x in jax.tree.leaves(like))
-    if not is_count(k) or k > size:
-        raise ValueError(f"k must be a whole number from 1 to the {size} parameters, got {k!r}")
-    if not is_count(matvecs) or matvecs < k:
-        raise ValueError(f"matvecs must be a whole number of at least k ({k}), got {matvecs!r}")
+    check_key(key)
+    size = count_numbers("like", like)
+    check_count("k", k)
+    if k > size:
+        raise ValueError(f"k must be at most the number of parameters ({size}), got {k}")
+    check_count("matvecs", matvecs, least=k)
     values, vectors = _lanczos(A, _normal(key, like), min(matvecs, size))
     values, vectors = values[::-1][:k], jax.tree.map(lambda v: v[::-1][:k], vectors)
 
@@ -139,11 +154,15 @@ def largest_eigenvalue(A: Product, start: Any, *, matvecs: int = 16) -> jax.Arra
     Args:
         A: v -> Av.
         start: where Lanczos starts, a tree like the parameters. A gradient is a good one: it has most of its length
-            along the sharpest directions (Gur-Ari, Roberts and Dyer 2018, arXiv 1812.04754).
+            along the sharpest directions (Gur-Ari, Roberts and Dyer 2018, arXiv 1812.04754). Where it is 0, as at a
+            minimum, a fixed vector is taken in its place.
         matvecs: products.
     """
-    size = sum(x.size for x in jax.tree.leaves(start))
-    return _lanczos(A, start, min(matvecs, size))[0][-1]
+    check_count("matvecs", matvecs)
+    size = count_numbers("start", start)
+    flat, unravel = ravel_pytree(start)
+    flat = jnp.where(jnp.all(flat == 0), jnp.cos(jnp.arange(1, size + 1)).astype(flat.dtype), flat)
+    return _lanczos(A, unravel(flat), min(matvecs, size))[0][-1]
 
 
 def trace(A: Product, like: Any, *, key: jax.Array, samples: int = 64) -> tuple[jax.Array, jax.Array]:
@@ -158,8 +177,9 @@ def trace(A: Product, like: Any, *, key: jax.Array, samples: int = 64) -> tuple[
     need("theory.curvature", "matfree", extra="theory")
     from matfree import stochtrace
 
-    if not is_count(samples) or samples < 2:
-        raise ValueError(f"samples must be a whole number of at least 2, got {samples!r}")
+    check_key(key)
+    check_count("samples", samples, least=2)
+    count_numbers("like", like)
     sampler = stochtrace.sampler_signs(like, num=samples)
     mean, error = stochtrace.estimator_monte_carlo_mean_and_sem(stochtrace.monte_carlo_trace(), sampler)(A, key)
     return mean, error * (samples / (samples - 1)) ** 0.5  # matfree divides by the number of samples
@@ -185,7 +205,10 @@ def density(A: Product, like: Any, *, key: jax.Array, matvecs: int = 64, probes:
         matvecs: products for each probe.
         probes: random starts.
     """
-    size = sum(x.size for x in jax.tree.leaves(like))
+    check_key(key)
+    check_count("matvecs", matvecs)
+    check_count("probes", probes)
+    size = count_numbers("like", like)
 
     def probe(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         T, _ = _tridiagonal(A, _normal(key, like), min(matvecs, size))
@@ -211,8 +234,9 @@ def edge_of_stability(learning_rate: Any, *, momentum: Any = 0.0, nesterov: bool
     """
     check_all_positive("learning_rate", learning_rate)
     check_all_decays("momentum", momentum)
-    edge = (2 + 2 * as_floats(momentum)) / learning_rate
-    return edge / (1 + 2 * momentum) if nesterov else edge
+    rate, beta = as_numbers(learning_rate=learning_rate, momentum=momentum)
+    edge = (2 + 2 * beta) / rate
+    return edge / (1 + 2 * beta) if nesterov else edge
 
 
 def edge_of_sgd(learning_rate: Any, batch_size: Any, *, examples: int, spread: Any) -> jax.Array:
@@ -225,14 +249,17 @@ def edge_of_sgd(learning_rate: Any, batch_size: Any, *, examples: int, spread: A
 
     Args:
         learning_rate: η.
-        batch_size: B.
+        batch_size: B, from 1 to N.
         examples: N.
         spread: c, the curvatures' standard deviation over their mean.
     """
     check_all_positive("learning_rate", learning_rate)
-    check_all_positive("batch_size", batch_size)
-    noise = as_floats(spread) ** 2 * (examples - as_floats(batch_size)) / (as_floats(batch_size) * max(examples - 1, 1))
-    return 2 / (learning_rate * (1 + noise))
+    check_whole("batch_size", batch_size, least=1)
+    check_count("examples", examples)
+    check_ordered(batch_size=batch_size, examples=examples, or_equal=True)
+    check_all_not_negative("spread", spread)
+    rate, B, c = as_numbers(learning_rate=learning_rate, batch_size=batch_size, spread=spread)
+    return 2 / (rate * (1 + c**2 * (examples - B) / (B * max(examples - 1, 1))))
 
 
 # An optimizer's metric.
@@ -260,10 +287,14 @@ def adam_metric(opt_state: Any, *, b2: float = 0.999, eps: float = 1e-8, bias_co
         bias_correction: and whether v is corrected.
 
     Raises:
-        ValueError: if there is no state of Adam's, or more than one.
+        ValueError: if there is no state of Adam's, or more than one, or one that has seen no gradient.
     """
+    check_decay("b2", b2)
+    check_positive("eps", eps)
     state = adam_state("adam_metric", opt_state)
-    nu = state.nu
+    count, nu = known("count", state.count), state.nu
+    if count is not None and not count.all():
+        raise ValueError("adam_metric needs a state that has seen a gradient: update the optimizer at least once")
     if bias_correction:
         nu = optax.tree.bias_correction(nu, b2, state.count)
     return lambda v: jax.tree.map(lambda x, nu: x / jnp.sqrt(jnp.sqrt(nu) + eps), v, nu)
@@ -277,7 +308,16 @@ def muon_metric(momentum: Any) -> Product:
 
     Args:
         momentum: a tree like the parameters, M (or the gradient, where there is none).
+
+    Raises:
+        ValueError: for a matrix that is 0 or not finite: its metric has no inverse.
     """
+    count_numbers("momentum", momentum)
+    for path, M in jax.tree_util.tree_leaves_with_path(momentum):
+        name = f"momentum{jax.tree_util.keystr(path)}"
+        check_all_finite(name, M)
+        if jnp.ndim(M) == 2 and (values := known(name, M)) is not None and not values.any():
+            raise ValueError(f"{name} must not be 0: its metric has no inverse")
 
     def root(M: jax.Array) -> jax.Array:
         """(MᵀM)^(−¼) of a matrix that isn't wide."""
@@ -318,7 +358,14 @@ def _tridiagonal(A: Product, start: Any, matvecs: int) -> tuple[jax.Array, Any]:
     from matfree import decomp
 
     flat, unravel = ravel_pytree(start)
-    times = lambda v: ravel_pytree(A(unravel(v)))[0]
+
+    def times(v: jax.Array) -> jax.Array:
+        turned = A(unravel(v))
+        shapes, wanted = (str(jax.tree.map(jnp.shape, x)) for x in (turned, start))
+        if shapes != wanted:
+            raise ValueError(f"the product must return a tree like its argument's, {wanted}, got {shapes}")
+        return ravel_pytree(turned)[0]
+
     Q, H, *_ = decomp.hessenberg(matvecs, custom_vjp=False, reortho="full")(times, flat)
     size = jnp.sqrt(jnp.cumsum(jnp.sum(jnp.square(H), axis=0)))[:-1]  # of the columns so far
     is_new = jnp.diagonal(H, -1) > 1e3 * jnp.finfo(H.dtype).eps * size

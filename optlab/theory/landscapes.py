@@ -6,10 +6,24 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from optlab._integers import is_count
-from optlab.theory._arrays import as_floats, check_all_positive, check_symmetric
+from optlab._checks import check_key, check_positive
+from optlab.theory._arrays import (
+    as_floats,
+    as_matrix,
+    as_numbers,
+    as_vector,
+    check_all_not_negative,
+    check_all_positive,
+    check_count,
+    check_length,
+    check_ordered,
+    check_scalar_function,
+    check_symmetric,
+    known,
+)
 
 __all__ = [
     "Convexity",
@@ -53,7 +67,10 @@ class Landscape:
     high: tuple[float, ...]
 
     def __call__(self, x: Any) -> jax.Array:
-        return self.f(as_floats(x))
+        x = as_floats("x", x)
+        if x.shape != (len(self.start),):
+            raise ValueError(f"x must have the shape ({len(self.start)},), got {x.shape}: jax.vmap has many points")
+        return self.f(x)
 
 
 def quadratic(A: Any, minimum: Any | None = None) -> Landscape:
@@ -66,21 +83,24 @@ def quadratic(A: Any, minimum: Any | None = None) -> Landscape:
     Raises:
         ValueError: if A isn't symmetric or has an eigenvalue that isn't positive.
     """
+    values, at = known("A", A), np.zeros(len(A)) if minimum is None else minimum
     A = check_symmetric("A", A)
-    size = A.shape[0]
-    if (least := float(jnp.linalg.eigvalsh(A)[0])) <= 0:
+    if values is not None and (least := float(np.linalg.eigvalsh(values.astype(np.float64))[0])) <= 0:
         raise ValueError(f"A must be positive definite, but its least eigenvalue is {least:.3g}: there is no minimum")
-    at = jnp.zeros(size, A.dtype) if minimum is None else as_floats(minimum)
-    if at.shape != (size,):
-        raise ValueError(f"minimum must have the shape ({size},), got {at.shape}")
-    place = tuple(at.tolist())
-    around = lambda offset: tuple((at + offset).tolist())
-    return Landscape(lambda x: 0.5 * (x - at) @ A @ (x - at), (place,), 0.0, around(1.0), around(-1.5), around(1.5))
+    center = as_vector("minimum", at, len(A)).astype(A.dtype)
+    place = known("minimum", at)
+    around = lambda offset: tuple(center + offset if place is None else (place + offset).tolist())
+    f = lambda x: 0.5 * (x - center) @ A @ (x - center)
+    return Landscape(f, (around(0.0),), 0.0, around(1.0), around(-1.5), around(1.5))
 
 
 def ravine(condition: float = 25.0) -> Landscape:
-    """½(x₁² + κx₂²): gradient descent zigzags across and creeps along; κ is the condition number."""
-    check_all_positive("condition", condition)
+    """½(x₁² + κx₂²): gradient descent zigzags across and creeps along; κ is the condition number.
+
+    Args:
+        condition: κ, positive.
+    """
+    check_positive("condition", condition)
     f = lambda x: 0.5 * (x[0] ** 2 + condition * x[1] ** 2)
     return Landscape(f, ((0.0, 0.0),), 0.0, (-2.0, 0.5), (-2.5, -1.0), (1.0, 1.0))
 
@@ -153,16 +173,20 @@ def check_convexity(f: Function, low: Any, high: Any, *, key: jax.Array, samples
 
     Args:
         f: x (d,) -> scalar.
-        low: a corner of the box, (d,).
-        high: the opposite one.
+        low: the lowest corner of the box, (d,).
+        high: the highest one.
         key: a JAX random key.
         samples: how many.
+
+    Raises:
+        ValueError: also where f isn't finite at a sample.
     """
-    low, high = as_floats(low), as_floats(high)
-    if low.shape != high.shape or low.ndim != 1:
-        raise ValueError(f"low and high must be two vectors of one length, got the shapes {low.shape} and {high.shape}")
-    if not is_count(samples):
-        raise ValueError(f"samples must be a whole number of at least 1, got {samples!r}")
+    check_count("samples", samples)
+    check_key(key)
+    low = as_vector("low", low)
+    high = as_vector("high", high, len(low))
+    check_ordered(low=low, high=high)
+    check_scalar_function(f, low)
     of_x, of_y, of_t = jax.random.split(key, 3)
     shape = (samples, len(low))
     x, y = (low[None] + (high - low)[None] * jax.random.uniform(k, shape, low.dtype) for k in (of_x, of_y))
@@ -175,6 +199,11 @@ def check_convexity(f: Function, low: Any, high: Any, *, key: jax.Array, samples
         return middle - ends[0] - ends[1], 4 * jnp.finfo(low.dtype).eps * size
 
     gaps, rounding = jax.jit(jax.vmap(inequality))(x, y, t)
+    if (values := known("f", gaps)) is not None and not np.isfinite(values).all():
+        raise ValueError(
+            f"f must be finite between low and high, but isn't between {x[~np.isfinite(values)][0].tolist()} and "
+            f"{y[~np.isfinite(values)][0].tolist()}"
+        )
     worst = jnp.argmax(gaps - rounding)
     is_strict = jnp.all(gaps < -rounding)
     return Convexity(jnp.all(gaps <= rounding), is_strict, gaps[worst], x[worst], y[worst], t[worst])
@@ -187,28 +216,41 @@ def escape_steps(curvature: Any, *, learning_rate: Any, noise: Any, distance: An
     """Steps that noisy gradient descent takes to get that far off a saddle, in root mean square.
 
     Along a direction of curvature −h the iterate is x ← (1 + ηh)x + ηξ, E[ξ²] = σ²: started on the saddle
-    E[x²] = η²σ²((1 + ηh)^(2t) − 1)/((1 + ηh)² − 1). Without noise it never leaves. Only log(distance/σ) counts.
+    E[x²] = η²σ²((1 + ηh)^(2t) − 1)/((1 + ηh)² − 1). Without noise it never leaves, and the answer is inf. Only
+    log(distance/σ) counts. Source: Daneshmand et al. 2018 (arXiv 1803.05999) for noise that does it.
 
     Args:
         curvature: h > 0, minus the Hessian's negative eigenvalue.
-        learning_rate: η.
+        learning_rate: η, positive.
         noise: σ, the gradient noise's standard deviation along that direction.
         distance: how far, beyond which the quadratic doesn't hold any more.
     """
     check_all_positive("curvature", curvature)
-    growth = (1 + as_floats(learning_rate) * curvature) ** 2
-    return jnp.log1p(distance**2 * (growth - 1) / (learning_rate * noise) ** 2) / jnp.log(growth)
+    check_all_positive("learning_rate", learning_rate)
+    check_all_not_negative("noise", noise)
+    check_all_positive("distance", distance)
+    h, rate, sigma, far = as_numbers(curvature=curvature, learning_rate=learning_rate, noise=noise, distance=distance)
+    growth = jnp.log1p(rate * h)
+    return jnp.log1p((far / (rate * sigma)) ** 2 * jnp.expm1(2 * growth)) / (2 * growth)
 
 
 def random_function(key: jax.Array, dimension: int, *, waves: int = 200) -> Function:
     """A smooth random function x (d,) -> scalar: √(2/m)Σcos(kᵢᵀx + φᵢ), kᵢ normal, φᵢ uniform.
 
     For many waves a Gaussian process with covariance e^(−‖x − y‖²/2) (Rahimi and Recht 2007).
+
+    Args:
+        key: a JAX random key.
+        dimension: d.
+        waves: m.
     """
+    check_key(key)
+    check_count("dimension", dimension)
+    check_count("waves", waves)
     for_waves, for_phases = jax.random.split(key)
     k = jax.random.normal(for_waves, (waves, dimension), float)
     phases = jax.random.uniform(for_phases, (waves,), float, 0, 2 * jnp.pi)
-    return lambda x: jnp.sqrt(2 / waves) * jnp.sum(jnp.cos(k @ x + phases))
+    return lambda x: jnp.sqrt(2 / waves) * jnp.sum(jnp.cos(k @ as_vector("x", x, dimension) + phases))
 
 
 class CriticalPoints(NamedTuple):
@@ -233,9 +275,9 @@ def critical_points(f: Function, starts: Any, *, steps: int = 50) -> CriticalPoi
         starts: (starts, d).
         steps: of Newton's method.
     """
-    starts = as_floats(starts)
-    if starts.ndim != 2:
-        raise ValueError(f"starts must have the shape (starts, d), got {starts.shape}")
+    check_length("steps", steps)
+    starts = as_matrix("starts", starts)
+    check_scalar_function(f, starts[0])
     gradient, hessian = jax.grad(f), jax.hessian(f)
 
     def step(_: Any, x: jax.Array) -> jax.Array:

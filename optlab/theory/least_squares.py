@@ -12,13 +12,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from optlab._checks import check_not_negative
 from optlab.theory._arrays import (
+    as_curved,
     as_design,
-    as_floats,
     as_matrix,
+    as_numbers,
     as_vector,
     check_all_not_negative,
+    check_count,
     check_length,
+    check_step,
     check_whole,
 )
 from optlab.theory._heavy_ball import HeavyBall, ball_with_friction, frequency_response, heavy_ball
@@ -67,7 +71,13 @@ def with_bias(X: Any) -> jax.Array:
 
 
 def loss(X: Any, y: Any, w: Any) -> jax.Array:
-    """‖Xw − y‖², a scalar."""
+    """‖Xw − y‖², a scalar.
+
+    Args:
+        X: (N, d).
+        y: (N,).
+        w: (d,).
+    """
     X, y = as_design(X, y)
     return jnp.sum((X @ as_vector("w", w, X.shape[1]) - y) ** 2)
 
@@ -86,6 +96,11 @@ def closed_form(X: Any, y: Any) -> jax.Array:
 
     The normal equations have no unique solution there, and solving them in floating point gives infinities, NaN or
     whatever the rounding makes. The singular value decomposition leaves out the directions that X doesn't see.
+    Source: Golub and Van Loan, Matrix Computations, 4th edition 2013, section 5.5.
+
+    Args:
+        X: (N, d).
+        y: (N,).
     """
     X, y = as_design(X, y)
     return _filtered(X, y, lambda sigma: jnp.ones_like(sigma))
@@ -95,44 +110,77 @@ def ridge(X: Any, y: Any, penalty: Any) -> jax.Array:
     """Σ σᵢ/(σᵢ² + λ)·(uᵢᵀy)vᵢ, (d,): the minimum of ‖Xw − y‖² + λ‖w‖².
 
     Under `optlab.sgd(weight_decay=2λ)`, whose penalty is ½·weight_decay·‖w‖², gradient descent ends there.
+    Source: Hoerl and Kennard 1970; Hastie, Tibshirani and Friedman 2009, eq. 3.47.
 
     Args:
         X: (N, d).
         y: (N,).
         penalty: λ, not negative; 0 is `closed_form`.
     """
-    check_all_not_negative("penalty", penalty)
+    check_not_negative("penalty", penalty)
     X, y = as_design(X, y)
     return _filtered(X, y, lambda sigma: ridge_filter(sigma, penalty))
 
 
 def early_stopping(X: Any, y: Any, *, learning_rate: Any, steps: Any) -> jax.Array:
-    """Σ (1/σᵢ)(1 − (1 − 2ησᵢ²)ᵗ)(uᵢᵀy)vᵢ, (d,): gradient descent from 0, stopped after t steps."""
+    """Σ (1/σᵢ)(1 − (1 − 2ησᵢ²)ᵗ)(uᵢᵀy)vᵢ, (d,): gradient descent from 0, stopped after t steps.
+
+    Source: see `early_stopping_filter`.
+
+    Args:
+        X: (N, d).
+        y: (N,).
+        learning_rate: η.
+        steps: t.
+    """
+    check_not_negative("learning_rate", learning_rate)
+    check_step("steps", steps)
     X, y = as_design(X, y)
     return _filtered(X, y, lambda sigma: early_stopping_filter(sigma, learning_rate=learning_rate, steps=steps))
 
 
 def ridge_filter(sigma: Any, penalty: Any) -> jax.Array:
-    """σ²/(σ² + λ): what ridge regression leaves of the least-squares solution along each singular vector."""
+    """σ²/(σ² + λ): what ridge regression leaves of the least-squares solution along each singular vector.
+
+    0 where σ is, whatever λ. Source: Hastie, Tibshirani and Friedman 2009, eq. 3.47.
+
+    Args:
+        sigma: σ, singular values, any shape.
+        penalty: λ, not negative, of a shape that broadcasts with it.
+    """
+    check_all_not_negative("sigma", sigma)
     check_all_not_negative("penalty", penalty)
-    sigma = as_floats(sigma)
+    sigma, penalty = as_numbers(sigma=sigma, penalty=penalty)
     return jnp.where(sigma == 0, 0, sigma**2 / jnp.where(sigma == 0, 1, sigma**2 + penalty))
 
 
 def early_stopping_filter(sigma: Any, *, learning_rate: Any, steps: Any) -> jax.Array:
     """1 − (1 − 2ησ²)ᵗ: what t steps of gradient descent from 0 have found of it; about ridge's with λ = 1/(2ηt).
 
-    Source: Friedman and Popescu 2004; Ali, Kolter and Tibshirani 2019 (arXiv 1810.10082).
+    Beyond the bound of stability, ησ² > 1, it grows without end. Source: Friedman and Popescu 2004; Ali, Kolter and
+    Tibshirani 2019 (arXiv 1810.10082).
+
+    Args:
+        sigma: σ, singular values, any shape.
+        learning_rate: η,
+        steps: and t, whole numbers, of shapes that broadcast with it.
     """
+    check_all_not_negative("sigma", sigma)
     check_all_not_negative("learning_rate", learning_rate)
     check_whole("steps", steps)
-    return 1 - (1 - 2 * learning_rate * as_floats(sigma) ** 2) ** steps
+    sigma, rate, t = as_numbers(sigma=sigma, learning_rate=learning_rate, steps=steps)
+    return 1 - (1 - 2 * rate * sigma**2) ** t
 
 
 def newton_step(X: Any, y: Any, w: Any) -> jax.Array:
     """w − H⁺∇L(w), (d,): the solution, from anywhere and in one step.
 
-    Where XᵀX is singular it is the solution nearest to w.
+    Where XᵀX is singular it is the solution nearest to w. Source: Nocedal and Wright 2006, section 3.3.
+
+    Args:
+        X: (N, d).
+        y: (N,).
+        w: where the step starts, (d,).
     """
     X, y = as_design(X, y)
     w = as_vector("w", w, X.shape[1])
@@ -140,18 +188,26 @@ def newton_step(X: Any, y: Any, w: Any) -> jax.Array:
 
 
 def costs(examples: int, features: int, batch_size: int) -> dict[str, int]:
-    """Multiply-adds of a step, to leading order, by the method's name: Newton's needs one step, the others many.
+    """The order of a step's multiply-adds, by the method's name: Newton's needs one step, the others many.
+
+    Source: Golub and Van Loan 2013, section 5.3 (normal equations); Bottou, Curtis and Nocedal 2018
+    (arXiv 1606.04838), section 4.4, for the other two.
 
     Args:
         examples: N.
         features: d.
-        batch_size: B.
+        batch_size: B, at most N.
 
     Returns:
         "newton_hessian" Nd² (forming XᵀX), "newton_solve" d³, "gradient_descent" Nd, "sgd" Bd.
     """
-    n, d = examples, features
-    return {"newton_hessian": n * d**2, "newton_solve": d**3, "gradient_descent": n * d, "sgd": batch_size * d}
+    check_count("examples", examples)
+    check_count("features", features)
+    check_count("batch_size", batch_size)
+    if batch_size > examples:
+        raise ValueError(f"batch_size must be at most the {examples} examples, got {batch_size}")
+    n, d = int(examples), int(features)
+    return {"newton_hessian": n * d**2, "newton_solve": d**3, "gradient_descent": n * d, "sgd": int(batch_size) * d}
 
 
 # How gradient descent gets there.
@@ -175,8 +231,12 @@ def gradient_descent(X: Any, *, learning_rate: Any) -> GradientDescent:
     it is (κ − 1)/(κ + 1). λ are the eigenvalues of XᵀX that aren't 0: along the others nothing moves.
 
     Source: Polyak 1987, section 1.4, for the Hessian 2XᵀX.
+
+    Args:
+        X: (N, d), not 0.
+        learning_rate: η.
     """
-    check_all_not_negative("learning_rate", learning_rate)
+    check_not_negative("learning_rate", learning_rate)
     values = _eigenvalues(X)
     is_seen = values > 0
     high, low = values[0], jnp.min(jnp.where(is_seen, values, jnp.inf))
@@ -187,12 +247,24 @@ def gradient_descent(X: Any, *, learning_rate: Any) -> GradientDescent:
 
 
 def stability_bound(X: Any) -> jax.Array:
-    """1/λmax: gradient descent on ‖Xw − y‖² converges if and only if its learning rate is below."""
+    """1/λmax: gradient descent on ‖Xw − y‖² converges if and only if its learning rate is below.
+
+    Source: see `gradient_descent`.
+
+    Args:
+        X: (N, d), not 0.
+    """
     return 1 / _eigenvalues(X)[0]
 
 
 def best_learning_rate(X: Any) -> jax.Array:
-    """1/(λmin + λmax), λmin > 0: the learning rate of the fastest gradient descent on ‖Xw − y‖²."""
+    """1/(λmin + λmax), λmin > 0: the learning rate of the fastest gradient descent on ‖Xw − y‖².
+
+    Source: see `gradient_descent`.
+
+    Args:
+        X: (N, d), not 0.
+    """
     return gradient_descent(X, learning_rate=0.0).best
 
 
@@ -200,8 +272,15 @@ def gradient_descent_path(X: Any, y: Any, w0: Any, *, learning_rate: Any, steps:
     """Every iterate of gradient descent, (steps + 1, d), in closed form: w_t = w⁺ + V(1 − 2ησ²)ᵗVᵀ(w₀ − w⁺).
 
     What of w₀ is orthogonal to the rows of X stays as it is: from 0 the path ends at the solution of least norm.
+
+    Args:
+        X: (N, d).
+        y: (N,).
+        w0: the start, (d,).
+        learning_rate: η.
+        steps: how many.
     """
-    check_all_not_negative("learning_rate", learning_rate)
+    check_not_negative("learning_rate", learning_rate)
     check_length("steps", steps)
     X, y = as_design(X, y)
     w0 = as_vector("w0", w0, X.shape[1])
@@ -223,7 +302,7 @@ def _svd(X: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def _eigenvalues(X: Any) -> jax.Array:
     """Those of XᵀX, falling, without the zeros that d > N adds."""
-    return _svd(as_matrix("X", X))[1] ** 2
+    return _svd(as_curved(X))[1] ** 2
 
 
 def _filtered(X: jax.Array, y: jax.Array, factors: Any) -> jax.Array:

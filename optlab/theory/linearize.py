@@ -13,8 +13,20 @@ import optax
 from jax import lax
 from scipy import stats
 
+from optlab._checks import check_not_negative, check_positive
 from optlab._minimization import minimize
-from optlab.theory._arrays import as_floats, check_all_not_negative, check_all_positive, check_symmetric, check_whole
+from optlab.theory._arrays import (
+    as_finite,
+    as_floats,
+    as_matrix,
+    check_all_positive,
+    check_count,
+    check_length,
+    check_number,
+    check_step,
+    check_symmetric,
+    known,
+)
 
 __all__ = [
     "Laziness",
@@ -65,7 +77,7 @@ def ntk(f: Network, params: Any, x1: Any, x2: Any | None = None) -> jax.Array:
     """
     x2 = x1 if x2 is None else x2
     outputs, pullback = jax.vjp(lambda p: f(p, x2), params)
-    if outputs.ndim != 2:
+    if outputs.ndim != 2 or not outputs.size:
         raise ValueError(f"f must return outputs of the shape (examples, outputs), got {outputs.shape}")
 
     def column(cotangent: jax.Array) -> jax.Array:
@@ -89,15 +101,19 @@ def kernel_regression(
         y: targets, (N, k) or (N,).
         kernel_test: K(x*, X), (N*, k, N, k) or (N*, N); None is the training examples'.
         f0: the network's outputs at θ₀ on the training examples, of y's shape; 0 is a kernel machine without one.
-        f0_test: and on the test examples.
+        f0_test: and on the test examples, (N*, k) or (N*,).
         penalty: λ.
+
+    Raises:
+        ValueError: for a kernel that isn't symmetric or has a negative eigenvalue, and for shapes that don't fit.
     """
-    check_all_not_negative("penalty", penalty)
+    check_not_negative("penalty", penalty)
     K, y, shape = _square(kernel, y)
-    _check_like("f0", f0, shape)
+    f0 = _like("f0", f0, shape)
     rows = K if kernel_test is None else _rows(kernel_test, len(K))
+    f0_test = _like("f0_test", f0_test, (len(rows) // int(np.prod(shape[1:])), *shape[1:]))
     residual = (y - f0).reshape(-1)
-    values, vectors = jnp.linalg.eigh(K)
+    values, vectors = _spectrum(K)
     values = jnp.where(values > len(K) * jnp.finfo(K.dtype).eps * values[-1], values, 0) + penalty
     inverse = jnp.where(values > 0, 1 / jnp.where(values > 0, values, 1), 0)
     return (rows @ (vectors @ (inverse * (vectors.T @ residual)))).reshape(-1, *shape[1:]) + f0_test
@@ -115,11 +131,11 @@ def kernel_descent(kernel: Any, y: Any, *, learning_rate: Any, steps: Any, f0: A
         steps: t.
         f0: the outputs at θ₀.
     """
-    check_all_not_negative("learning_rate", learning_rate)
-    check_whole("steps", steps)
+    check_not_negative("learning_rate", learning_rate)
+    check_step("steps", steps)
     K, y, shape = _square(kernel, y)
-    _check_like("f0", f0, shape)
-    values, vectors = jnp.linalg.eigh(K)
+    f0 = _like("f0", f0, shape)
+    values, vectors = _spectrum(K)
     left = (1 - 2 * learning_rate * values) ** steps * (vectors.T @ (y - f0).reshape(-1))
     return y - (vectors @ left).reshape(shape)
 
@@ -136,6 +152,8 @@ def shallow(
         inputs: d.
         activation: σ.
     """
+    check_count("width", width)
+    check_count("inputs", inputs)
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         for_w, for_a = jax.random.split(key)
@@ -175,7 +193,7 @@ def laziness(
         tx: any optax transformation.
         steps: how many.
     """
-    y, outputs = as_floats(y), jax.eval_shape(f, params, x)
+    y, outputs = as_finite("y", y), jax.eval_shape(f, params, x)
     if y.shape != outputs.shape:
         raise ValueError(f"y must have the outputs' shape {outputs.shape}, got {y.shape}")
     tangent = linearize(f, params)
@@ -209,17 +227,19 @@ def slope_with_width(widths: Sequence[int], values: Any, *, confidence: float = 
         values: positive, (repetitions, k), at least two repetitions.
         confidence: of the interval.
     """
-    values = np.asarray(values, np.float64)
-    if values.ndim != 2 or values.shape[1] != len(widths) or len(values) < 2:
-        raise ValueError(
-            f"values must have the shape (repetitions, {len(widths)}) with two repetitions or more, got {values.shape}"
-        )
-    if len(set(widths)) < 2 or not all(width > 0 for width in widths):
-        raise ValueError(f"widths must be positive and two different ones at least, got {list(widths)}")
+    check_all_positive("widths", widths)
     check_all_positive("values", values)
+    check_number("confidence", confidence)
+    at, values = np.asarray(widths, np.float64), np.asarray(values, np.float64)
+    if at.ndim != 1 or len(set(at.tolist())) < 2:
+        raise ValueError(f"widths must be a vector of two different numbers at least, got {at.tolist()}")
+    if values.ndim != 2 or values.shape[1] != len(at) or len(values) < 2:
+        raise ValueError(
+            f"values must have the shape (repetitions, {len(at)}) with two repetitions or more, got {values.shape}"
+        )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
-    slopes = np.polyfit(np.log(widths), np.log(values).T, 1)[0]
+    slopes = np.polyfit(np.log(at), np.log(values).T, 1)[0]
     half = stats.t.ppf((1 + confidence) / 2, len(slopes) - 1) * slopes.std(ddof=1) / len(slopes) ** 0.5
     return Slope(float(slopes.mean()), float(slopes.mean() - half), float(slopes.mean() + half))
 
@@ -236,20 +256,23 @@ def linear_probe(
         features: (N, d), such as a trained network's last hidden layer.
         labels: whole numbers, (N,).
         classes: how many.
-        penalty: λ, positive.
+        penalty: λ, positive, or separable classes have no minimum.
         steps: at most.
     """
-    features, labels = as_floats(features), jnp.asarray(labels)
-    if features.ndim != 2 or labels.shape != features.shape[:1]:
+    check_count("classes", classes)
+    check_length("steps", steps)
+    check_positive("penalty", penalty)
+    as_floats("labels", labels)
+    features, labels = as_matrix("features", features), jnp.asarray(labels)
+    if labels.shape != features.shape[:1]:
         raise ValueError(
             f"features (N, d) and labels (N,) must fit, got the shapes {features.shape} and {labels.shape}"
         )
-    if not isinstance(labels, jax.core.Tracer) and not (
-        jnp.issubdtype(labels.dtype, jnp.integer) and jnp.all((labels >= 0) & (labels < classes))
+    values = known("labels", labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or (
+        values is not None and not np.all((values >= 0) & (values < classes))
     ):
         raise ValueError(f"labels must be whole numbers from 0 to {classes - 1}, got {np.unique(labels).tolist()}")
-    if not isinstance(penalty, jax.core.Tracer) and not penalty > 0:
-        raise ValueError(f"penalty must be positive, or separable classes have no minimum, got {penalty}")
 
     def loss(head: dict[str, jax.Array]) -> jax.Array:
         logits = features @ head["W"] + head["b"][None]
@@ -261,15 +284,25 @@ def linear_probe(
     return minimize(loss, optax.lbfgs(), zero, steps=steps, tolerance=small, record=None).final
 
 
-def _check_like(name: str, value: Any, shape: tuple[int, ...]) -> None:
-    """An array of the targets' shape, or a number."""
-    if jnp.shape(value) not in ((), shape):
-        raise ValueError(f"{name} must have y's shape {shape} or be a number, got the shape {jnp.shape(value)}")
+def _like(name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
+    """Outputs of that shape, or a number."""
+    if as_floats(name, value).shape not in ((), shape):
+        raise ValueError(f"{name} must have the shape {shape} or be a number, got the shape {jnp.shape(value)}")
+    return as_finite(name, value)
+
+
+def _spectrum(K: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Eigenvalues, rising, and vectors of a kernel; where they are known, none is negative beyond rounding."""
+    values, vectors = jnp.linalg.eigh(K)
+    found = known("kernel", values)
+    if found is not None and found[0] < -100 * len(K) * float(jnp.finfo(K.dtype).eps) * max(found[-1], -found[0]):
+        raise ValueError(f"kernel must be positive semi-definite, but its least eigenvalue is {found[0]:.3g}")
+    return values, vectors
 
 
 def _rows(kernel_test: Any, size: int) -> jax.Array:
     """K(x*, X) as a matrix (N*k, Nk)."""
-    rows = as_floats(kernel_test)
+    rows = as_finite("kernel_test", kernel_test)
     if rows.ndim not in (2, 4) or int(np.prod(rows.shape[rows.ndim // 2 :])) != size:
         raise ValueError(
             f"kernel_test must have the shape (N*, N) or (N*, k, N, k), {size} columns in all, got {rows.shape}"
@@ -279,7 +312,7 @@ def _rows(kernel_test: Any, size: int) -> jax.Array:
 
 def _square(kernel: Any, y: Any) -> tuple[jax.Array, jax.Array, tuple[int, ...]]:
     """The kernel as a matrix (Nk, Nk), y, and its shape."""
-    K, y = as_floats(kernel), as_floats(y)
+    K, y = as_finite("kernel", kernel), as_finite("y", y)
     size = int(np.prod(K.shape[: K.ndim // 2]))
     if K.ndim not in (2, 4) or K.size != size**2:
         raise ValueError(f"kernel must have the shape (N, N) or (N, k, N, k), got {K.shape}")

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optlab._checks import check_decay
 from optlab._extras import need
-from optlab._integers import is_count
 from optlab._measure import Measure
 from optlab.theory import adam, curvature, noise
+from optlab.theory._arrays import check_count
 
 __all__ = ["Measure", "agreement", "noise_scale", "norms", "sharpness"]
 
@@ -34,10 +35,9 @@ def sharpness(every: int = 50, *, examples: int | None = 32, matvecs: int = 5) -
         matvecs: products with the Hessian.
     """
     need("theory.measures.sharpness", "matfree", extra="theory")
-    if examples is not None and not is_count(examples):
-        raise ValueError(f"examples must be a whole number of at least 1, or None, got {examples!r}")
-    if not is_count(matvecs):
-        raise ValueError(f"matvecs must be a whole number of at least 1, got {matvecs!r}")
+    if examples is not None:
+        check_count("examples", examples)
+    check_count("matvecs", matvecs)
 
     def measure(state: Any, batch: Any, *, loss: Callable[..., Any]) -> Numbers:
         some = jax.tree.map(lambda x: x[:examples], batch)
@@ -75,6 +75,8 @@ def agreement(every: int = 50, *, b1: float = 0.9, b2: float = 0.999) -> Measure
         b1: β₁, as it was given to Adam,
         b2: and β₂.
     """
+    check_decay("b1", b1)
+    check_decay("b2", b2)
 
     def measure(state: Any, batch: Any) -> Numbers:
         return {"agreement": adam.mean_agreement(state.opt_state, b1=b1, b2=b2)}

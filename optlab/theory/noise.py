@@ -14,8 +14,15 @@ import optax
 from jax import lax
 from scipy import stats
 
-from optlab._integers import is_count
-from optlab.theory._arrays import as_floats, check_all_positive
+from optlab._checks import check_key
+from optlab.theory._arrays import (
+    as_numbers,
+    check_all_not_negative,
+    check_all_positive,
+    check_count,
+    check_ordered,
+    check_whole,
+)
 
 __all__ = [
     "GradientNoise",
@@ -35,7 +42,14 @@ MICROBATCHES = 8  # that a batch is cut into for `noise_scale`: enough for a var
 
 
 def of_examples(loss: Callable[[Any, Any], jax.Array]) -> Loss:
-    """A workload's loss from a function (params, batch) -> the mean over the batch."""
+    """A workload's loss from a plain function.
+
+    Args:
+        loss: (params, batch) -> scalar, the mean over the batch.
+
+    Returns:
+        (params, model_state, batch, key, train) -> (scalar, (model_state, {})).
+    """
     return lambda params, model_state, batch, key, train: (loss(params, batch), (model_state, {}))
 
 
@@ -54,6 +68,7 @@ def per_example_gradients(loss: Loss, params: Any, model_state: Any, batch: Any,
         batch: a tree of arrays whose first axis is the example.
         key: a JAX random key; each example has one of its own (dropout).
     """
+    check_key(key)
     size = _examples(batch)
 
     def one(example: Any, key: jax.Array) -> Any:
@@ -93,12 +108,18 @@ def gradient_variance(variance: Any, batch_size: Any, *, examples: Any | None = 
 
     Args:
         variance: tr Σ, over the N examples divided by N, where they are all there are.
-        batch_size: B.
+        batch_size: B, from 1, and at most N where that is given.
         examples: N, of which the batch is drawn without replacement; None is with replacement.
     """
-    check_all_positive("batch_size", batch_size)
-    spread = as_floats(variance) / batch_size
-    return spread if examples is None else spread * (examples - batch_size) / (examples - 1)
+    check_all_not_negative("variance", variance)
+    check_whole("batch_size", batch_size, least=1)
+    if examples is None:
+        trace, B = as_numbers(variance=variance, batch_size=batch_size)
+        return trace / B
+    check_whole("examples", examples, least=1)
+    trace, B, N = as_numbers(variance=variance, batch_size=batch_size, examples=examples)
+    check_ordered(batch_size=batch_size, examples=examples, or_equal=True)
+    return trace / B * (N - B) / jnp.maximum(N - 1, 1)  # of one example the batch is the whole
 
 
 def noise_scale(loss: Loss, params: Any, model_state: Any, batch: Any, key: jax.Array) -> GradientNoise:
@@ -114,6 +135,7 @@ def noise_scale(loss: Loss, params: Any, model_state: Any, batch: Any, key: jax.
         batch: a tree of arrays; 2, 4 or 8 parts, as divide its examples.
         key: a JAX random key.
     """
+    check_key(key)
     size = _examples(batch)
     parts = next((n for n in (MICROBATCHES, 4, 2) if size % n == 0), None)
     if parts is None:
@@ -136,16 +158,28 @@ def steps_to_target(batch_size: Any, *, scale: Any, least: Any) -> jax.Array:
 
     Args:
         batch_size: B.
-        scale: B_noise, see `gradient_noise`.
+        scale: B_noise, not negative, see `gradient_noise`.
         least: S_min, the steps with the whole gradient.
     """
-    check_all_positive("batch_size", batch_size)
-    return least * (1 + as_floats(scale) / batch_size)
+    check_whole("batch_size", batch_size, least=1)
+    check_all_not_negative("scale", scale)
+    check_all_not_negative("least", least)
+    B, scale, least = as_numbers(batch_size=batch_size, scale=scale, least=least)
+    return least * (1 + scale / B)
 
 
 def examples_to_target(batch_size: Any, *, scale: Any, least: Any) -> jax.Array:
-    """E = S·B = E_min(1 + B/B_noise), E_min = S_min·B_noise: the examples to a target, as `steps_to_target`."""
-    return steps_to_target(batch_size, scale=scale, least=least) * batch_size
+    """E = S·B = E_min(1 + B/B_noise), E_min = S_min·B_noise: the examples to a target.
+
+    Source: see `steps_to_target`.
+
+    Args:
+        batch_size: B.
+        scale: B_noise, not negative.
+        least: S_min.
+    """
+    steps = steps_to_target(batch_size, scale=scale, least=least)
+    return steps * jnp.asarray(batch_size, steps.dtype)
 
 
 def uphill_share(
@@ -159,14 +193,19 @@ def uphill_share(
 
     Args:
         signal: ‖G‖², of the true gradient; h²·distance².
-        variance: tr Σ, of one example's gradient.
+        variance: tr Σ, of one example's gradient, positive.
         batch_size: B.
-        learning_rate: η.
-        curvature: h.
+        learning_rate: η, positive.
+        curvature: h, positive.
         size: d.
     """
-    if not is_count(size):
-        raise ValueError(f"size must be a whole number of at least 1, got {size!r}")
+    check_count("size", size)
+    check_all_not_negative("signal", signal)
+    check_whole("batch_size", batch_size, least=1)
+    positive = {"variance": variance, "learning_rate": learning_rate, "curvature": curvature}
+    for name, value in positive.items():
+        check_all_positive(name, value)
+    as_numbers(signal=signal, batch_size=batch_size, **positive)  # that their shapes broadcast
     signal, rate = np.asarray(signal, np.float64), np.asarray(learning_rate, np.float64) * curvature
     unit = np.asarray(variance, np.float64) / (np.asarray(batch_size) * size)
     return np.asarray(stats.ncx2.sf(signal / rate**2 / unit, size, signal * (1 / rate - 1) ** 2 / unit))
@@ -182,6 +221,8 @@ def _examples(batch: Any) -> int:
     shapes = [jnp.shape(x) for x in jax.tree.leaves(batch)]
     if not shapes or len({shape[:1] for shape in shapes}) > 1 or not shapes[0]:
         raise ValueError(f"a batch's arrays must have one first axis, the example, got the shapes {shapes}")
+    if not shapes[0][0]:
+        raise ValueError(f"a batch must hold an example at least, got the shapes {shapes}")
     return shapes[0][0]
 
 

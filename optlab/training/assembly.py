@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 
 from optlab._integers import check_seed
 from optlab._measure import Measure
-from optlab._rates import listening
+from optlab._rates import listening, name_rate, optax_schedules
 from optlab.config import Stop, StrategyName, find_strategy
 from optlab.roles import Layout, layout_around
 from optlab.training.mean import check_mean
-from optlab.training.measures import PROBES
+from optlab.training.measures import PROBES, RATES, injected_rates, rate_names
 from optlab.training.packed import packed, unless_small
 from optlab.training.parallel import check_memory, memory_held, memory_needed, parallelize
 from optlab.training.sharding import Rules
@@ -58,12 +58,13 @@ class Assembly:
         return self._traced[0]
 
     def schedules(self) -> dict[str, Callable[[Any], Any]]:
-        """The learning rates of optlab's blocks in the optimizer, as functions of the step.
+        """The learning rates in the optimizer that optlab's blocks or optax's schedules are, as functions of the step.
 
-        They are named "learning_rate", "learning_rate_2" and so on, in the order of the chain; equal ones are one.
+        They are named "learning_rate", "learning_rate_2" and so on, in the order of the chain, after those of
+        `optax.inject_hyperparams`, which the step measures; equal ones are one.
         """
         rates = [rate if callable(rate) else functools.partial(_constant, rate) for rate in self._traced[1]]
-        return {f"learning_rate_{i}" if i > 1 else "learning_rate": rate for i, rate in enumerate(rates, 1)}
+        return dict(zip(rate_names(len(rates), after=len(injected_rates(self.shapes().opt_state))), rates, strict=True))
 
     @functools.cached_property
     def _traced(self) -> tuple[TrainState, list[Any]]:
@@ -144,12 +145,14 @@ def assemble(
     check_seed(seed)
     axis_name = find_strategy(strategy).axis_name
     read_layout = functools.cache(functools.partial(workload.layout, axis_name))
-    step = make_measured_step(workload.loss, tx, settings, axis_name=axis_name, measures=(*measure, PROBES))
+    step = make_measured_step(workload.loss, tx, settings, axis_name=axis_name, measures=(*measure, PROBES, RATES))
     whole = unless_small(packed(step), stop.gradient_norm)
     parallel = parallelize(_within(read_layout, whole), strategy, mesh, rules=rules)
 
     def first(key: jax.Array, init_key: jax.Array, initial: tuple[Any, Any] | None) -> TrainState:
         params, model_state = initial if initial is not None else workload.init(init_key)
+        for schedule in optax_schedules(tx.update):
+            name_rate(schedule)
         kept = {"ema": settings.ema is not None, "spike": settings.spike is not None}
         return init_state(params, model_state, tx, key=key, **kept)
 

@@ -14,6 +14,7 @@ import numpy as np
 from optlab._trees import shapes_of
 from optlab.config import Target
 from optlab.data import Batch, DataError, Split, evaluation_batches
+from optlab.data.batches import evaluation_starts
 from optlab.runs import Record
 from optlab.training.damaged import DamagedExamples
 from optlab.training.packed import PackedMetrics, means
@@ -95,8 +96,8 @@ class Evaluator:
             empty = "" if data.validation is None or len(splits) > 1 else ": the validation split holds no examples"
             raise ValueError(f"target.metric must be one of {', '.join(known)}, got {target.metric!r}{empty}")
 
-    def __call__(self, split: str, state: TrainState, t: int) -> Record:
-        """Means over a whole split by "<split>/<name>", after step t; nothing where there is no such split.
+    def __call__(self, split: str, state: TrainState, t: int, batches: int | None = None) -> Record:
+        """Means over a split, or so many of its batches, by "<split>/<name>", after step t; nothing if it isn't there.
 
         The last batch may be short, since sums and weights are added up.
         """
@@ -114,8 +115,10 @@ class Evaluator:
         def on_damage(found: Mapping[int, str]) -> None:
             self.damaged.add(t, split, found.items())
 
-        for i, batch in enumerate(evaluation_batches(data, size, self.parallel.rows, on_damage)):
-            placed = self.parallel.place_batch(batch, min(size, len(data) - i * size))
+        starts = evaluation_starts(data, size, batches)
+        read = evaluation_batches(data, size, self.parallel.rows, on_damage, batches=batches)
+        for start, batch in zip(starts, read, strict=True):
+            placed = self.parallel.place_batch(batch, min(size, len(data) - start))
             model = self._on_every(params, state.model_state, placed)
             in_flight.append(self.evaluation(*model, placed, state.key))
             if len(in_flight) > IN_FLIGHT:
@@ -123,8 +126,8 @@ class Evaluator:
         for metrics in in_flight:
             add(metrics)
         values = {f"{split}/{name}": value for name, value in means(sums).items()}
-        named = ((f"{split} examples from {i * size} on", b) for i, b in enumerate(evaluation_batches(data, size)))
-        self.labels.check(values, named)
+        again = zip(starts, evaluation_batches(data, size, batches=batches), strict=True)
+        self.labels.check(values, ((f"{split} examples from {start} on", batch) for start, batch in again))
         return values
 
     def _on_every(self, params: Any, model_state: Any, placed: Any) -> tuple[Any, Any]:

@@ -44,6 +44,13 @@ class Feed:
         """The examples of step t's batch that couldn't be read, each with the reason."""
         return self._batches.damaged.pop(t - 1, ()) if isinstance(self._batches, Batches) else ()
 
+    def counts(self, t: int) -> dict[str, float]:
+        """The examples drawn up to step t, and as epochs; empty where the data makes its own batches."""
+        if not isinstance(self._batches, Batches):
+            return {}
+        drawn = t * self._batches.batch_size
+        return {"examples": drawn, "epoch": round(drawn / len(self._batches.split), 4)}
+
     @property
     def examples(self) -> Callable[[int], list[int]] | None:
         """Step t -> the examples of its batch; None where the data makes its own batches."""

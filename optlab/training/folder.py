@@ -58,7 +58,8 @@ class RunFolder:
         if not any(isinstance(o, MetricsFile) for o in observers):
             self.observers.insert(0, MetricsFile(self.folder / "metrics.jsonl"))
         if sys.stdout.isatty() and not any(isinstance(o, Progress) for o in observers):
-            self.observers.append(Progress(batch_size=workload.batch_size, metric=workload.target.metric))
+            about, metric = workload.sizes(), workload.target.metric
+            self.observers.append(Progress(batch_size=workload.batch_size, metric=metric, about=about))
 
     def claim(self, about: Mapping[str, Any]) -> None:
         """Makes the folder, and writes what the run is into its config.json; the checkpoints' lock is held.

@@ -40,6 +40,7 @@ def identity(
     seed: int,
     settings: StepSettings,
     stop: Stop,
+    evaluate_batches: int | None,
 ) -> Identity:
     """Identifies a run: its settings by the config's keys, as JSON data, and a fingerprint of every data split.
 
@@ -60,6 +61,7 @@ def identity(
         "ema": "a function" if callable(settings.ema) else settings.ema,
         **flatten(workload.target, "target."),
         **flatten(stop, "stop."),
+        "evaluate_batches": evaluate_batches,
         **fingerprints({name: x for name, x in _named(first.opt_state) if name.startswith(INJECTED)}),
         **programs(workload, tx, first),
         "initial": None if initial is None else _digest(initial),

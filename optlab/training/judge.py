@@ -98,9 +98,10 @@ class Judge:
         """
         self.best = notes["best"] and tuple(notes["best"])
         self.waited, self.mark, self.ended, self.reached = (notes[n] for n in ("waited", "mark", "ended", "reached"))
-        if any(key in ("target.metric", "target.mode") or key.startswith("data") for key in changed):
+        is_data = any(key.startswith(("data", "evaluate_batches")) for key in changed)
+        if is_data or any(key in ("target.metric", "target.mode") for key in changed):
             self.best, self.waited, self.mark = None, 0, None
         if any(key.startswith("target.") for key in changed):
             self.reached = None
-        if any(key.startswith(("target.", "stop.", "data")) for key in changed):
+        if is_data or any(key.startswith(("target.", "stop.")) for key in changed):
             self.ended = None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from optlab.training.clock import Clock
 from optlab.training.damaged import DamagedExamples
 from optlab.training.guard import Skips
 from optlab.training.judge import Judge
@@ -13,11 +14,12 @@ from optlab.training.judge import Judge
 
 @dataclass(frozen=True)
 class Ledger:
-    """The evaluations' verdict, the steps that were skipped, and the examples that can't be read."""
+    """The evaluations' verdict, the steps that were skipped, the examples that can't be read, and the training time."""
 
     judge: Judge
     skips: Skips
     damaged: DamagedExamples
+    clock: Clock = field(default_factory=Clock)
 
     def dump(self) -> dict[str, Any]:
         """As JSON data, for a checkpoint."""

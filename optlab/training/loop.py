@@ -55,6 +55,7 @@ def train(
     skip_limit: int = 10,
     skip_log: StepLog | None = None,
     evaluate_every: int | None = None,
+    evaluate_batches: int | None = None,
     log_every: int = 10,
     stop: Stop = Stop(),
     checkpoints: Checkpoints | None = None,
@@ -87,9 +88,13 @@ def train(
             damaged example.
         evaluate_every: steps between two evaluations on the validation split, by default a tenth of the run; the last
             step is always evaluated, there on the test split too.
-        log_every: steps between two records; "train/loss" is the loss of that step's batch, "probe/<name>/<metric>"
-            what a probe in `tx` measured in that step. A step in which one measured singular values has a record of its
-            own.
+        evaluate_batches: of the validation split in each evaluation, evenly spaced and always the same ones; None is
+            the whole split. The best step, the target and `stop` are judged on them; the last record has the whole.
+        log_every: steps between two records; "examples" and "epoch" count what was drawn so far (absent where the data
+            makes its own batches), "seconds" is the training time so far, over all calls: without compilation,
+            evaluations and checkpoints, with waiting for data. "train/loss" is the loss of that step's batch,
+            "probe/<name>/<metric>" what a probe in `tx` measured in that step. A step in which one measured singular
+            values has a record of its own.
         stop: when the run ends before its last step. Once a step's gradient norm is at most stop.gradient_norm it makes
             no update, and the run ends with the parameters that were tested; its record has the step's number all the
             same.
@@ -98,12 +103,12 @@ def train(
             loss compute is compared with what the checkpoint's run computed, constants (a learning rate, a schedule's
             steps) included; what they do in host callbacks isn't seen. A run that is over gives its records.
         allow_change: settings that may differ from the latest checkpoint's run, by the config's keys: "data", "seed",
-            "batch_size", "accumulate", "ema", "target" (all of it, or "target.metric", …); and "optimizer", "model",
-            "loss" and "initial" for the arguments.
-        observers: they get every record, such as `MetricsFile(path)` or `Progress()`, and a `StateObserver` the state
-            of every evaluated step; in several processes, the first one's do.
+            "batch_size", "accumulate", "ema", "evaluate_batches", "target" (all of it, or "target.metric", …); and
+            "optimizer", "model", "loss" and "initial" for the arguments.
+        observers: they get every record, such as `MetricsFile(path)`, and a `StateObserver` the state of every
+            evaluated step; in several processes, the first one's do.
         schedules: functions of the step that are logged beside the metrics, such as {"learning_rate": schedule}; None
-            logs the learning rates of optlab's optimizers and of `optlab.scale_by_learning_rate`.
+            logs the learning rates of optlab's optimizers, optax's schedules and those of `optax.inject_hyperparams`.
         initial: (params, model_state) to start from instead of `workload.init`.
         profile: folder for a `jax.profiler` trace of ten steps.
         measure: measurements in the step's program, every so many steps, logged as "measure/<name>"; see `Measure`, and
@@ -135,6 +140,8 @@ def train(
     check_counts(steps=steps, log_every=log_every, skip_limit=skip_limit)
     evaluate_every = max(1, steps // 10) if evaluate_every is None else evaluate_every
     check_counts(evaluate_every=evaluate_every)
+    if evaluate_batches is not None:
+        check_counts(evaluate_batches=evaluate_batches)
     given, judge = StepSettings.of(train, settings), Judge(workload.target, stop)
     began = time.monotonic()
     folder = RunFolder(run, workload, checkpoints=checkpoints, skip_log=skip_log, observers=observers)
@@ -153,7 +160,16 @@ def train(
         if checkpoints is not None:
             stack.enter_context(checkpoints.writing())
             with assembly.layout():
-                about = identity(workload, tx, state, initial=initial, seed=seed, settings=given, stop=stop)
+                about = identity(
+                    workload,
+                    tx,
+                    state,
+                    initial=initial,
+                    seed=seed,
+                    settings=given,
+                    stop=stop,
+                    evaluate_batches=evaluate_batches,
+                )
             state = saver.restore(state, about, allow_change)
             folder.claim({"workload": workload.name, "steps": steps, "seed": seed, "strategy": strategy})
         start = int(state.step)
@@ -171,6 +187,7 @@ def train(
             steps=steps,
             log_every=log_every,
             evaluate_every=evaluate_every,
+            evaluate_batches=evaluate_batches,
         )
         asked = stack.enter_context(catch_signals(listen=checkpoints is not None))
         stack.enter_context(skips.logged(start))
@@ -188,6 +205,8 @@ def train(
             if t == start + 1:
                 assembly.check(state, batch)
             state, metrics = assembly.parallel.step(state, batch)
+            if t == start + 1:
+                ledger.clock.start()  # the call returns once it is compiled
             records.push(t, metrics)
             if first_steps is not None:
                 first_steps.after(t, state, batch, records)

@@ -1,4 +1,4 @@
-"""Measurements in the program of a training step: those of `train(measure=…)`, and what an optimizer's probes hold."""
+"""Measurements in the program of a training step: those of `train(measure=…)`, and what an optimizer's state holds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from jax import lax
 
 from optlab._measure import Measure
 from optlab._probe_state import METRICS, SPECTRUM, find_probes
+from optlab.config import is_learning_rate
 from optlab.training.state import TrainState
 from optlab.training.workload import Batch, Loss, Metrics
 
@@ -121,3 +122,24 @@ def _probed(state: TrainState, batch: Batch, *, after: TrainState) -> Metrics:
 
 
 PROBES = Measure(_probed, every=1, prefix="probe/")
+
+
+def injected_rates(opt_state: Any) -> list[jax.Array]:
+    """The learning rates in the states of `optax.inject_hyperparams`, in the tree's order."""
+    is_one = lambda x: isinstance(getattr(x, "hyperparams", None), dict)
+    states = [x for x in jax.tree.leaves(opt_state, is_leaf=is_one) if is_one(x)]
+    return [x for state in states for name, x in state.hyperparams.items() if is_learning_rate(name)]
+
+
+def rate_names(count: int, *, after: int = 0) -> list[str]:
+    """The names in the records of so many learning rates, after others."""
+    return [f"learning_rate_{i}" if i > 1 else "learning_rate" for i in range(after + 1, after + count + 1)]
+
+
+def _rates(state: TrainState, batch: Batch, *, after: TrainState) -> dict[str, jax.Array]:
+    """The learning rates that the step's update had."""
+    rates = injected_rates(after.opt_state)
+    return dict(zip(rate_names(len(rates)), rates, strict=True))
+
+
+RATES = Measure(_rates, every=1, prefix="")

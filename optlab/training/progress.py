@@ -29,21 +29,30 @@ class Progress:
     Args:
         batch_size: examples an update, for the examples a second.
         metric: the metric that is shown beside the losses, such as validation/accuracy.
+        about: printed before the first step.
         console: where to write; by default standard output.
     """
 
-    def __init__(self, *, batch_size: int, metric: str | None = None, console: Console | None = None):
-        self.batch_size, self.metric = batch_size, metric
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        metric: str | None = None,
+        about: str | None = None,
+        console: Console | None = None,
+    ):
+        self.batch_size, self.metric, self.about = batch_size, metric, about
         self.console = console or _Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self.seen: Record = {}
         self.live: Live | None = None
-        self.last: tuple[float, float] | None = None  # step and time of the record before
-        self.all, self.training = (0.0, 0.0), (0.0, 0.0)  # (steps, seconds); training's without evaluations
+        self.first: tuple[float, float, float] | None = None  # step, time and training seconds of the first record
 
     def begin(self, start: int, steps: int) -> None:
         self.start, self.steps, self.clock = start, steps, time.monotonic()
         if start == steps:  # the run is over already
             return
+        if self.about:
+            self.console.print(self.about)
         if start:
             self.console.print(f"continuing after step {start}")
         if self.console.is_terminal:
@@ -54,13 +63,10 @@ class Progress:
         self.seen |= record
         now = time.monotonic()
         is_evaluated = any(name.startswith("validation/") for name in record)
-        if self.last is not None:  # the first record's time holds the compilation
-            steps, seconds = record["step"] - self.last[0], now - self.last[1]
-            self.all = (self.all[0] + steps, self.all[1] + seconds)
-            if not is_evaluated:
-                self.training = (self.training[0] + steps, self.training[1] + seconds)
-        self.last = (record["step"], now)
-        line = self._line(record["step"])
+        here = (record["step"], now, record["seconds"])
+        if self.first is None:  # what was before it holds the compilation
+            self.first = here
+        line = self._line(*(b - a for a, b in zip(self.first, here, strict=True)))
         if self.live is not None:
             if is_evaluated:
                 self.console.print(line)  # above the live line, where it stays
@@ -74,19 +80,22 @@ class Progress:
             self.live.stop()
             self.live = None
 
-    def _line(self, step: float) -> str:
-        """As much as a terminal's width has room for: what comes last is left out first."""
+    def _line(self, steps: float, seconds: float, training: float) -> str:
+        """As much as a terminal's width has room for: what comes last is left out first.
+
+        Args:
+            steps: since the first record,
+            seconds: and the time that they took,
+            training: and without evaluations and checkpoints.
+        """
+        step = self.seen["step"]
         parts = [f"step {step:>{len(str(self.steps))}.0f}/{self.steps}"]
-        shown = ["train/loss", "validation/loss", *([self.metric] if self.metric else []), "learning_rate"]
-        parts += [
-            f"{name.replace('learning_rate', 'lr')} {self.seen[name]:.4g}"
-            for name in dict.fromkeys(shown)
-            if name in self.seen
-        ]
-        if self.all[1] > 0:
-            parts.append(f"{_clock((self.steps - step) * self.all[1] / self.all[0])} left")
-            steps, seconds = self.training if self.training[1] > 0 else self.all
-            parts.append(f"{steps / seconds * self.batch_size:,.0f} examples/s")
+        values = {n: f"{n.replace('learning_rate', 'lr')} {v:.4g}" for n, v in self.seen.items()}
+        parts += [values.pop(n) for n in ("train/loss", self.metric) if n in values]
+        if steps and training > 0:
+            parts.append(f"{_clock((self.steps - step) * seconds / steps)} left")
+            parts.append(f"{steps / training * self.batch_size:,.0f} examples/s")
+        parts += [values[n] for n in ("validation/loss", "learning_rate") if n in values]
         if self.live is not None:
             while len(parts) > 1 and len("  ".join(parts)) > self.console.width:
                 parts.pop()

@@ -56,6 +56,7 @@ class Records:
         steps: of the run.
         log_every: steps between two records,
         evaluate_every: and between two that are evaluated.
+        evaluate_batches: of the validation split in an evaluation; None is all. The run's last record has all of it.
     """
 
     def __init__(
@@ -69,10 +70,12 @@ class Records:
         steps: int,
         log_every: int,
         evaluate_every: int,
+        evaluate_batches: int | None,
     ):
         self.feed, self.evaluator, self.ledger, self.judge = feed, evaluator, ledger, ledger.judge
         self.observers, self.schedules = observers, schedules
-        self.steps, self.log_every, self.evaluate_every = steps, log_every, evaluate_every
+        self.steps, self.log_every = steps, log_every
+        self.evaluate_every, self.evaluate_batches = evaluate_every, evaluate_batches
         self.unread = Unread(UNREAD if ledger.judge.stop.gradient_norm is None else 1)
         self.all: list[Record] = []
         self.latest: Record = {}
@@ -113,13 +116,18 @@ class Records:
         if not (self.is_evaluated(t) or converged):
             return None
         self.drain()
-        record = self.latest
-        record |= self.evaluator("validation", state, t)
+        with self.ledger.clock.stopped():
+            return self._evaluated(self.latest, t, state, converged=converged)
+
+    def _evaluated(self, record: Record, t: int, state: TrainState, *, converged: bool) -> str | None:
+        record |= self.evaluator("validation", state, t, self.evaluate_batches)
         # The values are those of the state, which after a step that only tested the gradient is one update behind.
         stopped = self.judge({**record, "step": int(state.step)} if converged else record)
         outcome = CONVERGED if converged else "finished" if t == self.steps else stopped
         if outcome:
             self.judge.ended = outcome
+            if self.evaluate_batches is not None:  # judged was the part, as before: values of one set alone compare
+                record |= self.evaluator("validation", state, t)
             record |= self.evaluator("test", state, t)
         self._emit(record)
         for observer in self.observers:
@@ -137,7 +145,8 @@ class Records:
         always = frozenset() if skips.guard is None else frozenset({"train/loss"})  # the guard would end the run
         self.evaluator.labels.check(record, self.feed.again(t), always=always)
         is_due = t % self.log_every == 0 or is_rare(record)  # what is measured seldom isn't lost
-        self.latest = skips(record)
+        seconds = round(self.ledger.clock.seconds, 3)
+        self.latest = {"step": t, **self.feed.counts(t), "seconds": seconds, **skips(record)}
         if is_due or self.is_evaluated(t):
             self.latest |= {name: float(schedule(skips.updates(t))) for name, schedule in self.schedules.items()}
         if is_due and not self.is_evaluated(t) and not self.judge.converged(self.latest):

@@ -57,6 +57,7 @@ class Saver:
         changed = changed_keys(checkpoints.folder / str(int(state.step)), saved, about, allow_change)
         about["initial"] = about["initial"] or saved["initial"]
         self.ledger.load(self.notes, changed)
+        self.ledger.clock.before = self.notes.get("seconds", 0.0)  # checkpoints of an earlier optlab have none
         self.saved = int(state.step)
         return with_settings(state, first, changed)
 
@@ -117,8 +118,14 @@ class Saver:
         logs = self._logs(records)
         for log in logs:
             log.sync()  # the checkpoint stands for these lines, so that they outlive the machine
-        lines = {"lines": {log.path.name: log.lines for log in logs}}
-        self.checkpoints.save(state, {**self.ledger.dump(), **lines, "run": self.about}, best=best)
+        notes = {
+            **self.ledger.dump(),
+            "lines": {log.path.name: log.lines for log in logs},
+            "seconds": self.ledger.clock.seconds,
+            "run": self.about,
+        }
+        with self.ledger.clock.stopped():
+            self.checkpoints.save(state, notes, best=best)
         self.saved = made
 
     def _is_savable(self, t: int, state: TrainState) -> bool:

@@ -76,18 +76,25 @@ class Workload:
         object.__setattr__(self, "data", as_source(self.data))
 
     def __str__(self) -> str:
-        params, _ = jax.eval_shape(self.init, jax.random.key(0))
-        count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
         goal = self.target.value is not None and f", to {self.target.value:g}"
         return "\n".join(
             [
-                f"{self.name}: {count:,} parameters, batches of {self.batch_size}, {self.draw}",
+                f"{self._model()}, batches of {self.batch_size}, {self.draw}",
                 f"  target      {self.target.metric}, {self.target.mode}{goal or ''}",
                 *(f"  {line}" for line in describe(self.data)),
             ]
         )
 
     __repr__ = __str__
+
+    def sizes(self) -> str:
+        """The sizes of data, model and batches, in a line."""
+        facts = ", ".join(f"{name} {value}" for name, value in getattr(self.data, "facts", {}).items())
+        return f"{describe(self.data)[0]}{facts and f' ({facts})'}; {self._model()}; batches of {self.batch_size}"
+
+    def _model(self) -> str:
+        params, _ = jax.eval_shape(self.init, jax.random.key(0))
+        return f"{self.name}: {sum(math.prod(x.shape) for x in jax.tree.leaves(params)):,} parameters"
 
     def example(self) -> Batch:
         """A training batch of one example, for shapes (the whole batch, where the data makes its own batches)."""

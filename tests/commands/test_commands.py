@@ -13,6 +13,7 @@ import jax
 import pytest
 
 from optlab.commands import main
+from optlab.runs._metrics import without_seconds
 from optlab.training import Checkpoints, load_params, read_metrics
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.py"
@@ -35,6 +36,10 @@ def get_config():
 def optlab(*words, **kwargs):
     program = "import sys; from optlab.commands import main; sys.exit(main())"
     return subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, **kwargs)
+
+
+def logged(folder):
+    return without_seconds(read_metrics(folder))
 
 
 def test_a_run_leaves_a_folder_that_says_everything(here, capsys):
@@ -93,7 +98,7 @@ def test_a_runs_config_runs_again_elsewhere_with_the_same_numbers(here):
     assert main(["train", "small.py", "steps=10"]) == 0
     first = here / "runs" / "small-steps=10"
     assert main(["train", str(first / "config.json")]) == 0
-    assert read_metrics(here / "runs" / "small-steps=10-again") == read_metrics(first)
+    assert logged(here / "runs" / "small-steps=10-again") == logged(first)
 
 
 def test_a_folder_that_cant_be_read_from_again_is_refused(here, capsys):
@@ -183,7 +188,7 @@ def test_a_runs_config_finds_the_users_functions_from_anywhere(here):
     (here / "else").mkdir()
     found = optlab("train", "../first/config.json", cwd=here / "else")
     assert found.returncode == 0, found.stderr
-    assert read_metrics(here / "else" / "runs" / "first-again") == read_metrics(here / "first")
+    assert logged(here / "else" / "runs" / "first-again") == logged(here / "first")
 
 
 def test_a_start_that_is_gone_is_not_needed_to_continue(here):
@@ -200,7 +205,7 @@ def test_a_runs_relative_paths_are_those_of_the_folder_it_was_run_in(here, monke
     (here / "else").mkdir()
     monkeypatch.chdir(here / "else")
     assert main(["train", "../next/config.json"]) == 0
-    assert read_metrics(here / "else" / "runs" / "next-again") == read_metrics(here / "next")
+    assert logged(here / "else" / "runs" / "next-again") == logged(here / "next")
 
 
 def test_a_start_of_another_dtype_is_refused(here, capsys):

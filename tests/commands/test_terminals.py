@@ -27,7 +27,7 @@ def test_a_reader_that_leaves_ends_no_run():
         progress.console.file = file
         progress.begin(5, 10)
         progress.clock -= 11
-        progress.record({"step": 6, "train/loss": 1.0})
+        progress.record({"step": 6, "seconds": 0.1, "train/loss": 1.0})
         progress.end("finished")
         print("still open", file=file, flush=True)
 

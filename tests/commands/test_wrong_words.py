@@ -19,10 +19,11 @@ from optlab.experiment import resolve
         (["optimizer=adamq"], "did you mean 'adam' or 'adamw'?"),
         (["loss=mse"], "did you mean 'squared_error'?"),
         (["loss=ce"], "did you mean 'cross_entropy'?"),
-        (["epochs=10"], "say steps=N, where N is 10 times the training examples, divided by batch_size=128"),
+        (["epochs=10"], "say steps=101, which is epochs=10 with 1,297 training examples and batch_size=128"),
+        (["epochs=ten"], "say steps=N, where N is ten times the training examples, divided by batch_size=128"),
         (["--steps", "100"], "a config's keys are said without dashes: steps=100"),
         (["--lr=0.1"], "a config's keys are said without dashes: optimizer.learning_rate=0.1"),
-        (["--epochs", "3"], "steps=N, where N is the epochs times the training examples"),
+        (["--epochs", "3", "batch_size=64"], "say steps=61, which is epochs=3 with 1,297 training examples"),
         (["model.widths=512"], "say model.widths=[512]"),
         (["metrics=acc"], "say metrics=[accuracy]"),
         (["metrics=[accuracy]", "target.metric=accuracy"], "did you mean 'validation/accuracy'?"),
@@ -39,6 +40,20 @@ def test_a_mistake_is_answered_with_the_line_that_works(here, capsys, words, ans
     assert answer in error
     assert "Traceback" not in error
     assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["trian", "small.py"], "there is no command 'trian'; did you mean 'train'?"),
+        (["small.py", "steps=3"], "did you mean optlab train small.py steps=3?"),
+        (["frobnicate"], "there is no command 'frobnicate'; there are checkpoints, compare"),
+    ],
+)
+def test_a_command_that_is_not_there_is_answered_with_the_one_that_was_meant(here, capsys, words, answer):
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert answer in capsys.readouterr().err
 
 
 def test_a_runs_folder_is_no_config(here, capsys):

@@ -35,6 +35,9 @@ class Pretended:
     def __init__(self, workload, contender, evaluate_every, expected):
         self.contender = contender
 
+    def laps(self, trial, steps, *, is_evaluated=False):
+        return lambda: 0.05 * steps
+
     def __call__(self, trials):
         for trial in trials:
             if len(Pretended.trained) >= Pretended.stop_after:

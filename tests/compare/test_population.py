@@ -1,17 +1,19 @@
 """Populations: the numbers of ordinary runs, whatever happens to the neighbours."""
 
 import dataclasses
+import functools
 
+import jax
 import numpy as np
-import optax
 import pytest
 from flax import linen as nn
 
 import optlab
 from optlab.compare import choice, log_uniform
 from optlab.compare import population as module
+from optlab.compare.choosing import open_to
 from optlab.compare.contenders import contend
-from optlab.compare.population import Population, _static, suited
+from optlab.compare.population import Population, static_values
 from optlab.compare.runs import Runs
 from optlab.compare.trials import Trial
 from optlab.data import arrays
@@ -20,14 +22,14 @@ from optlab.training import Workload
 from .cheap import tiny
 
 STEPS = 12
-ON_A_CPU = "series", "a CPU gains nothing from trials side by side"
+ONE = jax.devices()[:1]
 
 
 def both(workload, contender, trials):
     """The results of a population and of runs, by id."""
     return (
         {r.trial.id: r for part in make(workload, contender, 6, len(trials))(trials) for r in part}
-        for make in (Population, Runs)
+        for make in (functools.partial(Population, devices=ONE), Runs)
     )
 
 
@@ -66,7 +68,10 @@ def test_a_trial_that_diverges_disturbs_nobody_and_says_what_a_run_says():
     trials = trials_of([{"learning_rate": 0.1}, {"learning_rate": 1e38}])
     population, runs = both(workload, contender, trials)
     assert_alike(population, runs)
-    assert_alike(population, {r.trial.id: r for [r] in Population(workload, contender, 6, 2, is_stacked=False)(trials)})
+    assert_alike(
+        population,
+        {r.trial.id: r for [r] in Population(workload, contender, 6, 2, is_stacked=False, devices=ONE)(trials)},
+    )
     lost = population[trials[1].id]
     assert lost.diverged == runs[trials[1].id].diverged
     assert lost.diverged.startswith("step ")
@@ -77,7 +82,7 @@ def test_what_is_not_a_number_is_compiled_for():
     space = {"learning_rate": choice(0.1, 0.2), "nesterov": choice(True, False), "momentum": choice(0.9)}
     contender = contend("mine", optlab.sgd, space=space, schedule=None, steps=6)
     points = [{"learning_rate": r, "nesterov": n, "momentum": 0.9} for r in (0.1, 0.2) for n in (True, False)]
-    assert [_static(contender, p) for p in points] == [{"nesterov": p["nesterov"]} for p in points]
+    assert [static_values(contender, p) for p in points] == [{"nesterov": p["nesterov"]} for p in points]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,21 +117,31 @@ def test_more_trials_than_fit_at_once_come_in_parts(monkeypatch):
     trials = trials_of([{"learning_rate": r} for r in (0.1, 0.2, 0.3)])
     filled = lambda self, trials, evaluate_every: list(trials)
     monkeypatch.setattr(module, "WIDTH_CPU", 2)
-    monkeypatch.setattr(module._Program, "train", filled)
-    parts = list(Population(tiny(), contender, 6, 2)(trials))
+    monkeypatch.setattr(module.Program, "train", filled)
+    parts = list(Population(tiny(), contender, 6, 2, devices=ONE)(trials))
     assert parts == [trials[:2], [trials[2]]]
+    many = trials_of([{"learning_rate": 0.01 * i} for i in range(1, 12)])
+    assert [len(p) for p in Population(tiny(), contender, 6, 2, devices=jax.devices()[:3])(many)] == [3, 3, 3, 2]
+    monkeypatch.setattr(module.Program, "fitting", lambda self: 2)  # on each device
+    monkeypatch.setattr(module, "WIDTH_CPU", 100)
+    assert [len(p) for p in Population(tiny(), contender, 6, 2, devices=jax.devices()[:3])(many)] == [6, 5]
 
 
-def test_a_factory_that_looks_at_its_values_is_trained_in_runs():
-    def picky(learning_rate):
-        return optax.sgd(learning_rate if learning_rate > 0 else 1.0)
-
-    space = {"learning_rate": log_uniform(1e-3, 1e-1)}
-    contender = contend("mine", picky, space=space, schedule=None, steps=6)
-    executor, why = suited(tiny(), contender)
-    assert executor == "runs"
-    assert why.startswith("it can't be traced: TracerBoolConversionError")
-    assert suited(tiny(), dataclasses.replace(contender, factory=optlab.sgd)) == ON_A_CPU
+@pytest.mark.parametrize(("is_stacked", "factory"), [(True, optlab.muon), (False, optlab.sgd)])
+def test_eight_devices_share_the_trials_and_give_the_numbers_of_one(is_stacked, factory):
+    contender = contend("mine", factory, space=None, schedule=None, steps=6)
+    trials = trials_of([{"learning_rate": 0.003 * i} for i in range(1, 10)], is_final=True)
+    assert len(jax.devices()) == 8
+    found = []
+    for devices in (ONE, None):
+        made = Population(tiny(), contender, 6, 9, is_stacked, devices)
+        parts = list(made(trials))
+        found.append({r.trial.id: r for part in parts for r in part})
+    assert [len(part) for part in parts] == ([9] if is_stacked else [8, 1])
+    [program] = made.programs.values()
+    state = program.started({"learning_rate": np.ones(made.width, np.float32)}, np.arange(made.width, dtype=np.uint32))
+    assert all(len(x.sharding.device_set) == 8 and not x.is_fully_replicated for x in jax.tree.leaves(state))
+    assert_alike(*found)
 
 
 class Convolved(nn.Module):
@@ -140,14 +155,8 @@ def test_convolutions_are_trained_in_turn_on_a_cpu():
     data = arrays(images, np.arange(8) % 2, validation=0.25, test=0)
     workload = Workload.from_model(Convolved(), data, batch_size=2)
     contender = contend("mine", optlab.sgd, space=None, schedule=None, steps=6)
-    assert suited(workload, contender) == ON_A_CPU
+    assert open_to(workload, contender) == ("series", "side by side, convolutions are several times slower on a CPU")
     trials = trials_of([{"learning_rate": 0.1}, {"learning_rate": 0.2}])
-    series = {r.trial.id: r for [r] in Population(workload, contender, 3, 2, is_stacked=False)(trials)}
+    series = {r.trial.id: r for [r] in Population(workload, contender, 3, 2, is_stacked=False, devices=ONE)(trials)}
     assert_alike(series, {r.trial.id: r for [r] in Runs(workload, contender, 3, 2)(trials)})
     assert {r.executor for r in series.values()} == {"series"}
-
-
-@pytest.mark.parametrize("name", ["lion", "muon"])
-def test_all_kinds_of_ours_can_be_a_population(name):
-    contender = contend(name, name, space=None, schedule=optlab.schedules.warmup_cosine, steps=20)
-    assert suited(tiny(), contender) == ON_A_CPU

@@ -8,7 +8,7 @@ import pytest
 
 from optlab.compare import StudyError
 from optlab.compare import study as module
-from optlab.compare._face import _Progress
+from optlab.compare._face import _Progress, conclude
 from optlab.compare.driver import run_study
 from optlab.compare.plan import make_plan
 from optlab.compare.study import make_study
@@ -203,6 +203,7 @@ def test_two_drivers_do_not_write_to_one_folder(tmp_path, untraced):
         ({"before": "clip"}, "before must be an optax transformation, or None, got 'clip'"),
         ({"spaces": [RATES]}, "spaces must be a dict of search spaces by contender"),
         ({"baseline": 0}, "baseline=0 is no contender"),
+        ({"baseline": ["sgd"]}, r"baseline=\['sgd'\] is no contender"),
         ({"contenders": "adam"}, "contenders must be a dict, or a list of names, got 'adam'"),
         ({"contenders": ["adam", "adam"]}, "contenders has 'adam' twice"),
         ({"contenders": ["adam", max]}, "contenders in a list must be names, got <built-in"),
@@ -215,9 +216,18 @@ def test_bad_input_is_refused_by_name(settings, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_of_another_kind_is_refused():
-    with pytest.raises(StudyError, match="folder must be a path, or None to keep nothing, got 3"):
-        run_study(studied(), 3)
+@pytest.mark.parametrize("bad", [3, "", True])
+def test_a_folder_of_another_kind_is_refused(bad):
+    with pytest.raises(StudyError, match=f"folder must be a path, or None to keep nothing, got {bad!r}"):
+        run_study(studied(), bad)
+
+
+@pytest.mark.parametrize("name", ["quiet", "widen"])
+@pytest.mark.parametrize("bad", ["no", 0, None])
+def test_what_is_neither_true_nor_false_is_refused_before_anything_is_trained(name, bad):
+    with pytest.raises(StudyError, match=f"{name} must be True or False, got {bad!r}"):
+        conclude(studied(), **{name: bad})
+    assert Pretended.trained == []
 
 
 def test_a_comparison_needs_a_validation_split():
@@ -227,6 +237,9 @@ def test_a_comparison_needs_a_validation_split():
     on_train = dataclasses.replace(WORKLOAD, target=Target(metric="train/loss"))
     with pytest.raises(StudyError, match=r"target\.metric is train/loss"):
         make_study(["adam", "sgd"], on_train, steps=10)
+    misspelt = dataclasses.replace(WORKLOAD, target=Target(metric="validation/acuracy", mode="max"))
+    with pytest.raises(StudyError, match=r"acuracy isn't measured; did you mean 'validation/accuracy'"):
+        make_study(["adam", "sgd"], misspelt, steps=10)
 
 
 def test_the_baseline_stands_first():

@@ -44,7 +44,7 @@ def test_what_cannot_be_told_apart_is_said_with_what_would_be_missed():
     assert "sgd and adamw can't be told apart with 5 studies" in str(found)
     spread = math.sqrt(sum(np.var(found.standings[n].scores, ddof=1) for n in ("adamw", "sgd")) / 2)
     assert found.comparisons["sgd"].missed == pytest.approx(found.detectable * spread)
-    assert f"(a true one below {found.comparisons['sgd'].missed:.4g}, 2.0 SD, would often be missed" in str(found)
+    assert f"(a true one below {found.comparisons['sgd'].missed:.4g}, 2.1 SD, would often be missed" in str(found)
 
 
 def test_lower_is_better_for_a_loss_and_worse_for_an_accuracy():
@@ -62,7 +62,7 @@ def test_lower_is_better_for_a_loss_and_worse_for_an_accuracy():
 def test_several_contenders_are_corrected_for():
     found = verdict_of(studied(["adamw", "sgd", "adam", "lion"]), shifts={"sgd": 1.0})
     assert "after Holm's correction for 3" in str(found)
-    assert found.detectable > 2.02
+    assert found.detectable > 2.1
 
 
 def test_a_difference_that_the_correction_takes_away_is_said_so():
@@ -106,8 +106,10 @@ def test_time_to_the_target_counts_what_a_step_costs():
     found = judge(study, played(study, change=slower))
     assert found.comparisons["sgd"].time == pytest.approx(2 / 4)
     assert "in 2 [2, 2] of adamw's steps and 0.5 of its time" in str(found)
-    other = dataclasses.replace(study, executors={**study.executors, "sgd": ("population", "")})
-    assert judge(other, played(study, change=slower)).comparisons["sgd"].time is None
+    elsewhere = lambda r: dataclasses.replace(
+        slower(r), executor="series" if r.trial.contender == "sgd" else r.executor
+    )
+    assert judge(study, played(study, change=elsewhere)).comparisons["sgd"].time is None
 
 
 def test_the_best_of_k_has_a_band_over_the_studies_and_a_flip_is_told():

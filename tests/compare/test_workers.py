@@ -1,6 +1,7 @@
 """Workers: the same results as in one process, whoever dies; and nothing twice."""
 
 import concurrent.futures
+import dataclasses
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ KILLS = 3  # of workers
 
 
 def studied(contenders=("adamw", "sgd"), **settings):
-    return make_study(contenders, WORKLOAD, steps=10, trials=4, studies=2, **settings)
+    return make_study(contenders, WORKLOAD, steps=10, trials=4, studies=2, **{"executor": "series", **settings})
 
 
 @pytest.fixture
@@ -90,6 +91,20 @@ def test_an_error_of_a_trial_is_no_death(nothing_is_trained, monkeypatch):
         run_study(studied(), workers=pool)
 
 
+def test_a_worker_measures_the_executors_once_and_another_one_if_it_dies(nothing_is_trained, monkeypatch, tmp_path):
+    paces = {"series": 0.002, "population": 0.001}
+    monkeypatch.setattr(workers, "race", lambda *task: (paces, {}))
+    dying = Mortal(lambda call: call == 1)
+    with workers.employ(dying) as team:
+        study = studied(executor=None)
+        found = run_study(study, tmp_path, workers=team)
+        assert team.measured == {"adamw": paces}
+        assert run_study(dataclasses.replace(study, studies=1), workers=team).keys() < found.keys()
+    assert json.loads((tmp_path / "executors.json").read_text())["seconds"]["sgd"] == paces
+    with pytest.raises(StudyError, match="5 workers died one after another as they timed a few steps of adamw"):
+        run_study(study, workers=Mortal(lambda call: True))
+
+
 def test_what_a_worker_gets_holds_functions_by_value():
     decay = 0.1
     study = studied({"mine": lambda learning_rate: optax.adamw(learning_rate, weight_decay=decay), "sgd": "sgd"})
@@ -118,7 +133,7 @@ def alike(found, alone):
 
 @pytest.mark.slow
 def test_processes_that_are_killed_lose_and_double_nothing(tmp_path, monkeypatch):
-    alone = run_study(studied(executor="series"))
+    alone = run_study(studied())
     pools = []
     started = workers.Team._started
     monkeypatch.setattr(workers.Team, "_started", lambda self: pools.append(started(self)) or pools[-1])
@@ -135,7 +150,7 @@ def test_processes_that_are_killed_lose_and_double_nothing(tmp_path, monkeypatch
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        found = run_study(studied(executor="series"), tmp_path, workers=2)
+        found = run_study(studied(), tmp_path, workers=2)
     finally:
         over.set()
         killer.join()
@@ -152,7 +167,7 @@ def ids_in_or_none(folder):
 def test_dasks_workers_that_are_killed_lose_and_double_nothing(tmp_path):
     from distributed import Client, LocalCluster
 
-    alone = run_study(studied(executor="series"))
+    alone = run_study(studied())
     over, killed = threading.Event(), []
     with (
         LocalCluster(n_workers=3, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster,
@@ -171,7 +186,7 @@ def test_dasks_workers_that_are_killed_lose_and_double_nothing(tmp_path):
         killer = threading.Thread(target=kill)
         killer.start()
         try:
-            found = run_study(studied(executor="series"), tmp_path, workers=client.get_executor(pure=False))
+            found = run_study(studied(), tmp_path, workers=client.get_executor(pure=False))
         finally:
             over.set()
             killer.join()

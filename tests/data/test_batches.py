@@ -103,6 +103,9 @@ def test_evaluation_is_the_whole_split_in_order() -> None:
     batches = list(evaluation_batches(Numbers(10), 4))
     assert [batch["inputs"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert not any(batch["noise"].any() for batch in batches)
+    first, last = evaluation_batches(Numbers(10), 2, batches=2)  # evenly spaced: a split may be sorted by class
+    assert [first["inputs"].tolist(), last["inputs"].tolist()] == [[0, 1], [4, 5]]
+    assert len(list(evaluation_batches(Numbers(10), 4, batches=5))) == 3
 
 
 @given(sizes, st.integers(0, 40), st.integers(1, 4))

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import optlab
 from optlab.commands import main
 from optlab.config import Component, Config, to_json
-from optlab.diagnosis import RULES, Evidence
+from optlab.diagnosis import Evidence
+from optlab.diagnosis._rules import CURVE_RULES as RULES
 from optlab.training import Workload, train
 
 T = np.arange(5, 305, 5)

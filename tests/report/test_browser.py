@@ -49,7 +49,7 @@ def test_a_person_can_use_the_page(tmp_path):
         Line("band", [1, 2, 3], [1.0, 2.0, 3.0], low=[0, 1, 2], high=[2, 3, 4]),
         Line("points", [1, 2, 3], [4.0, 5.0, 6.0], 1, style="points", details=details),
     ]
-    chart = Chart("k", "Chart", "steps", "loss", lines, views={"seconds": [0.5, 2.0]})
+    chart = Chart("k", "Chart", "steps", "loss", lines, views={"seconds": [[0.5, 1.0, 1.5], [2, 4, 6]]})
     file = tmp_path / "page.html"
     file.write_text(page("T", [Section("S", [chart])]).replace("</body>", ACTIONS + "</body>"))
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",

@@ -13,7 +13,7 @@ from optlab.report._charts import figure
 
 BANDED = Line("a", [1, 2, 3], [1.0, math.nan, 3.0], low=[0.5, 1, 2], high=[2, 3, 9.0])
 POINTS = Line("b", [1, 2], [1.0, 2.0], 1, style="points", details=[[("rate", "0.1")], [("rate", "0.2")]])
-CHART = Chart("both", "Both", "steps", "loss", [BANDED, POINTS], views={"seconds": [0.5, 2.0]})
+CHART = Chart("both", "Both", "steps", "loss", [BANDED, POINTS], views={"seconds": [[0.5, 1.0, 2.0], [2.0, 4.0]]})
 
 
 class Outline(HTMLParser):
@@ -41,7 +41,7 @@ def test_a_chart_is_what_plotly_understands():
     assert low["legendgroup"] == high["legendgroup"] == line["legendgroup"] == "a"
     assert line["y"] == [1.0, None, 3.0]
     assert points["customdata"] == [[["rate", "0.1"]], [["rate", "0.2"]]]
-    assert made["views"] == {"seconds": [0.5, 0.5, 0.5, 2.0]}
+    assert made["views"] == {"seconds": [[0.5, 1.0, 2.0]] * 3 + [[2.0, 4.0]]}
 
 
 def test_a_wide_band_does_not_flatten_the_lines():

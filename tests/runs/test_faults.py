@@ -19,6 +19,7 @@ import pytest
 from optlab.data import DamagedRecordError, DataError, Source
 from optlab.models import mlp
 from optlab.runs import _storage as storage
+from optlab.runs._metrics import without_seconds
 from optlab.training import (
     CheckpointError,
     Checkpoints,
@@ -302,6 +303,10 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def logged(folder):
+    return without_seconds(read_metrics(folder))
+
+
 def bits(history):
     return [np.asarray(x).tobytes() for x in jax.tree.leaves((history.state.params, history.state.opt_state))]
 
@@ -309,7 +314,7 @@ def bits(history):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    return run(folder), read_metrics(folder)
+    return run(folder), logged(folder)
 
 
 class At:
@@ -339,7 +344,7 @@ def test_a_failed_save_ends_the_run_and_the_same_command_comes_to_the_same(tmp_p
     history = run(tmp_path)
     assert [r["step"] for r in history.records] == [6, 7, 8, 9, 10]  # the best, of step 5, is saved too
     assert bits(history) == bits(undisturbed[0])
-    assert read_metrics(tmp_path) == undisturbed[1]
+    assert logged(tmp_path) == undisturbed[1]
 
 
 def test_a_run_without_its_checkpoints_starts_again_and_keeps_what_it_had_told(tmp_path, capsys, undisturbed):
@@ -350,7 +355,7 @@ def test_a_run_without_its_checkpoints_starts_again_and_keeps_what_it_had_told(t
         (tmp_path / "checkpoints" / str(step)).mkdir()  # emptied
     capsys.readouterr()
     assert bits(run(tmp_path)) == bits(undisturbed[0])
-    assert read_metrics(tmp_path) == undisturbed[1]
+    assert logged(tmp_path) == undisturbed[1]
     [aside] = tmp_path.glob("earlier-*-metrics.jsonl")
     assert aside.read_bytes() == before
     said = capsys.readouterr().err
@@ -386,7 +391,7 @@ def test_an_error_of_the_run_leaves_the_save_under_way_whole(tmp_path, undisturb
     assert watcher.outcome == "RuntimeError"
     assert Checkpoints(tmp_path / "checkpoints").steps() == [2, 4]
     assert bits(run(tmp_path)) == bits(undisturbed[0])
-    assert read_metrics(tmp_path) == undisturbed[1]
+    assert logged(tmp_path) == undisturbed[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -400,7 +405,7 @@ def test_a_second_signal_during_the_save_does_not_break_it(tmp_path, monkeypatch
     assert history.outcome == f"interrupted by {number.name}"
     assert Checkpoints(tmp_path / "checkpoints").steps() == [4, 5]
     assert bits(run(tmp_path)) == bits(undisturbed[0])
-    assert read_metrics(tmp_path) == undisturbed[1]
+    assert logged(tmp_path) == undisturbed[1]
 
 
 def test_an_error_in_the_prefetch_thread_is_raised_in_the_step_that_needed_the_batch(tmp_path):

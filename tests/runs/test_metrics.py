@@ -14,9 +14,16 @@ from rich.console import Console
 from optlab.training import MetricsFile, Progress, StepLog, TensorBoard, WeightsAndBiases, plot_curves, read_metrics
 
 RECORDS = [
-    {"step": 10, "train/loss": 2.0, "train/accuracy": 0.1, "learning_rate": 0.01},
-    {"step": 20, "train/loss": 1.0, "train/accuracy": 0.5, "validation/loss": 1.5, "learning_rate": 0.005},
-    {"step": 30, "train/loss": 0.5, "validation/loss": 1.0, "test/loss": 1.1},
+    {"step": 10, "seconds": 1.0, "train/loss": 2.0, "train/accuracy": 0.1, "learning_rate": 0.01},
+    {
+        "step": 20,
+        "seconds": 2.0,
+        "train/loss": 1.0,
+        "train/accuracy": 0.5,
+        "validation/loss": 1.5,
+        "learning_rate": 0.005,
+    },
+    {"step": 30, "seconds": 3.0, "train/loss": 0.5, "validation/loss": 1.0, "test/loss": 1.1},
 ]
 
 
@@ -165,22 +172,21 @@ def test_the_live_line_says_what_one_wants_to_know(terminal):
 def test_on_80_columns_evaluations_stay_above_a_live_line_that_fits():
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=80, color_system=None)
-    write(Progress(batch_size=128, metric="validation/accuracy", console=console), RECORDS)
+    records = [{**r, "validation/accuracy": 0.9} if "validation/loss" in r else r for r in RECORDS]
+    progress = Progress(batch_size=128, metric="validation/accuracy", about="digits: 1,297 training", console=console)
+    write(progress, records)
     lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in re.split(r"[\r\n]+", out.getvalue())]
     assert all(len(line) <= 80 for line in lines)
     assert [line[:10] for line in lines if line.startswith("step")][:2] == ["step 20/30", "step 30/30"]
+    assert "step 30/30  train/loss 0.5  validation/accuracy 0.9  0:00 left" in [line[:63].rstrip() for line in lines]
+    assert "digits: 1,297 training" in lines
     assert not any("…" in line for line in lines if line.startswith("step"))
 
 
-def test_throughput_is_without_compilation_and_evaluations(monkeypatch):
-    clock = iter([0.0, 60.0, 61.0, 91.0, 92.0])  # begun; compiled; a second of training; an evaluation; a second
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+def test_throughput_is_of_the_training_time():
     out = io.StringIO()
     progress = Progress(batch_size=100, console=Console(file=out, width=200))
-    progress.begin(0, 40)
-    for step in (10, 20, 30):
-        progress.record({"step": step, "train/loss": 1.0} | ({"validation/loss": 1.0} if step == 30 else {}))
-    progress.record({"step": 40, "train/loss": 1.0, "validation/loss": 1.0})
+    write(progress, [{"step": t, "seconds": t / 10, "validation/loss": 1.0} for t in (10, 20, 30)])
     assert out.getvalue().count(" 1,000 examples/s") == 2
 
 

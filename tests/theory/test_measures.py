@@ -184,7 +184,7 @@ def test_a_config_names_them():
     [
         (lambda: Measure(lambda state, batch: {}, every=0), "every must be a whole number of at least 1, got 0"),
         (lambda: sharpness(every=0), "every must be a whole number of at least 1, got 0"),
-        (lambda: sharpness(examples=0), "examples must be a whole number of at least 1, or None, got 0"),
+        (lambda: sharpness(examples=0), "examples must be a whole number of at least 1, got 0"),
         (lambda: sharpness(matvecs=0), "matvecs must be a whole number of at least 1, got 0"),
         (lambda: run(measure=[sharpness(), sharpness()]), "two measures have the name 'sharpness'"),
     ],

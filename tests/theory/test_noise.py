@@ -162,7 +162,7 @@ def test_near_the_minimum_and_with_small_batches_more_steps_go_uphill():
             lambda: noise.noise_scale(None, {}, {}, np.ones((7, 3)), KEY),
             "an even number of examples, to be cut into parts, got 7",
         ),
-        (lambda: noise.gradient_variance(1.0, 0), "batch_size must be positive, got 0"),
+        (lambda: noise.gradient_variance(1.0, 0), "batch_size must be a whole number of at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_is_named(call, message):

@@ -16,6 +16,7 @@ WRONG = [
     ({"steps": "3"}, ValueError, "steps must be a whole number"),
     ({"log_every": 2.5}, ValueError, "log_every must be a whole number"),
     ({"evaluate_every": "x"}, ValueError, "evaluate_every must be a whole number"),
+    ({"evaluate_batches": 0}, ValueError, "evaluate_batches must be at least 1, got 0"),
     ({"skip_limit": None}, ValueError, "skip_limit must be a whole number"),
     ({"seed": True}, TypeError, "seed must be a whole number, got True"),
     ({"seed": 1.5}, TypeError, "seed must be a whole number"),

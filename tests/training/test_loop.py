@@ -19,6 +19,7 @@ from optlab.config import Stop, Target
 from optlab.data import Batches, arrays
 from optlab.models.resnet import ResNet
 from optlab.training import (
+    CheckpointError,
     Checkpoints,
     DeviceMemoryError,
     MetricsFile,
@@ -32,6 +33,7 @@ from optlab.training import (
     signals,
     train,
 )
+from optlab.training.clock import Clock
 from optlab.training.judge import Judge
 from optlab.training.losses import squared_error
 
@@ -128,6 +130,76 @@ def test_continuing_gives_the_bits_of_a_run_that_never_stopped(tmp_path):
     assert [r["step"] for r in ours] == sorted({r["step"] for r in ours})
     shared = {r["step"]: r for r in theirs}
     assert all(shared[r["step"]]["train/loss"] == r["train/loss"] for r in ours if r["step"] in shared)
+
+
+def test_a_record_says_how_many_examples_and_epochs_and_how_much_time_it_took(tmp_path, monkeypatch):
+    """Evaluations and saves aren't counted; what passes between them is, once, however often the run is continued."""
+    now = SimpleNamespace(passed=0.0)
+    monkeypatch.setattr("optlab.training.clock.time", SimpleNamespace(monotonic=lambda: now.passed))
+    save = Checkpoints.save
+    wait = lambda seconds: setattr(now, "passed", now.passed + seconds)
+    monkeypatch.setattr(Checkpoints, "save", lambda *args, **kwargs: (wait(1000), save(*args, **kwargs)))
+    evaluated = SimpleNamespace(begin=lambda *_: None, end=lambda *_: wait(10), evaluated=lambda *_: wait(100))
+    evaluated.record = lambda record: wait(1) if "validation/loss" not in record else None
+    make = lambda steps: train(
+        workload(),
+        optax.sgd(0.01),
+        steps=steps,
+        log_every=1,
+        evaluate_every=2,
+        checkpoints=Checkpoints(tmp_path, every=3),
+        observers=[evaluated],
+    )
+    for steps in (2, 3, 7):
+        make(steps)
+    records = read_metrics(tmp_path)
+    assert [r["examples"] for r in records] == [16 * t for t in range(1, 8)]
+    assert [r["epoch"] for r in records] == [round(16 * t / 60, 4) for t in range(1, 8)]
+    assert [r["seconds"] for r in records] == [0, 1, 1, 1, 1, 2, 2]  # when its metrics were read
+
+
+def test_a_part_of_the_validation_split_is_judged_and_the_last_record_has_all_of_it():
+    data = workload().data
+    assert len(data.validation) == 20
+    half = data.validation.take(np.arange(16))
+    part = SimpleNamespace(
+        train=data.train, validation=arrays(half["inputs"], half["labels"], validation=0, test=0).train, test=None
+    )
+    judged = lambda work, **settings: train(work, optax.sgd(0.05), steps=4, evaluate_every=2, **settings)
+    some = judged(workload(), evaluate_batches=1)
+    first = judged(dataclasses.replace(workload(), data=part))
+    whole = judged(workload())
+    expected = [first["validation/loss"][1][0], whole["validation/loss"][1][-1]]
+    assert some["validation/loss"][1].tolist() == pytest.approx(expected, rel=1e-5)
+    assert some.best == pytest.approx(first.best, rel=1e-5)
+    assert some.best != pytest.approx(whole.best, rel=1e-3)
+
+
+def test_another_part_is_another_run_and_its_best_is_not_taken_over(tmp_path):
+    go = lambda steps, **settings: train(
+        workload(), optax.sgd(0.05), steps=steps, evaluate_every=1, checkpoints=Checkpoints(tmp_path), **settings
+    )
+    go(2, evaluate_batches=1)
+    with pytest.raises(CheckpointError, match=r"evaluate_batches \(1 there, None here\)"):
+        go(3)
+    assert go(3, allow_change=("evaluate_batches",)).best[0] == 3
+
+
+def test_data_that_makes_its_own_batches_has_no_epochs():
+    own = Batches(workload().data.train, 16, seed=0)
+    batches = SimpleNamespace(train=SimpleNamespace(batch=own.batch), validation=None, test=None)
+    history = train(dataclasses.replace(workload(), data=batches), optax.sgd(0.01), steps=1)
+    assert {"step", "seconds"} <= set(history.records[0]).difference({"examples", "epoch"}) == set(history.records[0])
+
+
+def test_a_clock_that_is_stopped_does_not_count(monkeypatch):
+    times = iter([1.0, 3.0, 10.0, 12.5])
+    monkeypatch.setattr("optlab.training.clock.time", SimpleNamespace(monotonic=lambda: next(times)))
+    clock = Clock()
+    clock.start()
+    with clock.stopped():
+        assert clock.seconds == 2.0
+    assert clock.seconds == 4.5
 
 
 def test_continuing_a_finished_run_does_nothing(tmp_path):
@@ -392,7 +464,7 @@ def test_bad_arguments_are_named(kwargs, message):
 
 
 def test_an_unknown_metric_names_those_there_are():
-    with pytest.raises(KeyError, match="no metric 'loss' was logged; there are test/loss"):
+    with pytest.raises(KeyError, match="no metric 'loss' was logged; there are epoch, examples, seconds, test/loss"):
         train(workload(), optax.sgd(0.1), steps=1)["loss"]
 
 

@@ -19,6 +19,7 @@ from optlab._processes import connect
 from optlab.commands import launch as launcher
 from optlab.commands import main
 from optlab.config import ConfigError
+from optlab.runs._metrics import without_seconds
 from optlab.training import Checkpoints, load_params, read_metrics
 
 WORKER = Path(__file__).with_name("two_processes.py")
@@ -81,7 +82,7 @@ def test_two_processes_come_to_what_one_device_does(ran, strategy):
     assert found["leaves"][0].dtype == np.float64
     assert difference(found, alone) < 1e-9
     for mine, theirs in zip(found["records"], alone["records"][-len(found["records"]) :], strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-5)  # metrics are float32
+        assert {**mine, "seconds": 0} == pytest.approx({**theirs, "seconds": 0}, rel=1e-5)  # metrics are float32
 
 
 @pytest.mark.slow
@@ -89,7 +90,7 @@ def test_two_processes_come_to_what_one_device_does(ran, strategy):
 def test_every_process_reads_its_share_alone_and_has_the_same_metrics(ran, strategy):
     alone, first, second, *_ = ran
     mine, theirs = first[strategy], second[strategy]
-    assert mine["records"] == theirs["records"]
+    assert without_seconds(mine["records"]) == without_seconds(theirs["records"])
     assert alone["read"] == 6 * 24
     assert mine["read"] == theirs["read"] == len(mine["records"]) * 24 // 2
 

@@ -5,6 +5,7 @@ import json
 import sys
 
 import flax.linen as nn
+import jax
 import numpy as np
 import optax
 import pytest
@@ -114,10 +115,37 @@ def test_checkpoints_of_another_folder_are_refused(tmp_path):
         made(tmp_path / "x", checkpoints=Checkpoints(tmp_path / "y"))
 
 
-def test_an_optimizer_of_optax_has_no_rate_that_is_known():
+def test_a_constant_of_optax_is_no_rate_that_is_known():
     history = train(WORKLOAD, optax.sgd(0.1), steps=1)
     assert "learning_rate" not in history.records[-1]
     assert str(history).splitlines()[0].startswith("finished after step 1, ")
+
+
+INJECTED = optax.inject_hyperparams(optax.sgd)(RATE)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.sgd(RATE),
+        optax.chain(optax.clip(1.0), optax.apply_if_finite(optax.adamw(RATE), 3)),
+        optax.partition({"all": optax.sgd(RATE)}, lambda params: jax.tree.map(lambda _: "all", params)),
+        optlab.by_role({"default": optax.sgd(RATE)}),
+        INJECTED,
+        optax.chain(optax.clip(1.0), INJECTED),
+    ],
+    ids=["alias", "wrapped", "partition", "by_role", "injected", "chained"],
+)
+def test_the_rate_of_an_optimizer_of_optax_is_logged(tx):
+    history = train(WORKLOAD, tx, steps=3, log_every=1)
+    np.testing.assert_allclose(history["learning_rate"][1], [0.1, 0.075, 0.05], rtol=1e-6)
+    assert not any(name.startswith("learning_rate_") for name in history.records[-1])
+
+
+def test_injected_rates_come_before_the_others():
+    tx = optax.partition({"kernel": INJECTED, "bias": optlab.sgd(0.5)}, {"kernel": "kernel", "bias": "bias"})
+    last = train(WORKLOAD, tx, steps=3, log_every=1).records[-1]
+    assert (last["learning_rate"], last["learning_rate_2"]) == (pytest.approx(0.05), 0.5)
 
 
 def test_data_and_workload_are_printed_in_a_few_lines():

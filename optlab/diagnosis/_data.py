@@ -1,0 +1,172 @@
+"""The data as a run sees them: samples of its splits, the labels of its batches, and figures made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from optlab.data import Draw, as_batches
+
+SAMPLE = 4096  # examples of a split; a share of one per cent is then known to a sixth of itself
+NEIGHBOURS, COMPARED = 5, 1000  # of each of so many examples
+BATCHES = 16
+ALL = 2**28  # bytes of a split that is read as a whole
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples of a split: inputs as rows of numbers (N, d), labels as they are; None where they are no such arrays."""
+
+    inputs: np.ndarray | None
+    labels: np.ndarray | None
+    is_whole: bool
+
+    @property
+    def is_numeric(self) -> bool:
+        """True if the inputs are numbers and not tokens."""
+        return self.inputs is not None and self.inputs.dtype.kind == "f"
+
+    @property
+    def has_classes(self) -> bool:
+        """True if there is one class an example."""
+        return self.labels is not None and self.labels.ndim == 1 and self.labels.dtype.kind in "iu"
+
+
+@dataclass(frozen=True)
+class DataProbe:
+    """What was read of a run's data.
+
+    Attributes:
+        train: training examples, without augmentation.
+        validation: held-out ones; None if there are none.
+        batches: the labels of batches from all over the first epoch, each (B,) or (B, d).
+    """
+
+    train: Examples
+    validation: Examples | None
+    batches: tuple[np.ndarray, ...] = ()
+
+    @cached_property
+    def overlap(self) -> float | None:
+        """The share of the held-out rows that are among the training rows; None where not all of these were read."""
+        if self.validation is None or not self.train.is_whole or self.train.inputs is None:
+            return None
+        known = set(_rows(self.train.inputs))
+        held_out = [] if self.validation.inputs is None else _rows(self.validation.inputs)
+        return float(np.mean([row in known for row in held_out])) if held_out else None
+
+    @cached_property
+    def repeats(self) -> float:
+        """The share of the training rows that are there more than once."""
+        rows = [] if self.train.inputs is None else _rows(self.train.inputs)
+        return 1 - len(set(rows)) / len(rows) if rows else 0.0
+
+    @cached_property
+    def is_coarse(self) -> bool:
+        """True if rows are alike by chance: there are few values, or few features."""
+        inputs = self.train.inputs
+        if inputs is None:
+            return True
+        kinds = sum(np.log(max(1, len(np.unique(column)))) for column in inputs[:512].T[:64])
+        return bool(kinds < np.log(1000.0 * len(inputs)))
+
+    @cached_property
+    def disorder(self) -> float | None:
+        """How unlike the batches' labels are, as a multiple of what chance makes them; 1 for shuffled examples.
+
+        Pearson's χ² over its degrees of freedom for classes, the variance of batch means over Var/B for numbers.
+        """
+        batches = [b for b in self.batches if b.ndim == 1]
+        if len(batches) < 4 or len(batches) != len(self.batches):
+            return None
+        every = np.concatenate(batches)
+        size = len(batches[0])
+        if every.dtype.kind in "iu":
+            classes, counts = np.unique(every, return_counts=True)
+            if len(classes) < 2 or size < 4:
+                return None
+            expected = counts / len(every) * size
+            found = np.array([[np.sum(b == c) for c in classes] for b in batches])
+            return float(np.sum((found - expected) ** 2 / expected) / ((len(classes) - 1) * (len(batches) - 1)))
+        spread = every.var()
+        return float(np.var([b.mean() for b in batches], ddof=1) * size / spread) if spread > 0 else None
+
+
+def agreement(examples: Examples) -> float | None:
+    """By how many standard deviations of chance the labels of near neighbours agree; None where that has no meaning.
+
+    0 where labels have nothing to do with inputs (Cover and Hart 1967: a near neighbour's label is informative).
+    """
+    x, y = examples.inputs, examples.labels
+    if x is None or y is None or not examples.is_numeric or len(x) < 100 or not np.isfinite(x).all():
+        return None
+    if y.ndim > 2 or (y.dtype.kind == "f" and y.ndim == 2 and y.shape[1] != 1):
+        return None
+    pick = np.linspace(0, len(x) - 1, min(len(x), COMPARED)).astype(int)
+    x, y = np.asarray(x[pick], np.float64), y[pick].reshape(-1) if y.dtype.kind == "f" else y[pick]
+    if y.ndim != 1 or len(np.unique(y)) < 2:
+        return None
+    spread = x.std(axis=0)
+    x = (x - x.mean(axis=0))[:, spread > 0] / spread[spread > 0]
+    squares = (x**2).sum(axis=1)
+    distances = squares[:, None] + squares - 2 * x @ x.T
+    np.fill_diagonal(distances, np.inf)
+    near = y[np.argpartition(distances, NEIGHBOURS, axis=1)[:, :NEIGHBOURS]]
+    if y.dtype.kind in "iu":
+        chance = float(np.sum((np.unique(y, return_counts=True)[1] / len(y)) ** 2))
+        # Neighbourhood is mutual, so that pairs count twice.
+        deviation = np.sqrt(2 * chance * (1 - chance) / near.size)
+        return float((np.mean(near == y[:, None]) - chance) / deviation)
+    ranks, means = np.argsort(np.argsort(y)), near.mean(axis=1)
+    return float(np.corrcoef(ranks, np.argsort(np.argsort(means)))[0, 1] * np.sqrt(len(y) / 2))
+
+
+def probe_data(source: Any, *, batch_size: int, seed: int = 0, draw: Draw = "shuffled") -> DataProbe:
+    """Reads samples of a run's data.
+
+    Args:
+        source: as `Workload.data`.
+        batch_size: the run's,
+        seed: and its seed,
+        draw: and how it draws.
+    """
+    train = source.train
+    feed = as_batches(train, batch_size, seed, draw)
+    per_epoch = getattr(feed, "steps_per_epoch", BATCHES)
+    steps = sorted({int(t) for t in np.linspace(0, max(per_epoch - 1, 0), BATCHES)})
+    batches = [feed.batch(t) for t in steps]
+    labels = tuple(np.array(b["labels"]) for b in batches if "labels" in b)
+    is_split = hasattr(train, "take") and hasattr(train, "__len__")
+    examples = _examples(train) if is_split else _joined(batches)
+    held_out = source.validation
+    return DataProbe(examples, _examples(held_out) if held_out is not None and len(held_out) else None, labels)
+
+
+def _examples(split: Any) -> Examples:
+    size = len(split)
+    each = sum(np.asarray(x).nbytes for x in split.take(np.zeros(1, np.int64)).values())
+    is_whole = size * each <= ALL
+    chosen = np.arange(size) if is_whole else np.unique(np.linspace(0, size - 1, SAMPLE).astype(np.int64))
+    return _of_batch(split.take(chosen), is_whole)
+
+
+def _joined(batches: Iterable[Any]) -> Examples:
+    parts = list(batches)
+    names = [name for name in ("inputs", "labels") if name in parts[0] and hasattr(parts[0][name], "shape")]
+    return _of_batch({name: np.concatenate([np.asarray(b[name]) for b in parts]) for name in names}, False)
+
+
+def _of_batch(batch: Any, is_whole: bool) -> Examples:
+    inputs, labels = batch.get("inputs"), batch.get("labels")
+    rows = np.asarray(inputs) if hasattr(inputs, "shape") else None
+    if rows is not None:
+        rows = rows.reshape(len(rows), -1)
+    return Examples(rows, np.asarray(labels) if hasattr(labels, "shape") else None, is_whole)
+
+
+def _rows(rows: np.ndarray) -> list[bytes]:
+    return [row.tobytes() for row in np.ascontiguousarray(rows)]

@@ -1,0 +1,48 @@
+"""What a rule finds, and what rules share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from optlab.diagnosis._evidence import Evidence
+
+Rule = Callable[[Evidence], "Finding | None"]
+Severity = Literal["ill", "note"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a run shows.
+
+    Attributes:
+        name: such as "diverged".
+        severity: "ill", or "note" for what may be meant.
+        because: the evidence, in figures and steps.
+        try_: what to try next.
+        source: the paper or text that the rule comes from; "" for one that is measured here alone.
+        settings: keys of a config with the values to try next; empty where there is no config, or no key for it.
+        is_fatal: whether it explains everything that follows.
+        is_cause: whether it was seen in the data or the model itself, so that it stands beside what is fatal.
+    """
+
+    name: str
+    severity: Severity
+    because: str
+    try_: str
+    source: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    is_fatal: bool = False
+    is_cause: bool = False
+
+
+def rate_times(e: Evidence, factor: float) -> dict[str, float]:
+    """The setting that multiplies a config's learning rate."""
+    rate = e.settings.get("optimizer.learning_rate")
+    return {"optimizer.learning_rate": float(f"{rate * factor:.2g}")} if isinstance(rate, int | float) else {}
+
+
+def listed(names: list[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

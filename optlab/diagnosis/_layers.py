@@ -1,0 +1,192 @@
+"""The layers of a model at one state: weights, gradients and what moved; its outputs, and the operation they end in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optlab.data import Batch
+from optlab.roles import LayoutError, read_names
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One parameter.
+
+    Attributes:
+        path: such as "dense_0/kernel".
+        role: as the program shows it, or names; None where nothing does.
+        shape: its shape.
+        weight: the norm of its values,
+        gradient: and of its gradient, of one batch.
+        dead: the share of its units (output columns) whose gradient is exactly 0; None where it has no units.
+        is_symmetric: whether all units have the same weights and the same gradient, so that they stay alike.
+        moved: the share of its entries that aren't what they were at the initialization; None where that isn't known.
+        stuck: the share of the entries with a gradient that still are; None where that isn't known.
+        bits: of the mantissa of its dtype: 23 in float32, 7 in bfloat16.
+    """
+
+    path: str
+    role: str | None
+    shape: tuple[int, ...]
+    weight: float
+    gradient: float
+    dead: float | None = None
+    is_symmetric: bool = False
+    moved: float | None = None
+    stuck: float | None = None
+    bits: int = 23
+
+    @property
+    def is_matrix(self) -> bool:
+        return self.role in ("matrix", "conv", "head")
+
+
+@dataclass(frozen=True)
+class ModelProbe:
+    """A model at one state.
+
+    Attributes:
+        step: updates before it.
+        layers: its parameters, in the tree's order.
+        loss: on the batch.
+        first_loss: of the initialization on the same batch.
+        labels: the batch's; None if it has none.
+        outputs: of the model on the batch; None where the workload doesn't show them.
+        first_outputs: those of the initialization.
+        end: the operation that the outputs end in: "softmax", "logistic", "tanh", "relu", or None for a sum.
+        is_cross_entropy: whether the loss is the cross-entropy of the outputs as logits.
+        orthogonalized: heads and embeddings that a rule for hidden matrices moves.
+        uphill: the cosine of the optimizer's first updates with the gradient; None where it isn't known.
+        step_size: their norm over that of the weights.
+        began: the parameter in which a divergence began, with the step; None where nothing diverged.
+    """
+
+    step: int
+    layers: tuple[Layer, ...]
+    loss: float
+    first_loss: float
+    labels: np.ndarray | None = None
+    outputs: np.ndarray | None = None
+    first_outputs: np.ndarray | None = None
+    end: str | None = None
+    is_cross_entropy: bool = False
+    orthogonalized: tuple[str, ...] = ()
+    uphill: float | None = None
+    step_size: float | None = None
+    began: tuple[str, int] | None = None
+
+
+def probe_model(workload: Any, state: Any, first: Any, batch: Batch, *, is_own: bool, **found: Any) -> ModelProbe:
+    """Measures a model at a state, by one batch.
+
+    Args:
+        workload: what is trained: loss, apply and layout.
+        state: the state, such as a checkpoint's: step, params, model_state, key.
+        first: the state before the first step.
+        batch: training examples.
+        is_own: whether `first` is the run's own initialization, so that the two can be compared entry by entry.
+        **found: further attributes of the result.
+    """
+
+    def value(params: Any, model_state: Any, key: Any) -> Any:
+        return workload.loss(params, model_state, batch, key, True)[0]
+
+    gradient = jax.jit(jax.value_and_grad(value))
+    loss, grads = gradient(state.params, state.model_state, state.key)
+    first_loss, _ = gradient(first.params, first.model_state, first.key)
+    outputs = first_outputs = end = None
+    is_cross_entropy = False
+    labels = np.asarray(batch["labels"]) if "labels" in batch else None
+    if workload.apply is not None:
+
+        def apply(params: Any, model_state: Any) -> Any:
+            return workload.apply(params, model_state, batch["inputs"], state.key, False)[0]
+
+        run = jax.jit(apply)
+        outputs, first_outputs = run(state.params, state.model_state), run(first.params, first.model_state)
+        end = last_operation(jax.make_jaxpr(apply)(first.params, first.model_state).jaxpr)
+        outputs, first_outputs = map(_numbers, (outputs, first_outputs))
+        evaluated, _ = workload.loss(first.params, first.model_state, batch, state.key, False)
+        is_cross_entropy = is_the_loss(float(evaluated), first_outputs, labels)
+    before = jax.tree.leaves(first.params) if is_own else [None] * len(jax.tree.leaves(state.params))
+    readings = _readings(workload, state.params)
+    layers = [
+        _layer(path, reading, np.asarray(x), np.asarray(g), None if x0 is None else np.asarray(x0))
+        for (path, reading), x, g, x0 in zip(
+            readings.items(), jax.tree.leaves(state.params), jax.tree.leaves(grads), before, strict=True
+        )
+    ]
+    measured = (outputs, first_outputs, end, is_cross_entropy)
+    return ModelProbe(int(state.step), tuple(layers), float(loss), float(first_loss), labels, *measured, **found)
+
+
+def is_the_loss(value: float, outputs: np.ndarray | None, labels: np.ndarray | None) -> bool:
+    """True if a loss is the mean cross-entropy of outputs (…, C) with integer labels (…)."""
+    if outputs is None or labels is None or labels.dtype.kind not in "iu" or outputs.shape[:-1] != labels.shape:
+        return False
+    if labels.min() < 0 or labels.max() >= outputs.shape[-1]:
+        return False
+    top = outputs.max(axis=-1, keepdims=True)
+    normalizers = np.log(np.exp(outputs - top).sum(axis=-1)) + top[..., 0]
+    own = np.mean(normalizers - np.take_along_axis(outputs, labels[..., None], axis=-1)[..., 0])
+    return bool(abs(own - value) <= 1e-3 * max(1.0, abs(own)))
+
+
+def _numbers(outputs: Any) -> np.ndarray | None:
+    return np.asarray(outputs, np.float64) if hasattr(outputs, "shape") else None  # a tree of outputs isn't looked at
+
+
+def _readings(workload: Any, params: Any) -> Mapping[str, Any]:
+    try:
+        return workload.layout().readings
+    except (LayoutError, TypeError, ValueError):  # a program that can't be read
+        return read_names(params).readings
+
+
+def _layer(path: str, reading: Any, x: np.ndarray, g: np.ndarray, before: np.ndarray | None) -> Layer:
+    bits = int(jnp.finfo(x.dtype).nmant) if jnp.issubdtype(x.dtype, jnp.floating) else 23
+    has_gradient = g != 0
+    moved = None if before is None or not x.size else float(np.mean(x != before))
+    stuck = None if moved is None or not has_gradient.any() else float(np.mean((x == before)[has_gradient]))
+    x64, g64 = np.asarray(x, np.float64), np.asarray(g, np.float64)
+    dead, is_symmetric = None, False
+    if reading.role in ("matrix", "conv", "head") and x.ndim >= 2 and x.shape[-1] > 1:
+        weights, slopes = x64.reshape(-1, x.shape[-1]), g64.reshape(-1, x.shape[-1])
+        dead = float(np.mean(~slopes.any(axis=0))) if slopes.any() else None
+        is_symmetric = bool(slopes.any() and _are_alike(weights) and _are_alike(slopes))
+    norms = float(np.linalg.norm(x64)), float(np.linalg.norm(g64))
+    return Layer(path, reading.role, x.shape, *norms, dead, is_symmetric, moved, stuck, bits)
+
+
+def _are_alike(columns: np.ndarray) -> bool:
+    return bool(np.abs(columns - columns[:, :1]).max() <= 1e-5 * np.abs(columns).max())
+
+
+_PASSED = ("reshape", "convert_element_type", "squeeze", "transpose", "copy", "broadcast_in_dim", "stop_gradient")
+_NAMED = {"logistic": "logistic", "tanh": "tanh", "softmax": "softmax", "relu": "relu", "sigmoid": "logistic"}
+
+
+def last_operation(jaxpr: Any) -> str | None:
+    """The nonlinearity that a program's first output ends in, or None."""
+    made = {id(v): eqn for eqn in jaxpr.eqns for v in eqn.outvars}
+    eqn = made.get(id(jaxpr.outvars[0]))
+    while eqn is not None and eqn.primitive.name in _PASSED:
+        eqn = made.get(id(eqn.invars[0]))
+    if eqn is None:
+        return None
+    name, called = eqn.primitive.name, str(eqn.params.get("name", "")).lstrip("_")
+    if known := _NAMED.get(called, _NAMED.get(name)):
+        return known
+    if name == "div" and (whole := made.get(id(eqn.invars[0]))) is not None and whole.primitive.name == "exp":
+        return "softmax"
+    if name == "max" and any(np.all(np.asarray(v.val) == 0) for v in eqn.invars if hasattr(v, "val")):
+        return "relu"
+    inner = next((eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params), None)
+    inner = getattr(inner, "jaxpr", inner)
+    return last_operation(inner) if hasattr(inner, "eqns") else None

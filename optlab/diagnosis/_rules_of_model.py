@@ -1,0 +1,283 @@
+"""Rules on what a probe saw in the model, one a function: evidence -> a finding, or None."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from optlab.diagnosis._evidence import Evidence
+from optlab.diagnosis._findings import Finding, Rule, Severity, listed, rate_times
+from optlab.diagnosis._rules import diverged, rate_too_high
+
+if TYPE_CHECKING:
+    from optlab.diagnosis._layers import Layer
+
+MOST = 0.5  # of a layer's units
+FAR_OFF = 3.0  # times log C, the cross-entropy of a uniform guess
+SURE = 0.99  # mean of the largest probability
+# ‖∂L/∂w‖‖w‖/L is by how much the loss changes where a layer's weights are scaled. It is of order 1 in layers that are
+# alike; where one's is a ten-thousandth of another's, one learns and the other doesn't.
+APART = 1e-4
+EXPLODED = 1e3  # a change of one per cent changes the loss tenfold
+UNRATED = 0.3  # of the weights in one step
+
+
+def wrong_loss(e: Evidence) -> Finding | None:
+    """The loss takes another kind of outputs than the model gives."""
+    m = e.model
+    if m is None or m.outputs is None:
+        return None
+    classes = m.outputs.shape[-1] if m.outputs.ndim else 0
+    labels = m.labels
+    because = ""
+    if m.is_cross_entropy and classes == 1:
+        because = "the cross-entropy of one output is 0, whatever it is"
+    elif m.is_cross_entropy and m.end in ("softmax", "logistic", "relu", "tanh"):
+        because = f"cross-entropy takes logits, numbers without bounds, and the model ends in {m.end}"
+    elif labels is not None and labels.dtype.kind == "f" and labels.size == m.outputs.size:
+        low, high = {"softmax": (0, 1), "logistic": (0, 1), "tanh": (-1, 1), "relu": (0, math.inf)}.get(
+            m.end or "", (-math.inf, math.inf)
+        )
+        outside = float(np.mean((labels < low) | (labels > high)))
+        if outside > 0.1:
+            because = f"{outside:.0%} of the labels lie outside of [{low}, {high}], where {m.end} ends the model"
+    if not because:
+        return None
+    return _cause(
+        "wrong loss for the output",
+        because,
+        "leave the last nonlinearity away: losses of logits have it inside",
+        "Goodfellow, Bengio, Courville 2016, Deep Learning, section 6.2.2",
+    )
+
+
+def units_alike(e: Evidence) -> Finding | None:
+    """All units of a layer have the same weights and the same gradient."""
+    found = [layer.path for layer in e.layers if layer.is_symmetric]
+    if not found:
+        return None
+    return _cause(
+        "bad initialization",
+        f"all units of {listed(found)} have the same weights and the same gradient, and so they stay alike",
+        "draw the weights at random: glorot_normal, he_normal; zeros are for biases",
+        "Goodfellow, Bengio, Courville 2016, Deep Learning, section 8.4",
+    )
+
+
+def starts_off(e: Evidence) -> Finding | None:
+    """The initial loss is far above that of a uniform guess."""
+    m = e.model
+    if m is None or not m.is_cross_entropy or m.first_outputs is None or m.first_outputs.shape[-1] < 2:
+        return None
+    chance = math.log(m.first_outputs.shape[-1])
+    if not math.isfinite(m.first_loss) or m.first_loss < FAR_OFF * chance:
+        return None
+    return _cause(
+        "bad initialization",
+        f"before the first update the loss is {m.first_loss:.4g}, and that of a uniform guess log "
+        f"{m.first_outputs.shape[-1]} = {chance:.3g}",
+        "a smaller initialization of the last layer; standardized inputs",
+        "Glorot and Bengio 2010; Karpathy 2019, A recipe for training neural networks",
+    )
+
+
+def exploded(e: Evidence) -> Finding | None:
+    """The loss depends on a layer's scale a thousand times more than on its own."""
+    far = [(layer, x) for layer in e.layers if layer.is_matrix and (x := _pull(e, layer)) > EXPLODED]
+    if not far or not e.is_unwell:
+        return None
+    layer, pull = max(far, key=lambda pair: pair[1])
+    return _cause(
+        "exploded gradients",
+        f"at step {e.at} a change of {layer.path} by 1 % changes the loss by {pull:.3g} %",
+        "normalization, residual connections, a smaller initialization; clip_norm=1.0",
+        "Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063; Glorot and Bengio 2010",
+        severity=_unless_burst(e),
+    )
+
+
+def cut_off(e: Evidence) -> Finding | None:
+    """No gradient reaches some weights, and they still are what they were drawn as."""
+    found = [x.path for x in e.layers if x.is_matrix and x.gradient == 0 and x.moved == 0 and e.at]
+    if not found or len(found) == sum(x.is_matrix for x in e.layers):
+        return None
+    return _cause(
+        "a part frozen",
+        f"no gradient reaches {listed(found)}, which are as they were drawn",
+        "is there a stop_gradient, a branch that isn't used, or a layer of dead units behind them?",
+        severity="ill" if e.is_unwell else "note",
+    )
+
+
+def frozen(e: Evidence) -> Finding | None:
+    """Weights with a gradient still are what they were drawn as."""
+    matrices = [x for x in e.layers if x.is_matrix or x.role == "embedding"]
+    least = APART * max((_pull(e, x) for x in matrices), default=0.0)  # below it updates may round to nothing
+    found = [x.path for x in matrices if x.moved == 0 and _pull(e, x) > least]
+    if not e.at or not found:
+        return None
+    if len(found) == len(matrices):
+        return None  # nothing moves at all: that has a rule of its own
+    return _cause(
+        "a part frozen",
+        f"after {e.at} steps {listed(found)} still are what they were drawn as, and have a gradient",
+        "optlab explain shows each parameter's rule: is one masked, without a rule, or set to zero?",
+    )
+
+
+def rounded(e: Evidence) -> Finding | None:
+    """Updates are smaller than half a unit in the last place."""
+    low = [x for x in e.layers if x.bits < 23 and x.stuck is not None and (x.is_matrix or x.role == "embedding")]
+    found = [x for x in low if x.stuck is not None and x.stuck > MOST]
+    if not e.at or len(found) <= len(low) / 2 or all(x.stuck == 1 for x in low):
+        return None  # where nothing at all moves, that has a rule of its own
+    worst = max(found, key=lambda x: x.stuck or 0)
+    return _cause(
+        "updates round to nothing",
+        f"after {e.at} steps {worst.stuck:.0%} of the entries of {worst.path} are what they were drawn as: with "
+        f"{worst.bits} bits an update below {2.0 ** -(worst.bits + 1):.2g} of a weight is lost",
+        "parameters in float32 (bfloat16 in the model alone), or stochastic rounding",
+        "Micikevicius et al. 2018, arXiv 1710.03740, section 3.1",
+    )
+
+
+def vanished(e: Evidence) -> Finding | None:
+    """Some layers have next to no gradient beside others, and the loss is flat."""
+    pulls = {x.path: _pull(e, x) for x in e.layers if x.is_matrix and x.weight > 0 and x.gradient > 0}
+    found = [path for path, pull in pulls.items() if pull < APART * max(pulls.values())]
+    if not found or not e.is_flat_or_worse:
+        return None
+    least = min(pulls, key=lambda path: pulls[path])
+    return _cause(
+        "vanished gradients",
+        f"at step {e.at} the gradient of {listed(found)} is next to nothing: scaling {least} changes the loss by "
+        f"{pulls[least]:.2g}, scaling {max(pulls, key=lambda path: pulls[path])} by {max(pulls.values()):.2g}",
+        "ReLU or GELU in place of sigmoids, normalization, residual connections, he_normal or orthogonal weights",
+        "Glorot and Bengio 2010; Hochreiter 1991",
+        severity=_unless_burst(e),
+    )
+
+
+def dead_units(e: Evidence) -> Finding | None:
+    """The gradient of most units of a layer is exactly 0 on a whole batch."""
+    found = [x for x in e.layers if x.dead is not None and x.dead > MOST]
+    if not found:
+        return None
+    worst = max(found, key=lambda x: x.dead or 0)
+    return _cause(
+        "dead units",
+        f"at step {e.at} {worst.dead:.0%} of the units of {worst.path} have no gradient on a whole batch",
+        "a lower learning rate or a warm-up, biases that start at 0, leaky_relu or gelu",
+        "Lu et al. 2019, arXiv 1903.06733; Maas et al. 2013",
+        rate_times(e, 1 / 3),
+        severity=_unless_burst(e) if e.is_unwell else "note",
+    )
+
+
+def saturated(e: Evidence) -> Finding | None:
+    """The probabilities are nearly 0 and 1, and wrong."""
+    m = e.model
+    if m is None or not m.is_cross_entropy or m.outputs is None or m.outputs.shape[-1] < 2:
+        return None
+    weights = np.exp(m.outputs - m.outputs.max(axis=-1, keepdims=True))
+    sure = float(np.mean(1 / weights.sum(axis=-1)))  # the largest probability
+    if not math.isfinite(sure) or sure < SURE or m.loss < math.log(m.outputs.shape[-1]):
+        return None
+    return _cause(
+        "saturated softmax",
+        f"at step {e.at} the largest probability is {sure:.3f} on average, and the loss {m.loss:.3g} above that of a "
+        "uniform guess",
+        "smaller logits: a smaller initialization or learning rate, logits divided by a temperature, label smoothing",
+        "Goodfellow, Bengio, Courville 2016, Deep Learning, section 6.2.2.3",
+        rate_times(e, 1 / 10),
+        severity=_unless_burst(e),
+    )
+
+
+def wrong_routing(e: Evidence) -> Finding | None:
+    """A rule for hidden matrices moves a head or an embedding."""
+    if e.model is None or not e.model.orthogonalized:
+        return None
+    return _cause(
+        "wrong routing",
+        f"{listed(list(e.model.orthogonalized))} is a head or an embedding, and a rule that orthogonalizes moves it",
+        'optlab.by_role({"matrix": …, "default": …}) routes by role; a layout of yours may override one',
+        "Jordan et al. 2024, Muon: an optimizer for hidden layers",
+    )
+
+
+def uphill(e: Evidence) -> Finding | None:
+    """The optimizer's update has a positive cosine with the gradient."""
+    is_measured = e.model is not None and e.model.uphill is not None and e.model.uphill > 0.1
+    if e.outcome != "UphillError" and not (is_measured and e.is_unwell):
+        return None
+    cosine = f": its cosine with the gradient is {e.model.uphill:.2f}" if e.model and is_measured else ""
+    return _cause(
+        "updates point uphill",
+        f"the first update goes along the gradient, not against it{cosine}",
+        "end the optimizer in optlab.scale_by_learning_rate, which turns the sign",
+    )
+
+
+def no_learning_rate(e: Evidence) -> Finding | None:
+    """No learning rate was logged, and an update is as large as the weights."""
+    size = None if e.model is None else e.model.step_size
+    if size is None or size < UNRATED or "learning_rate" in e.metrics:
+        return None
+    return _cause(
+        "no learning rate",
+        f"no learning rate is known of the optimizer, and its first update has {size:.0%} of the weights' norm",
+        "end it in optlab.scale_by_learning_rate(1e-3)",
+    )
+
+
+def began(e: Evidence) -> Finding | None:
+    """The layer in which a divergence began."""
+    if e.model is None or e.model.began is None:
+        return None
+    path, step = e.model.began
+    return _cause(
+        "where it began",
+        f"trained again from step {e.at}, {path} is the first whose gradient leaves its scale, at step {step}",
+        "look at what stands before that layer: a logarithm, a division, an exponential, a norm of 0",
+        severity="note",
+    )
+
+
+def _unless_burst(e: Evidence) -> Severity:
+    """An ill, but a note in a model that a burst of the loss has left behind: there it is what came of that."""
+    is_burst = e.at > 0 and (diverged(e) is not None or rate_too_high(e) is not None)
+    return "note" if is_burst else "ill"
+
+
+def _pull(e: Evidence, layer: Layer) -> float:
+    """By how much the loss changes, in parts of itself, where a layer's weights are scaled."""
+    assert e.model is not None
+    loss = abs(e.model.loss)
+    return layer.gradient * layer.weight / loss if loss > 0 else 0.0
+
+
+def _cause(
+    name: str, because: str, try_: str, source: str = "", settings: dict | None = None, severity: Severity = "ill"
+) -> Finding:
+    return Finding(name, severity, because, try_, source, settings or {}, is_cause=True)
+
+
+MODEL_RULES: tuple[Rule, ...] = (
+    uphill,
+    no_learning_rate,
+    wrong_loss,
+    units_alike,
+    cut_off,
+    rounded,
+    frozen,
+    exploded,
+    starts_off,
+    vanished,
+    wrong_routing,
+    dead_units,
+    saturated,
+    began,
+)

@@ -1,0 +1,48 @@
+"""`diagnose`: what is wrong with a run, how that shows, and what to try next."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optlab.diagnosis import Diagnosis, examine, gather
+from optlab.runs import Run
+
+if TYPE_CHECKING:
+    import optax
+
+    from optlab.training import Workload
+
+
+def diagnose(
+    run: str | Path | Run | Any,
+    *,
+    probe: bool = False,
+    workload: Workload | None = None,
+    tx: optax.GradientTransformation | None = None,
+    seed: int = 0,
+) -> Diagnosis:
+    """Diagnoses a run by its metrics, its config and its outcome, in well under a second.
+
+    Args:
+        run: a run's folder, a `Run`, or the `History` that `train` returned.
+        probe: whether to look at the data and at the model, too: at the latest checkpoint, or without one at the
+            initialization. It builds the run's workload, computes gradients of one batch, and takes seconds.
+        workload: what was trained, for a probe of a run that has no config,
+        tx: the optimizer, likewise,
+        seed: and the run's seed.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or nothing was logged in it.
+        ValueError: if no training loss was logged.
+        TypeError: if the run has no config, and a probe lacks workload or tx.
+        ConfigError: if its config can't be built here.
+    """
+    evidence = gather(run)
+    if probe:
+        from optlab.examination._patient import Patient
+
+        patient = Patient.of(run, workload=workload, tx=tx, seed=seed)
+        evidence = dataclasses.replace(evidence, **patient.probed(evidence))
+    return Diagnosis(evidence.name, examine(evidence), int(evidence.steps[-1]))

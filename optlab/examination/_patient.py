@@ -1,0 +1,190 @@
+"""A run that can be looked into: its workload, its optimizer, its first state and its latest."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optlab._rules import read_leaves, rules_of
+from optlab.config import MeshShape
+from optlab.data import Batch, as_batches
+from optlab.diagnosis import Evidence
+from optlab.diagnosis._data import probe_data
+from optlab.diagnosis._layers import probe_model
+from optlab.experiment import build, load_run
+from optlab.roles import layout_around
+from optlab.runs import Run
+from optlab.runs._folder import load_anchored, places
+from optlab.training import Assembly, StepSettings, TrainState, Workload, assemble, make_step
+from optlab.transforms.matrices._map import reported
+
+EXAMPLES = 256  # of the batch by which gradients are measured: a unit that none of so many reaches is dead
+REPLAYED = 300  # steps that are made again to find where a divergence began
+OFF = 10.0  # times its own median: a layer's gradient has left its scale
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A run with everything that trained it.
+
+    Attributes:
+        workload: what was trained,
+        tx: with which optimizer,
+        seed: and seed.
+        state: the latest state that is known; None: only the initialization is.
+    """
+
+    workload: Workload
+    tx: optax.GradientTransformation
+    seed: int
+    state: TrainState | None
+
+    @staticmethod
+    def of(run: Any, *, workload: Workload | None, tx: optax.GradientTransformation | None, seed: int) -> Patient:
+        """Loads what trained a run; see `diagnose`."""
+        if (workload is None) != (tx is None):
+            raise TypeError("workload and tx are given together, for a run that has no config")
+        if not isinstance(run, str | Path | Run):
+            if workload is None or tx is None:
+                raise TypeError("a probe of a history needs what was trained: diagnose(history, workload=…, tx=…)")
+            return Patient(workload, tx, seed, run.state)
+        run = run if isinstance(run, Run) else Run(run)
+        if workload is not None and tx is not None:
+            state = load_run(run.folder, workload=workload, tx=tx).state if run.checkpoints else None
+            return Patient(workload, tx, seed, state)
+        if not (run.folder / "config.json").exists():
+            raise TypeError(f"{run.folder} has no config: give what was trained, diagnose(run, workload=…, tx=…)")
+        file = run.folder / "config.json"
+        sys.path += [place for place in places(file) if place not in sys.path]  # for functions that the config names
+        config = replace(load_anchored(file), strategy="single", mesh=MeshShape(), accumulate=1)
+        experiment = build(config)
+        if not run.checkpoints:
+            return Patient(experiment.workload, experiment.tx, config.seed, None)
+        return Patient(experiment.workload, experiment.tx, config.seed, load_run(run.folder).state)
+
+    @cached_property
+    def assembly(self) -> Assembly:
+        return assemble(self.workload, self.tx, StepSettings(guard=None), seed=self.seed)
+
+    @cached_property
+    def first(self) -> TrainState:
+        """The state before the first step."""
+        return self.assembly.place_state()
+
+    @cached_property
+    def latest(self) -> TrainState:
+        return self.first if self.state is None else self.state
+
+    @cached_property
+    def batches(self) -> Any:
+        return as_batches(self.workload.data.train, self.workload.batch_size, self.seed, self.workload.draw)
+
+    def probed(self, evidence: Evidence) -> dict[str, Any]:
+        """The attributes of `Evidence` that a probe fills."""
+        w = self.workload
+        data = probe_data(w.data, batch_size=w.batch_size, seed=self.seed, draw=w.draw)
+        # The key of a run's state is made of its seed: another seed had another initialization.
+        is_own = bool(jnp.all(jax.random.key_data(self.latest.key) == jax.random.key_data(self.first.key)))
+        cosine, size = self._first_update()
+        model = probe_model(
+            w,
+            self.latest,
+            self.first,
+            self._batch(),
+            is_own=is_own and not evidence.settings.get("init_from"),
+            orthogonalized=self._orthogonalized(),
+            uphill=cosine,
+            step_size=size,
+            began=self._began(evidence),
+        )
+        return {"data": data, "model": model}
+
+    def _batch(self) -> Batch:
+        """Examples of the first batches, as many as are there in `EXAMPLES`."""
+        first = self.batches.batch(0)
+        size = len(jax.tree.leaves(first)[0])
+        count = max(1, EXAMPLES // size)
+        more = [self.batches.batch(t) for t in range(1, count)]
+        return jax.tree.map(lambda *x: np.concatenate(x), first, *more)
+
+    def _first_update(self) -> tuple[float | None, float | None]:
+        """The cosine of the first steps with their gradient, and their norm over that of the weights.
+
+        Of a few steps together: the first of a warm-up is 0, and those of SAM go uphill and back in turn.
+        """
+        step = jax.jit(make_step(self.workload.loss, self.tx, guard=None))
+
+        def gradient(state: TrainState, batch: Batch) -> Any:
+            return jax.grad(lambda p: self.workload.loss(p, state.model_state, batch, state.key, True)[0])(state.params)
+
+        @jax.jit
+        def compared(state: TrainState, new: TrainState, batch: Batch) -> Any:
+            grads, moved = gradient(state, batch), optax.tree.sub(new.params, state.params)
+            norms = [optax.tree.norm(x) for x in (grads, moved, state.params)]
+            return optax.tree.vdot(grads, moved), *norms
+
+        with self.assembly.layout():
+            batch, state = self.batches.batch(0), self.first
+            for _ in range(2):
+                state, _ = step(state, batch)
+            dot, slope, moved, weights = map(float, compared(self.first, state, batch))
+        if not np.isfinite([dot, slope, moved]).all() or not slope * moved * weights > 0:
+            return None, None
+        return dot / (slope * moved), moved / weights / 2
+
+    def _orthogonalized(self) -> tuple[str, ...]:
+        """Heads and embeddings that are orthogonalized: by `orthogonalize`, or in a partition's part named "muon"."""
+        params = jax.eval_shape(self.workload.init, jax.random.key(0))[0]
+        tx = optax.with_extra_args_support(self.tx)
+        try:
+            layout = self.workload.layout()
+            with layout_around(lambda: layout), reported() as reports:
+                state = jax.eval_shape(tx.init, params)
+                jax.eval_shape(lambda g, s, p: tx.update(g, s, p), params, state, params)
+        except Exception:  # a program or an optimizer that can't be traced from shapes alone
+            return ()
+        leaves = read_leaves(params)
+        done = [leaves[keys].path for r in reports if _is_muons(r.f) for keys, _ in r.leaves if keys in leaves]
+        done += [x.path for rule in rules_of(state, leaves) if "muon" in rule.name.split("/")[-1] for x in rule.roles]
+        return tuple(path for path, r in layout.readings.items() if path in done and r.role in ("head", "embedding"))
+
+    def _began(self, evidence: Evidence) -> tuple[str, int] | None:
+        """The parameter whose gradient left its scale first, and the step; None where the run didn't diverge."""
+        end = int(evidence.steps[-1])
+        if evidence.outcome != "NonFiniteError" or end - int(self.latest.step) > REPLAYED:
+            return None
+        paths = list(self.workload.layout().readings)
+        step = make_step(self.workload.loss, self.tx, guard=None)
+
+        @jax.jit
+        def watched(state: TrainState, batch: Batch) -> Any:
+            key = jax.random.fold_in(state.key, state.step)
+            grads = jax.grad(lambda p: self.workload.loss(p, state.model_state, batch, key, True)[0])(state.params)
+            norms = jnp.stack([jnp.linalg.norm(x.astype(jnp.float32)) for x in jax.tree.leaves(grads)])
+            return step(state, batch)[0], norms
+
+        state, seen = self.latest, []
+        with self.assembly.layout():
+            for t in range(int(state.step), int(state.step) + REPLAYED):
+                state, norms = watched(state, self.batches.batch(t))
+                seen.append(np.asarray(norms))
+                usual = np.median(seen[:-1], axis=0) if len(seen) > 3 else np.inf
+                ratio = seen[-1] / np.where(usual > 0, usual, np.inf)
+                if np.any(ratio > OFF):
+                    return paths[int(np.nanargmax(ratio))], t + 1
+                if not np.isfinite(seen[-1]).all():
+                    return None
+        return None
+
+
+def _is_muons(f: Any) -> bool:
+    """True if a function of matrices is that of `optlab.orthogonalize`."""
+    return str(getattr(getattr(f, "func", f), "__module__", "")).endswith("._orthogonalize")

@@ -1,0 +1,226 @@
+"""Faults that curves don't show, planted into data and models, and healthy ones beside them."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import optlab
+from optlab.commands import main
+from optlab.config import Component, Config, to_json
+from optlab.data import arrays
+from optlab.diagnosis import Evidence, examine
+from optlab.diagnosis._data import Examples, agreement, probe_data
+from optlab.diagnosis._layers import Layer, ModelProbe, last_operation
+from optlab.examination._patient import Patient
+from optlab.training import Workload, squared_error, train
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((600, 8)).astype(np.float32)
+Y = (X[:, 0] + X[:, 1] > 0).astype(int)
+BY_CLASS = np.argsort(Y, kind="stable")
+T = np.arange(5, 305, 5)
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs, *, init=None, act=nnx.relu, depth=1, end=None, dtype=jnp.float32, outputs=2):
+        kwargs = {"param_dtype": dtype, "rngs": rngs, **({} if init is None else {"kernel_init": init})}
+        self.first = nnx.Linear(8, 16, **kwargs)
+        self.hidden = nnx.List([nnx.Linear(16, 16, **kwargs) for _ in range(depth)])
+        self.head, self.act, self.end = nnx.Linear(16, outputs, **kwargs), act, end or (lambda x: x)
+
+    def __call__(self, x):
+        x = self.act(self.first(x))
+        for layer in self.hidden:
+            x = self.act(layer(x))
+        return self.end(self.head(x))
+
+
+def work(X=X, Y=Y, *, draw="shuffled", loss=None, **net):
+    loss = {} if loss is None else {"loss": loss}
+    return Workload.from_model(lambda rngs: Net(rngs, **net), arrays(X, Y), batch_size=32, draw=draw, **loss)
+
+
+def of_data(source, *, draw="shuffled", loss=None, held_out=None):
+    """The names that are found in data beside a loss that stays where it is, or a given one."""
+    flat = np.full(len(T), 0.7)
+    metrics = {"step": T, "train/loss": flat if loss is None else loss}
+    metrics["validation/loss"] = flat if held_out is None else held_out
+    evidence = Evidence("made", metrics, data=probe_data(source, batch_size=32, draw=draw))
+    return [f.name for f in examine(evidence) if f.is_cause]
+
+
+WIDE = X * np.array([1e4, *[1] * 7], np.float32)
+DATA = {
+    "one class": arrays(X, 0 * Y),
+    "inputs all alike": arrays(0 * X, Y),
+    "validation leaks": arrays(np.concatenate([X, X]), np.concatenate([Y, Y])),
+    "splits differ": arrays(X, Y, validation=(100 * X[:90], Y[:90])),
+    "splits differ ": arrays(X[BY_CLASS][:200], Y[BY_CLASS][:200], validation=(X[BY_CLASS][500:], Y[BY_CLASS][500:])),
+    "labels apart from inputs": arrays(X, RNG.permutation(Y)),
+    "features not scaled": arrays(WIDE, Y),
+    "features not scaled ": arrays(300 * X, Y),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_each_fault_of_the_data_is_named(name):
+    assert name.strip() in of_data(DATA[name])
+
+
+def test_data_in_order_are_seen_in_the_batches_themselves():
+    source = arrays(X[BY_CLASS], Y[BY_CLASS], validation=0, test=0)
+    assert "data in order" in of_data(source, draw="ordered")
+    assert "data in order" not in of_data(source)
+    targets = np.sort(X[:, 0])
+    assert "data in order" in of_data(arrays(X, targets, validation=0, test=0), draw="ordered")
+
+
+def test_examples_in_a_good_order_are_no_fault():
+    assert of_data(arrays(X, Y), draw="ordered") == []
+
+
+def test_sound_data_are_no_cause_of_a_flat_loss():
+    assert of_data(arrays(X, Y)) == []
+    assert of_data(optlab.data.digits()) == []
+
+
+def test_few_kinds_of_rows_are_alike_by_chance():
+    coarse = RNG.integers(0, 2, (600, 8)).astype(np.float32)
+    assert "validation leaks" not in of_data(arrays(coarse, Y))
+
+
+def test_unscaled_features_of_a_run_that_learns_are_a_note():
+    fall = np.exp(-T / 60)
+    evidence = Evidence("made", {"step": T, "train/loss": fall}, data=probe_data(arrays(WIDE, Y), batch_size=32))
+    assert [(f.name, f.severity) for f in examine(evidence)] == [("features not scaled", "note")]
+
+
+def test_neighbours_of_numbers_agree_where_the_target_depends_on_the_inputs():
+    assert agreement(Examples(X, X[:, 0] + X[:, 1], True)) > 8
+    assert abs(agreement(Examples(X, RNG.standard_normal(600), True))) < 3
+    assert agreement(Examples(X.astype(int), Y, True)) is None  # tokens
+
+
+@pytest.mark.parametrize(
+    ("f", "name"),
+    [
+        (jax.nn.softmax, "softmax"),
+        (jax.nn.sigmoid, "logistic"),
+        (jnp.tanh, "tanh"),
+        (jax.nn.relu, "relu"),
+        (lambda x: jax.nn.softmax(x).reshape(-1), "softmax"),
+        (lambda x: jnp.tanh(x) @ jnp.ones((3, 2)), None),
+        (jax.jit(lambda x: jax.nn.sigmoid(x)), "logistic"),
+    ],
+)
+def test_the_operation_that_a_model_ends_in(f, name):
+    assert last_operation(jax.make_jaxpr(f)(jnp.ones((4, 3))).jaxpr) == name
+
+
+def probed(workload, tx, steps=30):
+    history = train(workload, tx, steps=steps, log_every=2, evaluate_every=5)
+    return optlab.diagnose(history, probe=True, workload=workload, tx=tx).findings
+
+
+def frozen(params):
+    return jax.tree.map_with_path(lambda path, _: "first" in jax.tree_util.keystr(path), params)
+
+
+def head_alone(params):
+    return jax.tree.map_with_path(lambda path, _: "fast" if "head" in jax.tree_util.keystr(path) else "slow", params)
+
+
+ADAM = optax.adam(1e-3)
+MODELS = {
+    "wrong loss for the output": (work(end=nnx.softmax), ADAM),
+    "wrong loss for the output ": (work(X, X[:, :1] - 1, loss=squared_error, outputs=1, end=nnx.sigmoid), ADAM),
+    "bad initialization": (work(init=nnx.initializers.constant(0.05)), ADAM),
+    "bad initialization ": (work(init=nnx.initializers.normal(3.0), depth=2), ADAM),
+    "vanished gradients": (work(act=nnx.sigmoid, depth=8), optax.sgd(1e-4)),
+    "a part frozen": (work(), optax.chain(ADAM, optax.masked(optax.set_to_zero(), frozen))),
+    "updates round to nothing": (work(dtype=jnp.bfloat16), optax.adam(1e-5)),
+    "wrong routing": (work(), optax.contrib.muon(1e-3)),
+    "no learning rate": (work(), optax.chain(optax.scale_by_adam(), optax.scale(-1.0))),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_fault_of_the_model_is_named_first(name):
+    assert probed(*MODELS[name])[0].name == name.strip()
+
+
+@pytest.mark.parametrize("tx", [optax.adam(1e-2), optlab.muon(1e-2)], ids=["adam", "muon"])
+def test_a_sound_run_is_healthy_under_a_probe(tx):
+    assert [f.name for f in probed(work(), tx, steps=60) if f.severity == "ill"] == []
+
+
+def of_model(*layers, **found):
+    """The names that are found in a model beside a loss that stays where it is."""
+    flat = np.full(len(T), 0.7)
+    metrics = {"step": T, "train/loss": flat, "learning_rate": np.ones(len(T))}
+    model = ModelProbe(300, tuple(layers), 0.7, 0.7, **found)
+    return [f.name for f in examine(Evidence("made", metrics, model=model)) if f.is_cause]
+
+
+LAYER = Layer("a", "matrix", (16, 16), 4.0, 0.2, dead=0.0, moved=1.0, stuck=0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"dead": 0.8}, "dead units"),
+        ({"gradient": 1e3}, "exploded gradients"),
+        ({"gradient": 1e-9}, "vanished gradients"),
+        ({"gradient": 0.0, "moved": 0.0}, "a part frozen"),
+        ({"moved": 0.0, "stuck": 1.0}, "a part frozen"),
+        ({"is_symmetric": True}, "bad initialization"),
+        ({}, None),
+    ],
+)
+def test_a_layer_beside_a_sound_one(change, name):
+    assert of_model(LAYER, dataclasses.replace(LAYER, path="b", **change)) == [name] * (name is not None)
+
+
+@pytest.mark.parametrize(("loss", "names"), [(0.1, []), (50.0, ["saturated softmax"])])
+def test_wrong_and_sure_is_saturated(loss, names):
+    labels, outputs = np.arange(8) % 2, 50.0 * np.eye(2)[(np.arange(8) + 1) % 2]
+    model = ModelProbe(300, (LAYER,), loss, 0.7, labels, outputs, is_cross_entropy=True)
+    evidence = Evidence("made", {"step": T, "train/loss": np.full(len(T), loss)}, model=model)
+    assert [f.name for f in examine(evidence) if f.is_cause] == names
+
+
+def test_a_divergence_is_followed_to_the_layer_whose_gradient_leaves_its_scale_first():
+    workload = work(X, X[:, :1], loss=squared_error, outputs=1)
+    tx = optax.multi_transform({"fast": optax.sgd(-0.3), "slow": optax.sgd(1e-6)}, head_alone)
+    evidence = Evidence("made", {"step": T[:1], "train/loss": np.ones(1)}, outcome="NonFiniteError")
+    path, step = Patient(workload, tx, 0, None)._began(evidence)
+    assert path.startswith(("first", "hidden"))  # they are multiplied by the head, which alone moves
+    assert 1 < step < 100
+
+
+def test_the_command_probes_a_run_of_a_config(tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    lines = [{"step": int(t), "train/loss": 2.3, "validation/loss": 2.3 + 1e-3 * t} for t in T]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = Config(
+        data=Component("digits"),
+        model=Component("mlp"),
+        optimizer=Component("optax.contrib.muon", {"learning_rate": 1e-3}),
+        steps=300,
+    )
+    (run / "config.json").write_text(json.dumps({"config": to_json(config)}))
+    assert main(["diagnose", str(run), "--probe"]) == 1
+    assert "ill: wrong routing" in capsys.readouterr().out
+
+
+def test_a_probe_needs_what_was_trained():
+    history = train(work(), ADAM, steps=4, log_every=1)
+    with pytest.raises(TypeError, match="workload="):
+        optlab.diagnose(history, probe=True)

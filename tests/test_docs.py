@@ -1,0 +1,82 @@
+"""The documentation: every public name has a page, every page a place, and the site builds without a warning."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optlab
+from optlab.theory import landscapes
+
+ROOT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+sys.path.insert(0, str(ROOT / "docs"))
+
+import _pages  # noqa: E402
+
+
+def test_every_public_module_is_in_the_reference():
+    """Those that `optlab` names, but for the command line; a package of modules is there by its modules."""
+    public = {f"optlab.{name}" for name in optlab._SUBMODULES} - {"optlab.commands"}
+    described = {".".join(module.split(".")[:2]) for module in _pages.MODULES}
+    assert public <= described
+    theory = {f"optlab.theory.{name}" for name in optlab.theory.__all__}
+    assert theory <= set(_pages.MODULES)
+
+
+def test_every_public_name_has_a_page(tmp_path):
+    _pages.write(tmp_path)
+    for (module, name), page in _pages.pages().items():
+        home = ROOT if page.startswith("docs/optimizers/") else tmp_path
+        assert re.search(rf":: optlab[\w.]*\.{name}\n", (home / f"{page}.md").read_text()), (module, name)
+
+
+def test_every_public_name_of_optlab_has_a_page_somewhere():
+    described = {name for _, name in _pages.pages()}
+    assert set(optlab.__all__) - described - set(optlab._SUBMODULES) == set()
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_its_links_hold(tmp_path):
+    pytest.importorskip("sphinx_book_theme")
+    built = [sys.executable, "-m", "sphinx", "-q", "-j", "2", "-c", "docs", "-W", "--keep-going", ".", str(tmp_path)]
+    done = subprocess.run(built, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = [page for page in tmp_path.rglob("*.html") if "_static" not in page.parts]
+    assert len(pages) > len(set(_pages.pages().values()))
+    for page in pages:
+        for link in re.findall(r'(?:href|src)="([^"#:?]+)["#?]', page.read_text()):
+            assert (page.parent / link).exists(), f"{page.relative_to(tmp_path)} links to {link}"
+
+
+MOVE = """
+<script>
+document.getElementById("rate").value = 0.05;
+document.getElementById("beta").value = 0.8;
+document.getElementById("beta").dispatchEvent(new Event("input"));
+document.body.dataset.requests = performance.getEntriesByType("resource").length;
+</script>
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_slider_page_takes_optlabs_steps(tmp_path):
+    file = tmp_path / "page.html"
+    file.write_text((ROOT / "docs/_extra/ravine.html").read_text().replace("</body>", MOVE + "</body>"))
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+               "--enable-logging=stderr", profile, "--dump-dom", file.as_uri()]  # fmt: skip
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert not [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
+    assert 'data-requests="0"' in ran.stdout
+    end = json.loads(re.search(r'data-end="([^"]*)"', ran.stdout)[1])
+    ravine = landscapes.ravine(25.0)
+    ours = optlab.minimize(ravine.f, optlab.sgd(0.05, momentum=0.8), jnp.array(ravine.start), steps=60).final
+    np.testing.assert_allclose(end, ours, atol=1e-5)
