@@ -160,6 +160,7 @@ def _run(arguments: argparse.Namespace, experiment: Experiment) -> int:
 
 
 def _observers(experiment: Experiment, folder: Path) -> list[Observer]:
+    from optlab.diagnosis import Watch
     from optlab.training import MetricsFile, Progress, TensorBoard, WeightsAndBiases
 
     config = experiment.config
@@ -169,7 +170,11 @@ def _observers(experiment: Experiment, folder: Path) -> list[Observer]:
         observers.append(TensorBoard(folder))
     if config.log.wandb:
         observers.append(WeightsAndBiases(config.log.wandb, folder=folder, config=flatten(config)))
-    return [*observers, Progress(batch_size=config.batch_size, metric=metric, about=experiment.workload.sizes())]
+    return [
+        *observers,
+        Watch(flatten(config)),
+        Progress(batch_size=config.batch_size, metric=metric, about=experiment.workload.sizes()),
+    ]
 
 
 def _train(

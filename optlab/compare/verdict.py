@@ -13,6 +13,7 @@ from typing import Any
 from optlab._extras import need
 from optlab._messages import in_bytes
 from optlab.compare import statistics
+from optlab.compare.causes import causes, counted
 from optlab.compare.contenders import origin
 from optlab.compare.standings import TOLERANCE, Comparison, Standing, compared, difference, short, standing
 from optlab.compare.statistics import CONFIDENCE, Estimate
@@ -51,7 +52,7 @@ class Verdict:
         need("Verdict.frame", "pandas", extra="compare")
         import pandas
 
-        rows = []
+        rows, causes_of = [], self._causes()
         for result in self.results.values():
             t, names = result.trial, [n for n in result.curve if n != "step"]
             about = {k: getattr(t, k) for k in ("id", "contender", "study", "point", "repeat", "is_final", "seed")}
@@ -63,6 +64,7 @@ class Verdict:
                     **result.test,
                     "reached": result.reached(self.study.workload.target),
                     "diverged": result.diverged,
+                    "cause": causes_of.get(t.id),
                     "seconds": result.seconds,
                     "pace": result.pace,
                     "executor": result.executor,
@@ -168,8 +170,14 @@ class Verdict:
         time = "" if c.time is None else f" and {c.time:.2g} of its time"
         return f"; it reaches {what} in {_interval(c.ratio, digits=2)} of {base.name}'s steps{time}"
 
+    def _causes(self) -> dict[str, str]:
+        """Of each diverged or flat trial, by its id."""
+        every = list(self.results.values())
+        groups = [[r for r in every if r.trial.contender == name] for name in self.standings]
+        return {name: cause for group in groups for name, cause in causes(group).items()}
+
     def _notes(self) -> list[str]:
-        notes = []
+        notes, causes_of = [], self._causes()
         if self.study.studies == 1:
             notes.append("One study has no interval: its differences may be the luck of one tuning. Say studies=5.")
         for x in self.standings.values():
@@ -183,6 +191,11 @@ class Verdict:
                 notes.append(f"The best values of {x.name} lie at the edge of its space: {shown}. Say widen=True.")
             if x.diverged[0]:
                 notes.append(f"{x.diverged[0]} of {x.diverged[1]} trials of {x.name} diverged: {x.causes[0]}.")
+            mine = [r for r in self.results.values() if r.trial.contender == x.name and r.trial.id in causes_of]
+            if mine:
+                notes.append(
+                    f"Trials of {x.name} that diverged or are flat: {counted([causes_of[r.trial.id] for r in mine])}."
+                )
             if lost := sum(map(math.isnan, x.scores)):
                 notes.append(
                     f"{lost} of {len(x.scores)} winners of {x.name} diverged when they were trained afresh: its mean "

@@ -11,13 +11,14 @@ import shlex
 import textwrap
 from dataclasses import dataclass
 
-from optlab.diagnosis._evidence import Evidence, gather
+from optlab.diagnosis._evidence import FLAT, Evidence, gather
 from optlab.diagnosis._findings import Finding
 from optlab.diagnosis._rules import CURVE_RULES
 from optlab.diagnosis._rules_of_data import DATA_RULES
 from optlab.diagnosis._rules_of_model import MODEL_RULES
+from optlab.diagnosis._watch import Watch
 
-__all__ = ["RULES", "Diagnosis", "Evidence", "Finding", "examine", "gather"]
+__all__ = ["FLAT", "RULES", "Diagnosis", "Evidence", "Finding", "Watch", "examine", "gather"]
 
 # In the order of their gravity: what explains the others comes first.
 RULES = (*DATA_RULES, *MODEL_RULES, *CURVE_RULES)

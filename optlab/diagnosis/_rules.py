@@ -78,17 +78,25 @@ def starts_far_off(e: Evidence) -> Finding | None:
 
 
 def rate_too_high(e: Evidence) -> Finding | None:
-    """The loss jumped far above its beginning, or stays flat though the gradient has collapsed."""
-    _, norms = e.curve("train/gradient_norm")
-    if len(e.loss) > 2 and (top := float(e.smooth.max())) > EXPLODED * max(e.loss[0], e.smooth[0]):
-        because = f"train/loss rose from {e.loss[0]:.4g} to {top:.4g} before it fell"
-    elif len(norms) > 4 and e.is_flat and np.median(norms[1:]) < COLLAPSED * norms[0]:
-        because = (
-            f"train/loss fell by {max(e.share_gained, 0):.0%} and stays there, though the gradient's norm fell from "
-            f"{norms[0]:.3g} to {np.median(norms[1:]):.3g}: the outputs hardly depend on the inputs any more"
-        )
-    else:
+    """The loss jumped far above its beginning."""
+    if len(e.loss) < 3 or (top := float(e.smooth.max())) <= EXPLODED * max(e.loss[0], e.smooth[0]):
         return None
+    return _too_high(e, f"train/loss rose from {e.loss[0]:.4g} to {top:.4g} before it fell")
+
+
+def gradient_collapsed(e: Evidence) -> Finding | None:
+    """The loss stays flat though the gradient has collapsed."""
+    _, norms = e.curve("train/gradient_norm")
+    if len(norms) < 5 or not e.is_flat or np.median(norms[1:]) >= COLLAPSED * norms[0]:
+        return None
+    return _too_high(
+        e,
+        f"train/loss fell by {max(e.share_gained, 0):.0%} and stays there, though the gradient's norm fell from "
+        f"{norms[0]:.3g} to {np.median(norms[1:]):.3g}: the outputs hardly depend on the inputs any more",
+    )
+
+
+def _too_high(e: Evidence, because: str) -> Finding:
     return Finding(
         "learning rate too high",
         "ill",
@@ -248,6 +256,45 @@ def overfitting(e: Evidence) -> Finding | None:
     )
 
 
+def spikes(e: Evidence) -> Finding | None:
+    """The loss jumps by more than it has gained, and comes back."""
+    if len(e.loss) < 20 or e.is_flat or e.share_gained <= 0:
+        return None
+    gained = e.smooth[0] - np.minimum.accumulate(e.smooth)
+    half = np.arange(len(e.loss)) >= len(e.loss) // 4
+    at = np.flatnonzero(half & (e.loss - e.smooth > np.maximum(gained, NOISY * e.smooth[0])))
+    if not len(at):
+        return None
+    steps = e.curve("train/loss")[0]
+    return Finding(
+        "spikes",
+        "note",
+        f"train/loss jumps by more than it had gained and comes back, {len(at)} times, first at step {steps[at[0]]}",
+        "half the learning rate, a longer warm-up, clip_norm=1.0, or a lower b2 in Adam",
+        "Molybog et al. 2023, arXiv 2304.09871; Cohen et al. 2021, arXiv 2103.00065",
+        rate_times(e, 1 / 2),
+    )
+
+
+def still_improving(e: Evidence) -> Finding | None:
+    """The held-out loss falls as fast at the end as in the middle, at a learning rate that doesn't fall."""
+    values, (_, rates) = e.validation, e.rate
+    falls = len(rates) > 4 and rates[-1] < 0.5 * rates.max()
+    if len(values) < 8 or falls or e.is_flat:
+        return None
+    quarter = len(values) // 4
+    middle, late = (values[i * quarter] - values[(i + 1) * quarter - 1] for i in (2, 3))
+    if late < STEADY * middle or late <= NOTHING * values[-1] or values[-1] > values.min():
+        return None
+    return Finding(
+        "still improving",
+        "note",
+        f"validation/loss fell by {late:.3g} in the last quarter of the run, and by {middle:.3g} in the one before",
+        "more steps, or a higher learning rate that falls to 0 at the end",
+        "Goodfellow, Bengio, Courville 2016, Deep Learning, section 11.4.1",
+    )
+
+
 def ordered(e: Evidence) -> Finding | None:
     """Examples are drawn in the data's order."""
     if e.settings.get("draw") not in ("ordered", "stream"):
@@ -281,6 +328,7 @@ CURVE_RULES: tuple[Rule, ...] = (
     starts_far_off,
     decay_too_strong,
     rate_too_high,
+    gradient_collapsed,
     schedule_ended,
     warmup_too_long,
     clipped,
@@ -288,6 +336,8 @@ CURVE_RULES: tuple[Rule, ...] = (
     rate_too_low,
     noisy,
     overfitting,
+    spikes,
+    still_improving,
     ordered,
     skipped,
 )

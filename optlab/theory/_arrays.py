@@ -123,11 +123,11 @@ def check_symmetric(name: str, matrix: Any) -> jax.Array:
 def count_numbers(name: str, tree: Any) -> int:
     """How many numbers a tree of floating-point arrays holds; one at least."""
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
-        if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.inexact):
+        if not jnp.issubdtype(getattr(x, "dtype", type(x)), jnp.inexact):
             raise ValueError(
                 f"{name}{jax.tree_util.keystr(path)} must be an array of floating-point numbers, got {_short(x)}"
             )
-    size = sum(x.size for x in jax.tree.leaves(tree))
+    size = sum(jnp.size(x) for x in jax.tree.leaves(tree))
     if not size:
         raise ValueError(f"{name} must hold an array that isn't empty, got {_short(tree)}")
     return size
@@ -155,8 +155,16 @@ def check_number(name: str, value: Any) -> None:
     check_all_finite(name, value)
 
 
+def check_functions(**values: Any) -> None:
+    """Functions, each by its name."""
+    for name, value in values.items():
+        if not callable(value):
+            raise TypeError(f"{name} must be a function, got {_short(value)}")
+
+
 def check_scalar_function(f: Callable[[Any], Any], *arguments: Any) -> None:
     """A function of the arguments that returns one real number."""
+    check_functions(f=f)
     value = jax.eval_shape(f, *arguments)
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
         got = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", value)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optlab._checks import check_decay, check_not_negative
+from optlab._checks import check_decay, check_not_negative, check_positive
 from optlab.theory._arrays import (
     as_curved,
     as_design,
@@ -107,7 +107,7 @@ def noise_floor(X: Any, y: Any, *, learning_rate: Any, batch_size: int = 1, mome
     Args:
         X: (N, d).
         y: (N,).
-        learning_rate: η.
+        learning_rate: η, positive.
         batch_size: B.
         momentum: β of the heavy ball.
 
@@ -116,7 +116,7 @@ def noise_floor(X: Any, y: Any, *, learning_rate: Any, batch_size: int = 1, mome
     """
     X, y = as_design(X, y)
     check_count("batch_size", batch_size)
-    check_not_negative("learning_rate", learning_rate)
+    check_positive("learning_rate", learning_rate)
     check_decay("momentum", momentum)
     # What X doesn't see never moves, and has no fixed point.
     return _floor(_in_row_space(X), y, learning_rate, momentum, batch_size)

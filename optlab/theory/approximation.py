@@ -26,9 +26,11 @@ from optlab.theory._arrays import (
     as_matrix,
     as_numbers,
     as_vector,
+    check_all_finite,
     check_all_not_negative,
     check_ascending,
     check_count,
+    check_functions,
     check_number,
     check_ordered,
     check_scalar_function,
@@ -61,6 +63,7 @@ def network(layers: Layers, x: Any, activation: Callable[[jax.Array], jax.Array]
         x: one point.
         activation: what stands between two layers.
     """
+    check_functions(activation=activation)
     h = jnp.atleast_1d(as_floats("x", x))
     inputs = _inputs(layers)
     if h.shape != (inputs,):
@@ -77,6 +80,8 @@ def _inputs(layers: Layers) -> int:
     Raises:
         ValueError: if the layers don't fit one another, or the last one hasn't one output.
     """
+    if not isinstance(layers, (list, tuple)) or not all(isinstance(layer, (list, tuple)) for layer in layers):
+        raise ValueError(f"layers must be a list of pairs (W, b), got {layers!r}")
     shapes = [tuple(jnp.shape(x) for x in layer) for layer in layers]
     if not shapes:
         raise ValueError("layers must have at least one pair (W, b), got none")
@@ -102,11 +107,11 @@ def piecewise_linear(kinks: Any, values: Any, *, left: Any = 0.0, right: Any = 0
         left: the slope before the first,
         right: and behind the last.
     """
-    check_ascending("kinks", kinks)
     check_number("left", left)
     check_number("right", right)
-    kinks = as_vector("kinks", kinks)
-    values = as_vector("values", values, len(kinks))
+    at = as_vector("kinks", kinks)
+    check_ascending("kinks", kinks)
+    kinks, values = at, as_vector("values", values, len(at))
     ends = [jnp.asarray(s, kinks.dtype)[None] for s in (left, right)]
     slopes = jnp.concatenate([ends[0], jnp.diff(values) / jnp.diff(kinks), ends[1]])
     bends = jnp.diff(slopes).at[0].add(slopes[0])  # the first unit on the right carries the line on
@@ -162,6 +167,8 @@ def interpolation_error(curvature: Any, width: Any, low: Any, high: Any) -> jax.
     """
     check_all_not_negative("curvature", curvature)
     check_whole("width", width, least=2)
+    check_all_finite("low", low)
+    check_all_finite("high", high)
     check_ordered(low=low, high=high)
     M, n, low, high = as_numbers(curvature=curvature, width=width, low=low, high=high)
     return M * ((high - low) / (n - 1)) ** 2 / 8
@@ -180,6 +187,7 @@ def best_error(features: Callable[[jax.Array], Any], f: Callable[[jax.Array], ja
         f: what is to be approximated, x -> scalar.
         x: the points, (n,) or (n, d).
     """
+    check_functions(features=features, f=f)
     x = as_finite("x", x)
     if not x.ndim:
         raise ValueError("x must be points, (n,) or (n, d), got the shape ()")

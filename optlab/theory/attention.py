@@ -37,9 +37,9 @@ def attention(Q: Any, K: Any, V: Any, *, mask: Any | None = None) -> tuple[jax.A
     if mask is None:
         weights = jax.nn.softmax(logits, axis=1)
     else:
+        if not hasattr(mask, "dtype") or not jnp.issubdtype(mask.dtype, jnp.bool_):
+            raise ValueError(f"mask must be an array of booleans, True where a query may look, got {mask!r}")
         mask = jnp.asarray(mask)
-        if mask.dtype != bool:
-            raise ValueError(f"mask must be of booleans, True where a query may look, got {mask.dtype}")
         if mask.shape != logits.shape:
             raise ValueError(f"mask must have the shape {logits.shape}, one entry a query and key, got {mask.shape}")
         weights = jax.nn.softmax(logits, axis=1, where=mask)

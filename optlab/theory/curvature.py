@@ -17,11 +17,13 @@ from optlab._checks import check_decay, check_key, check_positive
 from optlab._extras import need
 from optlab.theory._arrays import (
     as_numbers,
+    as_vector,
     check_all_decays,
     check_all_finite,
     check_all_not_negative,
     check_all_positive,
     check_count,
+    check_functions,
     check_ordered,
     check_symmetric,
     check_whole,
@@ -52,7 +54,13 @@ Product: TypeAlias = Callable[[Any], Any]
 
 
 def hessian(f: Callable[[Any], jax.Array], params: Any) -> Product:
-    """v -> ∇²f(θ)v, by a jvp of the gradient: about the cost of two gradients. Pearlmutter 1994."""
+    """v -> ∇²f(θ)v, by a jvp of the gradient: about the cost of two gradients. Pearlmutter 1994.
+
+    Args:
+        f: θ -> scalar.
+        params: θ.
+    """
+    check_functions(f=f)
     return lambda v: jax.jvp(jax.grad(f), (params,), (v,))[1]
 
 
@@ -66,6 +74,7 @@ def gauss_newton(outputs: Callable[[Any], Any], loss: Callable[[Any], jax.Array]
         loss: outputs -> scalar.
         params: θ.
     """
+    check_functions(outputs=outputs, loss=loss)
     at = outputs(params)
     of_loss = hessian(loss, at)
 
@@ -77,13 +86,16 @@ def gauss_newton(outputs: Callable[[Any], Any], loss: Callable[[Any], jax.Array]
 
 
 def product(A: Any) -> Product:
-    """v -> Av of a matrix (d, d).
+    """v -> Av of a matrix.
+
+    Args:
+        A: symmetric, (d, d).
 
     Raises:
         ValueError: if it isn't symmetric.
     """
     A = check_symmetric("A", A)
-    return lambda v: A @ v
+    return lambda v: A @ as_vector("v", v, len(A))
 
 
 def check_product(A: Product, like: Any, *, key: jax.Array) -> None:
@@ -97,6 +109,7 @@ def check_product(A: Product, like: Any, *, key: jax.Array) -> None:
     Raises:
         ValueError: naming both numbers.
     """
+    check_functions(A=A)
     check_key(key)
     count_numbers("like", like)
     u, v = (_normal(k, like) for k in jax.random.split(key))
@@ -133,6 +146,7 @@ def eigenvalues(A: Product, like: Any, k: int = 1, *, key: jax.Array, matvecs: i
         key: a JAX random key.
         matvecs: products; more for more accuracy. At most the number of parameters.
     """
+    check_functions(A=A)
     check_key(key)
     size = count_numbers("like", like)
     check_count("k", k)
@@ -158,6 +172,7 @@ def largest_eigenvalue(A: Product, start: Any, *, matvecs: int = 16) -> jax.Arra
             minimum, a fixed vector is taken in its place.
         matvecs: products.
     """
+    check_functions(A=A)
     check_count("matvecs", matvecs)
     size = count_numbers("start", start)
     flat, unravel = ravel_pytree(start)
@@ -177,6 +192,7 @@ def trace(A: Product, like: Any, *, key: jax.Array, samples: int = 64) -> tuple[
     need("theory.curvature", "matfree", extra="theory")
     from matfree import stochtrace
 
+    check_functions(A=A)
     check_key(key)
     check_count("samples", samples, least=2)
     count_numbers("like", like)
@@ -205,6 +221,7 @@ def density(A: Product, like: Any, *, key: jax.Array, matvecs: int = 64, probes:
         matvecs: products for each probe.
         probes: random starts.
     """
+    check_functions(A=A)
     check_key(key)
     check_count("matvecs", matvecs)
     check_count("probes", probes)
@@ -272,6 +289,7 @@ def preconditioned(A: Product, inverse_root: Product) -> Product:
         A: v -> Av.
         inverse_root: v -> P^(−½)v, as `adam_metric` or `muon_metric` gives it.
     """
+    check_functions(A=A, inverse_root=inverse_root)
     return lambda v: inverse_root(A(inverse_root(v)))
 
 
@@ -345,7 +363,7 @@ def muon_metric(momentum: Any) -> Product:
 
 
 def _normal(key: jax.Array, like: Any) -> Any:
-    return optax.tree.random_like(key, like)
+    return optax.tree.random_like(key, jax.tree.map(jnp.asarray, like))
 
 
 def _tridiagonal(A: Product, start: Any, matvecs: int) -> tuple[jax.Array, Any]:

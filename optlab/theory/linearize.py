@@ -21,10 +21,12 @@ from optlab.theory._arrays import (
     as_matrix,
     check_all_positive,
     check_count,
+    check_functions,
     check_length,
     check_number,
     check_step,
     check_symmetric,
+    count_numbers,
     known,
 )
 
@@ -54,6 +56,8 @@ def linearize(f: Network, params: Any) -> Network:
         f: (params, x) -> outputs.
         params: θ₀.
     """
+    check_functions(f=f)
+    count_numbers("params", params)
 
     def tangent(theta: Any, x: Any) -> jax.Array:
         change = jax.tree.map(jnp.subtract, theta, params)
@@ -75,6 +79,8 @@ def ntk(f: Network, params: Any, x1: Any, x2: Any | None = None) -> jax.Array:
         x1: N₁ examples.
         x2: N₂ examples; None is x1.
     """
+    check_functions(f=f)
+    count_numbers("params", params)
     x2 = x1 if x2 is None else x2
     outputs, pullback = jax.vjp(lambda p: f(p, x2), params)
     if outputs.ndim != 2 or not outputs.size:
@@ -152,6 +158,7 @@ def shallow(
         inputs: d.
         activation: σ.
     """
+    check_functions(activation=activation)
     check_count("width", width)
     check_count("inputs", inputs)
 
@@ -160,6 +167,9 @@ def shallow(
         return {"W": jax.random.normal(for_w, (width, inputs), float), "a": jax.random.normal(for_a, (width, 1), float)}
 
     def f(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+        x = as_floats("x", x)
+        if x.ndim != 2 or x.shape[1] != inputs:
+            raise ValueError(f"x must have the shape (examples, {inputs}), got {x.shape}")
         return activation(x @ params["W"].T / inputs**0.5) @ params["a"] / width**0.5
 
     return init, f
@@ -193,6 +203,8 @@ def laziness(
         tx: any optax transformation.
         steps: how many.
     """
+    check_functions(f=f)
+    count_numbers("params", params)
     y, outputs = as_finite("y", y), jax.eval_shape(f, params, x)
     if y.shape != outputs.shape:
         raise ValueError(f"y must have the outputs' shape {outputs.shape}, got {y.shape}")

@@ -20,8 +20,10 @@ from optlab.theory._arrays import (
     check_all_not_negative,
     check_all_positive,
     check_count,
+    check_functions,
     check_ordered,
     check_whole,
+    count_numbers,
 )
 
 __all__ = [
@@ -50,6 +52,7 @@ def of_examples(loss: Callable[[Any, Any], jax.Array]) -> Loss:
     Returns:
         (params, model_state, batch, key, train) -> (scalar, (model_state, {})).
     """
+    check_functions(loss=loss)
     return lambda params, model_state, batch, key, train: (loss(params, batch), (model_state, {}))
 
 
@@ -68,6 +71,8 @@ def per_example_gradients(loss: Loss, params: Any, model_state: Any, batch: Any,
         batch: a tree of arrays whose first axis is the example.
         key: a JAX random key; each example has one of its own (dropout).
     """
+    check_functions(loss=loss)
+    count_numbers("params", params)
     check_key(key)
     size = _examples(batch)
 
@@ -135,6 +140,8 @@ def noise_scale(loss: Loss, params: Any, model_state: Any, batch: Any, key: jax.
         batch: a tree of arrays; 2, 4 or 8 parts, as divide its examples.
         key: a JAX random key.
     """
+    check_functions(loss=loss)
+    count_numbers("params", params)
     check_key(key)
     size = _examples(batch)
     parts = next((n for n in (MICROBATCHES, 4, 2) if size % n == 0), None)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from optlab.compare import statistics
+from optlab.compare.causes import causes, counted
 from optlab.compare.study import make_study
 from optlab.compare.trials import Result
 from optlab.compare.verdict import judge
@@ -144,6 +145,24 @@ def test_diverged_trials_are_counted_with_their_cause():
     assert found.standings["sgd"].diverged == (5, 25)
     assert "5 of 25 trials of sgd diverged: learning_rate=" in str(found)
     assert "step 3: the loss is nan" in str(found)
+
+
+def test_a_trial_that_diverged_or_is_flat_has_a_cause_by_the_trials_beside_it():
+    study = studied()
+    some = list(study.searches("sgd", 0))[:4]
+    rates = [
+        dataclasses.replace(t, values={"learning_rate": x}) for t, x in zip(some, (1e-4, 1e-2, 0.1, 1.0), strict=True)
+    ]
+    ends = [1.9, 0.1, 1.8, 1.0]
+    results = [Result(t, {"step": [1, 10], "train/loss": [2.0, end]}) for t, end in zip(rates, ends, strict=True)]
+    results[3] = dataclasses.replace(results[3], diverged="step 7: the loss is nan")
+    low, _, high, burst = (r.trial.id for r in results)
+    found = {low: "learning rate too low", high: "learning rate too high", burst: "learning rate too high"}
+    assert causes(results) == found
+    assert counted(list(found.values())) == "2 by learning rate too high, 1 by learning rate too low"
+    below = [dataclasses.replace(results[0], diverged="step 7"), results[1]]
+    assert causes(below) == {low: "diverged"}  # a lower learning rate explains nothing
+    assert causes([results[3]]) == {burst: "diverged"}  # and alone it says nothing
 
 
 def test_winners_that_diverge_afresh_are_said_to_flatter_the_mean():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import optlab
 from optlab.commands import main
 from optlab.config import Component, Config, to_json
-from optlab.diagnosis import Evidence
+from optlab.diagnosis import Evidence, Watch
 from optlab.diagnosis._rules import CURVE_RULES as RULES
 from optlab.training import Workload, train
 
@@ -18,7 +18,9 @@ T = np.arange(5, 305, 5)
 RNG = np.random.default_rng(0)
 
 
-def curves(loss, norm, *, held_out=None, rate=None, scale=1.0, outcome="finished", settings=None, accuracy=False):
+def curves(
+    loss, norm, *, held_out=None, rate=None, scale=1.0, outcome="finished", settings=None, accuracy=False, skipped=()
+):
     """Evidence of sixty records; the held-out loss in every third one."""
     metrics = {"step": T, "train/loss": scale * loss, "train/gradient_norm": norm * np.ones(len(T))}
     if held_out is not None:
@@ -27,7 +29,7 @@ def curves(loss, norm, *, held_out=None, rate=None, scale=1.0, outcome="finished
         metrics["learning_rate"] = rate
     if accuracy:
         metrics["train/accuracy"] = 0.1 * np.ones(len(T))
-    return Evidence("made", metrics, settings or {}, outcome)
+    return Evidence("made", metrics, settings or {}, outcome, skipped)
 
 
 FALL = 2.4 * np.exp(-T / 60) + 0.02  # a healthy loss
@@ -73,8 +75,23 @@ def test_each_ill_is_named_first(name):
     assert names(curves(**ILL[name]))[:1] == [name.strip()]
 
 
+NOTES = {
+    "spikes": {**HEALTHY, "loss": HEALTHY["loss"] + 4.0 * (T == 200)},
+    "still improving": {**HEALTHY, "loss": 2.4 - T / 200, "held_out": 2.4 - T / 200, "rate": np.ones(len(T))},
+    "data in order": {**HEALTHY, "settings": {"draw": "ordered"}},
+    "steps skipped": {**HEALTHY, "skipped": (7,)},
+}
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_each_note_stands_alone(name):
+    found = [finding for rule in RULES if (finding := rule(curves(**NOTES[name]))) is not None]
+    assert [(finding.name, finding.severity) for finding in found] == [(name, "note")]
+
+
 def test_every_rule_has_a_curve():
-    assert len(RULES) == len({name.strip() for name in ILL} | {"data in order", "steps skipped"})
+    made = [curves(**kwargs) for kwargs in (*ILL.values(), *NOTES.values())]
+    assert [rule.__name__ for rule in RULES if all(rule(evidence) is None for evidence in made)] == []
 
 
 @given(st.floats(0.01, 3), st.floats(0.005, 0.1), st.integers(0, 99), st.floats(30, 90))
@@ -95,12 +112,6 @@ def test_a_nan_that_was_logged_names_its_step():
     loss = np.where(T == 150, np.inf, made.metrics["train/loss"])
     (finding, *_) = [f for rule in RULES if (f := rule(Evidence("made", {**made.metrics, "train/loss": loss})))]
     assert "wasn't finite at step 150" in finding.because
-
-
-def test_notes_are_no_ills():
-    made = curves(**HEALTHY, settings={"draw": "ordered"})
-    found = [finding for rule in RULES if (finding := rule(made)) is not None]
-    assert [(finding.name, finding.severity) for finding in found] == [("data in order", "note")]
 
 
 def folder(path, loss=FALL, **summary):
@@ -150,3 +161,20 @@ def test_a_history_is_diagnosed():
     history = train(work, optlab.sgd(0.0), steps=12, log_every=1, evaluate_every=3)
     found = optlab.diagnose(history)
     assert (found.name, found.steps, found.findings[0].name, found.command) == ("history", 12, "nothing moves", None)
+
+
+def watched(loss, start=0, held_out=FALL):
+    made, said = curves(loss, 1.0, held_out=held_out), []
+    watch = Watch({}, said.append)
+    watch.begin(start, 300)
+    for i in range(len(T)):
+        watch.record({name: values[i] for name, values in made.metrics.items() if np.isfinite(values[i])})
+    watch.end("finished")
+    return said
+
+
+def test_a_watched_run_says_what_is_sure_once_and_early():
+    (line,) = watched(2.4 * np.exp(T / 40))
+    assert line.startswith("optlab: step 60: diverged: ")
+    assert watched(FALL * (1 + SCATTER / 2)) == []
+    assert watched(2.4 * np.exp(T / 40), start=5) == []  # what it began with isn't known

@@ -224,3 +224,8 @@ def test_a_probe_needs_what_was_trained():
     history = train(work(), ADAM, steps=4, log_every=1)
     with pytest.raises(TypeError, match="workload="):
         optlab.diagnose(history, probe=True)
+
+
+def test_a_run_that_the_first_steps_found_uphill_is_named_by_its_outcome():
+    evidence = Evidence("made", {"step": T[:2], "train/loss": np.array([1.0, 9.0])}, outcome="UphillError")
+    assert examine(evidence)[0].name == "updates point uphill"

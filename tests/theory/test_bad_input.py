@@ -60,7 +60,7 @@ REFUSED = [
     (lambda: ls.sgd_risk(X, y, zero, learning_rate=-0.1, steps=1), "learning_rate must not be negative"),
     (lambda: ls.sgd_risk(X, y, zero, learning_rate=0.1, steps=2.0), "steps must be a whole number of at least 0"),
     (lambda: ls.sgd_risk(X, y, zero, learning_rate=0.1, steps=2, average_from=1.5), "average_from must be a whole"),
-    (lambda: ls.noise_floor(X, y, learning_rate=-0.1), "learning_rate must not be negative"),
+    (lambda: ls.noise_floor(X, y, learning_rate=0.0), "learning_rate must be positive, got 0.0"),
     (lambda: ls.interpolation(X, learning_rate=-0.1), "learning_rate must not be negative"),
     (lambda: ls.ball_with_friction(-1.0, 1.0, 2.0, friction=1.0), "curvature must be positive"),
     (lambda: ls.ball_with_friction(1.0, 1.0, 2.0, friction=-1.0), "friction must not be negative"),
@@ -123,7 +123,7 @@ REFUSED = [
     (lambda: noise.noise_scale(mean, zero, {}, X[:0], key), "a batch must hold an example at least"),
     (lambda: noise.per_example_gradients(mean, zero, {}, X[:0], key), "a batch must hold an example at least"),
     (lambda: measures.agreement(b2=1.0), r"b2 must lie in \[0, 1\), got 1.0"),
-    (lambda: attention.attention(X, X, X, mask=np.zeros((3, 3))), "mask must be of booleans"),
+    (lambda: attention.attention(X, X, X, mask=np.zeros((3, 3))), "mask must be an array of booleans"),
     (lambda: attention.attention(X[:, :0], X[:, :0], X), r"Q must not be empty, got the shape \(3, 0\)"),
     (lambda: attention.cross_attention(X, X, np.eye(2), np.eye(3), np.eye(2)), "WK must have 2 rows, one a feature"),
     (lambda: attention.causal_mask(-1), "tokens must be a whole number of at least 1, got -1"),
@@ -169,6 +169,13 @@ def test_bad_input_is_answered_by_name(ask, message):
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
+        (lambda: curvature.hessian(3, zero), "f must be a function, got 3"),
+        (lambda: curvature.trace(np.eye(2), zero, key=key), r"A must be a function, got array\(\["),
+        (lambda: noise.of_examples(None), "loss must be a function, got None"),
+        (
+            lambda: curvature.trace(double, zero, key=0),
+            "key must be a JAX random key, such as",
+        ),
         (lambda: optlab.minimize(f, optlab.sgd, jnp.ones(2), steps=1), "tx must be an optax transformation"),
         (
             lambda: optlab.minimize(lambda x, key: f(x), optlab.sgd(0.1), jnp.ones(2), steps=1, key=0),
@@ -176,7 +183,7 @@ def test_bad_input_is_answered_by_name(ask, message):
         ),
     ],
 )
-def test_minimize_names_a_transformation_or_key_that_is_none(ask, message):
+def test_a_function_transformation_or_key_that_is_none_is_named(ask, message):
     with pytest.raises(TypeError, match=message):
         ask()
 

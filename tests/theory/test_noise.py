@@ -159,7 +159,7 @@ def test_near_the_minimum_and_with_small_batches_more_steps_go_uphill():
             "must have one first axis, the example",
         ),
         (
-            lambda: noise.noise_scale(None, {}, {}, np.ones((7, 3)), KEY),
+            lambda: noise.noise_scale(max, np.ones(3), {}, np.ones((7, 3)), KEY),
             "an even number of examples, to be cut into parts, got 7",
         ),
         (lambda: noise.gradient_variance(1.0, 0), "batch_size must be a whole number of at least 1, got 0"),
