@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.devices < 1:
         raise ConfigError(f"--devices must be at least 1, got {arguments.devices}")
-    experiment = build(read(arguments))
+    experiment = build(read(arguments), reads_data=False)
 
     import jax
 

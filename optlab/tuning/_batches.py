@@ -296,4 +296,4 @@ def _scale(workload: Workload, factory: Any, base: Size, **settings: Any) -> flo
     trainings = Trainings(sized, factory, schedule=None, steps=steps, **settings)
     trainings.train([base.rate], steps, every=max(1, steps // 8), look=look)
     signal, variance = (float(np.mean([getattr(n, part) for n in found])) for part in ("signal", "variance"))
-    return variance / signal if signal > 0 else math.nan
+    return variance / signal if signal > 0 and variance >= 0 else math.nan  # estimates can be negative

@@ -72,8 +72,11 @@ class LrRange:
 
     @property
     def best_of_sweep(self) -> Training | None:
-        """The sweep's best training; None without a sweep, or where all diverged."""
-        return _best(self.sweep, *self.target)
+        """The sweep's best training, by the lower loss where two are equal; None if there is none."""
+        metric, mode = self.target
+        sign = 1 if mode == "min" else -1
+        finite = [t for t in self.sweep if math.isfinite(t.end(metric))]
+        return min(finite, key=lambda t: (sign * t.end(metric), t.end(self.metric)), default=None)
 
     @property
     def factor(self) -> float | None:
@@ -330,10 +333,9 @@ def _has_learned(trainings: Sequence[Training], metric: str) -> bool:
     return best is not None and best.start - best.end(metric) > LEARNED * abs(best.start)
 
 
-def _best(trainings: Sequence[Training], metric: str, mode: str = "min") -> Training | None:
-    sign = 1 if mode == "min" else -1
+def _best(trainings: Sequence[Training], metric: str) -> Training | None:
     finite = [t for t in trainings if math.isfinite(t.end(metric))]
-    return min(finite, key=lambda t: sign * t.end(metric), default=None)
+    return min(finite, key=lambda t: t.end(metric), default=None)
 
 
 def _cell(training: Training | None, metric: str) -> str:

@@ -72,7 +72,7 @@ def draw_batch_range(found: BatchRange, path: str | Path) -> Path:
     reached = [s for s in found.sizes if s.steps is not None]
     left.plot([s.batch_size for s in reached], [s.steps for s in reached], "o-", label="measured")
     if math.isfinite(found.scale):
-        sizes = np.geomspace(found.sizes[0].batch_size, found.sizes[-1].batch_size, 50)
+        sizes = sorted({round(b) for b in np.geomspace(found.sizes[0].batch_size, found.sizes[-1].batch_size, 50)})
         label = f"noise scale {found.scale:.2g}"
         left.plot(sizes, [found.predicted(b) for b in sizes], "--", color="gray", label=label)
         left.axvline(found.scale, ls=":", color="gray", lw=1)

@@ -76,7 +76,7 @@ def valley(rates: np.ndarray, losses: np.ndarray) -> float:
         higher = lengths[:i][losses[:i] > losses[i]]
         lengths[i] = 1 + max(higher, default=0)
     end = int(np.argmax(lengths))
-    start = max(0, end - int(lengths[end]))
+    start = end - int(lengths[end])
     third = (end - start) / 3
     return float(rates[start + int(third) + int(third / 2)])
 

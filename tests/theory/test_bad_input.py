@@ -214,6 +214,15 @@ def test_half_precision_is_decomposed_in_single():
     np.testing.assert_allclose(found, [1, 1], rtol=1e-6)
 
 
+def test_values_are_checked_as_they_are_rounded():
+    with jax.enable_x64(False):
+        with pytest.raises(ValueError, match=r"b2 must lie in \[0, 1\), got 1.0"):
+            adam.first_step(1, 0.9, 1 - 1e-9)
+        with pytest.raises(ValueError, match="y must be finite, got inf among 3 numbers"):
+            ls.closed_form(X, [1, 1e200, 0])
+    assert ls.closed_form(X.astype(np.float32), y).dtype == jnp.float64
+
+
 def test_what_is_traced_passes():
     """Where a value isn't known its shape alone is checked: the hat under jit, quadratics under vmap."""
     at = jax.jit(lambda top: approximation.network(approximation.hat(0.0, top, 2.0), 0.5))
