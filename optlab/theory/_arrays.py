@@ -238,15 +238,19 @@ def _check(name: str, values: Any, is_right: Callable[[np.ndarray], Any], what: 
 
 
 def known(name: str, values: Any) -> np.ndarray | None:
-    """The values in NumPy, which can be looked at under jit, too; None for what is traced.
+    """The values in NumPy, which can be looked at under jit, too; None for what is traced or another process's.
 
     They are rounded as JAX has them: in float32 0.99999999 is 1.
     """
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values)):
+    if not all(_is_readable(x) for x in jax.tree.leaves(values)):
         return None
     dtype = as_floats(name, values).dtype
     with np.errstate(over="ignore"):
         return np.asarray(values).astype(dtype)
+
+
+def _is_readable(x: Any) -> bool:
+    return not isinstance(x, jax.core.Tracer) and (not isinstance(x, jax.Array) or x.is_fully_addressable)
 
 
 def _short(value: Any) -> str:

@@ -21,7 +21,7 @@ from optlab.roles import Layout, read_program
 from optlab.roles._layout import Override
 from optlab.training import losses
 from optlab.training.functions import Apply, Init, ModelState, Params, as_functions
-from optlab.training.mistakes import check_model, check_workload
+from optlab.training.mistakes import check_model, check_workload, checked_init
 from optlab.training.reductions import wide
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
@@ -97,7 +97,7 @@ class Workload:
         return f"{describe(self.data)[0]}{facts and f' ({facts})'}; {self._model()}; batches of {self.batch_size}"
 
     def _model(self) -> str:
-        params, _ = jax.eval_shape(self.init, jax.random.key(0))
+        params, _ = jax.eval_shape(checked_init(self.init), jax.random.key(0))
         return f"{self.name}: {sum(math.prod(x.shape) for x in jax.tree.leaves(params)):,} parameters"
 
     def example(self) -> Batch:
