@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from optlab.experiment import load_run as load_run
     from optlab.optimizers import *  # noqa: F403
     from optlab.roles import by_role as by_role
+    from optlab.roles import freeze as freeze
     from optlab.transforms import *  # noqa: F403
     from optlab.tuning import batch_range as batch_range
     from optlab.tuning import lr_range as lr_range
@@ -63,6 +64,7 @@ _NAMES = {
     "by_role": "roles",
     "diagnose": "examination",
     "explain": "_explanation",
+    "freeze": "roles",
     "load_run": "experiment",
     "lr_range": "tuning",
     "minimize": "_minimization",

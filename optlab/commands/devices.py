@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from optlab._extras import need
 from optlab._messages import in_bytes
 from optlab.commands._config import add_config, add_processes, connect, read
-from optlab.config import STRATEGIES, Config, ConfigError, MeshShape
+from optlab.config import STRATEGIES, ConfigError, MeshShape
 from optlab.experiment import Experiment, build
+from optlab.experiment._build import under
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,11 +48,14 @@ def run(arguments: argparse.Namespace) -> int:
     if not any(o.startswith("strategy=") for o in arguments.overrides):  # each is tried, whatever the config's is
         arguments.overrides = ["strategy=jit", *arguments.overrides]
     config = read(arguments)
-    found, refused = [], dict[str, list[str]]()
+    found, refused, built = [], dict[str, list[str]](), None
     for strategy in STRATEGIES:
+        shape = config.mesh if STRATEGIES[strategy].axes else MeshShape()
         try:
             with console.status(f"compiling a step under strategy={strategy}"):
-                found.append(_needed(build(_with(config, strategy))))
+                if built is None:
+                    built = build(replace(config, strategy=strategy, mesh=shape), reads_data=False)
+                found.append(_needed(under(built, strategy, shape)))
         except ConfigError as error:
             refused.setdefault(str(error), []).append(strategy)
     if not found:
@@ -63,11 +67,6 @@ def run(arguments: argparse.Namespace) -> int:
     if any(f.is_too_much for f in found):
         console.print("Less is needed with microbatches (accumulate=4) or by computing twice (model.remat=true).")
     return 0
-
-
-def _with(config: Config, strategy: str) -> Config:
-    """The config under another strategy, on its own mesh where that has one."""
-    return replace(config, strategy=strategy, mesh=config.mesh if STRATEGIES[strategy].axes else MeshShape())
 
 
 def _seen() -> str:

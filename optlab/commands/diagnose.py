@@ -9,7 +9,7 @@ from optlab._extras import need
 HELP = "say what is wrong with a run, and what to try next"
 DESCRIPTION = (
     "Reads what runs have logged, and names what is wrong with each: with the evidence, what to try next, and the "
-    "source of the rule. Writes it as diagnosis.md into the run's folder."
+    "source of the rule. Writes it as diagnosis.md into the run's folder, beside a picture of the evidence."
 )
 EPILOG = "The exit code is 0 if all runs are healthy, and 1 if one is ill."
 
@@ -21,6 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--probe",
         action="store_true",
         help="look at the data and at the model's layers, too, at the latest checkpoint or else the initialization",
+    )
+    parser.add_argument(
+        "--twins",
+        action="store_true",
+        help="train on for a tenth of its steps, at half and double the learning rate, with another seed, with larger "
+        "batches, and infer from the difference",
     )
 
 
@@ -35,10 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
     for folder in arguments.runs:
         try:
             run = Run(folder)
-            diagnosis = diagnose(run, probe=arguments.probe)
+            diagnosis = diagnose(run, probe=arguments.probe, twins=arguments.twins)
         except (FileNotFoundError, TypeError, ValueError) as error:
             raise ConfigError(str(error)) from None
-        (run.folder / "diagnosis.md").write_text(diagnosis.markdown())
+        diagnosis.write(run.folder)
         found.append(diagnosis)
     print("\n\n".join(map(str, found)))
     return 0 if all(diagnosis.is_healthy for diagnosis in found) else 1

@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.devices < 1:
         raise ConfigError(f"--devices must be at least 1, got {arguments.devices}")
-    experiment = build(read(arguments))
+    experiment = build(read(arguments), reads_data=False)
 
     import jax
 
@@ -37,11 +37,13 @@ def run(arguments: argparse.Namespace) -> int:
     params, _ = jax.eval_shape(experiment.workload.init, jax.random.key(experiment.config.seed))
     with layout_around(experiment.workload.layout):
         explanation = explain(experiment.tx, params, devices=arguments.devices)
-    table = _tables.empty(COLUMNS, numbers=("state", "GFLOP"))
+    # A column in which nothing stands would take room from the parameters' paths.
+    filled = [i for i in range(len(COLUMNS)) if any(row.cells()[i] for row in explanation.rows)]
+    table = _tables.empty([COLUMNS[i] for i in filled], numbers=("state", "GFLOP"))
     for i, row in enumerate(explanation.rows):
         if i and row.rule != explanation.rows[i - 1].rule:
             table.add_section()
-        table.add_row(*row.cells(), style="bold" if row.is_said else None)
+        table.add_row(*(row.cells()[i] for i in filled), style="bold" if row.is_said else None)
     console = _tables.console()
     console.print(table)
     console.print(explanation.summary(), soft_wrap=True)

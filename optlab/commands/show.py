@@ -19,6 +19,7 @@ DESCRIPTION = (
     "Lists every key of a config: its value, its type, what it means. Or explains one component, such as muon."
 )
 EPILOG = "optlab list names the components."
+TABLE = 140  # columns of a terminal from which on a table breaks no words; below it each key has lines of its own
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,18 +33,27 @@ def run(arguments: argparse.Namespace) -> int:
     if (found := _component(arguments.config)) is not None:
         print(found)
         return 0
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.padding import Padding
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("key", "value", "type", "continued", "meaning"):
-        table.add_column(column, no_wrap=column == "key", min_width=36 if column == "key" else None, overflow="fold")
+    from optlab.commands import _tables
+
     config = resolve(read(arguments))
-    for key, value, kind, meaning in explain_keys(config):
-        table.add_row(key, text_of(value), kind, kind_of_change(key, config), meaning)
+    rows = [
+        (key, text_of(value), kind, kind_of_change(key, config), meaning)
+        for key, value, kind, meaning in explain_keys(config)
+    ]
     is_terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
-    Console(highlight=False, markup=False, width=None if is_terminal else 200).print(table)
+    console = Console(highlight=False, markup=False, width=None if is_terminal else 200)
+    if console.width < TABLE:
+        for key, value, kind, change, meaning in rows:
+            console.print(f"{key}={value}", style="bold")
+            console.print(Padding(f"{meaning.rstrip('.')} ({kind}; {change})", (0, 0, 0, 4)))
+        return 0
+    table = _tables.empty(("key", "value", "type", "continued", "meaning"))
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
     return 0
 
 

@@ -56,7 +56,9 @@ def load(path: str | Path, kind: type = Config) -> Any:
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
     if not isinstance(config, kind):
         wanted, found = (f"{k.__module__.rpartition('.')[0]}.{k.__name__}" for k in (kind, type(config)))
-        raise ConfigError(f"{path}: get_config() must return an {wanted}, got {found.removeprefix('.')}")
+        command = {"optlab.compare.Comparison": "compare", "optlab.config.Config": "train"}.get(found)
+        way = f": say optlab {command} {path}" if command else ""
+        raise ConfigError(f"{path}: get_config() must return an {wanted}, got {found.removeprefix('.')}{way}")
     return config
 
 

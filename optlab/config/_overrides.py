@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optlab._messages import meant, usual
@@ -71,6 +71,10 @@ def _set(kind: Any, tree: dict[str, Any], path: list[str], text: str, key: str) 
     elif dataclasses.is_dataclass(hint):
         keys = ", ".join(f"{key}.{n}" for n in typing.get_type_hints(hint))
         raise ConfigError(f"{key} is a group of keys; set one of {keys}")
+    elif typing.get_origin(hint) is Mapping and rest:
+        tree[name] = {**tree[name], ".".join(rest): text}
+    elif typing.get_origin(hint) is Mapping:
+        raise ConfigError(f"{key} is said by name, as {key}.PATTERN={text}")
     elif rest:
         raise ConfigError(f"unknown key {key!r}; {key.removesuffix('.' + '.'.join(rest))} has no parts")
     else:

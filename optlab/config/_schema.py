@@ -159,6 +159,14 @@ class Config:
     )
     measure_every: int = _key("steps between two measurements of `measure`", change="noted", least=1, default=50)
     optimizer: Component = _key("the rule that moves the parameters", change="fixed")
+    roles: Mapping[str, str] = _key(
+        "roles of parameters where the model's program shows another, by path or pattern: roles.PATTERN=matrix",
+        change="fixed",
+        default_factory=dict,
+    )
+    freeze: tuple[str, ...] = _key(
+        "paths or patterns of the parameters that stay as they are", change="fixed", default=()
+    )
     schedule: Component = _key(
         "the learning rate over the steps; its peak is optimizer.learning_rate",
         change="fixed",

@@ -34,6 +34,8 @@ def accepts(value: Any, hint: Any) -> bool:
     ):
         kinds = [m for m in members if m is not Ellipsis] or [Any]
         return isinstance(value, list | tuple) and all(any(accepts(v, m) for m in kinds) for v in value)
+    if origin is collections.abc.Mapping:
+        return isinstance(value, Mapping) and all(accepts(v, members[1]) for v in value.values())
     if hint in (None, type(None)):
         return value is None
     if hint is float:
@@ -56,6 +58,8 @@ def describe(hint: Any) -> str:
     if origin in (tuple, list, collections.abc.Sequence):
         items = " or ".join(dict.fromkeys(describe(m).split(" ", 1)[-1] for m in members)) or "value"
         return f"a list of {items}s"
+    if origin is collections.abc.Mapping:
+        return f"{describe(members[1])} by name"
     if dataclasses.is_dataclass(hint):
         return f"a {getattr(hint, '__name__', hint)}"
     words = {

@@ -10,18 +10,23 @@ from __future__ import annotations
 import shlex
 import textwrap
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
+from optlab._extras import need
 from optlab.diagnosis._evidence import FLAT, Evidence, gather
+from optlab.diagnosis._figure import draw
 from optlab.diagnosis._findings import Finding
 from optlab.diagnosis._rules import CURVE_RULES
 from optlab.diagnosis._rules_of_data import DATA_RULES
 from optlab.diagnosis._rules_of_model import MODEL_RULES
+from optlab.diagnosis._rules_of_twins import TWIN_RULES
 from optlab.diagnosis._watch import Watch
 
 __all__ = ["FLAT", "RULES", "Diagnosis", "Evidence", "Finding", "Watch", "examine", "gather"]
 
 # In the order of their gravity: what explains the others comes first.
-RULES = (*DATA_RULES, *MODEL_RULES, *CURVE_RULES)
+RULES = (*DATA_RULES, *MODEL_RULES, *TWIN_RULES, *CURVE_RULES)
 
 
 @dataclass(frozen=True)
@@ -29,14 +34,27 @@ class Diagnosis:
     """The findings on one run. `print` shows them in words.
 
     Attributes:
-        name: the run's folder, or "history".
+        evidence: what the findings rest on.
         findings: the ills, gravest first, and then the notes; empty for a healthy run.
-        steps: the last logged step.
     """
 
-    name: str
+    evidence: Evidence
     findings: tuple[Finding, ...]
-    steps: int
+
+    @property
+    def name(self) -> str:
+        """The run's folder, or "history"."""
+        return self.evidence.name
+
+    @property
+    def steps(self) -> int:
+        """The last logged step."""
+        return int(self.evidence.steps[-1])
+
+    @property
+    def verdict(self) -> str:
+        """The name of the gravest ill, or "healthy"."""
+        return "healthy" if self.is_healthy else self.findings[0].name
 
     @property
     def command(self) -> str | None:
@@ -53,8 +71,7 @@ class Diagnosis:
         return all(finding.severity == "note" for finding in self.findings)
 
     def __str__(self) -> str:
-        verdict = "healthy" if self.is_healthy else self.findings[0].name
-        lines = [f"{self.name}, {self.steps} steps: {verdict}"]
+        lines = [f"{self.name}, {self.steps} steps: {self.verdict}"]
         for finding in self.findings:
             parts = {"because": finding.because, "try": finding.try_, "source": finding.source}
             lines += ["", f"{finding.severity}: {finding.name}"]
@@ -64,13 +81,25 @@ class Diagnosis:
 
     def markdown(self) -> str:
         """The same as a Markdown page."""
-        verdict = "healthy" if self.is_healthy else self.findings[0].name
-        parts = [f"# {self.name}: {verdict}", f"{self.steps} steps were logged."]
+        parts = [f"# {self.name}: {self.verdict}", f"{self.steps} steps were logged."]
         for finding in self.findings:
             parts += [f"## {finding.name} ({finding.severity})", finding.because, f"**Try** {finding.try_}"]
             parts += [f"Source: {finding.source}"] if finding.source else []
         parts += [f"Next:\n\n    {self.command}"] if self.command else []
         return "\n\n".join(parts) + "\n"
+
+    def write(self, folder: str | Path) -> None:
+        """Writes diagnosis.md into a folder and, where Matplotlib is there, the evidence as diagnosis.png."""
+        folder, text = Path(folder), self.markdown()
+        if find_spec("matplotlib") is not None:
+            self.plot(folder / "diagnosis.png")
+            text += "\n![The evidence](diagnosis.png)\n"
+        (folder / "diagnosis.md").write_text(text)
+
+    def plot(self, file: str | Path) -> None:
+        """Draws the evidence: losses, gradient norm, learning rate, and the layers' gradients after a probe."""
+        need("Diagnosis.plot", "matplotlib")
+        draw(self.evidence, f"{self.name}: {self.verdict}", file)
 
 
 def examine(evidence: Evidence) -> tuple[Finding, ...]:

@@ -15,9 +15,10 @@ from optlab.config import ConfigError, flatten
 from optlab.runs import Run
 from optlab.runs._metrics import as_columns
 
-if TYPE_CHECKING:  # these need JAX, and a diagnosis without a probe doesn't
+if TYPE_CHECKING:  # some need JAX, and a diagnosis without a probe doesn't
     from optlab.diagnosis._data import DataProbe
     from optlab.diagnosis._layers import Layer, ModelProbe
+    from optlab.diagnosis._rules_of_twins import Twins
 
 FLAT = 0.25  # of the training loss
 NOTHING = 0.05  # of the held-out loss
@@ -37,6 +38,7 @@ class Evidence:
         skipped: the steps that the guard left out.
         data: samples of the data, where a probe read them.
         model: the layers at one state, where a probe measured them.
+        twins: the losses of the run's twins, where they were trained.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Evidence:
     skipped: tuple[int, ...] = ()
     data: DataProbe | None = None
     model: ModelProbe | None = None
+    twins: Twins | None = None
 
     def curve(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """(steps, values) where the metric was logged; NaN and infinities of the metric itself are left out."""

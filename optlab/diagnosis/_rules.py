@@ -66,6 +66,11 @@ def starts_far_off(e: Evidence) -> Finding | None:
     limit = EXPLODED * e.chance if e.chance is not None else FAR_OFF
     if not len(e.loss) or e.loss[0] <= limit:
         return None
+    if e.model is not None and e.model.first_loss <= limit:
+        before = (
+            f"before the first update the loss is {e.model.first_loss:.4g}, and {e.loss[0]:.4g} at step {e.steps[0]}"
+        )
+        return _too_high(e, before)
     guess = f"a uniform guess has {e.chance:.3g}" if e.chance is not None else "a uniform guess is far below that"
     return Finding(
         "starts far off",
@@ -269,7 +274,8 @@ def spikes(e: Evidence) -> Finding | None:
     return Finding(
         "spikes",
         "note",
-        f"train/loss jumps by more than it had gained and comes back, {len(at)} times, first at step {steps[at[0]]}",
+        f"{len(at)} of {len(e.loss)} logged losses jump by more than had been gained and come back, the first at step "
+        f"{steps[at[0]]}",
         "half the learning rate, a longer warm-up, clip_norm=1.0, or a lower b2 in Adam",
         "Molybog et al. 2023, arXiv 2304.09871; Cohen et al. 2021, arXiv 2103.00065",
         rate_times(e, 1 / 2),

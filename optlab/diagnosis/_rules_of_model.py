@@ -105,7 +105,7 @@ def cut_off(e: Evidence) -> Finding | None:
         return None
     return _cause(
         "a part frozen",
-        f"no gradient reaches {listed(found)}, which are as they were drawn",
+        f"no gradient reaches {listed(found)}, and no entry has changed since it was drawn",
         "is there a stop_gradient, a branch that isn't used, or a layer of dead units behind them?",
         severity="ill" if e.is_unwell else "note",
     )
@@ -122,7 +122,7 @@ def frozen(e: Evidence) -> Finding | None:
         return None  # nothing moves at all: that has a rule of its own
     return _cause(
         "a part frozen",
-        f"after {e.at} steps {listed(found)} still are what they were drawn as, and have a gradient",
+        f"in {e.at} steps no entry of {listed(found)} has changed since it was drawn, though there is a gradient",
         "optlab explain shows each parameter's rule: is one masked, without a rule, or set to zero?",
     )
 

@@ -19,6 +19,7 @@ def diagnose(
     run: str | Path | Run | Any,
     *,
     probe: bool = False,
+    twins: bool = False,
     workload: Workload | None = None,
     tx: optax.GradientTransformation | None = None,
     seed: int = 0,
@@ -29,20 +30,27 @@ def diagnose(
         run: a run's folder, a `Run`, or the `History` that `train` returned.
         probe: whether to look at the data and at the model, too: at the latest checkpoint, or without one at the
             initialization. It builds the run's workload, computes gradients of one batch, and takes seconds.
-        workload: what was trained, for a probe of a run that has no config,
+        twins: whether to train the run's twins: at half and at double the learning rate, with another seed, with
+            batches of twice the size, each for a tenth of its steps; it takes half as long as the run did, or longer.
+        workload: what was trained, for a probe or twins of a run that has no config,
         tx: the optimizer, likewise,
         seed: and the run's seed.
 
     Raises:
         FileNotFoundError: if there is no such folder, or nothing was logged in it.
         ValueError: if no training loss was logged.
-        TypeError: if the run has no config, and a probe lacks workload or tx.
+        TypeError: if the run has no config, and a probe or twins lack workload or tx.
         ConfigError: if its config can't be built here.
     """
     evidence = gather(run)
-    if probe:
+    if probe or twins:
         from optlab.examination._patient import Patient
+        from optlab.examination._twins import raise_twins
 
         patient = Patient.of(run, workload=workload, tx=tx, seed=seed)
-        evidence = dataclasses.replace(evidence, **patient.probed(evidence))
-    return Diagnosis(evidence.name, examine(evidence), int(evidence.steps[-1]))
+        if probe:
+            evidence = dataclasses.replace(evidence, **patient.probed(evidence))
+        if twins:
+            steps = int(evidence.settings.get("steps", evidence.steps[-1]))
+            evidence = dataclasses.replace(evidence, twins=raise_twins(patient, steps))
+    return Diagnosis(evidence, examine(evidence))

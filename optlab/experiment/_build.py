@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import functools
 import inspect
 import typing
@@ -10,7 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optlab.config import STRATEGIES, Component, Config, ConfigError, Target, is_learning_rate
+from optlab.config import (
+    STRATEGIES,
+    Component,
+    Config,
+    ConfigError,
+    MeshShape,
+    StrategyName,
+    Target,
+    is_learning_rate,
+)
 from optlab.experiment._components import filled, find, hints_of, in_keys, parameters, resolve
 
 if TYPE_CHECKING:
@@ -31,6 +41,7 @@ class Experiment:
     schedules: Mapping[str, Callable[[Any], Any]]
     mesh: Mesh | None = None
     measures: Sequence[Any] = ()
+    axis_name: str | None = None  # the mapped axis that the parts are made for
 
     @property
     def settings(self) -> StepSettings:
@@ -43,16 +54,19 @@ class Experiment:
         return StepSettings(accumulate=config.accumulate, ema=ema, guard=config.guard, spike=config.spike)
 
 
-def build(config: Config) -> Experiment:
+def build(config: Config, *, reads_data: bool = True) -> Experiment:
     """Builds and checks everything that a run needs; compiles nothing.
+
+    Args:
+        config: a config.
+        reads_data: whether the data are read; without, optlab's published data sets are zeros of their shapes.
 
     Raises:
         ConfigError: as `resolve`, and for values that a factory refuses, parts that don't fit together, a batch larger
             than the data, or devices that aren't there.
     """
     config = resolve(config)
-    source: Source = _call("data", config.data)
-    _check_source(config, source)
+    source = _source(config, reads_data)
     if hasattr(source.train, "__len__") and config.batch_size > len(source.train):
         raise ConfigError(
             f"batch_size must be at most the {len(source.train)} training examples of data={config.data.name}, "
@@ -65,14 +79,42 @@ def build(config: Config) -> Experiment:
                 f"steps must be at most {held} under draw=stream, which shows each of the {len(source.train)} examples "
                 f"of data={config.data.name} once, got {config.steps}"
             )
-    mesh = _mesh(config)
+    _mesh(config)  # before a model is traced
     workload, tx, schedules = _parts(config, source, axis_name=None)
     _check_fit(config, workload, tx)  # of the step on one device, which has no axis
-    if axis_name := STRATEGIES[config.strategy].axis_name:
-        _check_statistics(config, workload)
-        workload, tx, schedules = _parts(config, source, axis_name)
     measures = [_call("measure", Component(name, {"every": config.measure_every})) for name in config.measure]
-    return Experiment(config, workload, tx, schedules, mesh, measures)
+    return under(Experiment(config, workload, tx, schedules, None, measures), config.strategy, config.mesh)
+
+
+def under(experiment: Experiment, strategy: StrategyName, shape: MeshShape) -> Experiment:
+    """Returns an experiment under another strategy; its parts are built again only for another mapped axis.
+
+    Args:
+        experiment: under any strategy.
+        strategy: the strategy's name.
+        shape: the mesh's.
+
+    Raises:
+        ConfigError: for devices that aren't there or don't divide the batch, and for a model that needs the axis.
+    """
+    config = dataclasses.replace(experiment.config, strategy=strategy, mesh=shape)
+    mesh, axis_name = _mesh(config), STRATEGIES[strategy].axis_name
+    workload, tx, schedules = experiment.workload, experiment.tx, experiment.schedules
+    if axis_name != experiment.axis_name:
+        if axis_name is not None:
+            _check_statistics(config, workload)
+        workload, tx, schedules = _parts(config, workload.data, axis_name)
+    return Experiment(config, workload, tx, schedules, mesh, experiment.measures, axis_name)
+
+
+def _source(config: Config, reads_data: bool = True) -> Source:
+    from optlab.data._declared import declared
+
+    source = None if reads_data else declared(config.data.name, config.data.arguments)
+    if source is None:
+        source = _call("data", config.data)
+    _check_source(config, source)
+    return source
 
 
 def training_examples(config: Config) -> int | None:
@@ -81,8 +123,7 @@ def training_examples(config: Config) -> int | None:
     Raises:
         ConfigError: if the data can't be read here.
     """
-    source: Source = _call("data", resolve(config).data)
-    _check_source(config, source)
+    source = _source(resolve(config))
     return len(source.train) if hasattr(source.train, "__len__") else None
 
 
@@ -116,6 +157,7 @@ def _parts(
     """Builds workload, optimizer and schedules, for a step under a mapped axis if `axis_name` is given."""
     import optax
 
+    from optlab.roles import freeze
     from optlab.training import Workload
 
     tx, schedules = _optimizer(config, axis_name)
@@ -123,6 +165,8 @@ def _parts(
         tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
     if config.clip_value is not None:
         tx = optax.chain(optax.clip(config.clip_value), tx)
+    if config.freeze:
+        tx = freeze(tx, config.freeze)
     workload = Workload.from_model(
         build_model(config, source, axis_name),
         source,
@@ -131,6 +175,7 @@ def _parts(
         batch_size=config.batch_size,
         draw=config.draw,
         target=config.target,
+        roles=config.roles,
     )
     return workload, tx, schedules
 

@@ -82,7 +82,10 @@ def _differences(runs: Sequence[Run], names: Sequence[str]) -> Table | str:
     there = [(run.folder / "config.json").exists() for run in runs]
     if not all(there):
         return f"{names[there.index(False)]} has no config.json: what it was run with isn't known."
-    flat = [{k: _text(v) for k, v in flatten(run.config).items()} for run in runs]
+    try:
+        flat = [{k: _text(v) for k, v in flatten(run.config).items()} for run in runs]
+    except ConfigError as error:  # one of Python's `train`, which has none
+        return f"Their configs can't be compared: {error}."
     keys = dict.fromkeys(key for one in flat for key in one)
     rows = [[key, *(one.get(key, "–") for one in flat)] for key in keys if len({one.get(key) for one in flat}) > 1]
     return Table(["key", *names], rows) if rows else "Their configs are the same."

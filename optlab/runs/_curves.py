@@ -19,6 +19,7 @@ _LOGARITHMIC = {"loss", "gradient_norm", "update_norm", "update_to_weight", "sig
 
 
 PANELS = 6
+WIDTH = 95  # characters of a title's line that the picture has room for
 SATURATED = 0.9  # from here on an accuracy's last digits matter: its error is drawn, on a logarithmic axis
 
 
@@ -58,6 +59,7 @@ def plot_curves(run: str | Path) -> Path:
     if epoch := records[-1].get("epoch"):
         _add_epochs(figure.axes[0], epoch / records[-1]["step"])
     left_out = f"\nnot drawn: {', '.join(every[PANELS:])}" if len(every) > PANELS else ""
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel(f"step{left_out}")
     figure.suptitle(_title(run, summary), fontsize=10)
     figure.savefig(run / "curves.png", dpi=110)
@@ -86,7 +88,10 @@ def _title(run: Path, summary: Mapping[str, Any]) -> str:
         pass
     if best := summary.get("best"):
         parts.append(f"best {summary['target']['metric']} {best['value']:.4g} at step {best['step']}")
-    return "   ".join(parts)
+    if len("   ".join(parts)) <= WIDTH:
+        return "   ".join(parts)
+    name = parts[0] if len(parts[0]) <= WIDTH else f"{parts[0][: WIDTH - 1]}…"
+    return "\n".join(filter(None, [name, "   ".join(parts[1:])]))
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -19,7 +19,8 @@ from optlab._integers import is_count, is_integer
 def as_floats(name: str, x: Any) -> jax.Array:
     """The real array; whole numbers and booleans become floating-point numbers."""
     try:
-        array = jnp.asarray(float(x) if is_integer(x) else x)  # 10¹⁰ isn't one of JAX's int32
+        with np.errstate(over="ignore"):  # in float32 10²⁰⁰ is infinite
+            array = jnp.asarray(float(x) if is_integer(x) else x)  # 10¹⁰ isn't one of JAX's int32
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a number or an array of numbers, got {_short(x)}") from error
     if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
@@ -54,7 +55,7 @@ def as_curved(X: Any) -> jax.Array:
     """A matrix X (N, d) that isn't 0: with XᵀX = 0 nothing moves, and there is no rate to predict."""
     array = as_decomposable("X", X)
     values = known("X", X)
-    if values is not None and not np.any(np.square(values.astype(array.dtype))):
+    if values is not None and not np.any(np.square(values)):
         raise ValueError(f"X must have an entry whose square isn't 0 in {array.dtype}: with XᵀX = 0 nothing moves")
     return array
 
@@ -64,7 +65,9 @@ def as_design(X: Any, y: Any) -> tuple[jax.Array, jax.Array]:
     X = as_decomposable("X", X)
     if jnp.shape(as_floats("y", y)) != X.shape[:1]:
         raise ValueError(f"y must have one entry for each of the {X.shape[0]} rows of X, got the shape {jnp.shape(y)}")
-    return X, as_finite("y", y).astype(X.dtype)
+    y = as_finite("y", y)
+    dtype = jnp.promote_types(X.dtype, y.dtype)
+    return X.astype(dtype), y.astype(dtype)
 
 
 def as_vector(name: str, w: Any, size: int | None = None) -> jax.Array:
@@ -235,11 +238,19 @@ def _check(name: str, values: Any, is_right: Callable[[np.ndarray], Any], what: 
 
 
 def known(name: str, values: Any) -> np.ndarray | None:
-    """The values as NumPy's, which can be looked at under jit, too; None for what is traced."""
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values)):
+    """The values in NumPy, which can be looked at under jit, too; None for what is traced or another process's.
+
+    They are rounded as JAX has them: in float32 0.99999999 is 1.
+    """
+    if not all(_is_readable(x) for x in jax.tree.leaves(values)):
         return None
-    as_floats(name, values)  # refuses what isn't numbers
-    return np.asarray(values)
+    dtype = as_floats(name, values).dtype
+    with np.errstate(over="ignore"):
+        return np.asarray(values).astype(dtype)
+
+
+def _is_readable(x: Any) -> bool:
+    return not isinstance(x, jax.core.Tracer) and (not isinstance(x, jax.Array) or x.is_fully_addressable)
 
 
 def _short(value: Any) -> str:

@@ -6,20 +6,19 @@ estimators are matfree's.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from optlab._checks import check_decay, check_key, check_positive
+from optlab._checks import check_key
 from optlab._extras import need
 from optlab.theory._arrays import (
     as_numbers,
     as_vector,
     check_all_decays,
-    check_all_finite,
     check_all_not_negative,
     check_all_positive,
     check_count,
@@ -28,9 +27,9 @@ from optlab.theory._arrays import (
     check_symmetric,
     check_whole,
     count_numbers,
-    known,
 )
-from optlab.theory.adam import adam_state
+from optlab.theory._lanczos import lanczos, normal, tridiagonal
+from optlab.theory._metrics import Product, adam_metric, muon_metric, preconditioned
 
 __all__ = [
     "Density",
@@ -49,8 +48,6 @@ __all__ = [
     "product",
     "trace",
 ]
-
-Product: TypeAlias = Callable[[Any], Any]
 
 
 def hessian(f: Callable[[Any], jax.Array], params: Any) -> Product:
@@ -112,7 +109,7 @@ def check_product(A: Product, like: Any, *, key: jax.Array) -> None:
     check_functions(A=A)
     check_key(key)
     count_numbers("like", like)
-    u, v = (_normal(k, like) for k in jax.random.split(key))
+    u, v = (normal(k, like) for k in jax.random.split(key))
     left, right = (float(optax.tree.vdot(a, b)) for a, b in ((u, A(v)), (A(u), v)))
     size = float(optax.tree.norm(u) * optax.tree.norm(A(v)))
     precision = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(like))).eps)
@@ -153,7 +150,7 @@ def eigenvalues(A: Product, like: Any, k: int = 1, *, key: jax.Array, matvecs: i
     if k > size:
         raise ValueError(f"k must be at most the number of parameters ({size}), got {k}")
     check_count("matvecs", matvecs, least=k)
-    values, vectors = _lanczos(A, _normal(key, like), min(matvecs, size))
+    values, vectors = lanczos(A, normal(key, like), min(matvecs, size))
     values, vectors = values[::-1][:k], jax.tree.map(lambda v: v[::-1][:k], vectors)
 
     def residual(value: jax.Array, vector: Any) -> jax.Array:
@@ -177,7 +174,7 @@ def largest_eigenvalue(A: Product, start: Any, *, matvecs: int = 16) -> jax.Arra
     size = count_numbers("start", start)
     flat, unravel = ravel_pytree(start)
     flat = jnp.where(jnp.all(flat == 0), jnp.cos(jnp.arange(1, size + 1)).astype(flat.dtype), flat)
-    return _lanczos(A, unravel(flat), min(matvecs, size))[0][-1]
+    return lanczos(A, unravel(flat), min(matvecs, size))[0][-1]
 
 
 def trace(A: Product, like: Any, *, key: jax.Array, samples: int = 64) -> tuple[jax.Array, jax.Array]:
@@ -228,7 +225,7 @@ def density(A: Product, like: Any, *, key: jax.Array, matvecs: int = 64, probes:
     size = count_numbers("like", like)
 
     def probe(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        T, _ = _tridiagonal(A, _normal(key, like), min(matvecs, size))
+        T, _ = tridiagonal(A, normal(key, like), min(matvecs, size))
         nodes, vectors = jnp.linalg.eigh(T)
         return nodes, vectors[0] ** 2  # 0 for what isn't there
 
@@ -277,126 +274,3 @@ def edge_of_sgd(learning_rate: Any, batch_size: Any, *, examples: int, spread: A
     check_all_not_negative("spread", spread)
     rate, B, c = as_numbers(learning_rate=learning_rate, batch_size=batch_size, spread=spread)
     return 2 / (rate * (1 + c**2 * (examples - B) / (B * max(examples - 1, 1))))
-
-
-# An optimizer's metric.
-
-
-def preconditioned(A: Product, inverse_root: Product) -> Product:
-    """v -> P^(−½)AP^(−½)v, whose eigenvalues are those of P⁻¹A: the curvature that x ← x − ηP⁻¹∇f sees.
-
-    Args:
-        A: v -> Av.
-        inverse_root: v -> P^(−½)v, as `adam_metric` or `muon_metric` gives it.
-    """
-    check_functions(A=A, inverse_root=inverse_root)
-    return lambda v: inverse_root(A(inverse_root(v)))
-
-
-def adam_metric(opt_state: Any, *, b2: float = 0.999, eps: float = 1e-8, bias_correction: bool = True) -> Product:
-    """v -> v/√(√v̂ + ε), P = diag(√v̂ + ε), from an optimizer's state that holds one of Adam's.
-
-    Source: Cohen et al. 2022 (arXiv 2207.14484), eq. 2.
-
-    Args:
-        opt_state: of any chain with `optlab.scale_by_adam` (or optax's) in it.
-        b2: β₂, as it was given to it,
-        eps: and ε,
-        bias_correction: and whether v is corrected.
-
-    Raises:
-        ValueError: if there is no state of Adam's, or more than one, or one that has seen no gradient.
-    """
-    check_decay("b2", b2)
-    check_positive("eps", eps)
-    state = adam_state("adam_metric", opt_state)
-    count, nu = known("count", state.count), state.nu
-    if count is not None and not count.all():
-        raise ValueError("adam_metric needs a state that has seen a gradient: update the optimizer at least once")
-    if bias_correction:
-        nu = optax.tree.bias_correction(nu, b2, state.count)
-    return lambda v: jax.tree.map(lambda x, nu: x / jnp.sqrt(jnp.sqrt(nu) + eps), v, nu)
-
-
-def muon_metric(momentum: Any) -> Product:
-    """v -> v(MᵀM)^(−¼) for every matrix: Muon's update M(MᵀM)^(−½) is M in the metric P = (MᵀM)^(½) on the right.
-
-    Where M is wider than high it is (MMᵀ)^(−¼)v, on the left: the update is the same. Singular values below rounding
-    count as that. What isn't a matrix stays as it is.
-
-    Args:
-        momentum: a tree like the parameters, M (or the gradient, where there is none).
-
-    Raises:
-        ValueError: for a matrix that is 0 or not finite: its metric has no inverse.
-    """
-    count_numbers("momentum", momentum)
-    for path, M in jax.tree_util.tree_leaves_with_path(momentum):
-        name = f"momentum{jax.tree_util.keystr(path)}"
-        check_all_finite(name, M)
-        if jnp.ndim(M) == 2 and (values := known(name, M)) is not None and not values.any():
-            raise ValueError(f"{name} must not be 0: its metric has no inverse")
-
-    def root(M: jax.Array) -> jax.Array:
-        """(MᵀM)^(−¼) of a matrix that isn't wide."""
-        _, sigma, Vt = jnp.linalg.svd(M, full_matrices=False)
-        least = jnp.finfo(sigma.dtype).eps * max(M.shape) * sigma[0]
-        return (Vt.T / jnp.sqrt(jnp.maximum(sigma, least))[None]) @ Vt
-
-    def of(M: Any) -> Product:
-        if jnp.ndim(M) != 2:
-            return lambda v: v
-        is_wide = M.shape[0] < M.shape[1]
-        R = root(M.T if is_wide else M)
-        return lambda v: R @ v if is_wide else v @ R
-
-    structure: Any = jax.tree.structure(momentum)
-    maps = [of(M) for M in jax.tree.leaves(momentum)]
-
-    def times(v: Any) -> Any:
-        return jax.tree.unflatten(structure, [f(x) for f, x in zip(maps, structure.flatten_up_to(v), strict=True)])
-
-    return times
-
-
-# Lanczos.
-
-
-def _normal(key: jax.Array, like: Any) -> Any:
-    return optax.tree.random_like(key, jax.tree.map(jnp.asarray, like))
-
-
-def _tridiagonal(A: Product, start: Any, matvecs: int) -> tuple[jax.Array, Any]:
-    """T (matvecs, matvecs) and the Lanczos vectors, a tree with one more axis in front.
-
-    Once the Krylov space is exhausted (a Hessian of low rank) the next vector is rounding: neither it nor what T holds
-    from there on means anything, and both are replaced, T by values far below its eigenvalues.
-    """
-    need("theory.curvature", "matfree", extra="theory")
-    from matfree import decomp
-
-    flat, unravel = ravel_pytree(start)
-
-    def times(v: jax.Array) -> jax.Array:
-        turned = A(unravel(v))
-        shapes, wanted = (str(jax.tree.map(jnp.shape, x)) for x in (turned, start))
-        if shapes != wanted:
-            raise ValueError(f"the product must return a tree like its argument's, {wanted}, got {shapes}")
-        return ravel_pytree(turned)[0]
-
-    Q, H, *_ = decomp.hessenberg(matvecs, custom_vjp=False, reortho="full")(times, flat)
-    size = jnp.sqrt(jnp.cumsum(jnp.sum(jnp.square(H), axis=0)))[:-1]  # of the columns so far
-    is_new = jnp.diagonal(H, -1) > 1e3 * jnp.finfo(H.dtype).eps * size
-    is_there = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(is_new).astype(bool)]) | jnp.isnan(H[0, 0])
-    T = jnp.where(is_there[:, None] & is_there[None], (H + H.T) / 2, 0)
-    below = -2 * jnp.linalg.norm(T) - 1
-    return T + jnp.diag(jnp.where(is_there, 0, below)), jax.vmap(unravel)(jnp.where(is_there[:, None], Q, 0))
-
-
-def _lanczos(A: Product, start: Any, matvecs: int) -> tuple[jax.Array, Any]:
-    """Ritz values, rising, and vectors; NaN where the Krylov space had ended."""
-    T, vectors = _tridiagonal(A, start, matvecs)
-    values, of_T = jnp.linalg.eigh(T)
-    turned = jax.tree.map(lambda v: jnp.tensordot(of_T.T.astype(v.dtype), v, 1), vectors)
-    norms = jax.vmap(optax.tree.norm)(turned)
-    return jnp.where(norms > 0.5, values, jnp.nan), turned

@@ -83,8 +83,9 @@ def quadratic(A: Any, minimum: Any | None = None) -> Landscape:
     Raises:
         ValueError: if A isn't symmetric or has an eigenvalue that isn't positive.
     """
-    values, at = known("A", A), np.zeros(len(A)) if minimum is None else minimum
+    values = known("A", A)
     A = check_symmetric("A", A)
+    at = np.zeros(len(A)) if minimum is None else minimum
     if values is not None and (least := float(np.linalg.eigvalsh(values.astype(np.float64))[0])) <= 0:
         raise ValueError(f"A must be positive definite, but its least eigenvalue is {least:.3g}: there is no minimum")
     center = as_vector("minimum", at, len(A)).astype(A.dtype)
@@ -217,7 +218,7 @@ def escape_steps(curvature: Any, *, learning_rate: Any, noise: Any, distance: An
 
     Along a direction of curvature −h the iterate is x ← (1 + ηh)x + ηξ, E[ξ²] = σ²: started on the saddle
     E[x²] = η²σ²((1 + ηh)^(2t) − 1)/((1 + ηh)² − 1). Without noise it never leaves, and the answer is inf. Only
-    log(distance/σ) counts. Source: Daneshmand et al. 2018 (arXiv 1803.05999) for noise that does it.
+    log(distance/σ) counts. Source: the recursion; Daneshmand et al. 2018 (arXiv 1803.05999) on SGD's own noise.
 
     Args:
         curvature: h > 0, minus the Hessian's negative eigenvalue.

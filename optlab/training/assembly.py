@@ -19,6 +19,7 @@ from optlab.config import Stop, StrategyName, find_strategy
 from optlab.roles import Layout, layout_around
 from optlab.training.mean import check_mean
 from optlab.training.measures import PROBES, RATES, injected_rates, rate_names
+from optlab.training.mistakes import checked_init
 from optlab.training.packed import packed, unless_small
 from optlab.training.parallel import check_memory, memory_held, memory_needed, parallelize
 from optlab.training.sharding import Rules
@@ -150,7 +151,7 @@ def assemble(
     parallel = parallelize(_within(read_layout, whole), strategy, mesh, rules=rules)
 
     def first(key: jax.Array, init_key: jax.Array, initial: tuple[Any, Any] | None) -> TrainState:
-        params, model_state = initial if initial is not None else workload.init(init_key)
+        params, model_state = initial if initial is not None else checked_init(workload.init)(init_key)
         for schedule in optax_schedules(tx.update):
             name_rate(schedule)
         kept = {"ema": settings.ema is not None, "spike": settings.spike is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from flax import linen as nn
 
 from optlab._integers import is_count
@@ -50,6 +51,26 @@ def check_model(model: Any, loss: Any, metrics: Any) -> None:
         raise TypeError(f"metrics must be a dict of functions by name, as {{'accuracy': accuracy}}, got {metrics!r}")
     for name, function in {"loss": loss, **(metrics or {})}.items():
         _check_measure(name, function)
+
+
+def checked_init(init: Any) -> Any:
+    """The function init, which refuses parameters that are functions.
+
+    Raises:
+        TypeError: by the function; it names the first one.
+    """
+
+    def checked(key: Any) -> Any:
+        params, model_state = init(key)
+        for path, x in jax.tree_util.tree_leaves_with_path(params):
+            if callable(x) and not hasattr(x, "dtype"):
+                raise TypeError(
+                    f"init must return parameters that are arrays, got a function at {jax.tree_util.keystr(path)}: of "
+                    "an Equinox module return eqx.partition(model, eqx.is_array)[0], and eqx.combine them in the loss"
+                )
+        return params, model_state
+
+    return checked
 
 
 def check_keywords(settings: Mapping[str, Any], workload: Any) -> None:

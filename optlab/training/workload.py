@@ -18,9 +18,10 @@ from optlab.config import Target
 from optlab.data import Batch, Draw, Source, as_batches, as_source, digits, evaluation_batches
 from optlab.data._types import describe
 from optlab.roles import Layout, read_program
+from optlab.roles._layout import Override
 from optlab.training import losses
 from optlab.training.functions import Apply, Init, ModelState, Params, as_functions
-from optlab.training.mistakes import check_model, check_workload
+from optlab.training.mistakes import check_model, check_workload, checked_init
 from optlab.training.reductions import wide
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
@@ -57,6 +58,8 @@ class Workload:
         draw: how a split's examples are drawn, see `optlab.data.Batches`.
         apply: (params, model_state, inputs, key, train) -> (outputs, model_state), for predictions; None where the loss
             is all that is known of the model.
+        roles: what you know better than the program shows of parameters' roles and matrix axes, by path or pattern, as
+            `optlab.roles.Layout.override` takes it: {"block_*/mixer/kernel": "matrix"}.
 
     Raises:
         TypeError: for an argument of another kind; DataError for arrays that can't be used.
@@ -70,6 +73,7 @@ class Workload:
     target: Target = field(default_factory=Target)
     draw: Draw = "shuffled"
     apply: Apply | None = None
+    roles: Mapping[str, Override] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_workload(self.init, self.loss, self.batch_size, self.target)
@@ -93,7 +97,7 @@ class Workload:
         return f"{describe(self.data)[0]}{facts and f' ({facts})'}; {self._model()}; batches of {self.batch_size}"
 
     def _model(self) -> str:
-        params, _ = jax.eval_shape(self.init, jax.random.key(0))
+        params, _ = jax.eval_shape(checked_init(self.init), jax.random.key(0))
         return f"{self.name}: {sum(math.prod(x.shape) for x in jax.tree.leaves(params)):,} parameters"
 
     def example(self) -> Batch:
@@ -123,7 +127,7 @@ class Workload:
             loss = jax.shard_map(loss, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
         key = jax.random.key(0)
         params, model_state = jax.eval_shape(self.init, key)
-        return read_program(loss, params, model_state, self.examples(), key)
+        return read_program(loss, params, model_state, self.examples(), key).override(self.roles)
 
     def unweighted(self, split: str) -> list[str]:
         """The metrics, "loss" among them, that count an example of a split although its "weight" is 0."""
@@ -147,6 +151,7 @@ class Workload:
         batch_size: int = 128,
         draw: Draw = "shuffled",
         target: Target | None = None,
+        roles: Mapping[str, Override] | None = None,
     ) -> Workload:
         """A workload from a Flax model, data and a loss.
 
@@ -161,6 +166,7 @@ class Workload:
             batch_size: examples an update.
             draw: how they are drawn: "shuffled" every epoch, with "replacement", "ordered" or as a "stream".
             target: what counts as better; by default a lower validation loss.
+            roles: what you know better of the parameters' roles, as for `Workload`.
         """
         check_model(model, loss, metrics)
         data = as_source(data)
@@ -178,7 +184,7 @@ class Workload:
             return total / jnp.where(weight > 0, weight, 1), (model_state, sums)
 
         name = type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "model")
-        return Workload(name, data, init, loss_fn, batch_size, target or Target(), draw, apply)
+        return Workload(name, data, init, loss_fn, batch_size, target or Target(), draw, apply, roles or {})
 
     @staticmethod
     def digits(*, batch_size: int = 128) -> Workload:

@@ -93,7 +93,10 @@ def test_a_runs_config_is_no_comparison(here, capsys):
 
     digits = Path(__file__).parents[2] / "configs" / "digits.py"
     assert main(["compare", str(digits)]) == 2
-    assert "get_config() must return an optlab.compare.Comparison, got optlab.config.Config" in capsys.readouterr().err
+    assert (
+        "get_config() must return an optlab.compare.Comparison, got optlab.config.Config: say optlab train"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_scheduler_that_is_not_there_is_said_in_a_line(here, capsys, monkeypatch):

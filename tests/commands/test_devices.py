@@ -13,7 +13,7 @@ from optlab.commands import main
 from optlab.commands.devices import _needed
 from optlab.config import STRATEGIES, load, override
 from optlab.data import as_batches
-from optlab.experiment import build
+from optlab.experiment import _build, build
 from optlab.training import StepSettings, check_memory, init_state, parallel, parallelize
 from optlab.training.packed import packed
 from optlab.training.step import make_measured_step
@@ -53,11 +53,21 @@ def test_each_strategy_of_a_config_without_a_step_or_a_state(here, capsys, monke
     monkeypatch.setattr(_base.Bounded, "__call__", None)
     monkeypatch.setattr("optlab.training.strategies.single.make", None)  # imports it, before there is None to import
     monkeypatch.setattr(_base, "make", None)
+    checks, check = [], _build._check_fit  # it traces the model, an evaluation and a step
+    monkeypatch.setattr(_build, "_check_fit", lambda *parts: (checks.append(1), check(*parts)))
     assert main(["devices", "small.py", "strategy=zero1", "optimizer.weight_decay=0.1"]) == 0
     rows = re.findall(r"^ (\w+) +(\S+) +(\d+) +(\S+) KiB +(\S+) \S+ +yes", capsys.readouterr().out, re.MULTILINE)
     assert [row[:3] for row in rows] == [(s, *(("1×1", "64") if s == "single" else ("8×1", "8"))) for s in STRATEGIES]
     single, pmap, jit, zero1, fsdp = (float(row[3]) for row in rows)
     assert single == pmap == jit > zero1 > fsdp
+    assert len(checks) == 1
+
+
+@pytest.mark.parametrize("command", ["explain", "devices"])
+def test_the_data_need_not_be_here(here, capsys, monkeypatch, command):
+    monkeypatch.setattr("optlab.data._images._find_cifar", None)
+    assert main([command, "small.py", "data=cifar10", "strategy=single", "model.widths=[4]"]) == 0
+    assert ("3072×4" if command == "explain" else "single") in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("strategy", ["pmap", "fsdp"])

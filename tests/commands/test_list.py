@@ -36,6 +36,16 @@ def test_a_component_is_shown_with_its_arguments(capsys):
     assert "In a config: optimizer=muon" in out
 
 
+@pytest.mark.parametrize("columns", [80, 100, 140])
+def test_a_config_is_shown_without_breaking_words(here, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["show", "small.py"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    words = {word for line in lines for word in line.split()}
+    assert {"activation:", "computation:", "checkpoints;"} <= {w.replace("activation.", "activation:") for w in words}
+
+
 @pytest.mark.slow
 def test_a_smoke_run_tries_everything_and_leaves_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

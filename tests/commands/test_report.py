@@ -50,6 +50,23 @@ def test_a_run_without_a_config_is_named(here):
     assert "b has no config.json: what it was run with isn&#x27;t known" in (here / "page.html").read_text()
 
 
+def test_a_run_of_pythons_has_its_curves_over_steps_examples_epochs_and_seconds(here):
+    runs = [folder_of(here, "a"), folder_of(here, "b", config=False)]
+    (here / "runs" / "b" / "config.json").write_text('{"train": {"workload": "mine"}}')
+    for run in runs:
+        lines = [{"step": t, "examples": 8 * t, "epoch": t / 4, "seconds": t / 10, "train/loss": 1 / t} for t in (2, 4)]
+        (here / run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["report", *runs]) == 0
+    text = (here / "runs" / "report.html").read_text()
+    assert (
+        "Their configs can&#x27;t be compared: runs/b/config.json is of a run that Python&#x27;s train made"
+        in text.replace(f"{here}/", "")
+    )
+    assert "<td>a</td><td>not ended</td><td>4</td><td>0.4</td>" in text
+    (chart,) = json.loads(text.partition('id="charts">')[2].partition("</script>")[0])
+    assert chart["views"] == {"examples": [[16, 32]] * 2, "epoch": [[0.5, 1]] * 2, "seconds": [[0.2, 0.4]] * 2}
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

@@ -1,5 +1,6 @@
 """Rules on curves made by hand, and the diagnosis of real runs."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ import optlab
 from optlab.commands import main
 from optlab.config import Component, Config, to_json
 from optlab.diagnosis import Evidence, Watch
+from optlab.diagnosis._layers import ModelProbe
 from optlab.diagnosis._rules import CURVE_RULES as RULES
 from optlab.training import Workload, train
 
@@ -131,6 +133,7 @@ def test_the_command_says_it_writes_it_and_its_exit_code_is_the_verdict(tmp_path
     assert f"{ill}, 300 steps: diverged" in out
     assert "left out 1 steps, the first at 7" in out
     assert "## diverged (ill)" in (ill / "diagnosis.md").read_text()
+    assert (ill / "diagnosis.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
@@ -178,3 +181,10 @@ def test_a_watched_run_says_what_is_sure_once_and_early():
     assert line.startswith("optlab: step 60: diverged: ")
     assert watched(FALL * (1 + SCATTER / 2)) == []
     assert watched(2.4 * np.exp(T / 40), start=5) == []  # what it began with isn't known
+
+
+def test_a_probe_separates_a_high_rate_from_a_bad_start():
+    made = curves(**ILL["starts far off"])
+    usual, large = (ModelProbe(300, (), 0.1, loss) for loss in (2.3, 300.0))
+    assert names(dataclasses.replace(made, model=usual))[0] == "learning rate too high"
+    assert names(dataclasses.replace(made, model=large))[0] == "starts far off"

@@ -150,12 +150,28 @@ def test_curves_have_a_title_a_target_errors_and_no_more_than_six_panels(tmp_pat
     plot_curves(tmp_path)
     (figure,) = figures
     assert len(figure.axes) == 6
-    assert "adamw, learning rate 0.003   best validation/accuracy 1 at step 3" in figure.get_suptitle()
+    assert "adamw, learning rate 0.003   best validation/accuracy 1 at step 3" in figure.get_suptitle().replace(
+        "\n", "   "
+    )
     assert "not drawn: m5, m6, m7, m8" in figure.axes[-1].get_xlabel()
     (errors,) = [axes for axes in figure.axes if axes.get_ylabel() == "1 − accuracy"]
     np.testing.assert_allclose(errors.lines[0].get_ydata(), [0.5, 0.05, 0.0], atol=1e-12)
     np.testing.assert_allclose(errors.lines[1].get_ydata(), 0.1)
     assert errors.get_yscale() == "log"
+
+
+def test_a_long_name_leaves_room_for_the_rest_of_the_title(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    run = tmp_path / ("long-" * 30)
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 1, "validation/loss": 2.0}\n')
+    summary = {"best": {"step": 1, "value": 2.0}, "target": {"metric": "validation/loss"}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    plot_curves(run)
+    first, second = figures[0].get_suptitle().splitlines()
+    assert (len(first), first[-1]) == (95, "…")
+    assert second == "best validation/loss 2 at step 1"
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -100,7 +100,7 @@ REFUSED = [
     (lambda: curvature.largest_eigenvalue(double, zero, matvecs=0), "matvecs must be a whole number of at least 1"),
     (lambda: curvature.largest_eigenvalue(double, {}), "start must hold an array that isn't empty, got {}"),
     (lambda: curvature.trace(double, [1, 2], key=key), r"like\[0\] must be an array of floating-point numbers, got 1"),
-    (lambda: curvature.largest_eigenvalue(lambda v: v[:1], zero), "the product must return a tree like its argument's"),
+    (lambda: curvature.largest_eigenvalue(lambda v: v[:1], zero), "the product must return arrays of its argument"),
     (
         lambda: curvature.edge_of_sgd(0.1, 6, examples=5, spread=1.0),
         r"examples must be at least batch_size \(6\)",
@@ -142,6 +142,7 @@ REFUSED = [
     (lambda: approximation.count_pieces(jnp.sin, 0, 1, cells=0), "cells must be a whole number of at least 1, got 0"),
     (lambda: approximation.best_error(lambda x: x, jnp.sin, y), r"features\(x\) must be a matrix"),
     (lambda: landscapes.beale()(np.ones(3)), r"x must have the shape \(2,\), got \(3,\): jax.vmap has many points"),
+    (lambda: landscapes.quadratic(3.0), r"A must be a matrix, got the shape \(\)"),
     (lambda: landscapes.quadratic(np.eye(2), [0.0, np.nan]), "minimum must be finite"),
     (
         lambda: landscapes.check_convexity(lambda x: x, zero, zero + 1, key=jax.random.key(0)),
@@ -212,6 +213,15 @@ def test_half_precision_is_decomposed_in_single():
     found = ls.closed_form(jnp.asarray(X, jnp.bfloat16), jnp.asarray(y, jnp.bfloat16))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, [1, 1], rtol=1e-6)
+
+
+def test_values_are_checked_as_they_are_rounded():
+    with jax.enable_x64(False):
+        with pytest.raises(ValueError, match=r"b2 must lie in \[0, 1\), got 1.0"):
+            adam.first_step(1, 0.9, 1 - 1e-9)
+        with pytest.raises(ValueError, match="y must be finite, got inf among 3 numbers"):
+            ls.closed_form(X, [1, 1e200, 0])
+    assert ls.closed_form(X.astype(np.float32), y).dtype == jnp.float64
 
 
 def test_what_is_traced_passes():

@@ -77,6 +77,15 @@ def test_an_equinox_module_is_told_the_two_functions():
         workload(model=eqx.nn.Linear(4, 2, key=jax.random.key(0)))
 
 
+def test_a_module_with_functions_among_its_parameters_is_told_how_to_part_them():
+    init = lambda key: ({"w": jnp.zeros(4), "activation": jnp.tanh}, {})
+    mine = Workload("mine", (X, CLASSES), init, lambda *_: None, batch_size=16)
+    says = r"got a function at \['activation'\]: .*eqx\.partition\(model, eqx\.is_array\)\[0\]"
+    for act in (mine.sizes, lambda: train(mine, optax.sgd(0.1), steps=1)):
+        with pytest.raises(TypeError, match=says):
+            act()
+
+
 # What only training shows, on the cheapest workload.
 
 
