@@ -136,6 +136,10 @@ def head_alone(params):
     return jax.tree.map_with_path(lambda path, _: "fast" if "head" in jax.tree_util.keystr(path) else "slow", params)
 
 
+def test_a_rate_of_zero_is_no_part_frozen_and_no_missing_rate():
+    assert probed(work(), optlab.adamw(0.0))[0].name == "nothing moves"
+
+
 ADAM = optax.adam(1e-3)
 MODELS = {
     "wrong loss for the output": (work(end=nnx.softmax), ADAM),
@@ -176,9 +180,11 @@ LAYER = Layer("a", "matrix", (16, 16), 4.0, 0.2, dead=0.0, moved=1.0, stuck=0.0)
     [
         ({"dead": 0.8}, "dead units"),
         ({"gradient": 1e3}, "exploded gradients"),
-        ({"gradient": 1e-9}, "vanished gradients"),
+        ({"gradient": 1e-9, "is_input": True}, "vanished gradients"),
+        ({"gradient": 1e-9}, None),  # inside
         ({"gradient": 0.0, "moved": 0.0}, "a part frozen"),
         ({"moved": 0.0, "stuck": 1.0}, "a part frozen"),
+        ({"moved": 0.0, "stuck": 1.0, "bits": 7}, "a part frozen"),
         ({"is_symmetric": True}, "bad initialization"),
         ({}, None),
     ],
