@@ -9,7 +9,7 @@ import numpy as np
 
 from optlab.diagnosis._evidence import Evidence
 from optlab.diagnosis._findings import Finding, Rule, Severity, listed, rate_times
-from optlab.diagnosis._rules import diverged, rate_too_high
+from optlab.diagnosis._rules import diverged, gradient_collapsed, rate_too_high
 
 if TYPE_CHECKING:
     from optlab.diagnosis._layers import Layer
@@ -264,7 +264,7 @@ def began(e: Evidence) -> Finding | None:
 
 def _unless_burst(e: Evidence) -> Severity:
     """An ill, but a note in a model that a burst of the loss has left behind: there it is what came of that."""
-    is_burst = e.at > 0 and (diverged(e) is not None or rate_too_high(e) is not None)
+    is_burst = e.at > 0 and any(rule(e) is not None for rule in (diverged, rate_too_high, gradient_collapsed))
     return "note" if is_burst else "ill"
 
 

@@ -235,3 +235,10 @@ def test_a_probe_needs_what_was_trained():
 def test_a_run_that_the_first_steps_found_uphill_is_named_by_its_outcome():
     evidence = Evidence("made", {"step": T[:2], "train/loss": np.array([1.0, 9.0])}, outcome="UphillError")
     assert examine(evidence)[0].name == "updates point uphill"
+
+
+def test_layers_that_a_collapse_left_behind_are_notes_beside_it():
+    metrics = {"step": T, "train/loss": np.full(len(T), 2.3), "train/gradient_norm": 2 * np.exp(-T / 10) + 0.1}
+    model = ModelProbe(300, (dataclasses.replace(LAYER, path="in", gradient=1e-9, is_input=True), LAYER), 2.3, 2.3)
+    found = examine(Evidence("made", metrics, model=model))
+    assert [(f.name, f.severity) for f in found] == [("learning rate too high", "ill"), ("vanished gradients", "note")]
