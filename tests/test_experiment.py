@@ -12,6 +12,7 @@ from flax import linen as nn
 from flax import nnx
 
 import optlab.optimizers
+import optlab.theory.measures  # what uses jax.jit as a decorator is imported before it is taken away
 import optlab.training  # noqa: F401
 from optlab.compare import Comparison
 from optlab.config import ConfigError, Target, component, flatten, load, override, to_json

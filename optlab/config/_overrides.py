@@ -45,7 +45,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
 
 
 def _shrink(tree: dict[str, Any], name: str, key: str, most: int, tenth: int) -> None:
-    """Shrinks a file's or a default's number of steps to a tenth of the run, where it is longer than that: `steps=20`."""
+    """Shrinks a number of steps that the command line didn't say to a tenth of a run that is shorter: `steps=20`."""
     if isinstance(tree.get(name), int) and tree[name] > most:
         print(f"optlab: {key}={tree[name]} is longer than the run: it is {tenth}, a tenth of it", file=sys.stderr)
         tree[name] = tenth
