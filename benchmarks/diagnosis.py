@@ -274,7 +274,8 @@ def tables(rows: list[dict[str, Any]], workloads: list[str]) -> str:
     healthy = [r for r in others if r["fall"] >= best[r["workload"]] / 2]
     lines = [
         f"{STEPS} steps a run, without a config. Of {len(others)} runs without a planted fault {len(healthy)} count as "
-        "healthy: their held-out loss fell at least half as far as that of the workload's best.",
+        "healthy: their held-out loss fell at least half as far as that of the workload's best. Of the other "
+        f"{len(others) - len(healthy)}, {sum(bool(r['probe']) for r in others if r not in healthy)} are called ill.",
         "",
         "| | named right | called ill, of those right | healthy runs called ill |",
         "|---|---|---|---|",

@@ -48,6 +48,10 @@ from optlab.experiment import build, explain_keys, resolve
             ["metrics=[acuracy]", "target.metric=validation/loss"],
             r"unknown metrics 'acuracy'; did you mean 'accuracy'\?",
         ),
+        (
+            ["measure=[agreement]", "optimizer=sgd", "optimizer.learning_rate=0.1"],
+            "measure=agreement can't be taken here",
+        ),
         (["loss=squared_error"], r"don't fit together: ValueError: squared_error needs labels of the outputs' shape"),
         (
             ["schedule=constant", "schedule.warmup=30"],

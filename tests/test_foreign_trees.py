@@ -18,7 +18,11 @@ from optlab.roles import read_names
 from optlab.testing import check_transform
 
 EVERY = {name: getattr(optimizers, name) for name in optimizers.__all__}
-everyone = pytest.mark.parametrize("make", EVERY.values(), ids=EVERY)
+KINDS = ["sgd", "adamw", "lion", "muon", "shampoo", "soap"]  # the other optimizers' states are made of the same blocks'
+everyone = pytest.mark.parametrize(
+    "make",
+    [pytest.param(make, id=name, marks=[] if name in KINDS else pytest.mark.slow) for name, make in EVERY.items()],
+)
 
 
 @jax.tree_util.register_dataclass

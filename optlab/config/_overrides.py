@@ -38,20 +38,17 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
     for key, text in sorted(values.items(), key=lambda item: item[0].count(".")):
         _set(Config, tree, key.split("."), text, key)
     if "schedule.warmup" not in values:
-        _shrink_warmup(tree)
+        _shrink(tree["schedule"]["arguments"], "warmup", "schedule.warmup", tree["steps"] - 1, tree["steps"] // 10)
+    if "measure_every" not in values and tree["measure"]:
+        _shrink(tree, "measure_every", "measure_every", tree["steps"], max(1, tree["steps"] // 10))
     return from_tree(Config, tree)  # which checks the config once all values are in place
 
 
-def _shrink_warmup(tree: dict[str, Any]) -> None:
-    """Shrinks a file's warm-up to a tenth of the run, where an override makes the run shorter than it: `steps=20`."""
-    arguments, steps = tree["schedule"]["arguments"], tree["steps"]
-    warmup = arguments.get("warmup")
-    if isinstance(warmup, int) and warmup >= steps:
-        arguments["warmup"] = steps // 10
-        print(
-            f"optlab: schedule.warmup={warmup} is longer than the run: it is {steps // 10}, a tenth of it",
-            file=sys.stderr,
-        )
+def _shrink(tree: dict[str, Any], name: str, key: str, most: int, tenth: int) -> None:
+    """Shrinks a file's or a default's number of steps to a tenth of the run, where it is longer than that: `steps=20`."""
+    if isinstance(tree.get(name), int) and tree[name] > most:
+        print(f"optlab: {key}={tree[name]} is longer than the run: it is {tenth}, a tenth of it", file=sys.stderr)
+        tree[name] = tenth
 
 
 def _set(kind: Any, tree: dict[str, Any], path: list[str], text: str, key: str) -> None:

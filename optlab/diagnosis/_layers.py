@@ -21,6 +21,7 @@ class Layer:
     Attributes:
         path: such as "dense_0/kernel".
         role: as the program shows it, or names; None where nothing does.
+        is_input: whether no product of a parameter lies before it; None where only names are known.
         shape: its shape.
         weight: the norm of its values,
         gradient: and of its gradient, of one batch.
@@ -41,6 +42,7 @@ class Layer:
     moved: float | None = None
     stuck: float | None = None
     bits: int = 23
+    is_input: bool | None = None
 
     @property
     def is_matrix(self) -> bool:
@@ -63,7 +65,7 @@ class ModelProbe:
         is_cross_entropy: whether the loss is the cross-entropy of the outputs as logits.
         orthogonalized: heads and embeddings that a rule for hidden matrices moves.
         uphill: the cosine of the optimizer's first updates with the gradient; None where it isn't known.
-        step_size: their norm over that of the weights.
+        step_size: their norm over that of the weights; None where a learning rate is known of the optimizer, too.
         began: the parameter in which a divergence began, with the step; None where nothing diverged.
     """
 
@@ -161,7 +163,8 @@ def _layer(path: str, reading: Any, x: np.ndarray, g: np.ndarray, before: np.nda
         dead = float(np.mean(~slopes.any(axis=0))) if slopes.any() else None
         is_symmetric = bool(slopes.any() and _are_alike(weights) and _are_alike(slopes))
     norms = float(np.linalg.norm(x64)), float(np.linalg.norm(g64))
-    return Layer(path, reading.role, x.shape, *norms, dead, is_symmetric, moved, stuck, bits)
+    is_input = reading.is_input if reading.uses else None  # only a program shows it
+    return Layer(path, reading.role, x.shape, *norms, dead, is_symmetric, moved, stuck, bits, is_input)
 
 
 def _are_alike(columns: np.ndarray) -> bool:

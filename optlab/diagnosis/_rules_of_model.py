@@ -9,7 +9,7 @@ import numpy as np
 
 from optlab.diagnosis._evidence import Evidence
 from optlab.diagnosis._findings import Finding, Rule, Severity, listed, rate_times
-from optlab.diagnosis._rules import diverged, rate_too_high
+from optlab.diagnosis._rules import diverged, gradient_collapsed, rate_too_high
 
 if TYPE_CHECKING:
     from optlab.diagnosis._layers import Layer
@@ -111,6 +111,17 @@ def cut_off(e: Evidence) -> Finding | None:
     )
 
 
+def none_moved(e: Evidence) -> Finding | None:
+    """No parameter has changed, though running statistics may have."""
+    if not e.at or not e.layers or any(x.moved != 0 for x in e.layers):
+        return None
+    return _cause(
+        "nothing moves",
+        f"in {e.at} steps no entry of any parameter has changed",
+        "a learning rate above 0; check what is frozen or masked (optlab explain shows each parameter's rule)",
+    )
+
+
 def frozen(e: Evidence) -> Finding | None:
     """Weights with a gradient still are what they were drawn as."""
     matrices = [x for x in e.layers if x.is_matrix or x.role == "embedding"]
@@ -118,7 +129,7 @@ def frozen(e: Evidence) -> Finding | None:
     found = [x.path for x in matrices if x.moved == 0 and _pull(e, x) > least]
     if not e.at or not found:
         return None
-    if len(found) == len(matrices):
+    if all(x.moved == 0 for x in e.layers):
         return None  # nothing moves at all: that has a rule of its own
     return _cause(
         "a part frozen",
@@ -144,10 +155,15 @@ def rounded(e: Evidence) -> Finding | None:
 
 
 def vanished(e: Evidence) -> Finding | None:
-    """Some layers have next to no gradient beside others, and the loss is flat."""
+    """The layers next to the input have next to no gradient beside others, and the loss is flat.
+
+    A layer inside may have little of it for a reason of its own, as queries and keys of an even attention do; what
+    vanishes on its way back is least where the way is longest.
+    """
     pulls = {x.path: _pull(e, x) for x in e.layers if x.is_matrix and x.weight > 0 and x.gradient > 0}
     found = [path for path, pull in pulls.items() if pull < APART * max(pulls.values())]
-    if not found or not e.is_flat_or_worse:
+    first = [x.path for x in e.layers if x.is_input and x.path in pulls] or list(pulls)[:1]
+    if not found or not set(first) & set(found) or not e.is_flat_or_worse:
         return None
     least = min(pulls, key=lambda path: pulls[path])
     return _cause(
@@ -224,11 +240,11 @@ def uphill(e: Evidence) -> Finding | None:
 def no_learning_rate(e: Evidence) -> Finding | None:
     """No learning rate was logged, and an update is as large as the weights."""
     size = None if e.model is None else e.model.step_size
-    if size is None or size < UNRATED or "learning_rate" in e.metrics:
+    if size is None or size < UNRATED:
         return None
     return _cause(
         "no learning rate",
-        f"no learning rate is known of the optimizer, and its first update has {size:.0%} of the weights' norm",
+        f"no learning rate is known of the optimizer, and its first updates have {size:.0%} of the weights' norm each",
         "end it in optlab.scale_by_learning_rate(1e-3)",
     )
 
@@ -248,7 +264,7 @@ def began(e: Evidence) -> Finding | None:
 
 def _unless_burst(e: Evidence) -> Severity:
     """An ill, but a note in a model that a burst of the loss has left behind: there it is what came of that."""
-    is_burst = e.at > 0 and (diverged(e) is not None or rate_too_high(e) is not None)
+    is_burst = e.at > 0 and any(rule(e) is not None for rule in (diverged, rate_too_high, gradient_collapsed))
     return "note" if is_burst else "ill"
 
 
@@ -270,6 +286,7 @@ MODEL_RULES: tuple[Rule, ...] = (
     no_learning_rate,
     wrong_loss,
     units_alike,
+    none_moved,
     cut_off,
     rounded,
     frozen,

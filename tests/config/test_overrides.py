@@ -127,6 +127,15 @@ def test_a_files_warmup_shrinks_with_the_run(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_measurements_are_made_in_a_short_run_too(capsys):
+    some = Config(data=component("digits"), model=component("mlp"), optimizer=component("sgd"), steps=300)
+    assert override(some, ["steps=20"]).measure_every == 50
+    assert override(some, ["steps=20", "measure=[norms]"]).measure_every == 2
+    assert capsys.readouterr().err == "optlab: measure_every=50 is longer than the run: it is 2, a tenth of it\n"
+    assert override(some, ["steps=50", "measure=[norms]"]).measure_every == 50
+    assert override(some, ["steps=20", "measure=[norms]", "measure_every=50"]).measure_every == 50
+
+
 def test_a_folder_is_named_by_config_and_overrides():
     assert slug("configs/digits.py", []) == "digits"
     assert slug("configs/digits.py", ["steps=5", "optimizer=adamw"]) == "digits-optimizer=adamw-steps=5"

@@ -136,6 +136,10 @@ def head_alone(params):
     return jax.tree.map_with_path(lambda path, _: "fast" if "head" in jax.tree_util.keystr(path) else "slow", params)
 
 
+def test_a_rate_of_zero_is_no_part_frozen_and_no_missing_rate():
+    assert probed(work(), optlab.adamw(0.0))[0].name == "nothing moves"
+
+
 ADAM = optax.adam(1e-3)
 MODELS = {
     "wrong loss for the output": (work(end=nnx.softmax), ADAM),
@@ -176,9 +180,11 @@ LAYER = Layer("a", "matrix", (16, 16), 4.0, 0.2, dead=0.0, moved=1.0, stuck=0.0)
     [
         ({"dead": 0.8}, "dead units"),
         ({"gradient": 1e3}, "exploded gradients"),
-        ({"gradient": 1e-9}, "vanished gradients"),
+        ({"gradient": 1e-9, "is_input": True}, "vanished gradients"),
+        ({"gradient": 1e-9}, None),  # inside
         ({"gradient": 0.0, "moved": 0.0}, "a part frozen"),
         ({"moved": 0.0, "stuck": 1.0}, "a part frozen"),
+        ({"moved": 0.0, "stuck": 1.0, "bits": 7}, "a part frozen"),
         ({"is_symmetric": True}, "bad initialization"),
         ({}, None),
     ],
@@ -229,3 +235,10 @@ def test_a_probe_needs_what_was_trained():
 def test_a_run_that_the_first_steps_found_uphill_is_named_by_its_outcome():
     evidence = Evidence("made", {"step": T[:2], "train/loss": np.array([1.0, 9.0])}, outcome="UphillError")
     assert examine(evidence)[0].name == "updates point uphill"
+
+
+def test_layers_that_a_collapse_left_behind_are_notes_beside_it():
+    metrics = {"step": T, "train/loss": np.full(len(T), 2.3), "train/gradient_norm": 2 * np.exp(-T / 10) + 0.1}
+    model = ModelProbe(300, (dataclasses.replace(LAYER, path="in", gradient=1e-9, is_input=True), LAYER), 2.3, 2.3)
+    found = examine(Evidence("made", metrics, model=model))
+    assert [(f.name, f.severity) for f in found] == [("learning rate too high", "ill"), ("vanished gradients", "note")]

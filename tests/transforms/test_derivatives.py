@@ -19,9 +19,7 @@ BLOCKS = {
     "keep_weight_norm": optlab.keep_weight_norm,
     "momentum": lambda: optlab.momentum(0.9, nesterov=True),
     "orthogonalize": optlab.orthogonalize,
-    "orthogonalize polar_express": lambda: optlab.orthogonalize("polar_express"),
     "orthogonalize svd": lambda: optlab.orthogonalize("svd"),
-    "orthogonalize eps": lambda: optlab.orthogonalize(eps=0.0),
     "probe": lambda: optlab.probe("u", every=1),
     "scale_by_adagrad": lambda: optlab.scale_by_adagrad(0.0, eps=0.0),
     "scale_by_adagrad outside": lambda: optlab.scale_by_adagrad(0.0, eps_in_sqrt=False),
@@ -38,6 +36,8 @@ BLOCKS = {
 }
 OPTIMIZERS = {name: functools.partial(getattr(optimizers, name), 0.01) for name in optimizers.__all__}
 MORE = {
+    "orthogonalize polar_express": lambda: optlab.orthogonalize("polar_express"),
+    "orthogonalize eps": lambda: optlab.orthogonalize(eps=0.0),
     "muon svd": lambda: optlab.muon(0.01, orthogonalizer=optlab.orthogonalize("svd")),
     "rmsprop outside": lambda: optlab.rmsprop(0.1, eps_in_sqrt=False),
 }

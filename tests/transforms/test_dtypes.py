@@ -32,7 +32,14 @@ BLOCKS = {
     "keep_weight_norm": _norms.keep_weight_norm,
 }
 OPTIMIZERS = {name: functools.partial(getattr(optimizers, name), 0.01) for name in optimizers.__all__}
-everything = pytest.mark.parametrize("factory", [*BLOCKS.values(), *OPTIMIZERS.values()], ids=[*BLOCKS, *OPTIMIZERS])
+KINDS = [*BLOCKS, "adamw", "muon", "soap"]  # the other optimizers are chains of the same blocks
+everything = pytest.mark.parametrize(
+    "factory",
+    [
+        pytest.param(make, id=name, marks=[] if name in KINDS else pytest.mark.slow)
+        for name, make in {**BLOCKS, **OPTIMIZERS}.items()
+    ],
+)
 
 
 def tree(seed=0, size=1.0):

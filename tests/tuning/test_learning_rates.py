@@ -183,3 +183,17 @@ def test_bad_input_is_answered_before_anything_compiles(change, message, monkeyp
     arguments = {"workload": tiny(), "tx_factory": optlab.sgd, "steps": 100, **change}
     with pytest.raises(RangeError, match=message):
         optlab.lr_range(arguments.pop("workload"), arguments.pop("tx_factory"), **arguments)
+
+
+def test_side_by_side_or_in_turn_the_trainings_are_the_same():
+    def made(is_stacked):
+        trainings = Trainings(tiny(), optlab.sgd, schedule=optlab.schedules.cosine, steps=12)
+        trainings.is_stacked, trainings.width = is_stacked, 3 if is_stacked else 1  # as on a GPU
+        return trainings.train([0.1, 0.3, 1.0, 1e38], 12, every=6)
+
+    assert not Trainings(tiny(), optlab.sgd, schedule=None, steps=12, is_alone=True).is_stacked
+    for a, b in zip(made(False), made(True), strict=True):
+        assert a.rate == b.rate
+        assert a.diverged == b.diverged
+        np.testing.assert_allclose(a.losses, b.losses, rtol=1e-4)
+        np.testing.assert_allclose(a.curve["validation/loss"], b.curve["validation/loss"], rtol=1e-4)

@@ -47,6 +47,7 @@ def hard(m, n, levels=40):
 
 
 @pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.slow
 def test_accelerators_recipes_are_certified(name):
     """Of all coefficients: none of the singular values ends above the limit or changes its sign."""
     recipe, shape = RECIPES[name]

@@ -63,7 +63,7 @@ def test_singular_values_end_near_one_where_they_arent_tiny(seed, shape):
     assert sigma.min() > 0.65
 
 
-@pytest.mark.parametrize("method", ["newton_schulz", "svd"])
+@pytest.mark.parametrize("method", ["newton_schulz", pytest.param("svd", marks=pytest.mark.slow)])
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 1000), exponent=st.integers(-30, 30), shape=st.sampled_from(SHAPES))
 def test_laws(method, seed, exponent, shape):

@@ -1,0 +1,166 @@
+"""What the experiments beside this file share: a page with tables and a figure, and a small network on the digits.
+
+An experiment is a file `e<number>_<name>.py`. Its docstring opens with its title, and says what is claimed and what is
+done about it. Its function `measure(smoke) -> Page` does it, at full size or at a size that takes seconds. As a script
+it prints the page; at full size it also writes `docs/experiments/e<number>_<name>.md` and the figure beside it.
+"""
+
+import argparse
+import inspect
+import io
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from PIL import Image
+
+import optlab
+from optlab import data
+from optlab.compare.statistics import mean
+from optlab.report import Table
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Page:
+    """What an experiment found.
+
+    Attributes:
+        how: its sizes and seeds, a sentence.
+        tables: what was measured; intervals hold 95 %.
+        figure: the same as a picture.
+        finding: what it says, whose numbers are the measured ones.
+    """
+
+    how: str
+    tables: Sequence[Table]
+    figure: Figure
+    finding: str
+
+
+def estimate(sample: ArrayLike, digits: int = 3) -> str:
+    """The mean and the half width of Student's interval of 95 %, as a cell of a table."""
+    found = mean(np.asarray(sample, np.float64))
+    return f"{found.value:.{digits}f} ± {(found.high - found.low) / 2:.{digits}f}"
+
+
+def share(hits: ArrayLike) -> str:
+    """A share of trials in percent, as a cell of a table."""
+    return f"{100 * np.mean(np.asarray(hits, np.float64)):.1f} %"
+
+
+def markdown(measure: Callable[[bool], Page], page: Page, seconds: float) -> str:
+    """The page of an experiment as Markdown."""
+    path, doc = Path(inspect.getfile(measure)), inspect.getdoc(inspect.getmodule(measure)) or ""
+    title, _, text = doc.partition("\n")
+    machine = (
+        f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
+        f"Python {platform.python_version()}, jax {jax.__version__}"
+    )
+    parts = [
+        f"# {title.rstrip('.')}",
+        text.strip(),
+        f"`python {path.relative_to(ROOT)}`: {page.how} {seconds:.0f} s of CPU time on {machine}. Intervals hold 95 %.",
+        *(as_markdown(table) for table in page.tables),
+        f"![{title.rstrip('.')}]({path.stem}.png)",
+        "## What it says",
+        inspect.cleandoc(page.finding),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_markdown(table: Table) -> str:
+    """A table as Markdown."""
+    rows = [table.columns, ["---"] * len(table.columns), *table.rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def main(measure: Callable[[bool], Page], argv: Sequence[str] | None = None) -> None:
+    """The command line of an experiment."""
+    parser = argparse.ArgumentParser(description=inspect.getdoc(inspect.getmodule(measure)))
+    parser.add_argument("--smoke", action="store_true", help="a size that takes seconds; nothing is written")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "experiments", help="folder of page and figure")
+    arguments = parser.parse_args(argv)
+    began = time.process_time()
+    page = measure(arguments.smoke)
+    text = markdown(measure, page, time.process_time() - began)
+    print(text)
+    if not arguments.smoke:
+        stem = Path(inspect.getfile(measure)).stem
+        (arguments.out / f"{stem}.md").write_text(text)
+        save(page.figure, arguments.out / f"{stem}.png")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as a small PNG of few colours, without a date in it."""
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=90, bbox_inches="tight")
+    Image.open(picture).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+# A small network on the digits, whose training vmaps over seeds and hyperparameters.
+
+Data = tuple[jax.Array, jax.Array]  # images (N, 8, 8, 1) and labels (N,)
+
+
+def digits() -> tuple[Data, Data, Data]:
+    """All images and labels of scikit-learn's digits: 1,297 to train, 200 to validate, 300 to test."""
+    source = data.digits()
+
+    def whole(split: Any) -> Data:
+        rows = split.take(np.arange(len(split)))
+        return jnp.asarray(rows["inputs"]), jnp.asarray(rows["labels"])
+
+    return whole(source.train), whole(source.validation), whole(source.test)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A classifier and its training examples, for `optlab.minimize`: `loss(params, key)` draws a batch by the key.
+
+    Attributes:
+        model: a Flax module. With BatchNorm the statistics are those of the batch at hand, and of all examples of
+            a set in `error` and `mean_loss`.
+        train: the examples.
+        batch_size: how many a step, drawn with replacement; their number is all of them, and the gradient exact.
+    """
+
+    model: Any
+    train: Data
+    batch_size: int = 64
+
+    def init(self, key: jax.Array) -> Any:
+        return self.model.init(key, self.train[0][:2])
+
+    def outputs(self, params: Any, images: jax.Array) -> jax.Array:
+        return self.model.apply(params, images, train=True, mutable=["batch_stats"])[0]
+
+    def loss(self, params: Any, key: jax.Array) -> jax.Array:
+        if self.batch_size == len(self.train[0]):
+            return self.mean_loss(params, self.train)
+        rows = jax.random.randint(key, (self.batch_size,), 0, len(self.train[0]))
+        return self.mean_loss(params, (self.train[0][rows], self.train[1][rows]))
+
+    def mean_loss(self, params: Any, data: Data) -> jax.Array:
+        each = optax.softmax_cross_entropy_with_integer_labels(self.outputs(params, data[0]), data[1])
+        return jnp.mean(each)
+
+    def error(self, params: Any, data: Data) -> jax.Array:
+        """The share of wrong answers, in percent."""
+        return 100 * jnp.mean(jnp.argmax(self.outputs(params, data[0]), axis=-1) != data[1])
+
+    def path(self, tx: Any, steps: int, key: jax.Array, record: Callable[[Any], Any] | None = None) -> Any:
+        """One training from a key: `optlab.minimize`'s path, of which every step's `record(params)` is kept."""
+        for_init, for_batches = jax.random.split(key)
+        return optlab.minimize(self.loss, tx, self.init(for_init), steps=steps, key=for_batches, record=record)
