@@ -113,7 +113,7 @@ class Bench:
         for folder in self.folders():
             driver = self.started(folder)
             while driver.is_alive() and killed < count:
-                driver.join(self.random.uniform(0, seconds))
+                driver.join(self.random.uniform(0, seconds / 2))
                 worker = self.random.choice(list(self.cluster.workers.values()))
                 pid = getattr(worker.process, "pid", None)
                 if driver.is_alive() and pid is not None and (folder / "study.json").exists():
