@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     table = _tables.empty(("key", "value", "type", "continued", "meaning"))
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    _tables.show(table, console)
     return 0
 
 
