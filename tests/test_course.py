@@ -9,13 +9,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted((ROOT / "configs" / "experiments").glob("e*.py"))
 PAGES = ROOT / "docs" / "experiments"
-QUICK = {"e01_line", "e02_endings"}
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.slow) for path in EXPERIMENTS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_it_runs_at_a_small_size(path, monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(path.parent)
     monkeypatch.chdir(tmp_path)

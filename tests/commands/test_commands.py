@@ -297,6 +297,7 @@ def test_show_lists_every_key_with_its_meaning(here, capsys, monkeypatch):
         pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_ctrl_c_saves_says_so_and_the_same_command_continues(here, number, code):
     words = ["train", "small.py", "steps=100000", "checkpoint.every=100000", "evaluate_every=100000", "--run", "long"]
     program = "import sys; from optlab.commands import main; sys.exit(main())"

@@ -43,6 +43,7 @@ def test_twins_of_a_run_that_learns_are_notes():
     assert (found.name, found.severity) == ("learning rate too low", "note")
 
 
+@pytest.mark.slow
 def test_twins_are_what_training_at_those_settings_is():
     workload = Workload.digits()
     twins = raise_twins(Patient(workload, optlab.adamw(1e-3), 3, None), 100)

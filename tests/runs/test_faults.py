@@ -364,6 +364,7 @@ def test_a_run_without_its_checkpoints_starts_again_and_keeps_what_it_had_told(t
     assert "10 is no whole checkpoint; set aside as incomplete-10-" in said
 
 
+@pytest.mark.slow
 def test_lines_that_went_away_between_two_calls_are_told(tmp_path, capsys):
     run(tmp_path, steps=6, fault=torn)
     capsys.readouterr()

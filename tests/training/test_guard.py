@@ -178,7 +178,14 @@ def test_a_skipped_step_leaves_no_trace_in_any_rules_state(make):
     assert_no_trace(faulty, clean)
 
 
-@pytest.mark.parametrize("how", [{"strategy": "pmap"}, {"strategy": "fsdp"}, {"accumulate": 2}], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"strategy": "pmap"},
+        *(pytest.param(h, marks=pytest.mark.slow) for h in ({"strategy": "fsdp"}, {"accumulate": 2})),
+    ],
+    ids=str,
+)
 def test_every_strategy_skips_the_same_steps(how):
     """Though one device, or one microbatch, alone has the fault."""
     faults = {3: NAN_LOSS, 9: NAN_STATISTICS, 12: HUGE_GRADIENT, BAD: SPIKE}
@@ -210,6 +217,7 @@ class Dies:
         pass
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_two_skips_counts_and_logs_each_once(tmp_path):
     def run(folder, observers=(), faults=None, **settings):
         return train(

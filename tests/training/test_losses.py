@@ -25,6 +25,7 @@ def test_cross_entropy_is_the_formula(smoothing, seed):
     np.testing.assert_allclose(found, -(target * log_p).sum(-1), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cross_entropys_derivatives_are_the_formulas(dtype, smoothing):

@@ -126,9 +126,8 @@ def test_every_strategy_trains_what_one_device_trains(strategy, mesh, model, opt
     require_close(one, many, 1e-9)
 
 
-@pytest.mark.thinned
-@pytest.mark.parametrize("strategy", ["single", "jit", "zero1", "fsdp"])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("strategy", ["fsdp", slow("single"), slow("jit"), slow("zero1")])
+@pytest.mark.parametrize("optimizer", ["muon", slow("adamw")])
 def test_a_step_writes_its_new_state_where_the_old_one_was(strategy, optimizer):
     """Counted in the compiled program: what results share with arguments is all of a device's state."""
     state, step, data = parts("gpt", optimizer, ema=0.9)

@@ -46,8 +46,8 @@ BLOCKS = {  # the factory, its arguments, what check_transform is to know
     "scale_to_weight_norm": (optlab.scale_to_weight_norm, {}, {"params": MATRICES}),
 }
 SETTINGS = {"sgd": {"momentum": 0.9}}
-# One of each kind: stateless, with one and with two averages, with parameters; and one of matrices, by roles.
-KINDS = ["decay_weights", "momentum", "scale_by_adam", "scale_by_sign", "muon"]
+# One of each kind: stateless, with one and with two averages, with parameters; and an optimizer.
+KINDS = ["decay_weights", "momentum", "scale_by_adam", "scale_by_sign", "adamw"]
 kinds_first = lambda names: [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
