@@ -8,7 +8,7 @@ import jax
 import pytest
 
 import optlab._explanation
-import optlab.training  # noqa: F401  here, as Optax and Flax use jax.jit when they are imported
+import optlab.training  # here, as Optax and Flax use jax.jit when they are imported
 from optlab.commands import _tables, main
 
 CONFIG = """
