@@ -11,6 +11,7 @@ import optlab
 from optlab.data import arrays
 from optlab.models import mlp
 from optlab.training import UphillError, Workload, accuracy, train
+from optlab.training.first_steps import _is_rising
 
 X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
 VALUES = X.sum(axis=1)
@@ -89,12 +90,12 @@ def test_a_module_with_functions_among_its_parameters_is_told_how_to_part_them()
 # What only training shows, on the cheapest workload.
 
 
-def line(tx, **settings):
+def line(tx, batch_size=16, **settings):
     def loss(weights, model_state, batch, key, train):
         errors = jnp.square(batch["inputs"] @ weights - batch["labels"])
         return jnp.mean(errors), (model_state, {"loss": (jnp.sum(errors), errors.size)})
 
-    mine = Workload("line", (X, VALUES), lambda key: (jnp.zeros(4), {}), loss, batch_size=16)
+    mine = Workload("line", (X, VALUES), lambda key: (jnp.zeros(4), {}), loss, batch_size=batch_size)
     return train(mine, tx, **{"steps": 3, "log_every": 1, **settings})
 
 
@@ -102,6 +103,33 @@ def line(tx, **settings):
 def test_a_chain_without_a_learning_rate_goes_uphill(tx):
     with pytest.raises(UphillError, match=r"tx goes uphill .*optlab\.scale_by_learning_rate\(1e-3\)"):
         line(tx)
+
+
+UPHILL = {  # of batches so large that chance alone is no jump
+    "adam without its minus": (lambda: optax.chain(optax.scale_by_adam(), optax.scale(1e-3)), 48, "step 10: the loss"),
+    "a negative rate": (lambda: optax.adam(-1e-4), 48, "step 10: the loss"),
+    "too slow for batches to show": (lambda: optax.adam(-1e-6), 40, "step 13: the validation loss"),
+}
+
+
+@pytest.mark.parametrize("name", UPHILL)
+def test_a_slow_climb_is_uphill_too(name):
+    made, batch_size, says = UPHILL[name]
+    with pytest.raises(UphillError, match=f"{says} rose from .*tx goes uphill"):
+        line(made(), batch_size, steps=20, evaluate_every=6)
+
+
+def test_a_loss_that_rises_by_a_rate_too_large_is_no_climb():
+    losses = [r["train/loss"] for r in line(optax.sgd(1.2), 48, steps=10).records]
+    assert _is_rising(losses)
+
+
+def test_noise_seldom_looks_like_a_rise():
+    rng = np.random.default_rng(0)
+    rising = [_is_rising(list(rng.normal(size=10))) for _ in range(1000)]
+    assert np.mean(rising) < 0.05
+    assert not _is_rising([1.0])
+    assert _is_rising([1.0, 1.1, 1.2, 1.3])
 
 
 def test_a_burst_that_goes_downhill_is_reported_once(capsys):
@@ -116,6 +144,11 @@ def test_what_moves_nothing_is_reported(capsys):
     assert capsys.readouterr().err == (
         "optlab: step 2: no parameter has changed so far: the learning rate is 0, or all are frozen\n"
     )
+
+
+def test_what_moves_nothing_in_the_only_step_is_reported(capsys):
+    line(optax.sgd(0.0), steps=1)
+    assert "optlab: step 1: no parameter has changed so far: the learning rate is 0" in capsys.readouterr().err
 
 
 RIGHT = {
