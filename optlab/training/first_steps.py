@@ -94,12 +94,12 @@ class FirstSteps:
             self.is_reported = True
 
     def _check_evaluations(self, t: int, state: TrainState, batch: Any, records: Records) -> None:
-        """Compares the validation losses of the first two evaluations: they show a rise that batches hide."""
+        """Compares the validation losses of two evaluations, once: they show a rise that batches hide."""
         losses = [r["validation/loss"] for r in records.all if "validation/loss" in r]
         if len(losses) < 2:
             return
         self.is_compared = True
-        if losses[1] > losses[0]:
+        if losses[-1] > losses[0]:
             self._check_cosine(f"step {t}: the validation loss", losses, state, batch, least=OVER_A_TREND)
 
     def _check_cosine(self, what: str, losses: Sequence[float], state: TrainState, batch: Any, *, least: float) -> None:
