@@ -1,6 +1,6 @@
 """muon beside adamw on text: a byte-level Transformer, each tuned anew in five studies of 4 trials.
 
-50 runs of 200 steps. This study has not been run to its end here.
+50 runs of 200 steps, 140 s of processor time: benchmarks/results/compare_text.md. Give
 data.path=tinyshakespeare.txt; without a path it reads the Python standard library's own sources.
 """
 

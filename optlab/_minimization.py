@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from optlab._checks import check_key, check_not_negative
 from optlab._extras import need
+from optlab._trees import norm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +51,7 @@ class Path:
     def plot(self, f: Callable[[Any], Any] | None = None, *, ax: "Axes | None" = None) -> "Axes":
         """Draws the iterates on the graph of f in one dimension, on its level lines in two.
 
-        Paths from a vmap are drawn into one picture.
+        Paths from a vmap are drawn into one picture. Of a path that diverges the picture shows where f is finite.
 
         Args:
             f: the function of the graph or the level lines; by default the minimized one, if it isn't noisy.
@@ -60,7 +61,8 @@ class Path:
             the axes; `.figure.savefig(path)` saves the picture.
 
         Raises:
-            ValueError: for other dimensions, a path that isn't recorded, or a noisy function.
+            ValueError: for other dimensions, a path that isn't recorded, a noisy function, or a path without a point at
+                which f is finite.
         """
         return _plot(self, f, ax)
 
@@ -125,10 +127,10 @@ def _looped(
     def evaluated(x: Any, t: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any, jax.Array]:
         value, grad = jax.value_and_grad(_at(f, t, key))(x)
         grad = jax.tree.map(jnp.conj, grad)  # the direction of steepest ascent, of complex numbers too
-        return value, grad, optax.tree.norm(grad)
+        return value, grad, norm(grad)
 
-    def kept(x: Any, value: jax.Array, norm: jax.Array) -> Any:
-        return (record(x) if record is not None else None), value, norm
+    def kept(x: Any, value: jax.Array, length: jax.Array) -> Any:
+        return (record(x) if record is not None else None), value, length
 
     def run(x0: Any, key: jax.Array | None) -> Any:
         def advance(t: jax.Array, point: Any) -> Any:
@@ -139,8 +141,8 @@ def _looped(
             return x, state, *evaluated(x, t + 1, key)
 
         def of(point: Any) -> Any:
-            x, _, value, _, norm = point
-            return kept(x, value, norm)
+            x, _, value, _, length = point
+            return kept(x, value, length)
 
         first = (x0, tx.init(x0), *evaluated(x0, jnp.int32(0), key))
         if tolerance is None:
@@ -215,35 +217,46 @@ def _plot(path: Path, f: Callable[[Any], Any] | None, ax: "Axes | None") -> "Axe
         inspect.signature(f).bind(one)
     except TypeError as error:
         raise ValueError("the function is noisy: give plot(f=…) what its level lines are to be of, f(x)") from error
+    at = jax.jit(jax.vmap(lambda x: f(unravel(x))))
+    lines = [line[_is_finite(line, at(jnp.asarray(line)))] for line in points]
+    seen = np.concatenate(lines).astype(float)  # in float32 the width of a path that diverged overflows
+    if not len(seen):
+        raise ValueError("the path has no point at which f is finite: there is nothing to draw")
     ax = plt.subplots()[1] if ax is None else ax
-    finite = points[np.isfinite(points).all(axis=-1)]
-    low, high = finite.min(axis=0), finite.max(axis=0)
+    low, high = seen.min(axis=0), seen.max(axis=0)
     margin = _MARGIN * np.where(high > low, high - low, 1)
     sides = [np.linspace(a, b, _GRID) for a, b in zip(low - margin, high + margin, strict=True)]
-    at = jax.jit(jax.vmap(lambda x: f(unravel(x))))
     if points.shape[-1] == 1:
         ax.plot(sides[0], at(jnp.asarray(sides[0][:, None], points.dtype)), color="0.6")
-        for line in points:
+        for line in lines:
             ax.plot(line[:, 0], at(jnp.asarray(line)), ".-")
         ax.set(xlabel="x", ylabel="f(x)")
         return ax
     grid = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1).reshape(-1, 2)
     heights = np.asarray(at(jnp.asarray(grid, points.dtype))).reshape(_GRID, _GRID)
-    # Quantiles, not equal steps: the floor of a ravine is far below its walls.
-    levels = np.unique(np.quantile(heights[np.isfinite(heights)], np.linspace(0, 1, 24) ** 1.5))
-    ax.contour(*sides, heights.T, levels=levels, colors="0.75", linewidths=0.8)
-    for line in points:
+    finite = heights[np.isfinite(heights)]
+    if finite.size:  # else the path's points are narrow places in which f is finite
+        # Quantiles, not equal steps: the floor of a ravine is far below its walls.
+        levels = np.unique(np.quantile(finite, np.linspace(0, 1, 24) ** 1.5))
+        ax.contour(*sides, heights.T, levels=levels, colors="0.75", linewidths=0.8)
+    for line in lines:
         ax.plot(line[:, 0], line[:, 1], ".-", markersize=3)
     ax.set(xlabel="x₁", ylabel="x₂")
     return ax
+
+
+def _is_finite(line: np.ndarray, heights: Any) -> np.ndarray:
+    return np.isfinite(line).all(axis=-1) & np.isfinite(heights)
 
 
 def _points(path: Path) -> tuple[np.ndarray, Any]:
     """Returns the iterates, of shape (paths, T + 1, d), and one iterate as a tree."""
     mapped = path.values.ndim - 1
     one = jax.tree.map(lambda x: x[(0,) * mapped], path.final)
-    recorded = jax.tree.map(lambda x: x[(0,) * (mapped + 1)], path.x)
-    if str(jax.tree.map(jnp.shape, recorded)) != str(jax.tree.map(jnp.shape, one)):
+    last = jax.tree.map(lambda x: np.asarray(x).take(-1, axis=mapped), path.x)
+    if str(jax.tree.map(np.shape, last)) != str(jax.tree.map(np.shape, path.final)) or not all(
+        np.array_equal(x, y, equal_nan=True) for x, y in _pairs(last, path.final)
+    ):
         raise ValueError("plot needs the iterates themselves: minimize without record=")
     length = path.values.shape[-1]
     flat = [np.asarray(x).reshape(-1, length, int(np.prod(jnp.shape(y)))) for x, y in _pairs(path.x, one)]

@@ -1,4 +1,4 @@
-"""Pairs of trees, one of which lacks leaves that the other has; names and shapes of leaves."""
+"""Pairs of trees, one of which lacks leaves that the other has; names, shapes and norms of leaves."""
 
 from typing import Any
 
@@ -36,3 +36,25 @@ def complex_leaf(tree: Any) -> tuple[str, Any] | None:
 def shapes_of(tree: Any) -> Any:
     """The tree with a `jax.ShapeDtypeStruct` in place of every leaf."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)), tree)
+
+
+def largest(tree: Any) -> jax.Array:
+    """The largest size of a number in a tree, in at least float32; 1 where that is 0 or not finite.
+
+    Numbers divided by it have squares that neither vanish nor overflow. In derivatives it is a constant.
+    """
+    sizes = [jnp.max(jnp.abs(x)).astype(jnp.promote_types(x.real.dtype, jnp.float32)) for x in _filled(tree)]
+    size = jnp.max(jnp.stack(sizes)) if sizes else jnp.ones(())
+    return jax.lax.stop_gradient(jnp.where((size > 0) & jnp.isfinite(size), size, 1))
+
+
+def norm(tree: Any) -> jax.Array:
+    """‖tree‖₂ in at least float32, also where the squares vanish or overflow; its derivative at 0 is 0."""
+    size = largest(tree)
+    parts = [part / size for x in _filled(tree) for part in ((x.real, x.imag) if jnp.iscomplexobj(x) else (x,))]
+    square = sum((jnp.sum(jnp.square(x)) for x in parts), jnp.zeros((), size.dtype))
+    return size * jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
+
+
+def _filled(tree: Any) -> list[jax.Array]:
+    return [x for x in jax.tree.leaves(tree) if x.size]

@@ -169,3 +169,27 @@ def test_a_picture_that_cannot_be_drawn_is_named():
         optlab.minimize(f, optlab.sgd(0.1), jnp.ones(3), steps=2).plot()
     with pytest.raises(ValueError, match="needs the iterates themselves"):
         optlab.minimize(f, optlab.sgd(0.1), jnp.ones(2), steps=2, record=None).plot()
+    with pytest.raises(ValueError, match="needs the iterates themselves"):
+        optlab.minimize(f, optlab.sgd(0.1), jnp.ones(2), steps=2, record=lambda x: x * 100).plot()
+    with pytest.raises(ValueError, match="no point at which f is finite"):
+        optlab.minimize(f, optlab.sgd(0.1), jnp.full(2, jnp.nan), steps=2).plot()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("factor", [4.0, 59.0])
+def test_a_path_that_diverged_is_drawn_where_f_is_finite(dtype, factor):
+    """x is multiplied by −factor in every step, to the dtype's end or to infinity and NaN."""
+    rate = (1 + factor) / 2
+    path = optlab.minimize(lambda x: jnp.sum(x**2), optlab.sgd(rate), jnp.array([-2.0, 0.5], dtype), steps=260)
+    (line,) = (ax := path.plot()).lines
+    assert np.isfinite(line.get_xydata()).all()
+    assert 5 < len(line.get_xdata()) < 261
+    assert len(ax.collections) == 1
+
+
+@pytest.mark.parametrize("slope", [1e-22, 1e20, 1e38])
+def test_the_gradients_norm_is_right_where_its_squares_vanish_or_overflow(slope):
+    f = lambda x: jnp.sum(x * np.float32([3, 0, -4])) * np.float32(slope / 4)
+    path = optlab.minimize(f, optlab.sgd(0.0), jnp.ones(3, jnp.float32), steps=2, tolerance=slope / 2)
+    np.testing.assert_allclose(path.gradient_norms, 1.25 * slope, rtol=1e-6)
+    assert path.steps == 2

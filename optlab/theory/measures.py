@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from optlab._checks import check_decay
 from optlab._extras import need
 from optlab._measure import Measure
+from optlab._trees import norm
 from optlab.theory import adam, curvature, noise
 from optlab.theory._arrays import check_count
 
@@ -97,7 +98,7 @@ def norms(every: int = 50) -> Measure:
         update = jax.tree.map(lambda new, old: _wide(new) - _wide(old), after.params, state.params)
         trees = {"parameter": state.params, "gradient": gradient, "update": update}
         return {
-            f"{name}_norm/{jax.tree_util.keystr(path, simple=True, separator='/')}": jnp.linalg.norm(_wide(x).ravel())
+            f"{name}_norm/{jax.tree_util.keystr(path, simple=True, separator='/')}": norm(x)
             for name, tree in trees.items()
             for path, x in jax.tree_util.tree_leaves_with_path(tree)
         }

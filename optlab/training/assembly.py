@@ -17,6 +17,7 @@ from optlab._measure import Measure
 from optlab._rates import listening, name_rate, optax_schedules
 from optlab.config import Stop, StrategyName, find_strategy
 from optlab.roles import Layout, layout_around
+from optlab.training.judge import norm_bound
 from optlab.training.mean import check_mean
 from optlab.training.measures import PROBES, RATES, injected_rates, rate_names
 from optlab.training.mistakes import check_roles, checked_init
@@ -148,7 +149,7 @@ def assemble(
     axis_name = find_strategy(strategy).axis_name
     read_layout = functools.cache(functools.partial(workload.layout, axis_name))
     step = make_measured_step(workload.loss, tx, settings, axis_name=axis_name, measures=(*measure, PROBES, RATES))
-    whole = unless_small(packed(step), stop.gradient_norm)
+    whole = unless_small(packed(step), norm_bound(stop))
     parallel = parallelize(_within(read_layout, whole), strategy, mesh, rules=rules)
 
     def first(key: jax.Array, init_key: jax.Array, initial: tuple[Any, Any] | None) -> TrainState:

@@ -7,11 +7,25 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from optlab.config import ConfigError, Stop, Target, check
 from optlab.runs import Record
 
 CONVERGED = "gradient norm reached"  # the outcome of a run that stop.gradient_norm ended
 INTERRUPTED = "interrupted by "  # begins the outcome of a run that a signal ended; the next call continues it
+
+
+def norm_bound(stop: Stop) -> float | None:
+    """The largest gradient norm that ends a run: stop.gradient_norm, or the float32 nearest to it if that is larger.
+
+    The device compares in the norm's dtype, the host in float64. Without the rounding they disagree on a norm of 0.1 in
+    float32, which is above 0.1 in float64: the step makes no update, and the run never ends.
+    """
+    if stop.gradient_norm is None:
+        return None
+    with np.errstate(over="ignore"):  # 1e50 is infinite in float32
+        return max(stop.gradient_norm, float(np.float32(stop.gradient_norm)))
 
 
 @dataclass
@@ -68,9 +82,8 @@ class Judge:
 
     def converged(self, record: Record) -> bool:
         """True if the gradient's norm is small enough to end the run (‖∇L‖ ≤ ε); that of a skipped step isn't."""
-        if self.stop.gradient_norm is None or "skipped" in record:
-            return False
-        return record["train/gradient_norm"] <= self.stop.gradient_norm
+        bound = norm_bound(self.stop)
+        return bound is not None and "skipped" not in record and record["train/gradient_norm"] <= bound
 
     def interrupted(self, signal: str | None) -> str | None:
         """The outcome of a run that a signal of this name ends, if one does."""

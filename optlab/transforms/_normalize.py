@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optlab._trees import largest
 from optlab.transforms._numerics import abs_square, cast_like, widen
 
 
@@ -21,13 +22,8 @@ def normalize() -> optax.GradientTransformation:
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del params
         g = widen(updates)
-        leaves = [x for x in jax.tree.leaves(g) if x.size]
-        if not leaves:
-            return updates, state
-        # Relative to the largest entry: squares neither vanish nor overflow.
-        largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in leaves]))
-        largest = jnp.where(largest == 0, 1, largest)
-        unit = jax.tree.map(lambda x: x / largest.astype(x.real.dtype), g)
+        size = largest(g)  # the norm itself may be infinite
+        unit = jax.tree.map(lambda x: x / size.astype(x.real.dtype), g)
         square = sum((jnp.sum(abs_square(x)) for x in jax.tree.leaves(unit)), jnp.zeros([]))
         norm = jnp.sqrt(jnp.where(square == 0, 1, square))
         return cast_like(jax.tree.map(lambda x: x / norm.astype(x.real.dtype), unit), updates), state

@@ -34,8 +34,9 @@ from optlab.training import (
     train,
 )
 from optlab.training.clock import Clock
-from optlab.training.judge import Judge
+from optlab.training.judge import Judge, norm_bound
 from optlab.training.losses import squared_error
+from optlab.training.packed import PackedMetrics, unless_small
 
 RNG = np.random.default_rng(1)
 X = RNG.normal(size=(100, 4)).astype(np.float32)
@@ -309,6 +310,19 @@ def test_gradient_descent_stops_at_a_small_gradient():
     steps, norms = history["train/gradient_norm"]
     assert norms[-1] <= 1e-3 < norms[-2]
     assert int(history.state.step) == steps[-1] - 1  # the last step tested the gradient and made no update
+
+
+@pytest.mark.parametrize("tolerance", [0.1, 0.7, 1e50])
+def test_device_and_host_agree_on_what_a_small_gradient_is(tolerance):
+    """Also at the float32 nearest to the tolerance, which is above 0.1 and below 0.7."""
+    stop, unchanged = Stop(gradient_norm=tolerance), lambda state, batch: (state + 1, PackedMetrics.pack(batch))
+    step = unless_small(unchanged, norm_bound(stop))
+    with np.errstate(over="ignore"):
+        nearest = np.float32(tolerance)
+    for norm in (np.nextafter(nearest, np.float32(0)), nearest, np.nextafter(nearest, np.float32(np.inf))):
+        state, _ = step(jnp.zeros(()), {"train/gradient_norm": (jnp.float32(norm), jnp.ones(()))})
+        assert bool(state == 0) == (norm <= nearest)
+        assert Judge(Target(), stop).converged({"train/gradient_norm": float(norm)}) == (norm <= nearest)
 
 
 @pytest.mark.thinned
