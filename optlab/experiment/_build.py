@@ -198,7 +198,9 @@ def _check_fit(config: Config, workload: Workload, tx: optax.GradientTransformat
     import jax
 
     from optlab.roles import layout_around
+    from optlab.roles._paths import PatternError
     from optlab.training import init_state, make_evaluation, make_step
+    from optlab.training.mistakes import check_roles
     from optlab.training.step import StepSettings, make_measured_step
 
     key, batch = jax.random.key(0), workload.example()
@@ -206,6 +208,7 @@ def _check_fit(config: Config, workload: Workload, tx: optax.GradientTransformat
     try:
         params, model_state = jax.eval_shape(workload.init, key)
         jax.eval_shape(make_evaluation(workload.loss), params, model_state, batch, key)
+        check_roles(workload.init, config.roles)
         parts = f"optimizer={config.optimizer.name} can't move these parameters"
         with layout_around(workload.layout):
             state = jax.eval_shape(lambda p, s, k: init_state(p, s, tx, key=k), params, model_state, key)
@@ -214,6 +217,8 @@ def _check_fit(config: Config, workload: Workload, tx: optax.GradientTransformat
             for name, measure in zip(config.measure, measures, strict=True):
                 parts = f"measure={name} can't be taken here"
                 jax.eval_shape(make_measured_step(workload.loss, tx, StepSettings(), measures=[measure]), state, whole)
+    except PatternError as error:  # a key of the config's is wrong, no part of it
+        raise ConfigError(str(error)) from error
     except Exception as error:  # whatever a user's part raises
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"{parts}: {type(error).__name__}: {reason}") from error

@@ -29,7 +29,7 @@ def freeze(tx: optax.GradientTransformation, patterns: Sequence[str]) -> optax.G
 
     def labels(tree: Any) -> Any:
         paths = list(paths_of(tree))
-        frozen = matches(dict.fromkeys(patterns, FROZEN), paths)
+        frozen = matches(dict.fromkeys(patterns, FROZEN), paths, "freeze:")
         return jax.tree.unflatten(jax.tree.structure(tree), [frozen.get(path, TRAINED) for path in paths])
 
     return optax.partition({TRAINED: tx, FROZEN: optax.set_to_zero()}, labels, mask_compatible_extra_args=True)

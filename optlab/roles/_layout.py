@@ -11,12 +11,32 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 from jax.tree_util import PyTreeDef
 
-from optlab._messages import aligned, closest
+from optlab._messages import aligned, closest, meant
 from optlab.roles._axes import MatrixAxes
-from optlab.roles._paths import matches, paths_of, pattern_over_layers
+from optlab.roles._paths import PatternError, matches, paths_of, pattern_over_layers
 
 ROLES = ("matrix", "conv", "embedding", "head", "vector", "scalar")
 Override: TypeAlias = str | MatrixAxes | tuple[str, MatrixAxes]
+
+
+def check_overrides(overrides: Mapping[str, Override], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Checks a workload's roles before any block asks for them: an optimizer without roles never does.
+
+    Args:
+        overrides: by path or pattern, as `Layout.override` takes them.
+        shapes: of all parameters, by path.
+
+    Raises:
+        PatternError: for what matches no parameter, can't be of the one that it matches, or is a misspelt role. A role
+            of one's own is taken.
+    """
+    for path, by in matches(overrides, list(shapes), "roles:").items():
+        try:
+            role = Reading(shapes[path], None).overridden(path, by).role
+        except ValueError as error:
+            raise PatternError(f"roles: {error}") from error
+        if role not in ROLES and (found := meant(role or "", ROLES)):
+            raise PatternError(f"roles: {path} has the role {role!r}, which no rule knows: did you mean {found[0]!r}?")
 
 
 class LayoutError(ValueError):

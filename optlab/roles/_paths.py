@@ -12,6 +12,11 @@ from optlab._messages import closest
 
 T = TypeVar("T")
 
+
+class PatternError(ValueError):
+    """A path or pattern that matches no parameter, or what is given for one can't be its role or axes."""
+
+
 WRAPPED = {"value", "array", "real", "imaginary"}  # what a wrapper calls the array that it holds
 
 
@@ -49,17 +54,22 @@ def _bare(path: KeyPath) -> KeyPath:
     return path
 
 
-def matches(overrides: Mapping[str, T], paths: Sequence[str]) -> dict[str, T]:
+def matches(overrides: Mapping[str, T], paths: Sequence[str], who: str = "the override") -> dict[str, T]:
     """The override of each path: the first whose key is the path or a pattern that matches it.
 
+    Args:
+        overrides: by path or pattern.
+        paths: of all parameters.
+        who: what the overrides are called in the message.
+
     Raises:
-        ValueError: for a key that matches no path; it names the nearest one.
+        PatternError: for a key that matches no path; it names the nearest one.
     """
     matched = {key: [key] if key in paths else fnmatch.filter(paths, key) for key in overrides}
     for key, some in matched.items():
         if paths and not some:
             near = closest(key, paths)
-            raise ValueError(f"the override {key!r} matches no parameter: the nearest path is {near!r}")
+            raise PatternError(f"{who} {key!r} matches no parameter: the nearest path is {near!r}")
     return {path: overrides[key] for key in reversed(list(overrides)) for path in matched[key]}
 
 

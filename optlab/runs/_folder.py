@@ -50,6 +50,8 @@ def make_folder(folder: Path, config: Config, kind_of: Callable[[str, Config], s
 def _refuse_others(folder: Path) -> None:
     """Refuses a folder without a config.json that holds more than a run that a kill ended as it began."""
     begun = {folder / "config.part", folder / "checkpoints", folder / "checkpoints" / LOCK}
+    if folder.is_file():
+        raise PlaceError(f"{folder} is a file: name a folder for the run")
     if folder.exists() and (not folder.is_dir() or any(p not in begun for p in folder.rglob("*"))):
         raise PlaceError(f"{folder} isn't empty and isn't a run (it has no config.json); name another folder")
 

@@ -15,9 +15,11 @@ def run_place(path: str | os.PathLike[str]) -> Path:
     """Returns the folder that a run's place names; `~` is the home folder.
 
     Raises:
-        PlaceError: For an address on another machine, and for a name that is too long for a file system.
+        PlaceError: For no name, an address on another machine, and a name that is too long for a file system.
     """
     text = os.fspath(path)
+    if not text:
+        raise PlaceError("a run's folder must have a name, got '': say 'runs/mine', or '.' for the folder you are in")
     if re.match(r"\w+://", text):
         raise PlaceError(f"a run's folder must be on this machine, got {text}: name a folder here, and copy it later")
     for name in Path(text).parts:

@@ -20,12 +20,21 @@ def as_floats(name: str, x: Any) -> jax.Array:
     """The real array; whole numbers and booleans become floating-point numbers."""
     try:
         with np.errstate(over="ignore"):  # in float32 10²⁰⁰ is infinite
-            array = jnp.asarray(float(x) if is_integer(x) else x)  # 10¹⁰ isn't one of JAX's int32
+            array = jnp.asarray(float(x) if is_integer(x) else _without_large_integers(x))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a number or an array of numbers, got {_short(x)}") from error
     if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
         raise ValueError(f"{name} must be of real numbers, got {array.dtype}")
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+
+
+def _without_large_integers(x: Any) -> Any:
+    """Whole numbers outside JAX as floating-point ones: 10¹⁰ isn't one of its int32, and an array of NumPy's wraps."""
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(x)):
+        return x
+    array = np.asarray(x)
+    is_whole = array.dtype.kind in "iu" or (array.dtype.kind == "O" and all(is_integer(value) for value in array.flat))
+    return array.astype(np.float64) if is_whole else x
 
 
 def as_finite(name: str, x: Any) -> jax.Array:

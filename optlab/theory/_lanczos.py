@@ -15,6 +15,26 @@ def normal(key: jax.Array, like: Any) -> Any:
     return optax.tree.random_like(key, jax.tree.map(jnp.asarray, like))
 
 
+def widened(A: Product, like: Any) -> tuple[Product, Any]:
+    """A and a tree like its argument in at least float32: products of 16 bits stay so, their sums and roots do not.
+
+    Args:
+        A: v -> Av.
+        like: a tree of the dtypes that A takes.
+    """
+    dtypes = [jnp.result_type(x) for x in jax.tree.leaves(like)]
+
+    def wide(tree: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32)), tree)
+
+    def times(v: Any) -> Any:
+        leaves, structure = jax.tree.flatten(v)
+        narrow = [x.astype(dtype) for x, dtype in zip(leaves, dtypes, strict=True)]
+        return wide(A(jax.tree.unflatten(structure, narrow)))
+
+    return times, wide(like)
+
+
 def tridiagonal(A: Product, start: Any, matvecs: int) -> tuple[jax.Array, Any]:
     """T (matvecs, matvecs) and the Lanczos vectors, a tree with one more axis in front.
 

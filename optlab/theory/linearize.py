@@ -95,7 +95,13 @@ def ntk(f: Network, params: Any, x1: Any, x2: Any | None = None) -> jax.Array:
 
 
 def kernel_regression(
-    kernel: Any, y: Any, kernel_test: Any | None = None, *, f0: Any = 0.0, f0_test: Any = 0.0, penalty: Any = 0.0
+    kernel: Any,
+    y: Any,
+    kernel_test: Any | None = None,
+    *,
+    f0: Any | None = None,
+    f0_test: Any | None = None,
+    penalty: Any = 0.0,
 ) -> jax.Array:
     """f₀(x*) + K(x*, X)(K + λI)⁻¹(y − f₀(X)), (N*, k): where training the tangent on squared errors ends.
 
@@ -106,18 +112,23 @@ def kernel_regression(
         kernel: of the training examples, (N, k, N, k) as `ntk` gives it, or (N, N).
         y: targets, (N, k) or (N,).
         kernel_test: K(x*, X), (N*, k, N, k) or (N*, N); None is the training examples'.
-        f0: the network's outputs at θ₀ on the training examples, of y's shape; 0 is a kernel machine without one.
-        f0_test: and on the test examples, (N*, k) or (N*,).
+        f0: the network's outputs at θ₀ on the training examples, of y's shape; None is a kernel machine without one.
+        f0_test: and on the test examples, (N*, k) or (N*,); None is f0 where kernel_test is None.
         penalty: λ.
 
     Raises:
-        ValueError: for a kernel that isn't symmetric or has a negative eigenvalue, and for shapes that don't fit.
+        ValueError: for a kernel that isn't symmetric or has a negative eigenvalue, for shapes that don't fit, and for
+            one of f0 and f0_test without the other.
     """
     check_not_negative("penalty", penalty)
     K, y, shape = _square(kernel, y)
-    f0 = _like("f0", f0, shape)
     rows = K if kernel_test is None else _rows(kernel_test, len(K))
-    f0_test = _like("f0_test", f0_test, (len(rows) // int(np.prod(shape[1:])), *shape[1:]))
+    f0_test = f0 if f0_test is None and kernel_test is None else f0_test
+    if (f0 is None) != (f0_test is None):
+        missing, given = ("f0", "f0_test") if f0 is None else ("f0_test", "f0")
+        raise ValueError(f"{missing} must be given with {given}: both are outputs of the one network at θ₀")
+    f0 = _like("f0", 0.0 if f0 is None else f0, shape)
+    f0_test = _like("f0_test", 0.0 if f0_test is None else f0_test, (len(rows) // int(np.prod(shape[1:])), *shape[1:]))
     residual = (y - f0).reshape(-1)
     values, vectors = _spectrum(K)
     values = jnp.where(values > len(K) * jnp.finfo(K.dtype).eps * values[-1], values, 0) + penalty

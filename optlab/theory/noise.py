@@ -196,7 +196,10 @@ def uphill_share(
 
     On a quadratic of curvature h in d directions, with Gaussian noise alike in all of them, w − ηg with g = G + ξ
     changes the loss by −ηG·g + ½η²h‖g‖². It rises if ‖ξ − c‖ > r, c = G(1/(ηh) − 1), r = ‖G‖/(ηh), and ‖ξ − c‖² is a
-    noncentral χ² in units of tr Σ/(Bd): exact. SciPy computes it, which can't be traced.
+    noncentral χ² in units of tr Σ/(Bd): exact. SciPy computes it, which can't be traced; from a mean of 10⁷ on, where
+    SciPy's series fails, Sankaran's normal approximation does, which agrees there to ten digits.
+
+    Source: Sankaran 1963, Biometrika 50.
 
     Args:
         signal: ‖G‖², of the true gradient; h²·distance².
@@ -213,9 +216,23 @@ def uphill_share(
     for name, value in positive.items():
         check_all_positive(name, value)
     as_numbers(signal=signal, batch_size=batch_size, **positive)  # that their shapes broadcast
-    signal, rate = np.asarray(signal, np.float64), np.asarray(learning_rate, np.float64) * curvature
-    unit = np.asarray(variance, np.float64) / (np.asarray(batch_size) * size)
-    return np.asarray(stats.ncx2.sf(signal / rate**2 / unit, size, signal * (1 / rate - 1) ** 2 / unit))
+    rate = np.maximum(np.asarray(learning_rate, np.float64) * curvature, 1e-50)  # below, the limit has been reached
+    ratio = np.asarray(signal, np.float64) / (np.asarray(variance, np.float64) / (np.asarray(batch_size) * size))
+    center, over = ratio * (1 / rate - 1) ** 2, ratio * (2 / rate - 1)
+    is_large = center + size >= 1e7
+    exact = stats.ncx2.sf(np.where(is_large, 1, center + over), size, np.where(is_large, 1, center))
+    return np.where(is_large, _far_tail(over, size, center), exact)
+
+
+def _far_tail(over: np.ndarray, size: int, center: np.ndarray) -> np.ndarray:
+    """P(χ²_d(λ) > λ + over) for a large mean d + λ; `over` is given, since the difference would be lost in rounding."""
+    mean, second, third = size + center, size + 2 * center, size + 3 * center
+    power, p = 1 - 2 / 3 * (mean / second) * (third / second), second / mean / mean
+    m = (power - 1) * (1 - 3 * power)
+    with np.errstate(divide="ignore"):  # at 0 the share is 1
+        grown = np.expm1(power * np.log1p((over - size) / mean))
+    shift = power * p * (power - 1 - 0.5 * (2 - power) * m * p)
+    return np.asarray(stats.norm.sf((grown - shift) / (power * np.sqrt(2 * p) * (1 + 0.5 * m * p))))
 
 
 def _noise(of_mean: jax.Array, variance: jax.Array, n: int, batch_size: int) -> GradientNoise:

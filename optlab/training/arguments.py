@@ -8,10 +8,12 @@ from typing import Any
 
 from optlab._integers import check_seed, is_count, is_integer
 from optlab._measure import Measure
-from optlab._messages import nearest
+from optlab._messages import meant, nearest
 from optlab.config import Config, Stop, keys
 from optlab.training.identity import OTHERS
 from optlab.training.workload import Workload
+
+OPTIMIZERS = ("adam", "adamw", "lion", "muon", "sgd", "shampoo", "soap")  # that a string may mean
 
 
 def check_arguments(
@@ -37,7 +39,9 @@ def check_arguments(
     if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
         is_factory = callable(tx)
         call = f": call it, as {getattr(tx, '__name__', 'it')}(learning_rate)" if is_factory else ""
-        raise TypeError(f"tx must be an optax transformation, such as optlab.adamw(1e-3), got {tx!r}{call}")
+        usual = meant(tx, OPTIMIZERS) if isinstance(tx, str) else []
+        such = (*usual, "adamw")[0]
+        raise TypeError(f"tx must be an optax transformation, such as optlab.{such}(1e-3), got {tx!r}{call}")
     check_seed(seed)
     if not isinstance(stop, Stop):
         raise TypeError(f"stop must be an optlab.config.Stop, such as Stop(patience=3), got {stop!r}")

@@ -20,7 +20,7 @@ from optlab.roles import Layout, layout_around
 from optlab.training.judge import norm_bound
 from optlab.training.mean import check_mean
 from optlab.training.measures import PROBES, RATES, injected_rates, rate_names
-from optlab.training.mistakes import checked_init
+from optlab.training.mistakes import check_roles, checked_init
 from optlab.training.packed import packed, unless_small
 from optlab.training.parallel import check_memory, memory_held, memory_needed, parallelize
 from optlab.training.sharding import Rules
@@ -142,9 +142,10 @@ def assemble(
         measure: what else is measured in the step; the optimizer's probes always are.
 
     Raises:
-        ValueError: as `parallelize`.
+        ValueError: as `parallelize`, and for roles that match no parameter or are misspelt.
     """
     check_seed(seed)
+    check_roles(workload.init, workload.roles)
     axis_name = find_strategy(strategy).axis_name
     read_layout = functools.cache(functools.partial(workload.layout, axis_name))
     step = make_measured_step(workload.loss, tx, settings, axis_name=axis_name, measures=(*measure, PROBES, RATES))

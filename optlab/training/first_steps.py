@@ -1,12 +1,15 @@
 """The first steps of an optimizer: one that goes uphill, bursts, or moves nothing.
 
-A run that is well pays nothing for it but a look at three losses. Only where the loss jumps at once is an update
-compiled and compared with the gradient.
+A run that is well pays nothing for it but a look at its first losses. Only where the loss jumps or keeps rising is an
+update compiled and compared with the gradient.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,6 +28,8 @@ from optlab.training.step import takes
 
 WATCHED = 3  # losses: without a learning rate the second is far above the first, or the third is
 JUMP, BURST = 1.25, 10.0  # times the first loss: from the first on it is looked into, from the second on reported
+TREND, SIGNIFICANT = 10, 2.0  # losses whose trend is looked into, and the standard deviations that noise seldom exceeds
+AT_A_JUMP, OVER_A_TREND = 0.01, 0.1  # the least cosine that is uphill: a slow rise alone is weaker evidence
 ON_HOST = 64 * 2**20  # bytes of parameters that are compared on the host; copying them costs no compilation
 
 
@@ -44,7 +49,8 @@ class FirstSteps:
     def __init__(self, assembly: Assembly, tx: optax.GradientTransformation, state: TrainState):
         self.assembly, self.tx = assembly, tx
         self.start: dict[str, Any] | None = _bits(state.params)
-        self.loss: float | None = None
+        self.losses: list[float] = []
+        self.is_compared = False
         self.is_reported = False
 
     def after(self, t: int, state: TrainState, batch: Any, records: Records) -> None:
@@ -57,36 +63,54 @@ class FirstSteps:
             records: the run's.
 
         Raises:
-            UphillError: if the loss rose at once, and the optimizer goes uphill.
+            UphillError: if the loss rose, and the optimizer goes uphill.
         """
-        if t <= WATCHED:
+        if t <= TREND:
             records.drain()
-            self._check_loss(records.latest, state, batch)
-        if self.start is not None and t > 1 and records.is_evaluated(t):  # the first of a warm-up from 0 moves nothing
+            self._check_jump(t, records.latest, state, batch)
+            if t in (TREND, records.steps) and _is_rising(self.losses):
+                self._check_cosine(f"step {t}: the loss", self.losses, state, batch, least=OVER_A_TREND)
+        elif not self.is_compared:
+            self._check_evaluations(t, state, batch, records)
+        is_last = t == records.steps
+        if self.start is not None and records.is_evaluated(t) and (t > 1 or is_last):  # a warm-up may start at rate 0
             records.drain()
             self._check_moved(records.latest, state)
 
-    def _check_loss(self, record: Record, state: TrainState, batch: Any) -> None:
-        """Compares the loss of a step with the first one's."""
+    def _check_jump(self, t: int, record: Record, state: TrainState, batch: Any) -> None:
+        """Compares the loss of one of the first steps with the first one's."""
         loss = record.get("train/loss")
         if loss is None or not np.isfinite(loss):  # nothing counted; and what isn't finite is the guard's
             return
-        if self.loss is None:
-            self.loss = loss
-        rise = loss - self.loss
-        if rise <= (JUMP - 1) * abs(self.loss):
+        self.losses.append(loss)
+        first, rise = self.losses[0], loss - self.losses[0]
+        if t > WATCHED or rise <= (JUMP - 1) * abs(first):
             return
-        step = int(record["step"])
-        what = f"step {step}: the loss rose from {self.loss:.4g} to {loss:.4g}"
-        cosine = self._cosine(state, batch)
-        if cosine > 0.01:
-            raise UphillError(
-                f"{what}, and tx goes uphill (its update has the cosine {cosine:.2f} with the gradient); end it in a "
-                "learning rate, which turns the sign: optax.chain(tx, optlab.scale_by_learning_rate(1e-3))"
+        self._check_cosine(f"step {t}: the loss", self.losses, state, batch, least=AT_A_JUMP)
+        if rise > BURST * abs(first) and not self.is_reported:
+            _report(
+                f"step {t}: {_rose('the loss', self.losses)}: the learning rate is too large, or there is none in tx"
             )
-        if rise > BURST * abs(self.loss) and not self.is_reported:
-            _report(f"{what}: the learning rate is too large, or there is none in tx")
             self.is_reported = True
+
+    def _check_evaluations(self, t: int, state: TrainState, batch: Any, records: Records) -> None:
+        """Compares the validation losses of two evaluations, once: they show a rise that batches hide."""
+        losses = [r["validation/loss"] for r in records.all if "validation/loss" in r]
+        if len(losses) < 2:
+            return
+        self.is_compared = True
+        if losses[-1] > losses[0]:
+            self._check_cosine(f"step {t}: the validation loss", losses, state, batch, least=OVER_A_TREND)
+
+    def _check_cosine(self, what: str, losses: Sequence[float], state: TrainState, batch: Any, *, least: float) -> None:
+        """Raises UphillError if the updates point along the gradient, by more than the cosine `least`."""
+        cosine = self._cosine(state, batch)
+        if cosine > least:
+            raise UphillError(
+                f"{_rose(what, losses)}, and tx goes uphill (cosine {cosine:.2f} of its update with the gradient); end "
+                "it in a learning rate above 0, which turns the sign: optax.chain(tx, "
+                "optlab.scale_by_learning_rate(1e-3))"
+            )
 
     def _check_moved(self, record: Record, state: TrainState) -> None:
         """Reports that no parameter has changed since the first step."""
@@ -96,8 +120,10 @@ class FirstSteps:
         if _bits(state.params) != start:
             return
         has_gradient = record.get("train/gradient_norm", 1.0) != 0
+        step = int(record["step"])
         why = "the learning rate is 0, or all are frozen" if has_gradient else "the loss doesn't depend on them"
-        _report(f"step {int(record['step'])}: no parameter has changed so far: {why}")
+        why += ", or the first step moves nothing by design" if step == 1 and has_gradient else ""
+        _report(f"step {step}: no parameter has changed so far: {why}")
 
     def _cosine(self, state: TrainState, batch: Any) -> float:
         """Between the gradient and what a fresh optimizer makes of it twice; NaN where that isn't known.
@@ -125,6 +151,19 @@ class FirstSteps:
 
         with self.assembly.layout():
             return float(jax.jit(cosine)(state, batch))
+
+
+def _is_rising(losses: Sequence[float]) -> bool:
+    """True if losses rise by more than noise: Mann and Kendall's test, which counts the pairs that rise."""
+    n = len(losses)
+    if n < 2:
+        return False
+    excess = sum(int(np.sign(late - early)) for early, late in itertools.combinations(losses, 2))
+    return excess > SIGNIFICANT * math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+
+
+def _rose(what: str, losses: Sequence[float]) -> str:
+    return f"{what} rose from {losses[0]:.4g} to {losses[-1]:.4g}"
 
 
 def _bits(params: Any) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from flax import linen as nn
 from optlab._integers import is_count
 from optlab._messages import nearest
 from optlab.config import Target
+from optlab.roles._layout import check_overrides
+from optlab.roles._paths import paths_of
 
 LOSSES = ("cross_entropy", "squared_error")
 
@@ -48,7 +50,10 @@ def check_model(model: Any, loss: Any, metrics: Any) -> None:
             "Workload(name, data, init, loss) with two functions, init(key) -> (model, {})"
         )
     if not (metrics is None or isinstance(metrics, Mapping)):
-        raise TypeError(f"metrics must be a dict of functions by name, as {{'accuracy': accuracy}}, got {metrics!r}")
+        raise TypeError(
+            f"metrics must be a dict of functions by name, got {metrics!r}: say "
+            "metrics={'accuracy': optlab.training.accuracy}"
+        )
     for name, function in {"loss": loss, **(metrics or {})}.items():
         _check_measure(name, function)
 
@@ -71,6 +76,17 @@ def checked_init(init: Any) -> Any:
         return params, model_state
 
     return checked
+
+
+def check_roles(init: Any, roles: Mapping[str, Any]) -> None:
+    """Refuses a workload's roles that match no parameter, or are misspelt.
+
+    Raises:
+        PatternError: names the nearest path or role.
+    """
+    if roles:
+        params, _ = jax.eval_shape(checked_init(init), jax.random.key(0))
+        check_overrides(roles, {path: x.shape for path, (_, x) in paths_of(params).items()})
 
 
 def check_keywords(settings: Mapping[str, Any], workload: Any) -> None:

@@ -40,7 +40,7 @@ def test_the_others_move_as_if_it_were_not_there(tx):
         ("hidden_0/*", r"patterns must be a list of paths, such as \['hidden_0/\*'\], got 'hidden_0/\*'"),
         (
             ["hiden_0/kernel"],
-            "the override 'hiden_0/kernel' matches no parameter: the nearest path is 'hidden_0/kernel'",
+            "freeze: 'hiden_0/kernel' matches no parameter: the nearest path is 'hidden_0/kernel'",
         ),
     ],
 )
@@ -90,14 +90,22 @@ def test_a_config_says_roles_and_what_is_frozen(config, capsys):
     ("word", "message"),
     [
         ("roles=head", "roles is said by name, as roles.PATTERN=head"),
-        ("roles.hidden_0/kernel=haed", "by_role knows no role 'haed': did you mean 'head'?"),
+        (
+            "roles.hidden_0/kernel=haed",
+            "optlab: roles: hidden_0/kernel has the role 'haed', which no rule knows: did you mean 'head'?",
+        ),
         ("roles.hiden_0/kernel=head", "the nearest path is 'hidden_0/kernel'"),
+        (
+            "optimizer=adamw optimizer.learning_rate=0.1 roles.hiden_0/kernel=head",
+            "optlab: roles: 'hiden_0/kernel' matches no parameter",
+        ),
+        ("optimizer=adamw optimizer.learning_rate=0.1 roles.hidden_0/kernel=haed", "did you mean 'head'?"),
         ("freeze=hidden_0/*", "freeze must be a list of strings, got 'hidden_0/*': say freeze=[hidden_0/*]"),
-        ("freeze=[hidden_9/*]", "matches no parameter"),
+        ("freeze=[hidden_9/*]", "optlab: freeze: 'hidden_9/*' matches no parameter"),
     ],
 )
 def test_a_wrong_one_is_one_line(config, capsys, word, message):
-    assert main(["explain", "small.py", word]) == 2
+    assert main(["explain", "small.py", *word.split()]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1

@@ -88,7 +88,10 @@ REFUSED = [
     (lambda: linearize.linear_probe(X, [0.0, 1.0, 1.0], classes=2), "labels must be whole numbers from 0 to 1"),
     (lambda: linearize.linear_probe(np.nan * X, [0, 1, 1], classes=2), "features must be finite, got nan among 6"),
     (lambda: linearize.linear_probe(X, [0, 1, 1], classes=2, penalty=0.0), "penalty must be positive, got 0.0"),
-    (lambda: linearize.kernel_regression(np.eye(2), np.ones(2), f0_test=np.ones(3)), r"f0_test must have the shape"),
+    (
+        lambda: linearize.kernel_regression(np.eye(2), np.ones(2), f0=np.ones(2), f0_test=np.ones(3)),
+        "f0_test must have the shape",
+    ),
     (
         lambda: linearize.kernel_regression(-np.eye(2), np.ones(2)),
         "kernel must be positive semi-definite",

@@ -139,6 +139,55 @@ def test_muons_metric_turns_the_momentum_into_muons_update():
     same(twice["b"], momentum["b"])
 
 
+def test_the_metrics_of_muon_and_of_adams_rest_are_applied_one_after_the_other():
+    params = {"w": jax.random.normal(KEY, (4, 3), float), "b": jnp.arange(1.0, 4.0)}
+    tx = optlab.muon(0.02)
+    _, state = tx.update(params, tx.init(params), params)
+    trace = optax.tree.get(state.rules.inner_states["matrix"], "trace")
+    of_adam, of_muon = curvature.adam_metric(state, b2=0.95), curvature.muon_metric(trace)
+    both = of_adam(of_muon(params))
+    same(of_adam(params)["w"], params["w"])
+    same(both["w"], of_muon(params)["w"])
+    same(both["w"], curvature.muon_metric(trace["w"])(params["w"]))
+    same(both["b"], params["b"] / np.sqrt(np.abs(params["b"]) + 1e-8), rtol=1e-6)
+
+
+def test_epsilon_may_stand_inside_the_root():
+    tx = optlab.adam(1e-3)
+    g = jnp.array([0.0, 0.3])
+    _, state = tx.update(g, tx.init(g), g)
+    found = curvature.adam_metric(state, eps=0.0, eps_root=1e-2)(jnp.ones(2))
+    same(found, (g**2 + 1e-2) ** -0.25, rtol=1e-6)
+    with pytest.raises(ValueError, match="eps or eps_root must be positive"):
+        curvature.adam_metric(state, eps=0.0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_parameters_of_16_bits_have_their_spectrum_in_float32(dtype):
+    scales = jnp.array([3.0, 2.0, 1.0], dtype)
+    f = lambda p: 0.5 * jnp.sum(scales * p["x"] ** 2)
+    params = {"x": jnp.array([0.5, 0.5, 0.5], dtype)}
+    A = curvature.hessian(f, params)
+    same(curvature.largest_eigenvalue(A, params), 3, rtol=0.02)
+    found = curvature.eigenvalues(A, params, 3, key=KEY)
+    same(found.values, [3, 2, 1], rtol=0.02)
+    assert found.values.dtype == found.vectors["x"].dtype == jnp.float32
+    density = curvature.density(A, params, key=KEY, matvecs=3, probes=1)
+    same(np.sort(density.nodes[0]), [1, 2, 3], rtol=0.02)
+    same(curvature.trace(A, params, key=KEY)[0], 6, rtol=0.02)
+    curvature.check_product(A, params, key=KEY)
+    with pytest.raises(ValueError, match="must be that of a symmetric"):
+        curvature.check_product(lambda v: {"x": jnp.roll(v["x"], 1)}, params, key=KEY)
+    tx = optlab.adam(1e-3)
+    _, state = tx.update(params, tx.init(params), params)
+    seen = curvature.preconditioned(A, curvature.adam_metric(state))
+    same(curvature.largest_eigenvalue(seen, params), 6, rtol=0.02)
+    M = jnp.array([[2.0, 0.0], [0.0, 0.5]], dtype)
+    twice = (root := curvature.muon_metric(M))(root(M))
+    assert twice.dtype == dtype
+    same(twice.astype(float), np.eye(2), atol=0.02)
+
+
 # The edge of stability.
 
 

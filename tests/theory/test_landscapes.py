@@ -71,6 +71,31 @@ def test_least_squares_is_convex_and_strictly_where_columns_are_independent():
         assert bool(told.strict) == is_strict
 
 
+ROUNDED = {  # convex, and equal to its chords over much of the box: every gap there is rounding
+    "a difference": (lambda x: x[0] - x[1], -1.0, 1.0),
+    "affine": (lambda x: 2 * x[0] - x[1] + 0.1, -2.0, 2.0),
+    "a kink": (lambda x: jnp.abs(x[0] - x[1]), -1.0, 1.0),
+    "relu": (lambda x: jax.nn.relu(3 * x[0] - 2 * x[1] + 0.1), -1.0, 1.0),
+    "far from 0": (lambda x: jnp.abs(x[0] - 1000), 999.0, 1001.0),
+    "a branch without a slope": (lambda x: jnp.where(x[0] > 0, jnp.sqrt(x[0]) ** 2, 0.0), -1.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ROUNDED)
+def test_rounding_is_no_counterexample(name, dtype):
+    f, low, high = ROUNDED[name]
+    told = landscapes.check_convexity(f, np.full(2, low, dtype), np.full(2, high, dtype), key=jax.random.key(0))
+    assert told.holds, told.gap
+    assert not told.strict
+
+
+def test_a_small_counterexample_is_found_in_single_precision():
+    f = lambda x: 1e-4 * jnp.sin(20 * x[0]) + x[0]
+    told = landscapes.check_convexity(f, np.zeros(1, np.float32), np.ones(1, np.float32), key=jax.random.key(0))
+    assert not told.holds
+
+
 @pytest.mark.parametrize("name", ["beale", "himmelblau", "plateau", "rosenbrock", "saddle", "several_minima"])
 def test_a_counterexample_is_one(name):
     f = ALL[name]

@@ -76,7 +76,15 @@ def test_kernel_regression_is_where_training_the_tangent_ends():
 def test_without_a_penalty_it_interpolates():
     f, params, x, y = network()
     K = lin.ntk(f, params, x)
-    same(lin.kernel_regression(K, y, f0=f(params, x), f0_test=f(params, x)), y, atol=1e-8)
+    same(lin.kernel_regression(K, y, f0=f(params, x)), y, atol=1e-8)
+
+
+def test_on_the_training_examples_it_is_where_the_steps_end():
+    K, y, f0 = np.array([[2.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 0.0]]), np.ones(3), np.array([5.0, 6.0, 7.0])
+    end = lin.kernel_descent(K, y, learning_rate=0.1, steps=1000, f0=f0)
+    same(end, [1, 1, 7], rtol=1e-10)  # the kernel doesn't see the last example: its output stays
+    same(lin.kernel_regression(K, y, f0=f0), end, rtol=1e-10)
+    same(lin.kernel_regression(K, y, K[:2], f0=f0, f0_test=f0[:2]), end[:2], rtol=1e-10)
 
 
 def test_every_step_on_the_tangent_is_predicted():
@@ -170,6 +178,8 @@ def test_a_linear_probe_is_the_one_minimum():
             "kernel must be symmetric, but differs",
         ),
         (lambda: lin.kernel_regression(np.eye(2), np.ones(3)), "y must have 2 entries, one a row of the kernel"),
+        (lambda: lin.kernel_regression(np.eye(2), np.ones(2), np.eye(2), f0=1.0), "f0_test must be given with f0"),
+        (lambda: lin.kernel_regression(np.eye(2), np.ones(2), f0_test=1.0), "f0 must be given with f0_test"),
         (lambda: lin.kernel_regression(np.eye(2), np.ones(2), penalty=-1.0), "penalty must not be negative"),
         (
             lambda: lin.ntk(lambda p, x: p * x, 1.0, jnp.ones(3)),

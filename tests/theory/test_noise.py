@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import optlab
 from optlab.theory import noise
@@ -103,22 +104,40 @@ def test_steps_and_examples_to_a_target():
     same(noise.examples_to_target(100, scale=100.0, least=50.0), 2 * 50 * 100)  # twice the fewest, at B = B_noise
 
 
-def test_steps_to_a_target_are_those_that_sgd_takes():
-    """On a noisy quadratic with the best rate of each batch size: η = η_max/(1 + B_noise/B)."""
-    scale, eta = 8.0, 0.02  # far from the minimum: G hardly changes, and neither does the noise scale
-    G = jnp.ones(4)
-    taken = []
-    for size in (2, 8, 32):
-        f = lambda x, key, size=size: (G + jnp.sqrt(scale * 4.0 / size / 4) * jax.random.normal(key, (4,))) @ x
-        rate = eta / (1 + scale / size)
-        ends = jax.vmap(
-            lambda key, f=f, rate=rate: optlab.minimize(
-                f, optlab.sgd(rate), jnp.zeros(4), steps=200, key=key
-            ).final.sum()
-        )(jax.random.split(KEY, 50))
-        taken.append(200 / float(-ends.mean()))
-    predicted = noise.steps_to_target(np.array([2, 8, 32]), scale=scale, least=1.0)
-    same(np.array(taken) / taken[-1], predicted / predicted[-1], rtol=0.05)
+@pytest.mark.parametrize("sizes", [2**31, [2**31], np.array([2**31])], ids=["number", "list", "array"])
+def test_large_batch_sizes_have_predictions(sizes):
+    with jax.enable_x64(False):
+        same(noise.steps_to_target(sizes, scale=2.0**31, least=5.0), np.broadcast_to(10, np.shape(sizes)))
+
+
+@pytest.mark.slow
+def test_the_best_step_gains_as_much_as_the_noise_scale_predicts():
+    """Least squares with XᵀX/N = I: the rate is searched for each batch size, and the noise is that of its examples.
+
+    Steps to a target are the distance over the gain of a step, 1/(1 + B_noise/B) of the whole gradient's.
+    """
+    _, params, batch = problem()
+    X, y = jnp.linalg.qr(batch["inputs"])[0] * 8, batch["labels"]
+    loss = lambda w, rows: jnp.mean((X[rows] @ w - y[rows]) ** 2)
+    g = jax.vmap(lambda row: jax.grad(loss)(params["W"], row[None]))(jnp.arange(64))
+    scale = float(noise.gradient_noise(g).scale)
+    rates, keys, whole = jnp.linspace(0.04, 0.48, 12), jax.random.split(KEY, 1000), jnp.arange(64)
+
+    def gain(size):
+        """Of the rate that is best on the average."""
+        drawn = lambda w, key: loss(w, jax.random.randint(key, (size,), 0, 64))
+        after = lambda rate, key: optlab.minimize(drawn, optlab.sgd(rate), params["W"], steps=1, key=key).final
+        ends = jax.vmap(lambda rate: jnp.mean(jax.vmap(lambda key: loss(after(rate, key), whole))(keys)))(rates)
+        return float(loss(params["W"], whole) - jnp.min(ends))
+
+    most = float(jnp.sum(g.mean(axis=0) ** 2)) / 4  # ‖G‖²/(2h), h = 2
+    sizes = np.array([2, 16])
+    assert scale > 2
+    same(
+        most / np.array([gain(int(size)) for size in sizes]),
+        noise.steps_to_target(sizes, scale=scale, least=1.0),
+        rtol=0.08,
+    )
 
 
 # Uphill.
@@ -148,6 +167,32 @@ def test_near_the_minimum_and_with_small_batches_more_steps_go_uphill():
     assert by_distance[0] > 0.9
     assert by_distance[-1] < 1e-3
     assert share(1.0, 1) > share(1.0, 16) > share(1.0, 256)
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+@pytest.mark.parametrize("signal", [0.1, 4.0])
+def test_small_rates_have_the_normal_limit(signal, size):
+    """−G·ξ > ½ηh‖g‖²: as ηh → 0 the share is that of a standard normal variable beyond ‖G‖/σ."""
+    rates = 10.0 ** np.arange(-200, 0, 4)
+    share = noise.uphill_share(signal, 1.0 * size, 1, learning_rate=rates, curvature=1.0, size=size)
+    same(share[rates < 1e-12], stats.norm.sf(signal**0.5), rtol=1e-8)
+    with_curvature = stats.norm.sf(signal**0.5 - (size - 1) / 2 * 1e-8 / signal**0.5)
+    same(share[rates == 1e-8], with_curvature, rtol=1e-6)
+
+
+def test_where_the_methods_meet_they_agree():
+    over, center = np.array([-1e4, 0.0, 1e4, 3e4]), 2e7
+    for size in (1, 10, 1000):
+        same(noise._far_tail(over, size, center), stats.ncx2.sf(center + over, size, center), rtol=1e-6)
+
+
+def test_a_share_is_never_nan():
+    share = lambda signal, rate, size: float(
+        noise.uphill_share(signal, 1e-3, 4, learning_rate=rate, curvature=1.7, size=size)
+    )
+    assert share(1e8, 1e-4, 5) == 0
+    assert share(1e8, 1.3, 5) == 1  # beyond ηh = 2
+    assert share(0.0, 1e-4, 5) == share(0.0, 1e-4, 10**8) == 1  # at the minimum
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,23 @@ def test_below_the_bound_v_itself_may_rise_but_the_distance_does_not():
     assert told.rho < 1
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_a_traced_matrix_of_any_rank_has_the_same_floor(momentum):
+    X, y = jnp.array([[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]]), jnp.array([1.0, 0.0, 1.0])
+    floor = lambda X, y: ls.noise_floor(X, y, learning_rate=0.01, momentum=momentum)
+    assert np.isfinite(floor(X, y))
+    same(jax.jit(floor)(X, y), floor(X, y), rtol=1e-9)
+    same(jax.jit(lambda y: floor(X, y))(y), floor(X, y), rtol=1e-9)
+
+
+def test_a_traced_matrix_of_any_rank_interpolates_as_fast():
+    predict = lambda X: ls.interpolation(X, learning_rate=0.01)
+    for X in (np.array([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]]), np.array([[1.0, 2.0, 3.0], [2.0, 4.0, 5.0]])):
+        told = predict(X)
+        assert not told.diverges
+        jax.tree.map(lambda a, b: same(a, b, rtol=1e-8), jax.jit(predict)(X), told)
+
+
 # The rates of the theorems.
 
 

@@ -10,7 +10,9 @@ import pytest
 import optlab
 from optlab.data import arrays
 from optlab.models import mlp
+from optlab.roles._layout import check_overrides
 from optlab.training import UphillError, Workload, accuracy, train
+from optlab.training.first_steps import _is_rising
 
 X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
 VALUES = X.sum(axis=1)
@@ -25,8 +27,8 @@ def workload(data=(X, CLASSES), model=MODEL, **settings):
     return Workload.from_model(model, data, **{"batch_size": 16, **settings})
 
 
-def trained(tx=None, data=(X, CLASSES), **settings):
-    return train(workload(data), optax.sgd(0.1) if tx is None else tx, **{"steps": 3, **settings})
+def trained(tx=None, data=(X, CLASSES), roles=None, **settings):
+    return train(workload(data, roles=roles), optax.sgd(0.1) if tx is None else tx, **{"steps": 3, **settings})
 
 
 MISTAKES = {
@@ -39,14 +41,20 @@ MISTAKES = {
     "a bare array": (lambda: workload(X), r"your arrays as \(inputs, labels\), got ndarray"),
     "a split": (lambda: workload(arrays(X, CLASSES).train), r"say Source\('mine', it, None, None, {}\)"),
     "a factory as tx": (lambda: trained(optax.adam), r"call it, as adam\(learning_rate\)"),
-    "a string as tx": (lambda: trained("adam"), r"such as optlab\.adamw\(1e-3\), got 'adam'"),
+    "a string as tx": (lambda: trained("adam"), r"such as optlab\.adam\(1e-3\), got 'adam'"),
+    "no optimizer's name": (lambda: trained("zzz"), r"such as optlab\.adamw\(1e-3\), got 'zzz'"),
+    "a pattern that matches nothing": (lambda: trained(roles={"zzz": "matrix"}), "roles: 'zzz' matches no parameter"),
+    "a misspelt role": (lambda: trained(roles={"head/kernel": "matrx"}), "did you mean 'matrix'"),
+    "a role that is no string": (lambda: trained(roles={"head/kernel": 3}), "roles: head/kernel: an override must be"),
+    "a run without a name": (lambda: trained(run=""), "a run's folder must have a name"),
+    "a file as run": (lambda: trained(run=__file__), "test_mistakes.py is a file: name a folder"),
     "a folder as checkpoints": (lambda: trained(checkpoints="runs/x"), r"say Checkpoints\('runs/x'\)"),
     "epochs": (lambda: trained(epochs=3), "say steps=…: an epoch is 3 steps"),
     "a learning rate": (lambda: trained(lr=0.1), r"it is the optimizer's, as in optlab\.adamw"),
     "a schedule alone": (lambda: trained(schedules=max), "schedules must be a dict of functions of the step"),
     "a loss by name": (lambda: workload(loss="mse"), r"such as optlab\.training\.squared_error, got 'mse'"),
     "a loss of optax": (lambda: workload(loss=optax.l2_loss), r"optax\.l2_loss\(outputs, batch\['labels'\]\)"),
-    "metrics as a list": (lambda: workload(metrics=[accuracy]), "metrics must be a dict of functions by name"),
+    "metrics as a list": (lambda: workload(metrics=[accuracy]), r"metrics={'accuracy': optlab\.training\.accuracy}"),
     "a target by name": (lambda: workload(target="train/loss"), r"such as Target\(metric='train/loss'\)"),
     "a class as model": (lambda: workload(model=nn.Dense), r"got its class Dense: say Dense\(…\)"),
     "a batch size of 16.0": (lambda: workload(batch_size=16.0), "batch_size must be a number of examples"),
@@ -89,12 +97,12 @@ def test_a_module_with_functions_among_its_parameters_is_told_how_to_part_them()
 # What only training shows, on the cheapest workload.
 
 
-def line(tx, **settings):
+def line(tx, batch_size=16, **settings):
     def loss(weights, model_state, batch, key, train):
         errors = jnp.square(batch["inputs"] @ weights - batch["labels"])
         return jnp.mean(errors), (model_state, {"loss": (jnp.sum(errors), errors.size)})
 
-    mine = Workload("line", (X, VALUES), lambda key: (jnp.zeros(4), {}), loss, batch_size=16)
+    mine = Workload("line", (X, VALUES), lambda key: (jnp.zeros(4), {}), loss, batch_size=batch_size)
     return train(mine, tx, **{"steps": 3, "log_every": 1, **settings})
 
 
@@ -102,6 +110,37 @@ def line(tx, **settings):
 def test_a_chain_without_a_learning_rate_goes_uphill(tx):
     with pytest.raises(UphillError, match=r"tx goes uphill .*optlab\.scale_by_learning_rate\(1e-3\)"):
         line(tx)
+
+
+UPHILL = {  # of batches so large that chance alone is no jump
+    "adam without its minus": (lambda: optax.chain(optax.scale_by_adam(), optax.scale(1e-3)), 48, "step 10: the loss"),
+    "a negative rate": (lambda: optax.adam(-1e-4), 48, "step 10: the loss"),
+    "too slow for batches to show": (lambda: optax.adam(-1e-6), 40, "step 13: the validation loss"),
+}
+
+
+@pytest.mark.parametrize("name", UPHILL)
+def test_a_slow_climb_is_uphill_too(name):
+    made, batch_size, says = UPHILL[name]
+    with pytest.raises(UphillError, match=f"{says} rose from .*tx goes uphill"):
+        line(made(), batch_size, steps=20, evaluate_every=6)
+
+
+def test_a_loss_that_rises_by_a_rate_too_large_is_no_climb():
+    losses = [r["train/loss"] for r in line(optax.sgd(1.2), 48, steps=10).records]
+    assert _is_rising(losses)
+
+
+def test_noise_seldom_looks_like_a_rise():
+    rng = np.random.default_rng(0)
+    rising = [_is_rising(list(rng.normal(size=10))) for _ in range(1000)]
+    assert np.mean(rising) < 0.05
+    assert not _is_rising([1.0])
+    assert _is_rising([1.0, 1.1, 1.2, 1.3])
+
+
+def test_a_role_of_ones_own_is_taken():
+    check_overrides({"head/*": "mine"}, {"head/kernel": (4, 2)})
 
 
 def test_a_burst_that_goes_downhill_is_reported_once(capsys):
@@ -116,6 +155,11 @@ def test_what_moves_nothing_is_reported(capsys):
     assert capsys.readouterr().err == (
         "optlab: step 2: no parameter has changed so far: the learning rate is 0, or all are frozen\n"
     )
+
+
+def test_what_moves_nothing_in_the_only_step_is_reported(capsys):
+    line(optax.sgd(0.0), steps=1)
+    assert "optlab: step 1: no parameter has changed so far: the learning rate is 0" in capsys.readouterr().err
 
 
 RIGHT = {
