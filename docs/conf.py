@@ -47,7 +47,9 @@ html_extra_path = ["_extra"]
 
 def escape_marks(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """|g| in a formula is a size and no substitution, and */kernel a pattern."""
-    lines[:] = [re.sub(r"[|]|_?[*](?=/)", lambda found: "".join(f"\\{c}" for c in found[0]), line) for line in lines]
+    lines[:] = [
+        re.sub(r"[|]|_?[*](?=/)|(?<=/)[*]", lambda found: "".join(f"\\{c}" for c in found[0]), line) for line in lines
+    ]
 
 
 def setup(app: Any) -> None:
