@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from optlab.config import Config, MeshShape
+from optlab.config import Config, ConfigError, MeshShape
 from optlab.experiment._build import build, build_model
 from optlab.runs import Run
 from optlab.runs._folder import load_anchored, places
+from optlab.runs._place import run_place
 
 if TYPE_CHECKING:
     import optax
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from optlab.training import TrainState, Workload
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedRun:
-    """A run, restored from a checkpoint on the first device.
+    """A run, restored from a checkpoint on the first device; `print` shows it in a few lines.
 
     Attributes:
         config: the run's config, on one device; None for a run that Python's `train` made.
@@ -40,6 +41,18 @@ class LoadedRun:
     state: TrainState
     params: Any
     predict: Callable[[Any], Any] | None
+
+    def __repr__(self) -> str:
+        import jax
+
+        leaves = jax.tree.leaves(self.params)
+        count = sum(leaf.size for leaf in leaves)
+        model = self.config.model.name if self.config else "of Python's train"
+        return (
+            f"a run, restored from step {int(self.state.step)}\n"
+            f"  model       {model}, {count:,} numbers in {len(leaves)} parameters\n"
+            "  holds       config, model, workload, state, params, predict"
+        )
 
 
 def load_run(
@@ -64,7 +77,7 @@ def load_run(
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ConfigError: if it has no config.json, or its config can't be built here.
+        ConfigError: if it is the checkpoints' folder of a run, has no config.json, or its config can't be built here.
         TypeError: if only one of workload and tx is given.
         CheckpointError: if there is no such checkpoint, or it is of another model.
     """
@@ -72,12 +85,20 @@ def load_run(
         raise TypeError("workload and tx are given together, for a run that Python's train made")
     if workload is not None and tx is not None:
         return _restored(Run(folder).folder, None, None, workload, tx, step)
+    _refuse_part(run_place(folder))
     file = Run(folder).folder / "config.json"
     sys.path += [place for place in places(file) if place not in sys.path]  # for functions that the config names
     config = replace(load_anchored(file), strategy="single", mesh=MeshShape(), accumulate=1)
     experiment = build(config)
     model = build_model(experiment.config, experiment.workload.data)
     return _restored(Path(folder), experiment.config, model, experiment.workload, experiment.tx, step)
+
+
+def _refuse_part(folder: Path) -> None:
+    """Refuses a run's folder of checkpoints, and one checkpoint in it, where the run itself is meant."""
+    for run in folder.parents[:2]:
+        if folder.relative_to(run).parts[0] == "checkpoints" and (run / "config.json").is_file():
+            raise ConfigError(f"{folder} is a part of a run, and the run's folder is meant: say {run}")
 
 
 def _restored(
