@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not table.row_count and not any(name.startswith("quarantine-") for name in names):
         raise ConfigError(f"no checkpoint in {checkpoints.folder}")
     console = _tables.console()
-    console.print(table)
+    _tables.show(table, console)
     for name in sorted(names):
         console.print(f"beside them: {name}", soft_wrap=True)
     return 1 if damaged or not table.row_count else 0

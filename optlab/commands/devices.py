@@ -115,7 +115,7 @@ def _print_table(console: Console, columns: Sequence[str], rows: Sequence[tuple[
     table = _tables.empty(columns, numbers=NUMBERS)
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    _tables.show(table, console)
 
 
 @dataclass(frozen=True)

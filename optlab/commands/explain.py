@@ -45,6 +45,6 @@ def run(arguments: argparse.Namespace) -> int:
             table.add_section()
         table.add_row(*(row.cells()[i] for i in filled), style="bold" if row.is_said else None)
     console = _tables.console()
-    console.print(table)
+    _tables.show(table, console)
     console.print(explanation.summary(), soft_wrap=True)
     return 0

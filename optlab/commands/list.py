@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 
+from optlab.commands._pages import hanging, width
 from optlab.experiment import find, names_of_kind
 
 HELP = "list the optimizers, schedules, models, data, losses, metrics or measures that a config can name"
@@ -31,11 +32,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints the names."""
     if arguments.kind is None:
         for words, kind in KINDS.items():
-            print(f"{words:11} {', '.join(names_of_kind(kind))}")
+            print(hanging(f"{words:11} ", ", ".join(names_of_kind(kind)), width()))
         return 0
     kind = KINDS[arguments.kind]
     names = names_of_kind(kind)
-    width = max(map(len, names))
+    longest = max(map(len, names))
     for name in names:
-        print(f"{name:{width}}  {(inspect.getdoc(find(kind, name)) or '').partition(chr(10))[0]}")
+        first_line = (inspect.getdoc(find(kind, name)) or "").partition("\n")[0]
+        print(hanging(f"{name:{longest}}  ", first_line, width()))
     return 0

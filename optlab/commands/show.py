@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import os
-import sys
 from pathlib import Path
 
 from optlab._extras import need
 from optlab.commands._config import add_config, read
+from optlab.commands._pages import hanging, width, wrapped
 from optlab.commands.list import KINDS
 from optlab.config import text_of
 from optlab.experiment import explain_keys, find, kind_of_change, names_of_kind, resolve
@@ -43,8 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         (key, text_of(value), kind, kind_of_change(key, config), meaning)
         for key, value, kind, meaning in explain_keys(config)
     ]
-    is_terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(highlight=False, markup=False, width=None if is_terminal else 200)
+    console = Console(highlight=False, markup=False, width=width() or 200)
     if console.width < TABLE:
         for key, value, kind, change, meaning in rows:
             console.print(f"{key}={value}", style="bold")
@@ -53,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     table = _tables.empty(("key", "value", "type", "continued", "meaning"))
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    _tables.show(table, console)
     return 0
 
 
@@ -64,9 +62,10 @@ def _component(name: str) -> str | None:
     for kind in KINDS.values():
         if name in names_of_kind(kind):
             factory = find(kind, name)
-            return f"{name}({', '.join(map(_written, inspect.signature(factory).parameters.values()))})\n\n" + (
-                f"{inspect.getdoc(factory)}\n\nIn a config: {kind}={name}, {kind}.ARGUMENT=VALUE"
-            )
+            arguments = ", ".join(map(_written, inspect.signature(factory).parameters.values()))
+            signature = hanging(f"{name}(", f"{arguments})", width())
+            about = wrapped(inspect.getdoc(factory) or "", width())
+            return f"{signature}\n\n{about}\n\nIn a config: {kind}={name}, {kind}.ARGUMENT=VALUE"
     return None
 
 

@@ -8,8 +8,8 @@ import jax
 import pytest
 
 import optlab._explanation
-import optlab.training  # noqa: F401  here, as Optax and Flax use jax.jit when they are imported
-from optlab.commands import main
+import optlab.training  # here, as Optax and Flax use jax.jit when they are imported
+from optlab.commands import _tables, main
 
 CONFIG = """
 from optlab.config import Config, component
@@ -38,6 +38,19 @@ def test_every_parameter_its_rule_and_the_plan_without_compiling(here, capsys, m
     assert "Each of 2 devices: " in out
     assert re.search(r"The matrices of the rule 'matrix' are done by this plan:\nmatrices +shape +on +form", out)
     assert [p.name for p in here.iterdir() if p.suffix != ".pyc" and p.name != "__pycache__"] == ["small.py"]
+
+
+@pytest.mark.parametrize(("columns", "longest"), [(80, 15), (70, 15), (80, 70), (80, 130)])
+def test_a_narrow_terminal_breaks_no_parameters_name(monkeypatch, capsys, columns, longest):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    row = ("k" * longest, "256×256", "matrix", "default", "1 of 256×256", "256.00 KiB", "0.0157")
+    table = _tables.empty(optlab._explanation.COLUMNS, numbers=("state", "GFLOP"))
+    table.add_row(*row)
+    _tables.show(table, _tables.console())
+    out = capsys.readouterr().out
+    assert {word for cell in row for word in cell.split()} <= set(out.split())
+    assert longest > 15 or max(map(len, out.splitlines())) <= columns
+    assert (columns, longest) != (80, 15) or "1 of 256×256" in out
 
 
 def test_another_optimizer_by_an_override(here, capsys):

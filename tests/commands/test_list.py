@@ -4,8 +4,9 @@ import pytest
 
 from optlab import optimizers
 from optlab.commands import main
+from optlab.commands._pages import wrapped
 from optlab.commands.list import KINDS
-from optlab.experiment import find
+from optlab.experiment import find, names_of_kind
 
 
 def test_the_bare_command_is_its_help(capsys):
@@ -44,6 +45,38 @@ def test_a_config_is_shown_without_breaking_words(here, capsys, monkeypatch, col
     assert max(map(len, lines)) <= columns
     words = {word for line in lines for word in line.split()}
     assert {"activation:", "computation:", "checkpoints;"} <= {w.replace("activation.", "activation:") for w in words}
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_what_is_listed_and_shown_fits_the_terminal(here, capsys, monkeypatch, columns):
+    pages = [["list"], *(["list", kind] for kind in KINDS)]
+    pages += [["show", name] for kind in KINDS.values() for name in names_of_kind(kind)]
+    monkeypatch.setenv("COLUMNS", "10000")
+    whole = [_printed(page, capsys) for page in pages]
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for page, unwrapped in zip(pages, whole, strict=True):
+        out = _printed(page, capsys)
+        assert max(map(len, out.splitlines())) <= columns, page
+        assert out.split() == unwrapped.split()
+
+
+def _printed(words, capsys):
+    assert main(words) == 0
+    return capsys.readouterr().out
+
+
+def test_only_what_is_too_long_is_wrapped():
+    formula, long = "    m ← βm + g\n    θ ← θ − ηm", "many words " * 3
+    text = f"A.\n\n{formula}\n\nArgs:\n    a: {long}\n        {long}\n    b: short,\n        and more."
+    assert wrapped(text, None) == text
+    lines = wrapped(text, 30).splitlines()
+    assert lines[:6] == ["A.", "", *formula.splitlines(), "", "Args:"]
+    assert lines[6:9] == [
+        "    a: many words many words",
+        "        many words many words",
+        "        many words many words",
+    ]
+    assert lines[-2:] == ["    b: short,", "        and more."]
 
 
 @pytest.mark.slow
