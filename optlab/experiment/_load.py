@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -122,4 +123,21 @@ def _restored(
     if apply is None:
         return LoadedRun(config, model, workload, state, params, None)
     outputs = jax.jit(lambda params, inputs: apply(params, state.model_state, inputs, state.key, False)[0])
-    return LoadedRun(config, model, workload, state, params, lambda inputs: outputs(params, inputs))
+    return LoadedRun(config, model, workload, state, params, _predictor(functools.partial(outputs, params), workload))
+
+
+def _predictor(outputs: Callable[[Any], Any], workload: Workload) -> Callable[[Any], Any]:
+    """Names the data's shape where inputs of another one fail: a model may also take them, such as a shorter text."""
+
+    def predict(inputs: Any) -> Any:
+        try:
+            return outputs(inputs)
+        except Exception as error:
+            own = workload.example()["inputs"]
+            found, shape = getattr(inputs, "shape", None), getattr(own, "shape", None)
+            if found is None or shape is None or found[1:] == shape[1:]:
+                raise
+            wanted = ", ".join(("B", *map(str, shape[1:])))
+            raise ValueError(f"the model can't take inputs of shape {found}; the run's data has ({wanted})") from error
+
+    return predict

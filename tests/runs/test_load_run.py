@@ -11,7 +11,7 @@ from flax import nnx
 import optlab
 from optlab.commands import main
 from optlab.config import ConfigError
-from optlab.experiment._load import LoadedRun
+from optlab.experiment._load import LoadedRun, _predictor
 from optlab.runs import Run
 
 OWN = """
@@ -84,3 +84,11 @@ def test_a_loaded_run_prints_in_a_few_lines():
         "  model       of Python's train, 16,640 numbers in 2 parameters",
     ]
     assert len(text) < 300
+
+
+def test_inputs_of_another_shape_are_answered_with_the_datas():
+    data = SimpleNamespace(example=lambda: {"inputs": np.zeros((1, 8, 8, 1))})
+    predict = _predictor(lambda x: x.reshape(len(x), -1) @ np.ones((64, 10)), data)
+    assert predict(np.ones((2, 64))).shape == (2, 10)
+    with pytest.raises(ValueError, match=r"inputs of shape \(2, 9\); the run's data has \(B, 8, 8, 1\)"):
+        predict(np.zeros((2, 9)))
