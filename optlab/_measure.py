@@ -17,7 +17,7 @@ class Measure:
         function: (state, batch) -> {name: number}; a (sum, weight) in place of a number is logged as sum / weight, and
             isn't logged where the weight is 0. The state is that before the step. Keyword-only arguments by these names
             are passed too: `loss`, the workload's; `gradient`, the step's mean gradient, at no extra cost; `after`, the
-            state after the step.
+            state after the step; `tx`, the optimizer.
         every: steps between two measurements; the first is made in the step of that number.
         prefix: prefix of each name in the records.
     """

@@ -1,4 +1,4 @@
-"""Learning rates of an optimizer, for a log of them: named by its blocks as their state is made, or found."""
+"""Settings of an optimizer that its state lacks: rates that blocks name, and what closures hold of rates and of β."""
 
 from __future__ import annotations
 
@@ -37,7 +37,29 @@ def optax_schedules(update: Callable[..., Any]) -> list[Callable[[Any], Any]]:
     optax keeps them in the closures of its functions alone. Where a version of it doesn't, there are none. Those of
     optlab's own block are left out: it names its rate.
     """
-    found: list[Callable[[Any], Any]] = []
+    return [
+        held["learning_rate"]
+        for function, held in _within(update, without="optlab.transforms._learning_rate")
+        if function.__module__.startswith("optax.")
+        and function.__qualname__.startswith("scale_by_learning_rate.")
+        and callable(held.get("learning_rate"))
+    ]
+
+
+def adam_settings(update: Callable[..., Any]) -> list[dict[str, Any]]:
+    """Finds β₁, β₂ and the bias correction of every `scale_by_adam`, optlab's and optax's, in an update function."""
+    return [
+        {"b1": held["b1"], "b2": held["b2"], "bias_correction": held.get("bias_correction", True)}
+        for function, held in _within(update)
+        if function.__module__.startswith(("optlab.transforms.", "optax."))
+        and function.__qualname__ == "scale_by_adam.<locals>.update_fn"
+        and all(isinstance(held.get(name), int | float) for name in ("b1", "b2"))
+    ]
+
+
+def _within(update: Any, without: str = "") -> list[tuple[Any, dict[str, Any]]]:
+    """The functions in the closures of a function, itself first, and what each closure holds by name."""
+    found: list[tuple[Any, dict[str, Any]]] = []
     seen: set[Any] = set()
 
     def visit(x: Any) -> None:
@@ -48,14 +70,11 @@ def optax_schedules(update: Callable[..., Any]) -> list[Callable[[Any], Any]]:
             visit(list(x.values()))
         elif isinstance(x, functools.partial):
             visit([x.func, *x.args, *x.keywords.values()])
-        elif inspect.isfunction(x) and x not in seen and x.__module__ != "optlab.transforms._learning_rate":
+        elif inspect.isfunction(x) and x not in seen and x.__module__ != without:
             seen.add(x)
             held = dict(zip(x.__code__.co_freevars, map(_content, x.__closure__ or ()), strict=True))
-            is_scale = x.__module__.startswith("optax.") and x.__qualname__.startswith("scale_by_learning_rate.")
-            if is_scale and callable(held.get("learning_rate")):
-                found.append(held["learning_rate"])
-            else:
-                visit(list(held.values()))
+            found.append((x, held))
+            visit(list(held.values()))
 
     visit(update)
     return found

@@ -71,7 +71,7 @@ def _set(kind: Any, tree: dict[str, Any], path: list[str], text: str, key: str) 
     elif typing.get_origin(hint) is Mapping and rest:
         tree[name] = {**tree[name], ".".join(rest): text}
     elif typing.get_origin(hint) is Mapping:
-        raise ConfigError(f"{key} is said by name, as {key}.PATTERN={text}")
+        raise ConfigError(f"{key} is said by name, as {_by_name(key, text)}")
     elif rest:
         raise ConfigError(f"unknown key {key!r}; {key.removesuffix('.' + '.'.join(rest))} has no parts")
     else:
@@ -83,6 +83,14 @@ def _set(kind: Any, tree: dict[str, Any], path: list[str], text: str, key: str) 
                 else ""
             )
             raise ConfigError(f"{key} must be {describe(hint)}, got {text!r}{way}")
+
+
+def _by_name(key: str, text: str) -> str:
+    """The overrides that a mapping means: roles.head=matrix for roles={"head": "matrix"}."""
+    mapping = parse(text)
+    if not isinstance(mapping, Mapping) or not mapping:
+        return f"{key}.PATTERN={text}"
+    return " ".join(f"{key}.{name}={text_of(value)}" for name, value in mapping.items())
 
 
 EPOCHS = ("epochs", "epoch", "num_epochs")  # what a run's length is called elsewhere
@@ -99,6 +107,8 @@ _OWNERS = {
 
 def _elsewhere(tree: dict[str, Any], key: str, text: str) -> str:
     """Ends the message of a key that is said in the wrong place or by another name; "" for any other key."""
+    if key == "run":
+        return f"a run's folder is no key of a config: say --run {text}"
     if key in EPOCHS:
         return (
             f"a run is steps long: say steps=N, where N is {text} times the training examples, divided by "

@@ -57,7 +57,7 @@ def decay_gap(learning_rate: Any, weight_decay: Any, update: Any) -> jax.Array:
     return rate**2 * decay * u
 
 
-def agreement(opt_state: Any, *, b1: Any = 0.9, b2: Any = 0.999) -> Any:
+def agreement(opt_state: Any, *, b1: Any = 0.9, b2: Any = 0.999, bias_correction: bool = True) -> Any:
     """|m̂|/√v̂ for every coordinate, a tree like the parameters: near 1 where signs agree, small where they flip.
 
     It is the factor by which Adam's step is smaller than softsign momentum's. For gradients of one sign and size it
@@ -67,7 +67,8 @@ def agreement(opt_state: Any, *, b1: Any = 0.9, b2: Any = 0.999) -> Any:
     Args:
         opt_state: of any chain with `optlab.scale_by_adam` (or optax's) in it.
         b1: β₁, as it was given to it; 1 − β₁ᵗ corrects m,
-        b2: and β₂.
+        b2: β₂,
+        bias_correction: and whether it corrects m and v.
 
     Raises:
         ValueError: if there is no state of Adam's, or more than one.
@@ -76,13 +77,15 @@ def agreement(opt_state: Any, *, b1: Any = 0.9, b2: Any = 0.999) -> Any:
     check_decay("b2", b2)
     state = adam_state("agreement", opt_state)
     t = jnp.maximum(state.count, 1)
-    m, v = (optax.tree.bias_correction(x, b, t) for x, b in ((state.mu, b1), (state.nu, b2)))
+    m, v = state.mu, state.nu
+    if bias_correction:
+        m, v = optax.tree.bias_correction(m, b1, t), optax.tree.bias_correction(v, b2, t)
     return jax.tree.map(lambda m, v: jnp.where(v > 0, jnp.abs(m) / jnp.sqrt(jnp.where(v > 0, v, 1)), 0), m, v)
 
 
-def mean_agreement(opt_state: Any, *, b1: Any = 0.9, b2: Any = 0.999) -> jax.Array:
+def mean_agreement(opt_state: Any, *, b1: Any = 0.9, b2: Any = 0.999, bias_correction: bool = True) -> jax.Array:
     """The mean of `agreement` over all coordinates."""
-    found = jax.tree.leaves(agreement(opt_state, b1=b1, b2=b2))
+    found = jax.tree.leaves(agreement(opt_state, b1=b1, b2=b2, bias_correction=bias_correction))
     return sum((jnp.sum(x) for x in found), jnp.zeros(())) / sum(x.size for x in found)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from optlab._checks import check_decay
 from optlab._extras import need
 from optlab._measure import Measure
+from optlab._rates import adam_settings
 from optlab._trees import norm
 from optlab.theory import adam, curvature, noise
 from optlab.theory._arrays import check_count
@@ -68,19 +69,31 @@ def noise_scale(every: int = 50) -> Measure:
     return Measure(measure, every)
 
 
-def agreement(every: int = 50, *, b1: float = 0.9, b2: float = 0.999) -> Measure:
+def agreement(
+    every: int = 50, *, b1: float | None = None, b2: float | None = None, bias_correction: bool | None = None
+) -> Measure:
     """Logs "agreement", the mean over all coordinates of Adam's |m̂|/√v̂, see `adam.agreement`.
+
+    Adam's settings are read from the optimizer. One that hides them (`optax.inject_hyperparams`) needs b1 and b2 here.
 
     Args:
         every: steps from one measurement to the next.
         b1: β₁, as it was given to Adam,
-        b2: and β₂.
+        b2: β₂,
+        bias_correction: and whether it corrects m and v; None reads each from the optimizer.
     """
-    check_decay("b1", b1)
-    check_decay("b2", b2)
+    said = {"b1": b1, "b2": b2, "bias_correction": bias_correction}
+    said = {name: value for name, value in said.items() if value is not None}
+    for name in said.keys() & {"b1", "b2"}:
+        check_decay(name, said[name])
 
-    def measure(state: Any, batch: Any) -> Numbers:
-        return {"agreement": adam.mean_agreement(state.opt_state, b1=b1, b2=b2)}
+    def measure(state: Any, batch: Any, *, tx: Any) -> Numbers:
+        adam.adam_state("agreement", state.opt_state)
+        known = adam_settings(tx.update)
+        is_one = bool(known) and all(settings == known[0] for settings in known)
+        if not is_one and not {"b1", "b2"} <= said.keys():
+            raise ValueError("agreement can't read b1 and b2 of this optimizer: pass both to it, agreement(b1=…, b2=…)")
+        return {"agreement": adam.mean_agreement(state.opt_state, **{**(known[0] if is_one else {}), **said})}
 
     return Measure(measure, every)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from optlab._measure import Measure
@@ -25,6 +26,7 @@ def measured(
     *,
     gradient: Any,
     after: TrainState,
+    tx: optax.GradientTransformation,
     axis_name: str | None,
 ) -> Metrics:
     """The measurements of a step, as (sum, weight) by name in the records; (0, 0) in steps that aren't due.
@@ -36,6 +38,7 @@ def measured(
         batch: the step's; under a mapped axis the device's part of it, which is gathered where one is due.
         gradient: the step's, averaged over devices and microbatches.
         after: the state after the step.
+        tx: the optimizer.
         axis_name: the mapped axis that the step runs under, if there is one.
 
     Raises:
@@ -43,7 +46,7 @@ def measured(
     """
     found: Metrics = {}
     for measure in measures:
-        function = _bound(measure, loss, gradient, after, axis_name)
+        function = _bound(measure, {"loss": loss, "gradient": gradient, "after": after, "tx": tx}, axis_name)
         for name, pair in _if_due(measure.every, function, state, batch).items():
             if (name := measure.prefix + name) in found:
                 raise ValueError(f"two measures have the name {name.removeprefix(measure.prefix)!r}")
@@ -51,10 +54,9 @@ def measured(
     return found
 
 
-def _bound(measure: Measure, loss: Loss, gradient: Any, after: TrainState, axis_name: str | None) -> Callable[..., Any]:
+def _bound(measure: Measure, given: Mapping[str, Any], axis_name: str | None) -> Callable[..., Any]:
     """(state, batch) -> {name: (sum, weight)}, with what the measure asks for."""
     names = inspect.signature(measure.function).parameters
-    given = {"loss": loss, "gradient": gradient, "after": after}
     asked = {name: x for name, x in given.items() if name in names}
 
     def function(state: TrainState, batch: Batch) -> Metrics:

@@ -151,7 +151,8 @@ def make_measured_step(
             new, faults = guarded(state, new, value, norm, guard=settings.guard, spike=settings.spike)
             found |= faults
         metrics |= {name: (x, jnp.ones(())) for name, x in found.items()}
-        return new, metrics, measured(measures, loss, state, batch, gradient=grads, after=new, axis_name=axis_name)
+        taken = measured(measures, loss, state, batch, gradient=grads, after=new, tx=tx, axis_name=axis_name)
+        return new, metrics, taken
 
     return step
 

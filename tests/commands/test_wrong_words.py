@@ -27,6 +27,9 @@ from optlab.experiment import resolve
         (["model.widths=512"], "say model.widths=[512]"),
         (["metrics=acc"], "say metrics=[accuracy]"),
         (["metrics=[accuracy]", "target.metric=accuracy"], "did you mean 'validation/accuracy'?"),
+        (["run=runs/q"], "unknown key 'run'; a run's folder is no key of a config: say --run runs/q"),
+        (['roles={"foo":"matrix"}'], "roles is said by name, as roles.foo=matrix"),
+        (['roles={"a/*": "matrix", "b": "head"}'], "roles is said by name, as roles.a/*=matrix roles.b=head"),
         (["clip=1"], "did you mean 'clip_norm' or 'clip_value'?"),
     ],
 )

@@ -1,6 +1,7 @@
 """A run is loaded from its folder alone: model, parameters and predictions."""
 
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,6 +10,8 @@ from flax import nnx
 
 import optlab
 from optlab.commands import main
+from optlab.config import ConfigError
+from optlab.experiment._load import LoadedRun, _predictor
 from optlab.runs import Run
 
 OWN = """
@@ -63,3 +66,29 @@ def test_what_cannot_be_loaded_is_named(tmp_path):
         optlab.load_run(tmp_path / "nowhere")
     with pytest.raises(optlab.config.ConfigError, match=r"no config file '.*config\.json'"):
         optlab.load_run(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["checkpoints", "checkpoints/40"])
+def test_a_part_of_a_run_is_answered_with_the_runs_folder(tmp_path, part):
+    (tmp_path / "first" / part).mkdir(parents=True)
+    (tmp_path / "first" / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=rf"is a part of a run, .* say {tmp_path / 'first'}$"):
+        optlab.load_run(tmp_path / "first" / part)
+
+
+def test_a_loaded_run_prints_in_a_few_lines():
+    state = SimpleNamespace(step=np.int32(40))
+    text = str(LoadedRun(None, None, None, state, {"kernel": np.zeros((64, 256)), "bias": np.zeros(256)}, None))
+    assert text.splitlines()[:2] == [
+        "a run, restored from step 40",
+        "  model       of Python's train, 16,640 numbers in 2 parameters",
+    ]
+    assert len(text) < 300
+
+
+def test_inputs_of_another_shape_are_answered_with_the_datas():
+    data = SimpleNamespace(example=lambda: {"inputs": np.zeros((1, 8, 8, 1))})
+    predict = _predictor(lambda x: x.reshape(len(x), -1) @ np.ones((64, 10)), data)
+    assert predict(np.ones((2, 64))).shape == (2, 10)
+    with pytest.raises(ValueError, match=r"inputs of shape \(2, 9\); the run's data has \(B, 8, 8, 1\)"):
+        predict(np.zeros((2, 9)))

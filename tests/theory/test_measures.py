@@ -5,10 +5,12 @@ import functools
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from config.example import config
 from jax.flatten_util import ravel_pytree
@@ -107,6 +109,33 @@ def test_agreement_is_one_where_gradients_agree_and_small_where_they_flip():
     assert run(measure=[agreement(every=6)])["measure/agreement"][0].tolist() == [6, 12]
     with pytest.raises(ValueError, match="agreement needs an optimizer's state with one of Adam's in it, found 0"):
         run(tx=optlab.sgd(0.1), measure=[agreement()])
+
+
+@pytest.mark.parametrize(
+    ("tx", "settings"),
+    [
+        (optlab.adamw(0.01, b2=0.95), {"b1": 0.9, "b2": 0.95}),
+        (optax.adam(0.01, b1=0.8), {"b1": 0.8, "b2": 0.999}),
+        (optlab.adam(0.01, start="first_gradient", bias_correction=False), {"bias_correction": False}),
+        (optlab.muon(0.02), {"b1": 0.9, "b2": 0.95}),
+    ],
+)
+def test_the_agreement_has_the_optimizers_own_settings(tx, settings):
+    g = {"W": jnp.ones((3, 4)), "b": jnp.array([1.0, -2.0])}
+    _, opt_state = tx.update(g, tx.init(g), g)
+    state = SimpleNamespace(opt_state=opt_state)
+    same(agreement().function(state, None, tx=tx)["agreement"], 1, rtol=1e-4)  # after one step
+    same(adam.mean_agreement(opt_state, **settings), 1, rtol=1e-4)
+
+
+def test_settings_that_the_optimizer_hides_must_be_said():
+    g = jnp.ones(3)
+    tx = optax.inject_hyperparams(optlab.adam)(0.01, b2=0.95)
+    _, opt_state = tx.update(g, tx.init(g), g)
+    state = SimpleNamespace(opt_state=opt_state)
+    with pytest.raises(ValueError, match="agreement can't read b1 and b2 of this optimizer"):
+        agreement().function(state, None, tx=tx)
+    same(agreement(b1=0.9, b2=0.95).function(state, None, tx=tx)["agreement"], 1, rtol=1e-4)
 
 
 def test_training_does_not_notice(tmp_path):
