@@ -29,7 +29,8 @@ def sharpness(every: int = 50, *, examples: int | None = 32, matvecs: int = 5) -
 
     It is compared with 2/η, see `curvature.edge_of_stability`. Of few examples it is larger than of the whole loss, as
     a maximum of noisy things is; `examples=None` takes the whole batch. Lanczos finds it from below: on the digits' MLP
-    four products come to 1 %, five to 0.1 %.
+    four products come to 1 %, five to 0.1 %. There, every 50 steps, it costs 0.08 of the time of training: the
+    products, and the gradient that Lanczos starts from (benchmarks/theory.py).
 
     Args:
         every: steps from one measurement to the next.
@@ -55,7 +56,8 @@ def noise_scale(every: int = 50) -> Measure:
     """Logs "noise_scale", tr Σ/|G|² in examples, and its parts "gradient_signal" |G|² and "gradient_variance" tr Σ.
 
     By the gradients of 8 parts of the batch, see `noise.noise_scale`. A single one is noisy: average signal and
-    variance over steps, and divide then.
+    variance over steps, and divide then. Every 50 steps it costs 0.02 of the time of training: about one more gradient
+    of the batch (benchmarks/theory.py).
 
     Args:
         every: steps from one measurement to the next.
