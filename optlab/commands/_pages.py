@@ -12,7 +12,7 @@ ENTRY = re.compile(r" +\*{0,2}[\w.]+: ")  # an argument in a docstring's section
 
 
 def width() -> int | None:
-    """Returns the terminal's columns; None for a pipe, into which lines are written whole."""
+    """Returns the columns of the terminal, or of COLUMNS; None for a pipe, into which lines are written whole."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() or "COLUMNS" in os.environ else None
 
 

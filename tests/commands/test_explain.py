@@ -1,5 +1,6 @@
 """`optlab explain` as a person meets it."""
 
+import os
 import re
 import subprocess
 import sys
@@ -80,7 +81,8 @@ def test_a_role_that_was_said_is_marked(here, capsys):
 def test_it_is_whole_when_it_is_piped(here):
     program = "import sys; from optlab.commands import main; sys.exit(main())"
     words = ["explain", "small.py", "model=vision_transformer", "model.depth=1"]
-    found = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}  # which pytest may set
+    found = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, env=environment)
     assert found.returncode == 0, found.stderr
     (line,) = (line for line in found.stdout.splitlines() if "block_0/attention/query/kernel" in line)
     assert re.search(r"body/block_0/attention/query/kernel +192×192 +matrix +matrix +1 of 192×192", line)

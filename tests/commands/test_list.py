@@ -14,6 +14,12 @@ def test_the_bare_command_is_its_help(capsys):
     assert "train as a config describes" in capsys.readouterr().out
 
 
+@pytest.fixture(autouse=True)
+def pipe(monkeypatch):
+    """Lines are whole, unless a test says how many columns there are."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def test_every_name_of_every_kind_can_be_found(capsys):
     assert main(["list"]) == 0
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]

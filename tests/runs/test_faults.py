@@ -402,7 +402,7 @@ def test_a_second_signal_during_the_save_does_not_break_it(tmp_path, monkeypatch
         verify = storage.verify_share
         again = lambda path, saved: (send() if path.name == "5" else None, verify(path, saved))
         patched.setattr(storage, "verify_share", again)
-        history = run(tmp_path, observers=[At(4, send)])  # told when step 4 is saved; step 5 is the last
+        history = run(tmp_path, observers=[At(5, send)])  # step 5 is the last: the first steps are read at once
     assert history.outcome == f"interrupted by {number.name}"
     assert Checkpoints(tmp_path / "checkpoints").steps() == [4, 5]
     assert bits(run(tmp_path)) == bits(undisturbed[0])
