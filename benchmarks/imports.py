@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 
 TIMED = "import time; began = time.perf_counter(); {}; print(time.perf_counter() - began)"
-ELSEWHERE = ("commands", "data", "experiment", "models", "runs", "training")  # submodules that aren't the light part
 PROGRAMS = {
     "import optax": "import optax",
     "import optlab": "import optlab",
     "import optlab, and one optimizer": "import optlab; optlab.muon",
     "import optlab, and every block, optimizer and schedule": (
-        f"import optlab; [getattr(optlab, n) for n in optlab.__all__ if n not in {(*ELSEWHERE, 'load_run')}]"
+        "import optlab; optlab.schedules; "
+        "[getattr(optlab, n) for n in (*optlab.transforms.__all__, *optlab.optimizers.__all__)]"
     ),
 }
 
