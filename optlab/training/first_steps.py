@@ -70,7 +70,7 @@ class FirstSteps:
             self._check_jump(t, records.latest, state, batch)
             if t in (TREND, records.steps) and _is_rising(self.losses):
                 self._check_cosine(f"step {t}: the loss", self.losses, state, batch, least=OVER_A_TREND)
-        elif not self.is_compared:
+        elif not self.is_compared and (t == TREND + 1 or records.is_evaluated(t - 1)):  # no new evaluation else
             self._check_evaluations(t, state, batch, records)
         is_last = t == records.steps
         if self.start is not None and records.is_evaluated(t) and (t > 1 or is_last):  # a warm-up may start at rate 0
