@@ -26,15 +26,14 @@ def causes(results: Sequence[Result]) -> dict[str, str]:
     ends = {name: float(values[-1]) for name, values in losses.items() if len(values) and math.isfinite(values[-1])}
     best = min(ends, key=lambda name: ends[name], default=None)
     rates = {r.trial.id: r.trial.values.get("learning_rate") for r in results}
+    start = max((float(losses[name][0]) for name in ends), default=math.nan)
     found = {}
     for result in results:
         name = result.trial.id
         if result.diverged is not None:
             found[name] = HIGH if _sign(rates[name], rates.get(best or "")) > 0 else "diverged"
-        elif name in ends and best is not None:
-            start = max(float(losses[x][0]) for x in ends)
-            if start - ends[name] < FLAT * (start - ends[best]):
-                found[name] = {1: HIGH, -1: LOW}.get(_sign(rates[name], rates[best]), "flat")
+        elif best is not None and name in ends and start - ends[name] < FLAT * (start - ends[best]):
+            found[name] = {1: HIGH, -1: LOW}.get(_sign(rates[name], rates[best]), "flat")
     return found
 
 

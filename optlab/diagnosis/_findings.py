@@ -37,6 +37,18 @@ class Finding:
     is_cause: bool = False
 
 
+def cause(
+    name: str,
+    because: str,
+    try_: str,
+    source: str = "",
+    settings: Mapping[str, Any] | None = None,
+    severity: Severity = "ill",
+) -> Finding:
+    """The finding of what was seen in the data, the model or its twins."""
+    return Finding(name, severity, because, try_, source, settings or {}, is_cause=True)
+
+
 def rate_times(e: Evidence, factor: float) -> dict[str, float]:
     """The setting that multiplies a config's learning rate."""
     rate = e.settings.get("optimizer.learning_rate")

@@ -6,7 +6,7 @@ import numpy as np
 
 from optlab.diagnosis._data import agreement
 from optlab.diagnosis._evidence import Evidence
-from optlab.diagnosis._findings import Finding, Rule, Severity, listed
+from optlab.diagnosis._findings import Finding, Rule, cause, listed
 
 # By chance a χ² over its degrees of freedom d has the deviation √(2/d): of 16 batches and two classes, the least that
 # is judged, 0.37. Three is beyond five of these.
@@ -28,7 +28,7 @@ def inputs_not_finite(e: Evidence) -> Finding | None:
     bad = np.flatnonzero(~np.isfinite(inputs).all(axis=1))
     if not len(bad):
         return None
-    return _cause(
+    return cause(
         "inputs not finite",
         f"{len(bad)} of {len(inputs)} training examples hold NaN or infinite values, the first is number {bad[0]}",
         "leave those examples out, or fill the gaps",
@@ -46,7 +46,7 @@ def labels_out_of_range(e: Evidence) -> Finding | None:
     bad = np.flatnonzero((labels < 0) | (labels >= outputs.shape[1]))
     if not len(bad):
         return None
-    return _cause(
+    return cause(
         "labels out of range",
         f"{len(bad)} of {len(labels)} labels are no class of the model's {outputs.shape[1]} outputs; example {bad[0]} "
         f"has {labels[bad[0]]}",
@@ -58,7 +58,7 @@ def one_class(e: Evidence) -> Finding | None:
     """All training examples have the same label."""
     if e.data is None or (labels := e.data.train.labels) is None or len(labels) < 2 or np.any(labels != labels[0]):
         return None
-    return _cause(
+    return cause(
         "one class",
         f"all {len(labels)} training labels that were read are {np.asarray(labels[0]).tolist()}",
         "look at how the labels are read, and at how the data are split: are they sorted?",
@@ -69,7 +69,7 @@ def inputs_alike(e: Evidence) -> Finding | None:
     """All training examples have the same inputs."""
     if e.data is None or (inputs := e.data.train.inputs) is None or len(inputs) < 2 or np.any(inputs != inputs[0]):
         return None
-    return _cause(
+    return cause(
         "inputs all alike",
         f"all {len(inputs)} training examples that were read have the same inputs",
         "look at how they are read and scaled: a whole number divided by 255 is 0 in integers",
@@ -81,7 +81,7 @@ def in_order(e: Evidence) -> Finding | None:
     if e.data is None or (disorder := e.data.disorder) is None or disorder < DISORDER:
         return None
     kind = "class counts" if e.data.batches[0].dtype.kind in "iu" else "mean labels"
-    return _cause(
+    return cause(
         "data in order",
         f"the {kind} of {len(e.data.batches)} batches vary {disorder:.3g} times as much as those of shuffled examples",
         "draw=shuffled, or shuffle before the batches are made",
@@ -94,7 +94,7 @@ def leaking(e: Evidence) -> Finding | None:
     """Held-out examples are among the training examples."""
     if e.data is None or e.data.is_coarse or (share := e.data.overlap) is None or share < LEAK:
         return None
-    return _cause(
+    return cause(
         "validation leaks",
         f"{share:.0%} of the held-out examples are training examples, too"
         + (f"; {e.data.repeats:.0%} of the training examples are repeated" if e.data.repeats > LEAK else ""),
@@ -129,7 +129,7 @@ def splits_differ(e: Evidence) -> Finding | None:
                 )
     if not because:
         return None
-    return _cause(
+    return cause(
         "splits differ", because, "split at random, and scale every split by the statistics of the training examples"
     )
 
@@ -142,7 +142,7 @@ def labels_apart_from_inputs(e: Evidence) -> Finding | None:
     beside = f", those of held-out ones by {held_out:.1f}" if held_out is not None and held_out > INFORMED else ""
     if not beside and not e.is_unlearned:
         return None
-    return _cause(
+    return cause(
         "labels apart from inputs",
         f"the labels of neighbouring examples agree by {found:.1f} standard deviations more than chance{beside}",
         "was one of inputs and labels shuffled or sorted without the other? Look at a few examples with their labels",
@@ -168,7 +168,7 @@ def features_not_scaled(e: Evidence) -> Finding | None:
         because = f"the inputs' root mean square is {whole:.3g}"
     else:
         return None
-    return _cause(
+    return cause(
         "features not scaled",
         because,
         "shift and scale each feature to mean 0 and deviation 1 by the training examples (standardize=True)",
@@ -181,7 +181,7 @@ def repeated(e: Evidence) -> Finding | None:
     """Most training examples are copies of others."""
     if e.data is None or e.data.is_coarse or e.data.repeats < 0.5:
         return None
-    return _cause(
+    return cause(
         "examples repeated",
         f"{e.data.repeats:.0%} of the training examples that were read are copies of others",
         "remove the copies, or weight the examples",
@@ -198,7 +198,7 @@ def unbalanced(e: Evidence) -> Finding | None:
     if len(classes) < 2 or counts.max() < 0.9 * counts.sum():
         return None
     rare = [f"{c} with {n}" for c, n in zip(classes.tolist(), counts.tolist(), strict=True) if n < counts.max()]
-    return _cause(
+    return cause(
         "one class dominates",
         f"{counts.max() / counts.sum():.0%} of the training examples have the class {classes[counts.argmax()]}; there "
         f"are {listed(rare)}",
@@ -206,12 +206,6 @@ def unbalanced(e: Evidence) -> Finding | None:
         "He and Garcia 2009, doi 10.1109/TKDE.2008.239",
         severity="note",
     )
-
-
-def _cause(
-    name: str, because: str, try_: str, source: str = "", settings: dict | None = None, severity: Severity = "ill"
-) -> Finding:
-    return Finding(name, severity, because, try_, source, settings or {}, is_cause=True)
 
 
 DATA_RULES: tuple[Rule, ...] = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from optlab.diagnosis._evidence import Evidence
-from optlab.diagnosis._findings import Finding, Rule, Severity, listed, rate_times
+from optlab.diagnosis._findings import Finding, Rule, Severity, cause, listed, rate_times
 from optlab.diagnosis._rules import diverged, gradient_collapsed, rate_too_high
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def wrong_loss(e: Evidence) -> Finding | None:
             because = f"{outside:.0%} of the labels lie outside of [{low}, {high}], where {m.end} ends the model"
     if not because:
         return None
-    return _cause(
+    return cause(
         "wrong loss for the output",
         because,
         "leave the last nonlinearity away: losses of logits have it inside",
@@ -58,7 +58,7 @@ def units_alike(e: Evidence) -> Finding | None:
     found = [layer.path for layer in e.layers if layer.is_symmetric]
     if not found:
         return None
-    return _cause(
+    return cause(
         "bad initialization",
         f"all units of {listed(found)} have the same weights and the same gradient, and so they stay alike",
         "draw the weights at random: glorot_normal, he_normal; zeros are for biases",
@@ -74,7 +74,7 @@ def starts_off(e: Evidence) -> Finding | None:
     chance = math.log(m.first_outputs.shape[-1])
     if not math.isfinite(m.first_loss) or m.first_loss < FAR_OFF * chance:
         return None
-    return _cause(
+    return cause(
         "bad initialization",
         f"before the first update the loss is {m.first_loss:.4g}, and that of a uniform guess log "
         f"{m.first_outputs.shape[-1]} = {chance:.3g}",
@@ -89,7 +89,7 @@ def exploded(e: Evidence) -> Finding | None:
     if not far or not e.is_unwell:
         return None
     layer, pull = max(far, key=lambda pair: pair[1])
-    return _cause(
+    return cause(
         "exploded gradients",
         f"at step {e.at} a change of {layer.path} by 1 % changes the loss by {pull:.3g} %",
         "normalization, residual connections, a smaller initialization; clip_norm=1.0",
@@ -103,7 +103,7 @@ def cut_off(e: Evidence) -> Finding | None:
     found = [x.path for x in e.layers if x.is_matrix and x.gradient == 0 and x.moved == 0 and e.at]
     if not found or len(found) == sum(x.is_matrix for x in e.layers):
         return None
-    return _cause(
+    return cause(
         "a part frozen",
         f"no gradient reaches {listed(found)}, and no entry has changed since it was drawn",
         "is there a stop_gradient, a branch that isn't used, or a layer of dead units behind them?",
@@ -115,7 +115,7 @@ def none_moved(e: Evidence) -> Finding | None:
     """No parameter has changed, though running statistics may have."""
     if not e.at or not e.layers or any(x.moved != 0 for x in e.layers):
         return None
-    return _cause(
+    return cause(
         "nothing moves",
         f"in {e.at} steps no entry of any parameter has changed",
         "a learning rate above 0; check what is frozen or masked (optlab explain shows each parameter's rule)",
@@ -131,7 +131,7 @@ def frozen(e: Evidence) -> Finding | None:
         return None
     if all(x.moved == 0 for x in e.layers):
         return None  # nothing moves at all: that has a rule of its own
-    return _cause(
+    return cause(
         "a part frozen",
         f"in {e.at} steps no entry of {listed(found)} has changed since it was drawn, though there is a gradient",
         "optlab explain shows each parameter's rule: is one masked, without a rule, or set to zero?",
@@ -145,7 +145,7 @@ def rounded(e: Evidence) -> Finding | None:
     if not e.at or len(found) <= len(low) / 2 or all(x.stuck == 1 for x in low):
         return None  # where nothing at all moves, that has a rule of its own
     worst = max(found, key=lambda x: x.stuck or 0)
-    return _cause(
+    return cause(
         "updates round to nothing",
         f"after {e.at} steps {worst.stuck:.0%} of the entries of {worst.path} are what they were drawn as: with "
         f"{worst.bits} bits an update below {2.0 ** -(worst.bits + 1):.2g} of a weight is lost",
@@ -166,7 +166,7 @@ def vanished(e: Evidence) -> Finding | None:
     if not found or not set(first) & set(found) or not e.is_flat_or_worse:
         return None
     least = min(pulls, key=lambda path: pulls[path])
-    return _cause(
+    return cause(
         "vanished gradients",
         f"at step {e.at} the gradient of {listed(found)} is next to nothing: scaling {least} changes the loss by "
         f"{pulls[least]:.2g}, scaling {max(pulls, key=lambda path: pulls[path])} by {max(pulls.values()):.2g}",
@@ -182,7 +182,7 @@ def dead_units(e: Evidence) -> Finding | None:
     if not found:
         return None
     worst = max(found, key=lambda x: x.dead or 0)
-    return _cause(
+    return cause(
         "dead units",
         f"at step {e.at} {worst.dead:.0%} of the units of {worst.path} have no gradient on a whole batch",
         "a lower learning rate or a warm-up, biases that start at 0, leaky_relu or gelu",
@@ -201,7 +201,7 @@ def saturated(e: Evidence) -> Finding | None:
     sure = float(np.mean(1 / weights.sum(axis=-1)))  # the largest probability
     if not math.isfinite(sure) or sure < SURE or m.loss < math.log(m.outputs.shape[-1]):
         return None
-    return _cause(
+    return cause(
         "saturated softmax",
         f"at step {e.at} the largest probability is {sure:.3f} on average, and the loss {m.loss:.3g} above that of a "
         "uniform guess",
@@ -216,7 +216,7 @@ def wrong_routing(e: Evidence) -> Finding | None:
     """A rule for hidden matrices moves a head or an embedding."""
     if e.model is None or not e.model.orthogonalized:
         return None
-    return _cause(
+    return cause(
         "wrong routing",
         f"{listed(list(e.model.orthogonalized))} is a head or an embedding, and a rule that orthogonalizes moves it",
         'optlab.by_role({"matrix": …, "default": …}) routes by role; a layout of yours may override one',
@@ -230,7 +230,7 @@ def uphill(e: Evidence) -> Finding | None:
     if e.outcome != "UphillError" and not (is_measured and e.is_unwell):
         return None
     cosine = f": its cosine with the gradient is {e.model.uphill:.2f}" if e.model and is_measured else ""
-    return _cause(
+    return cause(
         "updates point uphill",
         f"the first update goes along the gradient, not against it{cosine}",
         "end the optimizer in optlab.scale_by_learning_rate, which turns the sign",
@@ -242,7 +242,7 @@ def no_learning_rate(e: Evidence) -> Finding | None:
     size = None if e.model is None else e.model.step_size
     if size is None or size < UNRATED:
         return None
-    return _cause(
+    return cause(
         "no learning rate",
         f"no learning rate is known of the optimizer, and its first updates have {size:.0%} of the weights' norm each",
         "end it in optlab.scale_by_learning_rate(1e-3)",
@@ -254,7 +254,7 @@ def began(e: Evidence) -> Finding | None:
     if e.model is None or e.model.began is None:
         return None
     path, step = e.model.began
-    return _cause(
+    return cause(
         "where it began",
         f"trained again from step {e.at}, {path} is the first whose gradient leaves its scale, at step {step}",
         "look at what stands before that layer: a logarithm, a division, an exponential, a norm of 0",
@@ -273,12 +273,6 @@ def _pull(e: Evidence, layer: Layer) -> float:
     assert e.model is not None
     loss = abs(e.model.loss)
     return layer.gradient * layer.weight / loss if loss > 0 else 0.0
-
-
-def _cause(
-    name: str, because: str, try_: str, source: str = "", settings: dict | None = None, severity: Severity = "ill"
-) -> Finding:
-    return Finding(name, severity, because, try_, source, settings or {}, is_cause=True)
 
 
 MODEL_RULES: tuple[Rule, ...] = (

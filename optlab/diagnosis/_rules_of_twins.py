@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from optlab.diagnosis._evidence import Evidence
-from optlab.diagnosis._findings import Finding, Rule, Severity, rate_times
+from optlab.diagnosis._findings import Finding, Rule, Severity, cause, rate_times
 
 # In the linear regime the loss falls in proportion to the learning rate: half and double of it give half and double of
 # the gain. Where it is right, the gain hardly depends on it. These stand between the two, in the geometric mean.
@@ -101,7 +101,7 @@ def twins_differ_by_seed(e: Evidence) -> Finding | None:
 def _finding(e: Evidence, name: str, try_: str, settings: dict, severity: Severity | None = None) -> Finding:
     assert e.twins is not None
     found = severity or ("ill" if e.is_unwell else "note")
-    return Finding(name, found, e.twins.words(), try_, "", settings, is_cause=True)
+    return cause(name, e.twins.words(), try_, "", settings, found)
 
 
 TWIN_RULES: tuple[Rule, ...] = (twins_want_less, twins_want_more, twins_want_batches, twins_differ_by_seed)
