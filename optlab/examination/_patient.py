@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,14 @@ import numpy as np
 import optax
 
 from optlab._rules import read_leaves, rules_of
-from optlab.config import MeshShape
 from optlab.data import Batch, as_batches
 from optlab.diagnosis import Evidence
 from optlab.diagnosis._data import probe_data
 from optlab.diagnosis._layers import probe_model
-from optlab.experiment import build, load_run
+from optlab.experiment import load_run
+from optlab.experiment._load import rebuilt
 from optlab.roles import layout_around
 from optlab.runs import Run
-from optlab.runs._folder import load_anchored, places
 from optlab.training import Assembly, StepSettings, TrainState, Workload, assemble, make_step
 from optlab.transforms.matrices._map import reported
 
@@ -57,18 +55,13 @@ class Patient:
                 raise TypeError("a probe of a history needs what was trained: diagnose(history, workload=…, tx=…)")
             return Patient(workload, tx, seed, run.state)
         run = run if isinstance(run, Run) else Run(run)
-        if workload is not None and tx is not None:
-            state = load_run(run.folder, workload=workload, tx=tx).state if run.checkpoints else None
-            return Patient(workload, tx, seed, state)
-        if not (run.folder / "config.json").exists():
-            raise TypeError(f"{run.folder} has no config: give what was trained, diagnose(run, workload=…, tx=…)")
-        file = run.folder / "config.json"
-        sys.path += [place for place in places(file) if place not in sys.path]  # for functions that the config names
-        config = replace(load_anchored(file), strategy="single", mesh=MeshShape(), accumulate=1)
-        experiment = build(config)
-        if not run.checkpoints:
-            return Patient(experiment.workload, experiment.tx, config.seed, None)
-        return Patient(experiment.workload, experiment.tx, config.seed, load_run(run.folder).state)
+        if workload is None or tx is None:
+            if not (run.folder / "config.json").exists():
+                raise TypeError(f"{run.folder} has no config: give what was trained, diagnose(run, workload=…, tx=…)")
+            experiment = rebuilt(run.folder)
+            workload, tx, seed = experiment.workload, experiment.tx, experiment.config.seed
+        state = load_run(run.folder, workload=workload, tx=tx).state if run.checkpoints else None
+        return Patient(workload, tx, seed, state)
 
     @cached_property
     def assembly(self) -> Assembly:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from optlab.config import Config, ConfigError, MeshShape
-from optlab.experiment._build import build, build_model
+from optlab.experiment._build import Experiment, build, build_model
 from optlab.runs import Run
 from optlab.runs._folder import load_anchored, places
 from optlab.runs._place import run_place
@@ -87,12 +87,20 @@ def load_run(
     if workload is not None and tx is not None:
         return _restored(Run(folder).folder, None, None, workload, tx, step)
     _refuse_part(run_place(folder))
-    file = Run(folder).folder / "config.json"
-    sys.path += [place for place in places(file) if place not in sys.path]  # for functions that the config names
-    config = replace(load_anchored(file), strategy="single", mesh=MeshShape(), accumulate=1)
-    experiment = build(config)
+    experiment = rebuilt(folder)
     model = build_model(experiment.config, experiment.workload.data)
     return _restored(Path(folder), experiment.config, model, experiment.workload, experiment.tx, step)
+
+
+def rebuilt(folder: str | Path) -> Experiment:
+    """Builds what a run's config describes, on one device.
+
+    Raises:
+        ConfigError: if there is no config.json, or it can't be built here.
+    """
+    file = Run(folder).folder / "config.json"
+    sys.path += [place for place in places(file) if place not in sys.path]  # for functions that the config names
+    return build(replace(load_anchored(file), strategy="single", mesh=MeshShape(), accumulate=1))
 
 
 def _refuse_part(folder: Path) -> None:
