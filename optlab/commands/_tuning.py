@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,6 +90,13 @@ def _with_a_rate(config: Config) -> Config:
     if names["learning_rate"].default is not inspect.Parameter.empty:
         return config
     return replace(config, optimizer=Component(part.name, {"learning_rate": 1e-3, **part.arguments}, part.written))
+
+
+def again(command: str, arguments: argparse.Namespace, setting: str, *, without: str = "") -> str:
+    """The config with another setting under another command, as it is typed; the key `without` is left out, too."""
+    dropped = {setting.partition("=")[0], without}
+    kept = [a for a in arguments.overrides if a.partition("=")[0] not in dropped]
+    return shlex.join(["optlab", command, arguments.config, *kept, setting])
 
 
 def new_folder(arguments: argparse.Namespace, kind: str) -> Path:

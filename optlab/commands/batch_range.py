@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 
 from optlab._extras import need
 from optlab.commands._config import add_config, read
-from optlab.commands._tuning import new_folder, parts_of, say
+from optlab.commands._tuning import again, new_folder, parts_of, say
 from optlab.config import ConfigError
 
 HELP = "find the batch size with the least time to the target"
@@ -56,9 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     if parts.schedule is not None:
         notes = (*notes, f"schedule={parts.config.schedule.name} is left out")
     if found.suggestion is not None:
-        again = [a for a in arguments.overrides if not a.startswith(("batch_size=", "optimizer.learning_rate="))]
-        words = [arguments.config, *again, f"batch_size={found.suggestion}"]
-        command = " ".join(["optlab lr-range", *map(shlex.quote, words)])
+        command = again("lr-range", arguments, f"batch_size={found.suggestion}", without="optimizer.learning_rate")
     say(folder, str(found), notes, command, found.plot)
     return 0 if found.suggestion is not None else 1
 

@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     from optlab.compare._face import conclude
 
     workers = _workers(arguments)
-    again = " ".join(["optlab compare", str(path), *map(shlex.quote, arguments.overrides)])
+    again = shlex.join(["optlab", "compare", str(path), *arguments.overrides])
     try:
         verdict = conclude(study, folder, widen=comparison.widen, workers=workers, command=again)
     except KeyboardInterrupt:

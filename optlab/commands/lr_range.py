@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 
 from optlab._extras import need
 from optlab.commands._config import add_config, read
-from optlab.commands._tuning import new_folder, parts_of, say
+from optlab.commands._tuning import again, new_folder, parts_of, say
 
 HELP = "find a learning rate by short trainings"
 DESCRIPTION = (
@@ -50,10 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         sweep=arguments.sweep,
         seed=parts.config.seed,
     )
-    again = [a for a in arguments.overrides if not a.startswith("optimizer.learning_rate=")]
     command = None
     if found.suggestion is not None:
-        words = [arguments.config, *again, f"optimizer.learning_rate={found.suggestion:.2g}"]
-        command = " ".join(["optlab train", *map(shlex.quote, words)])
+        command = again("train", arguments, f"optimizer.learning_rate={found.suggestion:.2g}")
     say(folder, str(found), parts.notes, command, found.plot)
     return 0 if found.suggestion is not None else 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ import optax
 
 from optlab._extras import need
 from optlab._integers import is_count
-from optlab.compare.contenders import origin
 from optlab.config import Target
 from optlab.data import as_batches
 from optlab.theory import noise
@@ -24,6 +22,7 @@ from optlab.training import Workload
 from optlab.tuning._checks import check_kinds, check_positive
 from optlab.tuning._errors import RangeError
 from optlab.tuning._trainings import Curve, Trainings
+from optlab.tuning._words import title, wrap
 
 SIZES = (-3, 3)  # octaves around the workload's own batch size
 RATES = (0.5, 1.0, 2.0)  # times η·√(B/B₀): from the same rate to the linear rule for four times the batch
@@ -99,7 +98,6 @@ class BatchRange:
         return draw_batch_range(self, path)
 
     def __str__(self) -> str:
-        wrap = textwrap.TextWrapper(100, subsequent_indent=" " * 12).fill
         lines = [f"{self.name}: to {self.target.metric} {self.target.value:g}"]
         lines += [
             f"  {'batch':>6}  {'rate':>8}  {'steps':>7}  {'predicted':>9}  {'examples':>9}  {'examples/s':>10}  seconds"
@@ -111,7 +109,7 @@ class BatchRange:
                 f"  {s.batch_size:6d}  {s.rate:8.2g}  {steps:>7}  {self.predicted(s.batch_size):9.3g}  {examples:>9}  "
                 f"{s.throughput:10.3g}  {s.seconds_to_target:7.3g}{mark}"
             )
-        return "\n".join([*lines, wrap(f"suggestion  {self._reason()}"), *self._noise(wrap)])
+        return "\n".join([*lines, wrap(f"suggestion  {self._reason()}"), *self._noise()])
 
     def _reason(self) -> str:
         reached = [s for s in self.sizes if s.steps is not None]
@@ -132,7 +130,7 @@ class BatchRange:
             words.append(f"{', '.join(missed)} didn't get there")
         return "; ".join(words)
 
-    def _noise(self, wrap: Callable[[str], str]) -> list[str]:
+    def _noise(self) -> list[str]:
         if not math.isfinite(self.scale):
             return []
         return [
@@ -188,7 +186,7 @@ def batch_range(
         trainings = Trainings(sized, tx_factory, schedule=None, steps=budget, before=before, seed=seed, is_alone=True)
         found.append(_measured(trainings, size, learning_rate * math.sqrt(size / own), target))
     reached = [s for s in found if s.steps is not None]
-    name = f"{workload.name}, {tx_factory if isinstance(tx_factory, str) else origin(tx_factory)}"
+    name = title(workload, tx_factory)
     if not reached:
         return BatchRange(name, target, tuple(found), math.nan, math.nan, math.nan, None)
     least = min(s.seconds_to_target for s in reached)

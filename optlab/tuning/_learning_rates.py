@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,13 @@ import numpy as np
 import optax
 
 from optlab._integers import is_count
-from optlab.compare.contenders import origin
 from optlab.compare.points import DEFAULTS, UNKNOWN, Interval
 from optlab.training import Workload
 from optlab.tuning import _ramp
 from optlab.tuning._checks import check_kinds, check_positive
 from optlab.tuning._errors import RangeError
 from optlab.tuning._trainings import Training, Trainings
+from optlab.tuning._words import name_of, title, wrap
 
 Regime: TypeAlias = Literal["flat", "good", "explodes"]
 STEP = 4  # two octaves between neighbours of the first look
@@ -93,7 +92,6 @@ class LrRange:
         return draw_lr_range(self, path)
 
     def __str__(self) -> str:
-        wrap = textwrap.TextWrapper(100, subsequent_indent=" " * 12).fill
         said = "none" if self.suggestion is None else f"learning_rate={self.suggestion:.2g}"
         lines = [f"{self.name}: {self.metric} after short trainings of a run of {self.steps} steps", *self._table()]
         lines += [wrap(f"suggestion  {said}: {self.reason}")]
@@ -198,7 +196,7 @@ def lr_range(
     if sweep and suggestion is not None:
         full = trainings.train([suggestion * 2.0**k for k in range(-4, 5)], steps)
     target = workload.target.metric, workload.target.mode
-    name = f"{workload.name}, {tx_factory if isinstance(tx_factory, str) else origin(tx_factory)}"
+    name = title(workload, tx_factory)
     return LrRange(
         name, steps, metric, tuple(first), tuple(second), suggestion, reason, ramp, tuple(full),
         target if target[0] in first[0].curve else (metric, "min"),
@@ -290,7 +288,7 @@ def _grid(factory: Any, low: float | None, high: float | None, middle: float | N
 
 def _usual(factory: Any) -> float:
     """The middle of the space in which a comparison would search."""
-    name = factory if isinstance(factory, str) else origin(factory) if callable(factory) else ""
+    name = name_of(factory) if isinstance(factory, str) or callable(factory) else ""
     space = DEFAULTS.get(name, UNKNOWN)["learning_rate"]
     assert isinstance(space, Interval)
     return math.sqrt(space.low * space.high)
