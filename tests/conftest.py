@@ -1,11 +1,13 @@
 """What every test runs under: a CPU that looks like eight devices, no rank promotion, a compilation cache.
 
-And which tests are slow, and which quick.
+And which tests are slow, and which quick; and a browser.
 """
 
 import collections
 import gc
 import os
+import shutil
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,6 +44,26 @@ def pytest_collection_modifyitems(items):
         if item.path not in files and not item.get_closest_marker("slow"):
             files.add(item.path)
             item.add_marker("quick")
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """A function that opens a page in headless Chromium, without a message on its console, and returns its DOM."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+
+    def opened(html, *flags):
+        file = tmp_path / "page.html"
+        file.write_text(html)
+        command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+                   "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", *flags, "--dump-dom",
+                   file.as_uri()]  # fmt: skip
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        assert not [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
+        return ran.stdout
+
+    return opened
 
 
 def pytest_collection_finish():
