@@ -91,8 +91,10 @@ def test_whatever_is_listed_is_there_and_nothing_else():
         optlab.adamww  # noqa: B018
 
 
-def test_the_version_is_the_packages():
+def test_the_version_is_the_packages_and_the_citations_and_heads_the_changelog():
     assert optlab.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {optlab.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {optlab.__version__} (" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_a_folder_of_its_name_beside_the_script_does_not_hide_it(tmp_path):
