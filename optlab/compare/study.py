@@ -297,8 +297,8 @@ def _programs(workload: Workload) -> dict[str, str]:
     state = _first(workload, optax.identity())
     found = programs(workload, optax.identity(), state)
     measured = program(make_evaluation(workload.loss), state.params, state.model_state, workload.example(), state.key)
-    digests = {name: found[name]["digest"] for name in ("model", "loss") if name in found}
-    return {**digests, "evaluation": measured["digest"]}
+    parts = {**{name: found[name] for name in ("model", "loss") if name in found}, "evaluation": measured}
+    return {name: part["digest"] for name, part in parts.items()}
 
 
 def _described(workload: Workload, contender: Contender) -> dict[str, Any]:
