@@ -297,7 +297,8 @@ def _programs(workload: Workload) -> dict[str, str]:
     state = _first(workload, optax.identity())
     found = programs(workload, optax.identity(), state)
     measured = program(make_evaluation(workload.loss), state.params, state.model_state, workload.example(), state.key)
-    parts = {**{name: found[name] for name in ("model", "loss") if name in found}, "evaluation": measured}
+    parts: dict[str, Any] = {name: found[name] for name in ("model", "loss") if name in found}
+    parts["evaluation"] = measured
     return {name: part["digest"] for name, part in parts.items()}
 
 
