@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from optlab.compare import StudyError
+from optlab.compare import StudyError, _face
 from optlab.compare import study as module
 from optlab.compare._face import _Progress, conclude
 from optlab.compare.driver import run_study
@@ -159,6 +159,20 @@ def test_what_is_there_already_is_not_counted_as_to_be_done(tmp_path, untraced, 
     assert done.group(1) == done.group(2)
     with pytest.raises(StudyError, match="another study: steps"):
         make_plan(studied(steps=20), tmp_path)
+
+
+def test_a_terminal_has_one_live_line_and_the_time_left_is_that_without_the_compilation(untraced, capsys, monkeypatch):
+    now = iter([0.0, 60.0, 61.0, 63.0])
+    monkeypatch.setattr(_face.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(_face.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    result = pretended(studied().searches("sgd", 0)[0])
+    with _Progress(studied()) as progress:
+        for count in (2, 1, 2):
+            progress("sgd", [result] * count)
+    lines = [f"sgd, {n} of 20 runs, {t} s{left}" for n, t, left in ((2, 60, ""), (3, 61, ", 17 s left"))]
+    lines.append("sgd, 5 of 20 runs, 63 s, 15 s left")
+    assert capsys.readouterr().err == "".join(f"\roptlab: {line}\x1b[K" for line in lines) + "\n"
 
 
 def test_a_study_of_another_length_is_refused(tmp_path, untraced):
