@@ -16,7 +16,8 @@ def causes(results: Sequence[Result], beside: Sequence[Result] = ()) -> dict[str
     """The causes by a trial's id, of one contender's trials; those that trained have none.
 
     A trial is flat if its training loss fell less than `FLAT` of what the best one's fell from the highest loss that
-    was logged first. Its learning rate is compared with that of the best one. Beside a better contender the best one
+    was logged first, of trials that have no higher learning rate: above it losses may burst before that. Its learning
+    rate is compared with that of the best one. Beside a better contender the best one
     may be flat itself, the lowest by its initialization: then all are, and the learning rates say nothing.
 
     Args:
@@ -30,7 +31,8 @@ def causes(results: Sequence[Result], beside: Sequence[Result] = ()) -> dict[str
     losses, others = _losses(results), _losses(beside)
     best = min(losses, key=lambda name: losses[name][1], default=None)
     rates = {r.trial.id: r.trial.values.get("learning_rate") for r in results}
-    start = max((first for first, _ in losses.values()), default=math.nan)
+    calm = [name for name in losses if best is not None and _sign(rates[name], rates[best]) <= 0]
+    start = max((losses[name][0] for name in calm), default=math.nan)
     has_trained = best is not None and _has_trained(
         *losses[best], min((end for _, end in others.values()), default=math.inf)
     )

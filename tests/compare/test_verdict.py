@@ -172,7 +172,8 @@ def test_a_trial_that_diverged_or_is_flat_has_a_cause_by_the_trials_beside_it():
         dataclasses.replace(t, values={"learning_rate": x}) for t, x in zip(some, (1e-4, 1e-2, 0.1, 1.0), strict=True)
     ]
     ends = [1.9, 0.1, 1.8, 1.0]
-    results = [Result(t, {"step": [1, 10], "train/loss": [2.0, end]}) for t, end in zip(rates, ends, strict=True)]
+    starts = [2.0, 2.0, 50.0, 2.0]
+    results = [Result(t, {"step": [1, 10], "train/loss": x}) for t, *x in zip(rates, starts, ends, strict=True)]
     results[3] = dataclasses.replace(results[3], diverged="step 7: the loss is nan")
     low, _, high, burst = (r.trial.id for r in results)
     found = {low: "learning rate too low", high: "learning rate too high", burst: "learning rate too high"}
