@@ -94,9 +94,10 @@ def as_line(result: Result) -> str:
 
 def from_line(line: str) -> Result:
     """The inverse of `as_line`."""
-    tree = _numbers(json.loads(line))
+    tree = json.loads(line)
     tree.pop("id")
-    return Result(**{**tree, "trial": Trial(**tree["trial"])})
+    numbers = {key: _numbers(tree[key]) for key in ("curve", "test", "seconds", "pace")}
+    return Result(**{**tree, **numbers, "trial": Trial(**tree["trial"])})
 
 
 class Ledger:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from optlab.compare.standings import TOLERANCE, Comparison, Standing, compared, 
 from optlab.compare.statistics import CONFIDENCE, Estimate
 from optlab.compare.study import Study
 from optlab.compare.trials import Result, plain
+from optlab.compare.widening import goes_on
 
 # A general optimizer, and the one that it becomes where its space is wide enough.
 SPECIAL = {"adamw": "adam", "adam_l2": "adam", "muon": "adamw", "normuon": "adamw", "adamuon": "adamw"}
@@ -95,8 +97,8 @@ class Verdict:
         """The words, and a table of the contenders."""
         lines = [*(f"- {line}" if i else f"{line}\n" for i, line in enumerate(self.lines())), ""]
         columns, *rows = self.table()
-        lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-        return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+        row = lambda cells: f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        return "\n".join([*lines, row(columns), f"|{'---|' * len(columns)}", *map(row, rows)]) + "\n"
 
     def table(self) -> list[list[str]]:
         """The contenders' standings as text, the columns' names first."""
@@ -132,9 +134,7 @@ class Verdict:
         scores = f"{short(here.mean.value)} against {short(base.mean.value)}"
         by = f"{_interval(c.difference, signed=True)}"
         if math.isnan(c.p):
-            words = f"{c.name}: {scores}, a difference of {by}; one study has no interval, so that nothing can be said"
-            if self.study.studies > 1:
-                words = f"{c.name}: too few winners finished to compare it with {base.name}"
+            words = f"{c.name}: {scores}, a difference of {by}; {self._untested(here, base)}"
         elif c.is_different:
             is_better = (c.difference.value > 0) == higher
             corrected = "" if len(self.comparisons) == 1 else f" after Holm's correction for {len(self.comparisons)}"
@@ -143,10 +143,9 @@ class Verdict:
                 f"(p = {c.p:.2g}{corrected}); its winner is the better one with probability {c.above.value:.2f}"
             )
         else:
-            words = (
-                f"{c.name} and {base.name} can't be told apart with {self.study.studies} studies: {scores}, {by} "
-                f"(a true one below {short(c.missed)}, {self.detectable:.1f} SD, would often be missed)"
-            )
+            words = f"{c.name} and {base.name} can't be told apart with {self.study.studies} studies: {scores}, {by}"
+            if not math.isnan(c.missed):
+                words += f" (a true one below {short(c.missed)}, {self.detectable:.1f} SD, would often be missed)"
             if c.difference.p < 1 - CONFIDENCE:
                 words += f"; by itself it would be told apart, not among {len(self.comparisons)} comparisons (Holm)"
         flip = (
@@ -154,21 +153,36 @@ class Verdict:
         )
         return words + self._in_steps(c) + flip + "."
 
+    def _untested(self, here: Standing, base: Standing) -> str:
+        """Why nothing can be said of a difference."""
+        if self.study.studies == 1:
+            return "one study has no interval, so that nothing can be said"
+        finished = {x.name: sum(map(math.isfinite, x.scores)) for x in (here, base)}
+        if min(finished.values()) > 1:
+            return "the studies are all alike, and don't show how they spread, so that nothing can be said"
+        shares = ", ".join(f"{count} of {self.study.studies} of {name}" for name, count in finished.items())
+        return f"too few winners have a finite {self.study.measure} to be compared: {shares}"
+
     def _in_steps(self, c: Comparison) -> str:
         if c.ratio is None:
             return ""
         target = self.study.workload.target
         what = f"{target.metric} {target.value:g}"
         base, here = self.standings[self.study.baseline], self.standings[c.name]
-        assert here.steps is not None
-        assert base.steps is not None
-        if math.isinf(here.steps) or math.isinf(base.steps):
-            shares = ", ".join(f"{x.name} in {x.reached[0]} of {x.reached[1]} runs" for x in (here, base) if x.reached)
-            bound = "" if math.isnan(c.ratio.low) else f", a ratio of steps in {_bounds(c.ratio)}"
-            means = f"; until then or the end {here.restricted:.4g} steps on average, {base.name} {base.restricted:.4g}"
-            return f"; it reaches {what} {shares.removeprefix(c.name + ' ')}{bound}{means}"
+        assert here.reached is not None
+        assert base.reached is not None
         time = "" if c.time is None else f" and {c.time:.2g} of its time"
-        return f"; it reaches {what} in {_interval(c.ratio, digits=2)} of {base.name}'s steps{time}"
+        if here.reached[0] == here.reached[1] and base.reached[0] == base.reached[1]:
+            return f"; it reaches {what} in {_interval(c.ratio, digits=2)} of {base.name}'s steps{time}"
+        shares = (
+            f"in {here.reached[0]} of {here.reached[1]} runs, {base.name} in {base.reached[0]} of {base.reached[1]}"
+        )
+        if 0 < c.ratio.value < math.inf:
+            ratio = f", by the medians in {_interval(c.ratio, digits=2)} of {base.name}'s steps{time}"
+        else:
+            ratio = "" if math.isnan(c.ratio.low) else f", a ratio of steps in {_bounds(c.ratio)}"
+        means = f"; until then or the end {here.restricted:.4g} steps on average, {base.name} {base.restricted:.4g}"
+        return f"; it reaches {what} {shares}{ratio}{means}"
 
     def _causes(self) -> dict[str, str]:
         """Of each diverged or flat trial, by its id."""
@@ -187,8 +201,10 @@ class Verdict:
                     f"The space of {x.name} was widened beyond an edge, to {shown}; all had as many trials more."
                 )
             if x.edges:
-                shown = ", ".join(f"{k} ({'lower' if side == 'low' else 'upper'} end)" for k, side in x.edges.items())
-                notes.append(f"The best values of {x.name} lie at the edge of its space: {shown}. Say widen=True.")
+                ends = {"low": "lower", "high": "upper"}
+                shown = ", ".join(f"{k} ({ends[side]} end of {now[k]})" for k, side in x.edges.items())
+                advice = "Say widen=True" if any(goes_on(now[k]) for k in x.edges) else "Give it a wider space"
+                notes.append(f"The best values of {x.name} lie at the edge of what was tried: {shown}. {advice}.")
             if x.diverged[0]:
                 notes.append(f"{x.diverged[0]} of {x.diverged[1]} trials of {x.name} diverged: {x.causes[0]}.")
             mine = [r for r in self.results.values() if r.trial.contender == x.name and r.trial.id in causes_of]
@@ -198,20 +214,21 @@ class Verdict:
                 )
             if lost := sum(map(math.isnan, x.scores)):
                 notes.append(
-                    f"{lost} of {len(x.scores)} winners of {x.name} diverged when they were trained afresh: its mean "
-                    "is that of the others, and flatters it."
+                    f"{lost} of {len(x.scores)} winners of {x.name} ended without a finite {self.study.measure} when "
+                    "they were trained afresh"
+                    + (": its mean is that of the others, and flatters it." if lost < len(x.scores) else ".")
                 )
         return notes + self._special_cases()
 
     def _special_cases(self) -> list[str]:
         """Contenders that do significantly worse than what they could have been."""
         notes = []
-        by_origin = {origin(c.factory): name for name, c in self.study.contenders.items()}
+        origins = {name: origin(c.factory) for name, c in self.study.contenders.items()}
         sign = 1 if self.study.workload.target.mode == "max" else -1
-        for general, special in SPECIAL.items():
-            if general not in by_origin or special not in by_origin:
+        for general, special in itertools.permutations(origins, 2):
+            if SPECIAL.get(origins[general]) != origins[special]:
                 continue
-            a, b = (self.standings[by_origin[k]] for k in (general, special))
+            a, b = self.standings[general], self.standings[special]
             found = difference(a.scores, b.scores, self.study.is_paired)
             if found.p < 1 - CONFIDENCE and sign * found.value < 0:
                 notes.append(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +53,7 @@ class Chart:
     """Lines over one pair of axes.
 
     Attributes:
-        key: names the PNG and the place in the page: letters, digits, - and _.
+        key: names the PNG and the place in the page, see `distinct`.
         title: above it.
         x: the abscissa's label.
         y: the ordinate's label.
@@ -96,6 +99,19 @@ class Chart:
         span = high - low or abs(high) or 1.0
         low, high = max(min([low, *bands]), low - span / 2), min(max([high, *bands]), high + span / 2)
         return low - span / 20, high + span / 20
+
+
+def distinct(charts: Sequence[Chart]) -> list[Chart]:
+    """The charts with keys of a few letters, digits and -, no two alike: they name files, and places in a page."""
+    found: dict[str, Chart] = {}
+    for chart in charts:
+        key = name = re.sub("[^A-Za-z0-9]", "-", chart.key)[:60]
+        for number in itertools.count(2):
+            if name not in found:
+                break
+            name = f"{key}-{number}"
+        found[name] = dataclasses.replace(chart, key=name)
+    return list(found.values())
 
 
 def figure(chart: Chart) -> dict[str, Any]:

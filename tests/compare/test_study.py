@@ -30,6 +30,7 @@ def nothing_is_trained(monkeypatch):
 @pytest.fixture
 def untraced(monkeypatch):
     """Leaves what programs compute out of a study's identity: tracing them takes longest here."""
+    monkeypatch.setattr(module, "_check_trains", lambda workload, contender: None)
     monkeypatch.setattr(module, "_programs", lambda workload: {})
     monkeypatch.setattr(module, "_described", lambda workload, contender: {"space": str(contender.space)})
 
@@ -133,7 +134,7 @@ def test_a_log_that_was_cut_anywhere_is_completed_and_nothing_is_trained_twice(t
     file = tmp_path / "trials.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     assert len(lines) == 2 * 2 * 3
-    for kept in range(len(lines)):
+    for kept in (0, 1, 6, 11):  # a tuning's first, another of it, the first of the next one, a winner
         for share in (0.0, 0.5, 1.0):  # of the next line: nothing, a half, all but its end
             part = lines[kept].rstrip("\n")[: int(share * len(lines[kept]))]
             file.write_text("".join(lines[:kept]) + part)
@@ -155,20 +156,38 @@ def test_a_study_of_another_length_is_refused(tmp_path, untraced):
         run_study(studied(steps=20), tmp_path)
 
 
-def test_a_factory_that_computes_something_else_is_refused(tmp_path):
+def test_a_factory_that_computes_something_else_is_refused_wherever_in_its_space(tmp_path):
     import optax
 
-    from optlab.compare import log_uniform
+    from optlab.compare import choice
 
-    def again(decay):
-        factory = lambda learning_rate: optax.adamw(learning_rate, weight_decay=decay)
-        space = {"learning_rate": log_uniform(1e-3, 1e-1)}
+    def again(middle, other):
+        factory = lambda kind: optax.sgd({"a": other, "b": middle}[kind])
+        space = {"kind": choice("a", "b")}
         return make_study({"mine": factory, "sgd": "sgd"}, WORKLOAD, steps=10, trials=2, spaces={"mine": space},
                           executor="runs")  # fmt: skip
 
-    run_study(again(0.1), tmp_path)
-    with pytest.raises(StudyError, match=r"another study: mine.step"):
-        run_study(again(0.2), tmp_path)
+    run_study(again(0.1, 0.2), tmp_path)
+    with pytest.raises(StudyError, match=r"another study: mine.step \("):
+        run_study(again(0.3, 0.2), tmp_path)
+    with pytest.raises(StudyError, match=r"another study: mine.step, kind='a' \("):
+        run_study(again(0.1, 0.3), tmp_path)
+
+
+@pytest.mark.parametrize("asked", [None, "runs", "series"])
+def test_an_optimizer_that_cannot_train_is_refused_before_anything_is_trained(asked):
+    import optax
+
+    def broken(learning_rate):
+        def update(updates, state, params=None):
+            raise RuntimeError("boom\nbang")
+
+        return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+    with pytest.raises(StudyError, match=r"contender 'mine' can't train MLP: RuntimeError: boom$"):
+        studied({"sgd": "sgd", "mine": broken}, executor=asked)
+    with pytest.raises(StudyError, match=r"MLP has no batches to train on: .*batch_size"):
+        make_study(["adam", "sgd"], dataclasses.replace(WORKLOAD, batch_size=65), steps=10)
 
 
 def test_two_drivers_do_not_write_to_one_folder(tmp_path, untraced):
