@@ -1,5 +1,7 @@
 """The documentation: every public name has a page, every page a place, and the site builds without a warning."""
 
+import doctest
+import importlib
 import json
 import re
 import subprocess
@@ -11,7 +13,9 @@ import numpy as np
 import pytest
 
 import optlab
+from optlab.commands import main
 from optlab.theory import landscapes
+from optlab.training import Workload
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
@@ -71,3 +75,28 @@ def test_the_slider_page_takes_optlabs_steps(opened):
     ravine = landscapes.ravine(25.0)
     ours = optlab.minimize(ravine.f, optlab.sgd(0.05, momentum=0.8), jnp.array(ravine.start), steps=60).final
     np.testing.assert_allclose(end, ours, atol=1e-5)
+
+
+EXAMPLES = sorted(path for path in (ROOT / "optlab").rglob("*.py") if ">>>" in path.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT / "optlab")))
+def test_the_examples_in_docstrings_run(path, tmp_path, monkeypatch):
+    """With the names that a reader would have, and 20 steps for 300; what an example shows is what comes out."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    if '"runs/digits"' in path.read_text():
+        assert main(["train", "configs/digits.py", "steps=20", "--run", "runs/digits"]) == 0
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    names = {"optlab": optlab, "Workload": Workload, "Run": optlab.runs.Run, "mine": optlab.signum}
+    names["images"] = jnp.zeros((2, 8, 8, 1))
+    examples = [e for found in doctest.DocTestFinder().find(module) for e in found.examples]
+    assert examples
+    for example in examples:
+        source = example.source.replace("steps=300, folder", "steps=20, trials=2, studies=2, folder")
+        source = source.replace("steps=300", "steps=20").replace("experiment.config.steps", "20")
+        if example.want:
+            assert repr(eval(source, names)) == example.want.strip()
+        else:
+            exec(source, names)
