@@ -148,14 +148,14 @@ def at_edge(space: Space, points: Sequence[Mapping[str, Any]], best: Mapping[str
     """The hyperparameters whose best value lies at an edge of the space, as {name: "low" or "high"}.
 
     It is the lowest or the highest that was tried, and of an interval in its outer quarter: of two points each is an
-    outermost one, wherever it lies. A choice has edges if its values are numbers.
+    outermost one, wherever it lies. A choice has edges if its values are numbers, and more than two.
     """
     found = {}
     for name, searched in space.items():
         tried = {p[name] for p in points}
-        if len(tried) < 2 or not all(_is_number(v) for v in tried):
-            continue
         share = searched.share(best[name]) if isinstance(searched, Interval) else None
+        if len(tried) < (2 if share is not None else 3) or not all(_is_number(v) for v in tried):
+            continue
         if best[name] == min(tried) and (share is None or share <= EDGE):
             found[name] = "low"
         elif best[name] == max(tried) and (share is None or share >= 1 - EDGE):

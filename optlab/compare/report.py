@@ -16,7 +16,7 @@ from optlab.compare.standings import short
 from optlab.compare.statistics import Estimate
 from optlab.compare.trials import Result
 from optlab.compare.verdict import Verdict
-from optlab.report import Chart, Code, Line, Section, Table, distinct, draw, page
+from optlab.report import Chart, Code, Line, Section, Table, distinct, draw, names_of, page
 from optlab.report._charts import Details
 
 FIGURES = "figures"
@@ -219,9 +219,11 @@ def report_studies(folders: Sequence[Path]) -> str:
     Args:
         folders: with a verdict.json each.
     """
-    found = {folder.name: json.loads((folder / "verdict.json").read_text()) for folder in folders}
+    verdicts = [json.loads((folder / "verdict.json").read_text()) for folder in folders]
+    found = dict(zip(names_of(folders), verdicts, strict=True))
     parts = [Section(name, [verdict["words"][0], verdict["words"][1:]]) for name, verdict in found.items()]
-    return page(f"{len(found)} studies", [*parts, Section("Over all of them", [profile(found)])])
+    title = next(iter(found)) if len(found) == 1 else f"{len(found)} studies"
+    return page(title, [*parts, Section("Over all of them", [profile(found)])])
 
 
 def profile(verdicts: Mapping[str, Mapping[str, Any]]) -> Chart | str:

@@ -293,10 +293,13 @@ def _check_trains(workload: Workload, contender: Contender) -> None:
 
 
 def _programs(workload: Workload) -> dict[str, str]:
-    """The digests of how the model begins and of what is minimized."""
+    """The digests of how the model begins, of what is minimized and of what is measured."""
     state = _first(workload, optax.identity())
     found = programs(workload, optax.identity(), state)
-    return {name: found[name]["digest"] for name in ("model", "loss") if name in found}
+    measured = program(make_evaluation(workload.loss), state.params, state.model_state, workload.example(), state.key)
+    parts: dict[str, Any] = {name: found[name] for name in ("model", "loss") if name in found}
+    parts["evaluation"] = measured
+    return {name: part["digest"] for name, part in parts.items()}
 
 
 def _described(workload: Workload, contender: Contender) -> dict[str, Any]:

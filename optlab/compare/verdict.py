@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -14,16 +13,11 @@ from typing import Any
 from optlab._extras import need
 from optlab._messages import in_bytes
 from optlab.compare import statistics
-from optlab.compare.causes import causes, counted
-from optlab.compare.contenders import origin
-from optlab.compare.standings import TOLERANCE, Comparison, Standing, compared, difference, short, standing
+from optlab.compare.notes import causes_of_all, notes
+from optlab.compare.standings import TOLERANCE, Comparison, Standing, compared, short, standing
 from optlab.compare.statistics import CONFIDENCE, Estimate
 from optlab.compare.study import Study
 from optlab.compare.trials import Result, plain
-from optlab.compare.widening import goes_on
-
-# A general optimizer, and the one that it becomes where its space is wide enough.
-SPECIAL = {"adamw": "adam", "adam_l2": "adam", "muon": "adamw", "normuon": "adamw", "adamuon": "adamw"}
 
 
 @dataclass(frozen=True)
@@ -47,14 +41,14 @@ class Verdict:
             f"{len(s.contenders)} contenders on {s.workload.name}, {s.studies} {_plural('study', s.studies)} of "
             f"{trials} trials each, {s.steps} steps; {s.measure} of the winners, trained afresh, beside {s.baseline}:"
         )
-        return [head, *map(self._compared, self.comparisons.values()), *self._notes()]
+        return [head, *map(self._compared, self.comparisons.values()), *notes(self.study, self.results, self.standings)]
 
     def frame(self) -> Any:
         """Every trial as a row of a pandas DataFrame."""
         need("Verdict.frame", "pandas", extra="compare")
         import pandas
 
-        rows, causes_of = [], self._causes()
+        rows, causes_of = [], causes_of_all(self.results, self.standings)
         for result in self.results.values():
             t, names = result.trial, [n for n in result.curve if n != "step"]
             about = {k: getattr(t, k) for k in ("id", "contender", "study", "point", "repeat", "is_final", "seed")}
@@ -148,9 +142,7 @@ class Verdict:
                 words += f" (a true one below {short(c.missed)}, {self.detectable:.1f} SD, would often be missed)"
             if c.difference.p < 1 - CONFIDENCE:
                 words += f"; by itself it would be told apart, not among {len(self.comparisons)} comparisons (Holm)"
-        flip = (
-            f"; with fewer than {c.flip} trials the order of the two on validation is the other one" if c.flip else ""
-        )
+        flip = f"; the order of the two on validation flips from {c.flip - 1} to {c.flip} trials" if c.flip else ""
         return words + self._in_steps(c) + flip + "."
 
     def _untested(self, here: Standing, base: Standing) -> str:
@@ -183,59 +175,6 @@ class Verdict:
             ratio = "" if math.isnan(c.ratio.low) else f", a ratio of steps in {_bounds(c.ratio)}"
         means = f"; until then or the end {here.restricted:.4g} steps on average, {base.name} {base.restricted:.4g}"
         return f"; it reaches {what} {shares}{ratio}{means}"
-
-    def _causes(self) -> dict[str, str]:
-        """Of each diverged or flat trial, by its id."""
-        every = list(self.results.values())
-        groups = [[r for r in every if r.trial.contender == name] for name in self.standings]
-        return {name: cause for group in groups for name, cause in causes(group).items()}
-
-    def _notes(self) -> list[str]:
-        notes, causes_of = [], self._causes()
-        if self.study.studies == 1:
-            notes.append("One study has no interval: its differences may be the luck of one tuning. Say studies=5.")
-        for x in self.standings.values():
-            now, first = self.study.searched(x.name), self.study.contenders[x.name].space
-            if shown := ", ".join(f"{k} {found}" for k, found in now.items() if found != first[k]):
-                notes.append(
-                    f"The space of {x.name} was widened beyond an edge, to {shown}; all had as many trials more."
-                )
-            if x.edges:
-                ends = {"low": "lower", "high": "upper"}
-                shown = ", ".join(f"{k} ({ends[side]} end of {now[k]})" for k, side in x.edges.items())
-                advice = "Say widen=True" if any(goes_on(now[k]) for k in x.edges) else "Give it a wider space"
-                notes.append(f"The best values of {x.name} lie at the edge of what was tried: {shown}. {advice}.")
-            if x.diverged[0]:
-                notes.append(f"{x.diverged[0]} of {x.diverged[1]} trials of {x.name} diverged: {x.causes[0]}.")
-            mine = [r for r in self.results.values() if r.trial.contender == x.name and r.trial.id in causes_of]
-            if mine:
-                notes.append(
-                    f"Trials of {x.name} that diverged or are flat: {counted([causes_of[r.trial.id] for r in mine])}."
-                )
-            if lost := sum(map(math.isnan, x.scores)):
-                notes.append(
-                    f"{lost} of {len(x.scores)} winners of {x.name} ended without a finite {self.study.measure} when "
-                    "they were trained afresh"
-                    + (": its mean is that of the others, and flatters it." if lost < len(x.scores) else ".")
-                )
-        return notes + self._special_cases()
-
-    def _special_cases(self) -> list[str]:
-        """Contenders that do significantly worse than what they could have been."""
-        notes = []
-        origins = {name: origin(c.factory) for name, c in self.study.contenders.items()}
-        sign = 1 if self.study.workload.target.mode == "max" else -1
-        for general, special in itertools.permutations(origins, 2):
-            if SPECIAL.get(origins[general]) != origins[special]:
-                continue
-            a, b = self.standings[general], self.standings[special]
-            found = difference(a.scores, b.scores, self.study.is_paired)
-            if found.p < 1 - CONFIDENCE and sign * found.value < 0:
-                notes.append(
-                    f"{a.name} is worse than {b.name}, which is a special case of it or of what it is made of: its "
-                    "space is too small, or its trials are too few for its hyperparameters."
-                )
-        return notes
 
 
 def judge(study: Study, results: Mapping[str, Result]) -> Verdict:

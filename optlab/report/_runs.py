@@ -28,7 +28,7 @@ def report_runs(folders: Sequence[str | Path]) -> str:
         ConfigError: for one without metrics.
     """
     runs = [Run(folder) for folder in folders]
-    names = _names([run.folder for run in runs])
+    names = names_of([run.folder for run in runs])
     metrics = []
     for run in runs:
         metrics.append(run.metrics())
@@ -47,7 +47,7 @@ def report_runs(folders: Sequence[str | Path]) -> str:
     )
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
+def names_of(folders: Sequence[Path]) -> list[str]:
     """The folders' names, or as much of their paths as it takes to tell them apart."""
     whole = [folder.resolve().parts for folder in folders]
     for depth in range(1, max(map(len, whole)) + 1):

@@ -90,6 +90,8 @@ def test_the_outermost_values_are_edges_if_they_lie_near_the_bounds():
     assert at_edge(space, tried, tried[0]) == {"lr": "low", "power": "low"}
     assert at_edge(space, tried, tried[1]) == {}
     assert at_edge(space, tried, tried[2]) == {"lr": "high", "power": "high"}
+    pair = {"power": choice(1, 2)}  # of two values each is an outermost one
+    assert at_edge(pair, [{"power": 1}, {"power": 2}], {"power": 2}) == {}
     inside = [{**point, "lr": x} for point, x in zip(tried, (6e-4, 5e-3, 0.016), strict=True)]
     assert [at_edge(space, inside, point).get("lr") for point in inside] == [
         None

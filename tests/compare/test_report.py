@@ -98,6 +98,14 @@ def test_several_studies_make_a_performance_profile(tmp_path, capsys, verdict):
         (tmp_path / name / "verdict.json").write_text(json.dumps(tree))
     assert main(["report", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     assert "Performance profile" in (tmp_path / "report.html").read_text()
+    (tmp_path / "c").mkdir()
+    (tmp_path / "a").rename(tmp_path / "c" / "b")  # another study in a folder of the same name
+    assert main(["report", str(tmp_path / "b"), str(tmp_path / "c" / "b")]) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert "<h1>2 studies</h1>" in text
+    assert "<h2>c/b</h2>" in text
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "trials.jsonl").touch()
     (tmp_path / "b" / "verdict.json").unlink()
     assert main(["report", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
     assert "has no verdict yet" in capsys.readouterr().err

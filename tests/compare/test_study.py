@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 
-from optlab.compare import StudyError
+from optlab.compare import StudyError, _face
 from optlab.compare import study as module
 from optlab.compare._face import _Progress, conclude
 from optlab.compare.driver import run_study
@@ -146,8 +147,32 @@ def test_a_log_that_was_cut_anywhere_is_completed_and_nothing_is_trained_twice(t
 
 def test_what_is_there_already_is_not_counted_as_to_be_done(tmp_path, untraced, capsys):
     run_study(studied(), tmp_path)
-    run_study(studied(studies=3), tmp_path, progress=_Progress(studied(studies=3)))
+    more, eight = studied(studies=3), studied(trials=8)
+    assert make_plan(more, tmp_path).left == {"adamw": 5, "sgd": 5}
+    run_study(more, tmp_path, progress=_Progress(more))
     assert "10 of 10 runs" in capsys.readouterr().err
+    plan = make_plan(more, tmp_path)
+    assert ": 30 runs, of which 30 are there already: 0 runs, 0 steps, about 0 s\n" in str(plan)
+    assert "15 runs (0 left), about 0 s" in str(plan)
+    run_study(eight, tmp_path, progress=_Progress(eight))  # whose winners aren't all the old ones
+    done = re.search(r"(\d+) of (\d+) runs.* 0 s left\n$", capsys.readouterr().err)
+    assert done.group(1) == done.group(2)
+    with pytest.raises(StudyError, match="another study: steps"):
+        make_plan(studied(steps=20), tmp_path)
+
+
+def test_a_terminal_has_one_live_line_and_the_time_left_is_that_without_the_compilation(untraced, capsys, monkeypatch):
+    now = iter([0.0, 60.0, 61.0, 63.0])
+    monkeypatch.setattr(_face.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(_face.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    result = pretended(studied().searches("sgd", 0)[0])
+    with _Progress(studied()) as progress:
+        for count in (2, 1, 2):
+            progress("sgd", [result] * count)
+    lines = [f"sgd, {n} of 20 runs, {t} s{left}" for n, t, left in ((2, 60, ""), (3, 61, ", 17 s left"))]
+    lines.append("sgd, 5 of 20 runs, 63 s, 15 s left")
+    assert capsys.readouterr().err == "".join(f"\roptlab: {line}\x1b[K" for line in lines) + "\n"
 
 
 def test_a_study_of_another_length_is_refused(tmp_path, untraced):
@@ -168,6 +193,12 @@ def test_a_factory_that_computes_something_else_is_refused_wherever_in_its_space
                           executor="runs")  # fmt: skip
 
     run_study(again(0.1, 0.2), tmp_path)
+    measured = lambda *arguments: (lambda loss: (loss[0], (loss[1][0], {**loss[1][1], "more": loss[1][1]["loss"]})))(
+        WORKLOAD.loss(*arguments)
+    )
+    other = dataclasses.replace(again(0.1, 0.2), workload=dataclasses.replace(WORKLOAD, loss=measured))
+    with pytest.raises(StudyError, match=r"another study: programs.evaluation \("):
+        run_study(other, tmp_path)
     with pytest.raises(StudyError, match=r"another study: mine.step \("):
         run_study(again(0.3, 0.2), tmp_path)
     with pytest.raises(StudyError, match=r"another study: mine.step, kind='a' \("):

@@ -132,7 +132,7 @@ def test_the_best_of_k_has_a_band_over_the_studies_and_a_flip_is_told():
     assert best[0] == statistics.mean(of_one)
     assert best[3].value == pytest.approx(0.1)
     assert found.comparisons["sgd"].flip == 3
-    assert "with fewer than 3 trials the order of the two on validation is the other one" in str(found)
+    assert "; the order of the two on validation flips from 2 to 3 trials." in str(found)
 
 
 def test_a_target_that_is_never_reached_is_said_so():
@@ -172,7 +172,8 @@ def test_a_trial_that_diverged_or_is_flat_has_a_cause_by_the_trials_beside_it():
         dataclasses.replace(t, values={"learning_rate": x}) for t, x in zip(some, (1e-4, 1e-2, 0.1, 1.0), strict=True)
     ]
     ends = [1.9, 0.1, 1.8, 1.0]
-    results = [Result(t, {"step": [1, 10], "train/loss": [2.0, end]}) for t, end in zip(rates, ends, strict=True)]
+    starts = [2.0, 2.0, 50.0, 2.0]
+    results = [Result(t, {"step": [1, 10], "train/loss": x}) for t, *x in zip(rates, starts, ends, strict=True)]
     results[3] = dataclasses.replace(results[3], diverged="step 7: the loss is nan")
     low, _, high, burst = (r.trial.id for r in results)
     found = {low: "learning rate too low", high: "learning rate too high", burst: "learning rate too high"}
@@ -181,6 +182,23 @@ def test_a_trial_that_diverged_or_is_flat_has_a_cause_by_the_trials_beside_it():
     below = [dataclasses.replace(results[0], diverged="step 7"), results[1]]
     assert causes(below) == {low: "diverged"}  # a lower learning rate explains nothing
     assert causes([results[3]]) == {burst: "diverged"}  # and alone it says nothing
+    better = Result(dataclasses.replace(some[0], contender="lion"), {"step": [1, 10], "train/loss": [2.0, 0.1]})
+    starts = [
+        Result(t, {"step": [1, 10], "train/loss": [x, x - 0.01]}) for t, x in zip(rates, (2, 1.5, 3), strict=False)
+    ]
+    assert causes(starts, [*starts, better]) == dict.fromkeys((low, rates[1].id, high), "flat")  # none has trained
+
+
+def test_contenders_that_do_not_train_or_are_there_at_once_are_told():
+    def change(result):
+        losses = {"adamw": [0.4, 0.1], "sgd": [2.0 + 0.1 * result.trial.study, 2.0]}[result.trial.contender]
+        return dataclasses.replace(result, curve={"step": [5, 10], "train/loss": losses, "validation/loss": losses})
+
+    study = studied(evaluate_every=5)
+    found = judge(study, played(study, change=change)).lines()
+    assert "No trial of sgd trained as the best of the others did: give it another space, or more steps." in found
+    words = "adamw has reached the target by its first evaluation, after 5 steps: when isn't known."
+    assert words in "\n".join(found)
 
 
 def test_winners_that_diverge_afresh_are_said_to_flatter_the_mean():
@@ -227,10 +245,10 @@ def test_a_best_value_at_the_edge_is_flagged():
     assert found.standings["sgd"].edges == {"learning_rate": "high"}
     words = "The best values of sgd lie at the edge of what was tried: learning_rate (upper end of "
     assert words + "log_uniform(0.0001, 0.1)). Say widen=True." in str(found)
-    grid = {"learning_rate": choice(0.1, 0.3)}  # what widen refuses isn't recommended
+    grid = {"learning_rate": choice(0.1, 0.2, 0.3)}  # what widen refuses isn't recommended
     study = make_study(["adamw", "sgd"], WORKLOAD, steps=10, studies=1, spaces={"adamw": grid, "sgd": grid},
                        design="grid", executor="runs")  # fmt: skip
-    assert words + "choice(0.1, 0.3)). Give it a wider space." in str(judge(study, played(study, change=edge)))
+    assert words + "choice(0.1, 0.2, 0.3)). Give it a wider space." in str(judge(study, played(study, change=edge)))
 
 
 def test_a_general_optimizer_that_loses_to_its_special_case_is_told():
