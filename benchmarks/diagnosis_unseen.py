@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from diagnosis import HEALTHY, HIGH, LOW, RNG, cosine, diagnosed, ended, first_kernel, sgd, tables
