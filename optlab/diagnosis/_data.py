@@ -14,6 +14,7 @@ from optlab.data import Draw, as_batches
 SAMPLE = 4096  # examples of a split; a share of one per cent is then known to a sixth of itself
 NEIGHBOURS, COMPARED = 5, 1000  # of each of so many examples
 BATCHES = 16
+COLUMNS = 64  # of labels
 ALL = 2**28  # bytes of a split that is read as a whole
 
 
@@ -78,22 +79,27 @@ class DataProbe:
     def disorder(self) -> float | None:
         """How unlike the batches' labels are, as a multiple of what chance makes them; 1 for shuffled examples.
 
-        Pearson's χ² over its degrees of freedom for classes, the variance of batch means over Var/B for numbers.
+        The variance of the batches' means over that of the examples, times B: of numbers, or of the shares of classes
+        and tokens. Summed over the labels' columns it is the same for any unit and any number of them.
         """
-        batches = [b for b in self.batches if b.ndim == 1]
-        if len(batches) < 4 or len(batches) != len(self.batches):
+        rows = [features for batch in self.batches if (features := _features(batch)) is not None]
+        if len(rows) < 4 or len({r.shape for r in rows}) > 1:
             return None
-        every = np.concatenate(batches)
-        size = len(batches[0])
-        if every.dtype.kind in "iu":
-            classes, counts = np.unique(every, return_counts=True)
-            if len(classes) < 2 or size < 4:
-                return None
-            expected = counts / len(every) * size
-            found = np.array([[np.sum(b == c) for c in classes] for b in batches])
-            return float(np.sum((found - expected) ** 2 / expected) / ((len(classes) - 1) * (len(batches) - 1)))
-        spread = every.var()
-        return float(np.var([b.mean() for b in batches], ddof=1) * size / spread) if spread > 0 else None
+        every, size = np.concatenate(rows), len(rows[0])
+        spread = float(every.var(axis=0, ddof=1).sum())
+        between = float(np.var([r.mean(axis=0) for r in rows], axis=0, ddof=1).sum())
+        return between * size / spread if spread > 0 and size > 1 else None
+
+
+def _features(labels: np.ndarray) -> np.ndarray | None:
+    """What is averaged of labels: rows (B, d) of numbers, or of the shares of classes or tokens."""
+    if labels.dtype.kind == "f":
+        rows = labels.reshape(len(labels), -1)
+        return np.asarray(rows[:, :: max(1, rows.shape[1] // COLUMNS)], np.float64)
+    if labels.dtype.kind not in "iu":
+        return None
+    tokens = labels.reshape(len(labels), -1) % COLUMNS  # of many tokens some share a column
+    return np.stack([np.mean(tokens == c, axis=1) for c in range(COLUMNS)], axis=1)
 
 
 def agreement(examples: Examples) -> float | None:

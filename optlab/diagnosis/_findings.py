@@ -25,6 +25,7 @@ class Finding:
         settings: keys of a config with the values to try next; empty where there is no config, or no key for it.
         is_fatal: whether it explains everything that follows.
         is_cause: whether it was seen in the data or the model itself, so that it stands beside what is fatal.
+        needs_probe: whether curves alone leave its cause open, so that a probe is what to do next.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Finding:
     settings: Mapping[str, Any] = field(default_factory=dict)
     is_fatal: bool = False
     is_cause: bool = False
+    needs_probe: bool = False
 
 
 def cause(

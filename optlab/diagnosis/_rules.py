@@ -6,6 +6,8 @@ healthy runs show; `benchmarks/diagnosis.py` measures both.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from optlab.diagnosis._evidence import FLAT, NOTHING, Evidence, smoothed
@@ -16,6 +18,7 @@ EXPLODED = 3.0  # times the first loss
 FAR_OFF = 15.0  # nats: the cross-entropy of a uniform guess among three million classes
 STEADY = 0.4  # the share of its first value above which a gradient's norm counts as unchanged
 COLLAPSED = 0.25  # the share below which it counts as gone
+EARLY = 0.1  # of the run
 RISE = 0.15  # of what the validation loss had gained
 NOISY = 0.1  # of the first loss
 TOO_MUCH_DECAY = 0.05  # of the weights in a step
@@ -46,14 +49,18 @@ def diverged(e: Evidence) -> Finding | None:
 
 
 def nothing_moves(e: Evidence) -> Finding | None:
-    """The held-out loss is the same number in every evaluation."""
-    values = e.validation
-    if len(values) < 2 or np.ptp(values) > 1e-6 * abs(values[0]):
+    """The held-out loss is the same number in every evaluation, or the learning rate is 0."""
+    values, (_, rates) = e.validation, e.rate
+    if len(values) >= 2 and np.ptp(values) <= 1e-6 * abs(values[0]):
+        because = f"validation/loss is {values[0]:.6g} in all of {len(values)} evaluations"
+    elif len(rates) and not np.any(rates):
+        because = f"the learning rate is 0 in all of {len(rates)} records"
+    else:
         return None
     return Finding(
         "nothing moves",
         "ill",
-        f"validation/loss is {values[0]:.6g} in all of {len(values)} evaluations",
+        because,
         "a learning rate above 0; check what is frozen or masked (optlab explain shows each parameter's rule)",
         is_fatal=True,
     )
@@ -181,6 +188,30 @@ def clipped(e: Evidence) -> Finding | None:
     )
 
 
+def splits_differ(e: Evidence) -> Finding | None:
+    """The held-out loss is far above all training losses before it, and above those beside it in all evaluations.
+
+    Before anything is learned, the two splits have the same loss up to sampling; running statistics of a norm, which
+    make the first evaluations worse, catch up.
+    """
+    (at, losses), (when, values) = e.curve("train/loss"), e.curve("validation/loss")
+    if len(values) < 4 or not len(losses) or when[0] > EARLY * e.steps[-1] or e.smooth[0] <= 0:
+        return None
+    top = float(losses[at <= when[0]].max()) if np.any(at <= when[0]) else float(losses[0])
+    beside = np.interp(when, at, e.smooth)
+    if values[0] <= EXPLODED * top or np.any(values <= EXPLODED * beside):
+        return None
+    return Finding(
+        "splits differ",
+        "ill",
+        f"validation/loss is {values[0]:.4g} at step {when[0]}, where train/loss had been {top:.4g} at most, and "
+        f"at least {np.min(values / np.maximum(beside, 1e-30)):.3g} times as large in all evaluations",
+        "scale every split by the statistics of the training examples, and split at random; --probe compares the two",
+        "Karpathy 2019, A recipe for training neural networks",
+        needs_probe=True,
+    )
+
+
 def memorizing(e: Evidence) -> Finding | None:
     """Training learned something, of which nothing holds for the held-out examples."""
     gained, values = e.held_out_gain, e.validation
@@ -200,21 +231,46 @@ def memorizing(e: Evidence) -> Finding | None:
 
 
 def rate_too_low(e: Evidence) -> Finding | None:
-    """The loss is flat, and the gradient is as long as at the beginning."""
+    """The loss hardly falls, but at an even pace, and the gradient is as long as at the beginning.
+
+    Far from where a loss ends, it falls in proportion to the learning rate; near it, as e^(−way). The second half of
+    the way then brings as much as the first, or less by up to e where the run is two time constants long.
+    """
     _, norms = e.curve("train/gradient_norm")
-    if len(norms) < 5 or e.share_gained >= FLAT or np.median(norms[1:]) < STEADY * norms[0]:
+    if len(norms) < 5 or e.gained >= FLAT or np.median(norms[1:]) < STEADY * norms[0] or e.pace is None:
         return None
     if e.smooth.max() > 1.5 * e.loss[0] or memorizing(e) is not None:
+        return None
+    first, second = e.pace
+    if second <= 0 or second < first / math.e:
         return None
     return Finding(
         "learning rate too low",
         "ill",
-        f"train/loss fell by {max(e.share_gained, 0):.0%} in {e.steps[-1]} steps, and the gradient's norm is where it "
-        f"was ({norms[0]:.3g}, in the middle {np.median(norms):.3g})",
-        "three times the learning rate, then ten times; if that changes nothing: do the labels depend on the inputs, "
-        "and is the gradient clipped?",
+        f"the loss fell by {max(e.gained, 0):.0%} in {e.steps[-1]} steps, at the end as fast for its learning rate as at "
+        f"the beginning, and the gradient's norm is where it was ({norms[0]:.3g}, in the middle {np.median(norms):.3g})",
+        "three times the learning rate, then ten times; if that changes nothing: is the gradient clipped?",
         "Goodfellow, Bengio, Courville 2016, Deep Learning, section 11.4.1",
         rate_times(e, 3),
+    )
+
+
+def learns_nothing(e: Evidence) -> Finding | None:
+    """The loss stays where it was, though there is a gradient, and not for want of a learning rate."""
+    if len(e.loss) < 8 or (e.gained >= NOTHING and not e.is_guessing) or e.share_gained >= LEARNED or e.has_learned:
+        return None
+    if rate_too_low(e) is not None or gradient_collapsed(e) is not None or memorizing(e) is not None:
+        return None
+    return Finding(
+        "learns nothing",
+        "ill",
+        f"in {e.steps[-1]} steps train/loss fell by {max(e.share_gained, 0):.0%}"
+        + ("" if e.held_out_gain is None else f", validation/loss by {max(e.gained, 0):.0%} at best")
+        + ", and it doesn't go on falling: more of the same learning rate would change nothing",
+        "optlab diagnose --probe: whether labels belong to their inputs, what the model ends in, how it was drawn and "
+        "what is frozen doesn't show in curves; then ten times the learning rate, and a tenth",
+        "Karpathy 2019, A recipe for training neural networks",
+        needs_probe=True,
     )
 
 
@@ -338,8 +394,10 @@ CURVE_RULES: tuple[Rule, ...] = (
     schedule_ended,
     warmup_too_long,
     clipped,
+    splits_differ,
     memorizing,
     rate_too_low,
+    learns_nothing,
     noisy,
     overfitting,
     spikes,

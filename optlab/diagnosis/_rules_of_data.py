@@ -8,8 +8,8 @@ from optlab.diagnosis._data import agreement
 from optlab.diagnosis._evidence import Evidence
 from optlab.diagnosis._findings import Finding, Rule, cause, listed
 
-# By chance a χ² over its degrees of freedom d has the deviation √(2/d): of 16 batches and two classes, the least that
-# is judged, 0.37. Three is beyond five of these.
+# By chance the variance of k means has the relative deviation √(2/(k − 1)): of 16 batches and one column of labels,
+# the least that is judged, 0.37. Three is beyond five of these.
 DISORDER = 3.0
 LEAK = 0.05  # of the held-out rows: a score is then wrong in its second digit
 # Standard deviations: below the first, neighbours agree as by chance; from the second on they surely don't.

@@ -99,13 +99,13 @@ def exploded(e: Evidence) -> Finding | None:
 
 
 def cut_off(e: Evidence) -> Finding | None:
-    """No gradient reaches some weights, and they still are what they were drawn as."""
-    found = [x.path for x in e.layers if x.is_matrix and x.gradient == 0 and x.moved == 0 and e.at]
-    if not found or len(found) == sum(x.is_matrix for x in e.layers):
+    """No gradient reaches some weights, neither now nor at the initialization."""
+    found = [x.path for x in e.layers if x.is_matrix and x.gradient == 0 and x.first_gradient == 0]
+    if not e.at or not found or len(found) == sum(x.is_matrix for x in e.layers):
         return None
     return cause(
         "a part frozen",
-        f"no gradient reaches {listed(found)}, and no entry has changed since it was drawn",
+        f"no gradient reaches {listed(found)}, neither at the initialization nor at step {e.at}",
         "is there a stop_gradient, a branch that isn't used, or a layer of dead units behind them?",
         severity="ill" if e.is_unwell else "note",
     )
@@ -176,20 +176,49 @@ def vanished(e: Evidence) -> Finding | None:
     )
 
 
+def no_signal(e: Evidence) -> Finding | None:
+    """The outputs are the same for all examples: as the model was drawn, or since training made them so."""
+    m = e.model
+    if m is None or not m.step or not e.is_flat or (now := m.signal(m.outputs)) is None or now >= APART:
+        return None
+    first = m.signal(m.first_outputs) or 0.0
+    seen = f"at step {e.at} outputs differ by {now:.2g} from example to example, and by {first:.2g} as they were drawn"
+    if first >= APART:
+        return cause(
+            "learning rate too high",
+            seen + ": an update too large put out all units, or shrank the weights to nothing",
+            "a third of the learning rate, then a tenth; a warm-up; less weight decay if that is large",
+            "Lu et al. 2019, arXiv 1903.06733 (dying units)",
+            rate_times(e, 1 / 3),
+        )
+    return cause(
+        "bad initialization",
+        seen + ": the signal is lost on its way through the layers, and so is the gradient on its way back",
+        "weights with a variance of 2/fan_in (he_normal), normalization, residual connections",
+        "Glorot and Bengio 2010; He et al. 2015, arXiv 1502.01852",
+    )
+
+
 def dead_units(e: Evidence) -> Finding | None:
     """The gradient of most units of a layer is exactly 0 on a whole batch."""
-    found = [x for x in e.layers if x.dead is not None and x.dead > MOST]
-    if not found:
+    shares = {x.path: share for x in e.layers if (share := _dead(e, x)) is not None and share > MOST}
+    if not shares:
         return None
-    worst = max(found, key=lambda x: x.dead or 0)
+    worst = max(shares, key=lambda path: shares[path])
     return cause(
         "dead units",
-        f"at step {e.at} {worst.dead:.0%} of the units of {worst.path} have no gradient on a whole batch",
+        f"at step {e.at} {shares[worst]:.0%} of the units of {worst} have no gradient on a whole batch",
         "a lower learning rate or a warm-up, biases that start at 0, leaky_relu or gelu",
         "Lu et al. 2019, arXiv 1903.06733; Maas et al. 2013",
         rate_times(e, 1 / 3),
         severity=_unless_burst(e) if e.is_unwell else "note",
     )
+
+
+def _dead(e: Evidence, layer: Layer) -> float | None:
+    """The share of a layer's dead units: all, where its gradient is gone and another parameter still has one."""
+    is_gone = layer.is_matrix and layer.gradient == 0 and bool(layer.first_gradient)
+    return 1.0 if is_gone and any(x.gradient > 0 for x in e.layers) else layer.dead
 
 
 def saturated(e: Evidence) -> Finding | None:
@@ -287,6 +316,7 @@ MODEL_RULES: tuple[Rule, ...] = (
     exploded,
     starts_off,
     vanished,
+    no_signal,
     wrong_routing,
     dead_units,
     saturated,

@@ -56,6 +56,9 @@ ILL = {
     "schedule ended too early": {**HEALTHY, "rate": np.where(T < 100, 1.0, 0.0)},
     "warm-up too long": {**HEALTHY, "rate": np.where(T < 280, T / 280, 0.5)},
     "clipped nearly always": {"loss": FLAT - T / 1000, "norm": 2.0, "rate": WARM, "settings": {"clip_norm": 1e-3}},
+    "splits differ": {**HEALTHY, "held_out": 20 * FALL + 1},
+    "learns nothing": {"loss": FLAT - 0.02 * (T > 5), "norm": 2.0, "held_out": FLAT - 0.02 * (T > 20), "rate": WARM},
+    "nothing moves ": {"loss": FLAT, "norm": 2.0, "rate": np.zeros(len(T))},
     "memorizing": {**HEALTHY, "held_out": 2.4 + T / 600},
     "learning rate too low": {"loss": FLAT - T / 1000, "norm": 2.0, "held_out": FLAT - T / 1000, "rate": WARM},
     "noisy": {

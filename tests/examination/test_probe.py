@@ -182,7 +182,8 @@ LAYER = Layer("a", "matrix", (16, 16), 4.0, 0.2, dead=0.0, moved=1.0, stuck=0.0)
         ({"gradient": 1e3}, "exploded gradients"),
         ({"gradient": 1e-9, "is_input": True}, "vanished gradients"),
         ({"gradient": 1e-9}, None),  # inside
-        ({"gradient": 0.0, "moved": 0.0}, "a part frozen"),
+        ({"gradient": 0.0, "first_gradient": 0.0}, "a part frozen"),  # weight decay moves it all the same
+        ({"gradient": 0.0, "first_gradient": 1.0}, "dead units"),
         ({"moved": 0.0, "stuck": 1.0}, "a part frozen"),
         ({"moved": 0.0, "stuck": 1.0, "bits": 7}, "a part frozen"),
         ({"is_symmetric": True}, "bad initialization"),
