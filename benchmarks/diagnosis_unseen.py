@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from diagnosis import HEALTHY, HIGH, LOW, RNG, cosine, diagnosed, ended, first_kernel, sgd, tables
+from diagnosis import HEALTHY, HIGH, LOW, RNG, cosine, diagnosed, ended, first_kernel, said, sgd, tables
 from flax import linen as nn
 
 import optlab
@@ -124,10 +124,9 @@ def main() -> None:
     rows, began = [], time.monotonic()
 
     def add(name: str, kind: str, right: set[str] | None, *run: Any) -> None:
-        curves, probe, fall = diagnosed(*run)
-        row = {"workload": name, "kind": kind, "curves": curves, "probe": probe, "fall": fall}
-        rows.append({**row, "right": None if right is None else sorted(right)})
-        print(f"{name:7} {kind:24} {', '.join(curves) or 'healthy'}  |  {', '.join(probe) or 'healthy'}", flush=True)
+        row = {"workload": name, "kind": kind, "right": None if right is None else sorted(right), **diagnosed(*run)}
+        rows.append(row)
+        print(f"{name:7} {kind:24} {said(row, 'curves')}  |  {said(row, 'probe')}", flush=True)
 
     for name in args.workloads:
         make, A, B = WORKLOADS[name]

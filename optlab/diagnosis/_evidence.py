@@ -95,7 +95,7 @@ class Evidence:
 
     @cached_property
     def gained(self) -> float:
-        """The part of the first loss that is gone: of the held-out one, which has no noise of batches, if it is known."""
+        """The part of the first loss that is gone: of the held-out one, without the noise of batches, where known."""
         return self.share_gained if self.held_out_gain is None else self.held_out_gain
 
     @cached_property

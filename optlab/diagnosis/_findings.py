@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from optlab.diagnosis._evidence import Evidence
 
+EXPLODED = 3.0  # times the first loss
+NOISY = 0.1  # of the first loss
+
 Rule = Callable[[Evidence], "Finding | None"]
 Severity = Literal["ill", "note"]
 

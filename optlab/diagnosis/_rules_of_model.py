@@ -9,7 +9,8 @@ import numpy as np
 
 from optlab.diagnosis._evidence import Evidence
 from optlab.diagnosis._findings import Finding, Rule, Severity, cause, listed, rate_times
-from optlab.diagnosis._rules import diverged, gradient_collapsed, rate_too_high
+from optlab.diagnosis._rules import diverged
+from optlab.diagnosis._rules_of_rates import gradient_collapsed, rate_too_high, warmup_too_short
 
 if TYPE_CHECKING:
     from optlab.diagnosis._layers import Layer
@@ -293,7 +294,9 @@ def began(e: Evidence) -> Finding | None:
 
 def _unless_burst(e: Evidence) -> Severity:
     """An ill, but a note in a model that a burst of the loss has left behind: there it is what came of that."""
-    is_burst = e.at > 0 and any(rule(e) is not None for rule in (diverged, rate_too_high, gradient_collapsed))
+    is_burst = e.at > 0 and any(
+        rule(e) is not None for rule in (diverged, warmup_too_short, rate_too_high, gradient_collapsed)
+    )
     return "note" if is_burst else "ill"
 
 

@@ -51,7 +51,8 @@ ILL = {
         "loss": FLAT,
         "settings": {"optimizer.weight_decay": 100.0, "optimizer.learning_rate": 3e-3},
     },
-    "learning rate too high": {**HEALTHY, "loss": FALL + 20 * np.exp(-(((T - 60) / 40) ** 2))},
+    "warm-up too short": {**HEALTHY, "loss": FALL + 20 * np.exp(-(((T - 60) / 20) ** 2)), "rate": np.ones(len(T))},
+    "learning rate too high": {**HEALTHY, "loss": FALL + 20 * np.exp(-(((T - 120) / 60) ** 2))},
     "learning rate too high ": {"loss": FLAT, "norm": 2 * np.exp(-T / 10) + 0.1, "held_out": FLAT},
     "schedule ended too early": {**HEALTHY, "rate": np.where(T < 100, 1.0, 0.0)},
     "warm-up too long": {**HEALTHY, "rate": np.where(T < 280, T / 280, 0.5)},
@@ -130,7 +131,9 @@ def folder(path, loss=FALL, **summary):
 def test_the_command_says_it_writes_it_and_its_exit_code_is_the_verdict(tmp_path, capsys):
     well, ill = folder(tmp_path / "well"), folder(tmp_path / "ill", loss=2.4 * np.exp(T / 100), skipped=[7])
     assert main(["diagnose", str(well)]) == 0
-    assert f"{well}, 300 steps: healthy" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{well}, 300 steps: healthy by its curves\nCurves don't show leaks" in out
+    assert f"next: optlab diagnose {well} --probe" in out
     assert main(["diagnose", str(well), str(ill)]) == 1
     out = capsys.readouterr().out
     assert f"{ill}, 300 steps: diverged" in out

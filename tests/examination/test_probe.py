@@ -78,7 +78,12 @@ def test_data_in_order_are_seen_in_the_batches_themselves():
     assert "data in order" in of_data(source, draw="ordered")
     assert "data in order" not in of_data(source)
     targets = np.sort(X[:, 0])
-    assert "data in order" in of_data(arrays(X, targets, validation=0, test=0), draw="ordered")
+    for labels in (targets, targets[:, None], np.stack([RNG.standard_normal(600), targets], 1)):
+        source = arrays(X, labels, validation=0, test=0)
+        assert ("data in order" in of_data(source, draw="ordered"), "data in order" in of_data(source)) == (True, False)
+    text = np.sort(RNG.integers(0, 90, (600, 1)), axis=0) + RNG.integers(0, 10, (600, 8))  # its letters change with it
+    assert "data in order" in of_data(arrays(text, text, validation=0, test=0), draw="ordered")
+    assert "data in order" not in of_data(arrays(text, text, validation=0, test=0))
 
 
 def test_examples_in_a_good_order_are_no_fault():
@@ -192,6 +197,21 @@ LAYER = Layer("a", "matrix", (16, 16), 4.0, 0.2, dead=0.0, moved=1.0, stuck=0.0)
 )
 def test_a_layer_beside_a_sound_one(change, name):
     assert of_model(LAYER, dataclasses.replace(LAYER, path="b", **change)) == [name] * (name is not None)
+
+
+@pytest.mark.parametrize(
+    ("first", "now", "names"),
+    [
+        (0.5, 0.0, ["learning rate too high"]),
+        (1e-9, 1e-9, ["bad initialization"]),
+        (0.0, 0.2, []),  # a head that starts at 0
+        (0.5, 0.2, []),
+    ],
+)
+def test_outputs_that_are_the_same_for_all_examples(first, now, names):
+    base = np.linspace(-1, 1, 16).reshape(8, 2)
+    found = {"labels": np.arange(8) % 2, "outputs": now * base, "first_outputs": first * base}
+    assert of_model(LAYER, is_cross_entropy=True, **found) == names
 
 
 @pytest.mark.parametrize(("loss", "names"), [(0.1, []), (50.0, ["saturated softmax"])])
