@@ -56,6 +56,7 @@ def of_data(source, *, draw="shuffled", loss=None, held_out=None):
 
 
 WIDE = X * np.array([1e4, *[1] * 7], np.float32)
+TEXT = (np.arange(9) + RNG.integers(0, 20, (600, 1)) + RNG.integers(0, 2, (600, 9))) % 20
 DATA = {
     "one class": arrays(X, 0 * Y),
     "inputs all alike": arrays(0 * X, Y),
@@ -63,6 +64,9 @@ DATA = {
     "splits differ": arrays(X, Y, validation=(100 * X[:90], Y[:90])),
     "splits differ ": arrays(X[BY_CLASS][:200], Y[BY_CLASS][:200], validation=(X[BY_CLASS][500:], Y[BY_CLASS][500:])),
     "labels apart from inputs": arrays(X, RNG.permutation(Y)),
+    "labels apart from inputs ": arrays(TEXT[:, :-1], RNG.permutation(TEXT[:, 1:])),
+    "label among the inputs": arrays(np.c_[X, 3.0 * Y].astype(np.float32), Y),
+    "label among the inputs ": arrays(X, 2 * X[:, :1] - 1),
     "features not scaled": arrays(WIDE, Y),
     "features not scaled ": arrays(300 * X, Y),
 }
@@ -92,6 +96,7 @@ def test_examples_in_a_good_order_are_no_fault():
 
 def test_sound_data_are_no_cause_of_a_flat_loss():
     assert of_data(arrays(X, Y)) == []
+    assert of_data(arrays(TEXT[:, :-1], TEXT[:, 1:])) == []
     assert of_data(optlab.data.digits()) == []
 
 
@@ -109,7 +114,7 @@ def test_unscaled_features_of_a_run_that_learns_are_a_note():
 def test_neighbours_of_numbers_agree_where_the_target_depends_on_the_inputs():
     assert agreement(Examples(X, X[:, 0] + X[:, 1], True)) > 8
     assert abs(agreement(Examples(X, RNG.standard_normal(600), True))) < 3
-    assert agreement(Examples(X.astype(int), Y, True)) is None  # tokens
+    assert agreement(Examples(X.astype(int), X[:, 0], True)) is None  # numbers of tokens
 
 
 @pytest.mark.parametrize(
@@ -148,7 +153,10 @@ def test_a_rate_of_zero_is_no_part_frozen_and_no_missing_rate():
 ADAM = optax.adam(1e-3)
 MODELS = {
     "wrong loss for the output": (work(end=nnx.softmax), ADAM),
-    "wrong loss for the output ": (work(X, X[:, :1] - 1, loss=squared_error, outputs=1, end=nnx.sigmoid), ADAM),
+    "wrong loss for the output ": (
+        work(X, X[:, :1] + X[:, 1:2] - 1, loss=squared_error, outputs=1, end=nnx.sigmoid),
+        ADAM,
+    ),
     "bad initialization": (work(init=nnx.initializers.constant(0.05)), ADAM),
     "bad initialization ": (work(init=nnx.initializers.normal(3.0), depth=2), ADAM),
     "vanished gradients": (work(act=nnx.sigmoid, depth=8), optax.sgd(1e-4)),
