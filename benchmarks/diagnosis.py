@@ -18,7 +18,7 @@ import argparse
 import collections
 import dataclasses
 import functools
-import json
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -210,8 +210,8 @@ def named(evidence: Evidence, severity: str) -> list[str]:
     return [finding.name for finding in examine(evidence) if finding.severity == severity]
 
 
-def diagnosed(workload: Workload, tx: Any, schedule: Any = None, seed: int = 0) -> dict[str, Any]:
-    """A run's ills by its curves and with a probe, gravest first, the notes with a probe, the held-out loss's fall."""
+def trained(workload: Workload, tx: Any, schedule: Any, seed: int) -> dict[str, Any]:
+    """What a run leaves behind: its columns, its outcome, and its last step with its parameters and model state."""
     records: list[dict[str, Any]] = []
     outcome, state = "finished", None
 
@@ -229,7 +229,28 @@ def diagnosed(workload: Workload, tx: Any, schedule: Any = None, seed: int = 0) 
         outcome = type(error).__name__
     if not records:  # it ended before anything was logged
         records.append({"step": 1, "train/loss": float("inf")})
-    evidence = Evidence("run", as_columns(records), outcome=outcome)
+    leaves = None if state is None else [np.asarray(x) for x in jax.tree.leaves((state.params, state.model_state))]
+    return {"metrics": as_columns(records), "outcome": outcome, "step": STEPS, "leaves": leaves}
+
+
+def diagnosed(workload: Workload, tx: Any, schedule: Any = None, seed: int = 0, file: Path | None = None) -> Any:
+    """A run's ills by its curves and with a probe, gravest first, the notes with a probe, the held-out loss's fall.
+
+    It is trained, unless a file holds what it left behind.
+    """
+    if file is not None and file.exists():
+        run = pickle.loads(file.read_bytes())
+    else:
+        run = trained(workload, tx, schedule, seed)
+        if file is not None:
+            file.write_bytes(pickle.dumps(run))
+    patient, state = Patient(workload, tx, seed, None), None
+    if run["leaves"] is not None:
+        tree = jax.tree.structure((patient.first.params, patient.first.model_state))
+        params, model_state = jax.tree.unflatten(tree, [jnp.asarray(x) for x in run["leaves"]])
+        step = jnp.asarray(run["step"], patient.first.step.dtype)
+        state = dataclasses.replace(patient.first, step=step, params=params, model_state=model_state)
+    evidence = Evidence("run", run["metrics"], outcome=run["outcome"])
     probed = dataclasses.replace(evidence, **Patient(workload, tx, seed, state).probed(evidence))
     held_out = evidence.validation
     fall = float(held_out[0] - held_out.min()) if len(held_out) > 1 else 0.0
@@ -241,21 +262,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
     parser.add_argument("--seeds", type=int, default=2, help="of a healthy optimizer and rate; ×12 runs a workload")
-    parser.add_argument("--raw", type=Path, help="append every run to this file, and leave out what is there")
+    parser.add_argument("--keep", type=Path, help="a folder of trained runs: those in it are diagnosed again")
     parser.add_argument("--out", type=Path, help="write the tables here")
     args = parser.parse_args()
-    known = [json.loads(x) for x in args.raw.read_text().splitlines()] if args.raw and args.raw.exists() else []
-    rows = {(row["workload"], row["kind"]): row for row in known}
+    rows: list[dict[str, Any]] = []
+    if args.keep:
+        args.keep.mkdir(parents=True, exist_ok=True)
 
     def add(name: str, kind: str, right: set[str] | None, *run: Any) -> None:
-        if (name, kind) in rows:
-            return
-        row = {"workload": name, "kind": kind, "right": None if right is None else sorted(right), **diagnosed(*run)}
-        rows[name, kind] = row
-        if args.raw:
-            with args.raw.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        print(f"{name:7} {kind:22} {said(row, 'curves')}  |  {said(row, 'probe')}", flush=True)
+        file = None if args.keep is None else args.keep / f"{name} {kind}.pickle"
+        row = {"workload": name, "kind": kind, "right": None if right is None else sorted(right)}
+        rows.append({**row, **diagnosed(*run, file=file)})
+        print(f"{name:7} {kind:22} {said(rows[-1], 'curves')}  |  {said(rows[-1], 'probe')}", flush=True)
 
     began = time.monotonic()
     for name in args.workloads:
@@ -268,7 +286,7 @@ def main() -> None:
                     schedule = cosine(rate * factor)
                     label = f"{optimizer} {rate * factor:g} seed {seed}"
                     add(name, label, None, make(), factory(schedule), schedule, seed)
-    text = tables([row for row in rows.values() if row["workload"] in args.workloads], args.workloads)
+    text = tables(rows, args.workloads)
     print(f"{text}\n{time.monotonic() - began:.0f} s")
     if args.out:
         args.out.write_text(f"# Diagnosis of planted faults\n\n{text}\n")

@@ -117,7 +117,7 @@ def rate_too_low(e: Evidence) -> Finding | None:
     if e.smooth.max() > 1.5 * e.loss[0] or memorizing(e) is not None:
         return None
     first, second = e.pace
-    if second <= 0 or second < first / math.e:
+    if min(first, second) <= 0 or second < first / math.e:
         return None
     return Finding(
         "learning rate too low",
