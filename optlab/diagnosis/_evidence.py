@@ -105,8 +105,8 @@ class Evidence:
         return self.share_gained < FLAT or (gain is not None and gain < NOTHING) or self.is_guessing
 
     @cached_property
-    def is_guessing(self) -> bool:
-        """True if a classifier ends as a constant guess, whatever its loss was at first.
+    def knows(self) -> bool | None:
+        """Whether a classifier ends better than a constant guess, whatever its loss was at first; None: not known.
 
         What is right with the probability a and gives its classes their true frequencies has e^−L < a, by Jensen's
         inequality; both are equal where the probabilities are the same for all examples.
@@ -114,10 +114,14 @@ class Evidence:
         split = "validation" if len(self.curve("validation/accuracy")[1]) else "train"
         losses, shares = (self.curve(f"{split}/{name}")[1] for name in ("loss", "accuracy"))
         if len(losses) < 4 or len(shares) < 4:
-            return False
+            return None
         late = max(1, len(losses) // 4)
         loss, share = float(np.mean(losses[-late:])), float(np.mean(shares[-late:]))
-        return loss > math.log(2) - NOTHING and share < GUESS * math.exp(-loss)
+        return loss <= math.log(2) - NOTHING or share >= GUESS * math.exp(-loss)
+
+    @property
+    def is_guessing(self) -> bool:
+        return self.knows is False
 
     @cached_property
     def pace(self) -> tuple[float, float] | None:

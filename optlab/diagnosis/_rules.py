@@ -93,7 +93,9 @@ def starts_far_off(e: Evidence) -> Finding | None:
 
 def learns_nothing(e: Evidence) -> Finding | None:
     """The loss stays where it was, though there is a gradient, and not for want of a learning rate."""
-    if len(e.loss) < 8 or (e.gained >= NOTHING and not e.is_guessing) or e.share_gained >= LEARNED or e.has_learned:
+    if len(e.loss) < 8 or (e.gained >= NOTHING and not e.is_guessing) or e.share_gained >= LEARNED:
+        return None
+    if e.knows or e.has_learned or e.settings.get("init_from"):  # it may have learned before the first record
         return None
     if rate_too_low(e) is not None or gradient_collapsed(e) is not None or memorizing(e) is not None:
         return None

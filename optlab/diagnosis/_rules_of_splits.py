@@ -9,6 +9,7 @@ from optlab.diagnosis._findings import EXPLODED, NOISY, Finding
 
 EARLY = 0.1  # of the run
 LEARNED = 0.15  # from this share of the loss on, training has learned something
+CLEAR = 2.0  # times the scatter
 RISE = 0.15  # of what the validation loss had gained
 
 
@@ -39,9 +40,12 @@ def splits_differ(e: Evidence) -> Finding | None:
 def memorizing(e: Evidence) -> Finding | None:
     """Training learned something, of which nothing holds for the held-out examples."""
     gained, values = e.held_out_gain, e.validation
-    if gained is None or e.share_gained < LEARNED or e.smooth[-1] > 0.95 * values[-1]:
+    if gained is None or e.smooth[-1] > 0.95 * values[-1]:
         return None
-    came_back = values[-1] > values[0] and gained < 4 * NOTHING and e.share_gained > 0.5
+    # What ends above its beginning held for nothing, however little training has learned; else it learned a good part.
+    came_back = values[-1] > values[0] and gained < 4 * NOTHING and e.smooth[0] - e.smooth[-1] > CLEAR * e.noise
+    if e.share_gained < (NOTHING if came_back else LEARNED):
+        return None
     if (gained > NOTHING and not came_back) or (e.chance is not None and values[0] < 0.8 * e.chance):
         return None
     return Finding(

@@ -61,6 +61,7 @@ ILL = {
     "learns nothing": {"loss": FLAT - 0.02 * (T > 5), "norm": 2.0, "held_out": FLAT - 0.02 * (T > 20), "rate": WARM},
     "nothing moves ": {"loss": FLAT, "norm": 2.0, "rate": np.zeros(len(T))},
     "memorizing": {**HEALTHY, "held_out": 2.4 + T / 600},
+    "memorizing ": {"loss": 2.4 - T / 1500 + SCATTER / 5, "norm": 2.0, "held_out": 2.4 + T / 1500, "rate": WARM},
     "learning rate too low": {"loss": FLAT - T / 1000, "norm": 2.0, "held_out": FLAT - T / 1000, "rate": WARM},
     "noisy": {
         "loss": FALL + 1 + 9 * SCATTER,
@@ -187,6 +188,14 @@ def test_a_watched_run_says_what_is_sure_once_and_early():
     assert line.startswith("optlab: step 60: diverged: ")
     assert watched(FALL * (1 + SCATTER / 2)) == []
     assert watched(2.4 * np.exp(T / 40), start=5) == []  # what it began with isn't known
+
+
+def test_a_model_that_knows_something_has_learned_before_the_first_record():
+    made = curves(**ILL["learns nothing"], accuracy=True)
+    assert names(made) == ["learns nothing"]  # a tenth is right: a guess among ten
+    known = {**made.metrics, "train/accuracy": np.full(len(T), 0.4)}
+    assert names(dataclasses.replace(made, metrics=known)) == []
+    assert names(dataclasses.replace(made, model=ModelProbe(300, (), 2.4, 5.0), metrics=known)) == []
 
 
 def test_a_probe_separates_a_high_rate_from_a_bad_start():
