@@ -129,6 +129,8 @@ def examine(evidence: Evidence) -> tuple[Finding, ...]:
     found = [finding for rule in RULES if (finding := rule(evidence)) is not None]
     found.sort(key=lambda finding: finding.severity == "note")  # stable: RULES stand in the order of their gravity
     found = [f for i, f in enumerate(found) if f.name not in {g.name for g in found[:i]}]
+    if any(f.severity == "ill" and not f.needs_probe for f in found):  # a known cause leaves none open
+        found = [f for f in found if not f.needs_probe]
     # What diverged shows every other ill as well: only causes that were seen, and notes, may stand beside it.
     if any(finding.is_fatal for finding in found):
         found = [f for f in found if f.is_fatal or f.is_cause or f.severity == "note"]

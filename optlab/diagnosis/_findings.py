@@ -28,7 +28,8 @@ class Finding:
         settings: keys of a config with the values to try next; empty where there is no config, or no key for it.
         is_fatal: whether it explains everything that follows.
         is_cause: whether it was seen in the data or the model itself, so that it stands beside what is fatal.
-        needs_probe: whether curves alone leave its cause open, so that a probe is what to do next.
+        needs_probe: whether curves alone leave its cause open, so that a probe is what to do next;
+            it isn't said beside another ill.
     """
 
     name: str

@@ -33,7 +33,6 @@ def splits_differ(e: Evidence) -> Finding | None:
         f"at least {np.min(values / np.maximum(beside, 1e-30)):.3g} times as large in all evaluations",
         "scale every split by the statistics of the training examples, and split at random; --probe compares the two",
         "Karpathy 2019, A recipe for training neural networks",
-        needs_probe=True,
     )
 
 
