@@ -22,7 +22,9 @@ if TYPE_CHECKING:  # some need JAX, and a diagnosis without a probe doesn't
 
 FLAT = 0.25  # of the training loss
 NOTHING = 0.05  # of the held-out loss
-GUESS = 1.5  # times e^−L: among 200 examples the share of one class in ten is within a half of a tenth
+# Times e^−L: among 200 examples the share of one class in ten is within a half of a tenth, by 2.4 deviations; a loss
+# above that of a guess makes e^−L smaller yet.
+GUESS, KNOWS = 1.5, 2.0
 # The numbers of classes of optlab's own sources. Of other data the chance level isn't known.
 CLASSES = {"digits": 10, "cifar10": 10, "fashion_mnist": 10}
 
@@ -106,7 +108,7 @@ class Evidence:
 
     @cached_property
     def knows(self) -> bool | None:
-        """Whether a classifier ends better than a constant guess, whatever its loss was at first; None: not known.
+        """Whether a classifier ends better than a constant guess, whatever its loss was at first; None: hard to say.
 
         What is right with the probability a and gives its classes their true frequencies has e^−L < a, by Jensen's
         inequality; both are equal where the probabilities are the same for all examples.
@@ -117,7 +119,9 @@ class Evidence:
             return None
         late = max(1, len(losses) // 4)
         loss, share = float(np.mean(losses[-late:])), float(np.mean(shares[-late:]))
-        return loss <= math.log(2) - NOTHING or share >= GUESS * math.exp(-loss)
+        if loss <= math.log(2) - NOTHING or share >= KNOWS * math.exp(-loss):
+            return True
+        return False if share < GUESS * math.exp(-loss) else None
 
     @property
     def is_guessing(self) -> bool:

@@ -160,6 +160,7 @@ MODELS = {
     "bad initialization": (work(init=nnx.initializers.constant(0.05)), ADAM),
     "bad initialization ": (work(init=nnx.initializers.normal(3.0), depth=2), ADAM),
     "vanished gradients": (work(act=nnx.sigmoid, depth=8), optax.sgd(1e-4)),
+    "learning rate too low": (work(), optax.sgd(1e-3)),
     "a part frozen": (work(), optax.chain(ADAM, optax.masked(optax.set_to_zero(), frozen))),
     "updates round to nothing": (work(dtype=jnp.bfloat16), optax.adam(1e-5)),
     "wrong routing": (work(), optax.contrib.muon(1e-3)),
@@ -199,6 +200,8 @@ LAYER = Layer("a", "matrix", (16, 16), 4.0, 0.2, dead=0.0, moved=1.0, stuck=0.0)
         ({"gradient": 0.0, "first_gradient": 1.0}, "dead units"),
         ({"moved": 0.0, "stuck": 1.0}, "a part frozen"),
         ({"moved": 0.0, "stuck": 1.0, "bits": 7}, "a part frozen"),
+        ({"turned": 0.01}, "learning rate too low"),
+        ({"turned": 0.5}, None),
         ({"is_symmetric": True}, "bad initialization"),
         ({}, None),
     ],
@@ -212,6 +215,7 @@ def test_a_layer_beside_a_sound_one(change, name):
     [
         (0.5, 0.0, ["learning rate too high"]),
         (1e-9, 1e-9, ["bad initialization"]),
+        (1e-9, 0.2, ["bad initialization"]),  # a plateau that ends late
         (0.0, 0.2, []),  # a head that starts at 0
         (0.5, 0.2, []),
     ],
