@@ -184,7 +184,7 @@ def faults(make: Callable[..., Workload], A: Any, B: Any) -> Iterator[tuple[str,
     short, late = cosine(3e-3, 20, 4), cosine(3e-3, STEPS, 190)
     yield "schedule ended", {"schedule ended too early"}, make(), optlab.adamw(short), short
     yield "warm-up too long", {"warm-up too long"}, make(), optlab.adamw(late), late
-    yield "no warm-up", HIGH, make(), optlab.adamw(0.1), None
+    yield "no warm-up", {"noisy"} | HIGH, make(), optlab.adamw(0.1), None
     yield "batches of 2", {"noisy"} | HIGH, make(batch_size=2), sgd(0.02), None
     if has_classes:
         loss = lambda outputs, batch: optax.softmax_cross_entropy_with_integer_labels(outputs, batch["labels"])

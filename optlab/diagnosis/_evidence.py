@@ -147,6 +147,17 @@ class Evidence:
         falls = float(curve[0]) - middle, middle - float(curve[-1])
         return tuple(fall if abs(fall) > scatter else 0.0 for fall in falls)  # type: ignore[return-value]
 
+    @cached_property
+    def is_walking(self) -> bool | None:
+        """Whether the held-out loss goes up and down as a random walk; None without eight values.
+
+        Half of such a walk leads up, and nothing of a fall by small steps: a quarter stands between the two.
+        """
+        changes = np.diff(self.validation)
+        if len(changes) < 7 or not changes.any():
+            return None
+        return bool(changes[changes > 0].sum() > np.abs(changes).sum() / 4)
+
     def _way(self, steps: np.ndarray) -> np.ndarray:
         """The sum of the learning rates up to each step; the steps themselves where no rate is known."""
         at, rates = self.rate

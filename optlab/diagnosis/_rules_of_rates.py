@@ -108,13 +108,13 @@ def too_high(e: Evidence, because: str) -> Finding:
 def rate_too_low(e: Evidence) -> Finding | None:
     """The loss hardly falls, but at an even pace, and the gradient is as long as at the beginning.
 
-    Far from where a loss ends, it falls in proportion to the learning rate; near it, as e^(−way). The second half of
-    the way then brings as much as the first, or less by up to e where the run is two time constants long.
+    Far from where a loss ends, it falls by every step, in proportion to the learning rate; near it, as e^(−way). The
+    second half of the way then brings as much as the first, or less by up to e where the run has two time constants.
     """
     _, norms = e.curve("train/gradient_norm")
     if len(norms) < 5 or e.gained >= FLAT or np.median(norms[1:]) < STEADY * norms[0] or e.pace is None:
         return None
-    if e.smooth.max() > 1.5 * e.loss[0] or memorizing(e) is not None:
+    if e.is_walking or e.smooth.max() > 1.5 * e.loss[0] or memorizing(e) is not None:
         return None
     first, second = e.pace
     if min(first, second) <= 0 or second < first / math.e:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import optlab
 from optlab.commands import main
 from optlab.config import Component, Config, to_json
-from optlab.diagnosis import Evidence, Watch
+from optlab.diagnosis import Evidence, Watch, examine
 from optlab.diagnosis._layers import ModelProbe
 from optlab.diagnosis._rules import CURVE_RULES as RULES
 from optlab.training import Workload, train
@@ -62,7 +62,7 @@ ILL = {
     "nothing moves ": {"loss": FLAT, "norm": 2.0, "rate": np.zeros(len(T))},
     "memorizing": {**HEALTHY, "held_out": 2.4 + T / 600},
     "memorizing ": {"loss": 2.4 - T / 1500 + SCATTER / 5, "norm": 2.0, "held_out": 2.4 + T / 1500, "rate": WARM},
-    "learning rate too low": {"loss": FLAT - T / 1000, "norm": 2.0, "held_out": FLAT - T / 1000, "rate": WARM},
+    "learning rate too low": {"loss": FLAT - T / 1000, "norm": 2.0, "held_out": 2.4 - T / 1000, "rate": WARM},
     "noisy": {
         "loss": FALL + 1 + 9 * SCATTER,
         "norm": 2.0,
@@ -196,6 +196,13 @@ def test_a_model_that_knows_something_has_learned_before_the_first_record():
     known = {**made.metrics, "train/accuracy": np.full(len(T), 0.4)}
     assert names(dataclasses.replace(made, metrics=known)) == []
     assert names(dataclasses.replace(made, model=ModelProbe(300, (), 2.4, 5.0), metrics=known)) == []
+
+
+def test_a_flat_loss_that_goes_up_and_down_is_noisy_where_a_probe_finds_no_other_cause():
+    walk = 2.4 + 0.02 * np.sin(T / 8)
+    made = curves(FLAT, 2.0, held_out=walk, rate=np.ones(len(T)))
+    assert names(made) == ["learns nothing"]  # labels without a meaning look alike
+    assert [f.name for f in examine(dataclasses.replace(made, model=ModelProbe(300, (), 2.4, 2.4)))] == ["noisy"]
 
 
 def test_a_probe_separates_a_high_rate_from_a_bad_start():
