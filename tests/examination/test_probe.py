@@ -146,10 +146,6 @@ def head_alone(params):
     return jax.tree.map_with_path(lambda path, _: "fast" if "head" in jax.tree_util.keystr(path) else "slow", params)
 
 
-def test_a_rate_of_zero_is_no_part_frozen_and_no_missing_rate():
-    assert probed(work(), optlab.adamw(0.0))[0].name == "nothing moves"
-
-
 ADAM = optax.adam(1e-3)
 MODELS = {
     "wrong loss for the output": (work(end=nnx.softmax), ADAM),
@@ -208,6 +204,11 @@ LAYER = Layer("a", "matrix", (16, 16), 4.0, 0.2, dead=0.0, moved=1.0, stuck=0.0)
 )
 def test_a_layer_beside_a_sound_one(change, name):
     assert of_model(LAYER, dataclasses.replace(LAYER, path="b", **change)) == [name] * (name is not None)
+
+
+def test_a_rate_of_zero_is_no_part_frozen_and_no_rate_too_low():
+    still = dataclasses.replace(LAYER, moved=0.0, stuck=1.0, turned=0.0)
+    assert of_model(still, dataclasses.replace(still, path="b")) == ["nothing moves"]
 
 
 @pytest.mark.parametrize(
