@@ -21,6 +21,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the times")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kill_study.md")
     arguments = parser.parse_args()
-    FORKSERVER.set_forkserver_preload(FORKED)  # before the first process is started
+    FORKSERVER.set_forkserver_preload(FORKED)
+    forkserver.ensure_running()  # else Dask, which sets a list of its own, takes what comes first
     dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
     with (
         tempfile.TemporaryDirectory() as root,

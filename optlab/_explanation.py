@@ -8,17 +8,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optlab._integers import is_count
 from optlab._messages import aligned, in_bytes
-from optlab._rules import OPAQUE, Leaf, Leaves, Rule, owner, read_leaves, rules_of
+from optlab._rules import OPAQUE, Keys, Leaf, Leaves, Rule, owner, read_leaves, rules_of
 from optlab.transforms.matrices import Plan
 from optlab.transforms.matrices._map import Report, reported
 from optlab.transforms.matrices._plan import PLATFORMS, Platform
 
 __all__ = ["COLUMNS", "Explanation", "Row", "explain"]
 
+FROZEN = "(frozen)"
 COLUMNS = ("parameter", "shape", "role", "rule", "matrices", "state", "GFLOP")
 
 
@@ -32,7 +34,8 @@ class Row:
         role: its role; None where neither a rule nor its name shows it.
         guess: the role that names and shapes alone show, or None. Another role was read from the program, or is an
             override.
-        rule: the key of the rule that moves it; "(opaque)" where it isn't one of by_role's.
+        rule: the key of the rule that moves it; "(opaque)" where it isn't one of by_role's, "(frozen)" where its update
+            is zero by construction, as `optax.set_to_zero` makes it.
         matrices: (count, fan_in, fan_out) as a function of matrices sees it, or None.
         state_bytes: of the optimizer's state for it.
         flops: of the functions of its matrices, a step, on a CPU.
@@ -176,9 +179,11 @@ def explain(
     if not all(map(is_count, sizes.values())):
         raise ValueError(f"devices must be whole numbers of at least 1, or sizes by axis, mesh.shape, got {devices!r}")
     state, leaves = jax.eval_shape(tx.init, params), read_leaves(params)
-    rules, (reports, untraced) = rules_of(state, leaves), _reports(tx, params, state)
+    rules, (reports, frozen, untraced) = rules_of(state, leaves), _traced(tx, params, state)
     held, work = _state_bytes(state, leaves), _work(reports, leaves)
     matrices = {leaves[keys]: size for report in reports for keys, size in report.leaves if keys in leaves}
+    unmoved = Rule(FROZEN, {leaves[keys]: leaves[keys].guess for keys in frozen if keys in leaves})
+    rules = [unmoved, *(Rule(name, {x: r for x, r in by.items() if x not in unmoved.roles}) for name, by in rules)]
     rows = [_row(leaf, rules, matrices.get(leaf), held[leaf], work[leaf]) for leaf in leaves.values()]
     by_rule, rule_of = Counter[str](), dict(zip(leaves, (row.rule for row in rows), strict=True))
     for row in rows:
@@ -197,8 +202,10 @@ def explain(
     )
 
 
-def _reports(tx: optax.GradientTransformation, params: Any, state: Any) -> tuple[list[Report], str | None]:
-    """The calls of `on_matrices` in an update, and why it can't be traced, if it can't."""
+def _traced(
+    tx: optax.GradientTransformation, params: Any, state: Any
+) -> tuple[list[Report], frozenset[Keys], str | None]:
+    """The calls of `on_matrices` in an update, whose updates are zeros, and why it can't be traced, if it can't."""
 
     def update(grads: Any, state: Any, params: Any) -> Any:
         def value_fn(params: Any) -> Any:
@@ -209,11 +216,22 @@ def _reports(tx: optax.GradientTransformation, params: Any, state: Any) -> tuple
 
     with reported() as reports:
         try:
-            jax.eval_shape(update, params, state, params)
+            program, (updates, _) = jax.make_jaxpr(update, return_shape=True)(params, state, params)
         except TypeError as error:  # an extra argument that isn't known here
-            return [], " ".join(str(error).split())
+            return [], frozenset(), " ".join(str(error).split())
+    zeros = {
+        eqn.outvars[0] for eqn in program.eqns if eqn.primitive.name == "broadcast_in_dim" and _is_zero(eqn.invars[0])
+    }
+    paths = [keys for keys, _ in jax.tree_util.tree_leaves_with_path(updates)]
+    made = zip(paths, program.jaxpr.outvars, strict=False)  # the new state comes after the updates
+    frozen = frozenset(keys for keys, out in made if _is_zero(out) or out in zeros)
     # What stands in a loop or in both branches of a cond may be traced more than once.
-    return list({(report.f, report.leaves): report for report in reports}.values()), None
+    return list({(report.f, report.leaves): report for report in reports}.values()), frozen, None
+
+
+def _is_zero(x: Any) -> bool:
+    """True for the literal 0 of a program."""
+    return hasattr(x, "val") and np.ndim(x.val) == 0 and x.val == 0
 
 
 def _work(reports: Sequence[Report], leaves: Leaves) -> Counter[Leaf | None]:

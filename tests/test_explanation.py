@@ -152,6 +152,12 @@ def test_what_cant_be_seen_is_opaque(tx):
     assert "matrices of the rule" not in str(found)
 
 
+@pytest.mark.parametrize("whole", [optlab.muon(1e-3), optax.sgd(0.1)], ids=["muon", "without state"])
+def test_what_is_frozen_is_named(whole):
+    rules = {row.path: row.rule for row in explain(optlab.freeze(whole, ["blocks/*"]), PARAMS).rows}
+    assert {path for path, rule in rules.items() if rule == "(frozen)"} == {p for p in rules if p.startswith("blocks/")}
+
+
 @pytest.mark.parametrize(("tx", "each"), [(optax.adamw(1e-3), 8), (optax.lbfgs(memory_size=7), 4 * (2 * 7 + 3))])
 def test_state_bytes_of_opaque_rules_by_their_paths(tx, each):
     """L-BFGS keeps differences of seven parameters and gradients, the last of both, and a line search's gradient."""
@@ -276,7 +282,7 @@ def test_orthogonalize_without_by_role():
     found = explain(optax.partition({"moved": hidden(), "still": optax.set_to_zero()}, labels), MATRICES)
     assert {row.path: (row.rule, row.matrices) for row in found.rows} == {
         "a": ("moved (opaque)", (1, 4, 6)),
-        "b": ("(opaque)", None),
+        "b": ("(frozen)", None),
     }
 
 

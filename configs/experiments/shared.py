@@ -1,8 +1,9 @@
 """What the experiments beside this file share: a page with tables and a figure, and a small network on the digits.
 
 An experiment is a file `e<number>_<name>.py`. Its docstring opens with its title, and says what is claimed and what is
-done about it. Its function `measure(smoke) -> Page` does it, at full size or at a size that takes seconds. As a script
-it prints the page; at full size it also writes `docs/experiments/e<number>_<name>.md` and the figure beside it.
+done about it. Its function `measure(smoke) -> Page` does it, at full size or at a size that takes seconds; where it can
+read a file, it is `measure(smoke, path=None)`, and `--data` gives the path. As a script it prints the page; at full
+size it also writes `docs/experiments/e<number>_<name>.md` and the figure beside it.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 import optlab
-from optlab import data
+from optlab import data as sources
 from optlab.compare.statistics import mean
 from optlab.report import Table
 
@@ -60,18 +61,20 @@ def share(hits: ArrayLike) -> str:
     return f"{100 * np.mean(np.asarray(hits, np.float64)):.1f} %"
 
 
-def markdown(measure: Callable[[bool], Page], page: Page, seconds: float) -> str:
-    """The page of an experiment as Markdown."""
+def markdown(measure: Callable[..., Page], page: Page, seconds: float, data: Path | None = None) -> str:
+    """The page of an experiment as Markdown; `data` is what it was given to read."""
     path, doc = Path(inspect.getfile(measure)), inspect.getdoc(inspect.getmodule(measure)) or ""
     title, _, text = doc.partition("\n")
     machine = (
         f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
         f"Python {platform.python_version()}, jax {jax.__version__}"
     )
+    command = f"python {path.relative_to(ROOT)}"
+    given = "" if data is None else f" with `--data {data.name}`"
     parts = [
         f"# {title.rstrip('.')}",
         text.strip(),
-        f"`python {path.relative_to(ROOT)}`: {page.how} {seconds:.0f} s of CPU time on {machine}. Intervals hold 95 %.",
+        f"`{command}`{given}: {page.how} {seconds:.0f} s of CPU time on {machine}. Intervals hold 95 %.",
         *(as_markdown(table) for table in page.tables),
         f"![{title.rstrip('.')}]({path.stem}.png)",
         "## What it says",
@@ -86,15 +89,18 @@ def as_markdown(table: Table) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def main(measure: Callable[[bool], Page], argv: Sequence[str] | None = None) -> None:
-    """The command line of an experiment."""
+def main(measure: Callable[..., Page], argv: Sequence[str] | None = None) -> None:
+    """The command line of an experiment: of measure(smoke), or of measure(smoke, path) where it reads files."""
     parser = argparse.ArgumentParser(description=inspect.getdoc(inspect.getmodule(measure)))
     parser.add_argument("--smoke", action="store_true", help="a size that takes seconds; nothing is written")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "experiments", help="folder of page and figure")
+    if "path" in inspect.signature(measure).parameters:
+        parser.add_argument("--data", type=Path, help="the file or folder that the docstring names")
     arguments = parser.parse_args(argv)
+    data = getattr(arguments, "data", None)
     began = time.process_time()
-    page = measure(arguments.smoke)
-    text = markdown(measure, page, time.process_time() - began)
+    page = measure(arguments.smoke) if data is None else measure(arguments.smoke, data)
+    text = markdown(measure, page, time.process_time() - began, data)
     print(text)
     if not arguments.smoke:
         stem = Path(inspect.getfile(measure)).stem
@@ -109,14 +115,14 @@ def save(figure: Figure, path: Path) -> None:
     Image.open(picture).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-# A small network on the digits, whose training vmaps over seeds and hyperparameters.
+# A small network on the digits or on text, whose training vmaps over seeds and hyperparameters.
 
-Data = tuple[jax.Array, jax.Array]  # images (N, 8, 8, 1) and labels (N,)
+Data = tuple[jax.Array, jax.Array]  # images (N, 8, 8, 1) and labels (N,), or tokens and labels (N, T)
 
 
 def digits() -> tuple[Data, Data, Data]:
     """All images and labels of scikit-learn's digits: 1,297 to train, 200 to validate, 300 to test."""
-    source = data.digits()
+    source = sources.digits()
 
     def whole(split: Any) -> Data:
         rows = split.take(np.arange(len(split)))
@@ -125,9 +131,28 @@ def digits() -> tuple[Data, Data, Data]:
     return whole(source.train), whole(source.validation), whole(source.test)
 
 
+def text(path: str | Path | None, length: int, held: int) -> tuple[Data, Data]:
+    """Windows of bytes and the bytes that follow each, (N, length), and the first `held` windows for validation.
+
+    Args:
+        path: the file, such as tinyshakespeare.txt; None is the source of Python's standard library.
+        length: of a window.
+        held: how many windows to validate on.
+    """
+    source = sources.text(None if path is None else str(path), length=length)
+
+    def windows(split: Any, count: int) -> Data:
+        rows = split.take(np.arange(count))
+        return jnp.asarray(rows["inputs"]), jnp.asarray(rows["labels"])
+
+    return windows(source.train, min(len(source.train), 40_000)), windows(source.validation, held)
+
+
 @dataclass(frozen=True)
 class Learner:
     """A classifier and its training examples, for `optlab.minimize`: `loss(params, key)` draws a batch by the key.
+
+    It classifies images, or every token of a window by the one that follows.
 
     Attributes:
         model: a Flax module. With BatchNorm the statistics are those of the batch at hand, and of all examples of

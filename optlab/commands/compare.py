@@ -68,7 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     from optlab.compare._face import conclude
 
     workers = _workers(arguments)
-    again = shlex.join(["optlab", "compare", str(path), *arguments.overrides])
+    options = [f"--{k}={v}" for k in ("folder", "executor", "workers", "scheduler") if (v := getattr(arguments, k))]
+    again = shlex.join(["optlab", "compare", str(path), *arguments.overrides, *options])
     try:
         verdict = conclude(study, folder, widen=comparison.widen, workers=workers, command=again)
     except KeyboardInterrupt:

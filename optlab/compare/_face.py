@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -135,15 +137,25 @@ def conclude(
 
 
 def _judged(study: Study, folder: Any, workers: Any, quiet: bool) -> Verdict:
-    return judge(study, run_study(study, folder, workers=workers, progress=None if quiet else _Progress(study)))
+    with contextlib.nullcontext() if quiet else _Progress(study) as progress:
+        return judge(study, run_study(study, folder, workers=workers, progress=progress))
 
 
 class _Progress:
-    """A line on stderr for each part of the trials that is finished, with the time left."""
+    """The trials that are finished, and the time left: a live line on a terminal, else a line every other second."""
 
     def __init__(self, study: Study):
         self.total = sum(study.studies * (study.budget(n) * study.seeds + study.finals) for n in study.trials)
         self.began, self.done, self.said = time.monotonic(), 0, -10.0
+        self.first: tuple[float, int] | None = None  # when the first ones were finished, and how many
+        self.is_live, self.is_open = sys.stderr.isatty(), False
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.is_open:  # interrupted: what is said next begins a line of its own
+            print(file=sys.stderr)
 
     def __call__(self, name: str, results: Sequence[Result]) -> None:
         if not name:  # what was there already takes no time
@@ -151,9 +163,25 @@ class _Progress:
             return
         self.done += len(results)
         passed = time.monotonic() - self.began
-        if passed - self.said < 2 and self.done < self.total:
+        self.first = self.first or (passed, self.done)
+        if passed - self.said < (0.1 if self.is_live else 2) and self.done < self.total:
             return
         self.said = passed
-        left = max(0.0, passed / self.done * (self.total - self.done))
         best = f"{name}, " if self.done < self.total else ""
-        print(f"optlab: {best}{self.done} of {self.total} runs, {passed:.0f} s, {left:.0f} s left", file=sys.stderr)
+        self._say(f"optlab: {best}{self.done} of {self.total} runs, {passed:.0f} s{self._left(passed)}")
+
+    def _left(self, passed: float) -> str:
+        """Counted from the first ones on: what was before them holds the first compilation."""
+        assert self.first is not None
+        began, count = self.first
+        if self.done == count:
+            return ""
+        return f", {(passed - began) / (self.done - count) * max(0, self.total - self.done):.0f} s left"
+
+    def _say(self, text: str) -> None:
+        if not self.is_live:
+            print(text, file=sys.stderr)
+            return
+        self.is_open = self.done < self.total
+        shown = text[: shutil.get_terminal_size().columns - 1]
+        print(f"\r{shown}\x1b[K", end="" if self.is_open else "\n", file=sys.stderr, flush=True)

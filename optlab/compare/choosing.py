@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from optlab.compare._errors import first_line
 from optlab.compare.contenders import Contender
 from optlab.compare.population import CONVOLUTION, Population, Program, static_values
 from optlab.compare.trials import Trial, replace_text
@@ -47,7 +48,7 @@ def open_to(workload: Workload, contender: Contender) -> tuple[str, str]:
             jax.eval_shape(stacked, pair(traced), jax.eval_shape(program.started, pair(traced), seeds), batch)
             step = program.traced
     except Exception as error:  # whatever a factory does with a value that has none yet
-        return "runs", f"it can't be traced: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return "runs", f"it can't be traced: {first_line(error)}"
     if jax.default_backend() == "cpu" and CONVOLUTION in step:
         # Compiling one of ResNet-20 and a step of it take minutes: too dear to be measured.
         return "series", "side by side, convolutions are several times slower on a CPU"

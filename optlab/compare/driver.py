@@ -28,8 +28,8 @@ def run_study(
         study: from `make_study`.
         folder: where each finished trial is a line: the same call goes on where it stood, and one with more studies,
             trials, seeds, finals or contenders trains no more than what is new.
-        progress: called with the contender's name and the trials that were just finished; first, with "" as the name,
-            those that were there already.
+        progress: called with the contender's name and the trials that were just finished; before them with "" as the
+            name and those that were there already: of the tunings, and later of the winners' fresh trainings.
         workers: who trains: a number of processes on this machine, or any executor; None is this process.
             What `employ` makes of these keeps its compiled programs for a further call.
 
@@ -41,15 +41,13 @@ def run_study(
     employed = contextlib.nullcontext(workers) if isinstance(workers, Here | Team) else employ(workers)
     with lock, employed as train:
         ledger = Ledger(folder, study.about() if folder is not None else {})
-        if progress is not None:
-            trials = [(r, r.trial) for r in ledger.results.values()]
-            progress("", [r for r, t in trials if t.contender in study.contenders and t.study < study.studies])
         study = decided(study, train.paces, ledger.folder)
         for phase in (study.searches, lambda c, s: study.finals_of(c, s, ledger.results)):
-            parts = {
-                name: [t for s in range(study.studies) for t in phase(name, s) if t.id not in ledger.results]
-                for name in study.contenders
-            }
+            every = {name: [t for s in range(study.studies) for t in phase(name, s)] for name in study.contenders}
+            if progress is not None:
+                ids = [t.id for trials in every.values() for t in trials]
+                progress("", [ledger.results[i] for i in ids if i in ledger.results])
+            parts = {name: [t for t in trials if t.id not in ledger.results] for name, trials in every.items()}
             for name, results in train(study, parts):
                 ledger.add(results)
                 if progress is not None:

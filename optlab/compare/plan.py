@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from optlab.compare.choosing import decided
 from optlab.compare.contenders import Contender
 from optlab.compare.population import Population
 from optlab.compare.study import Study
-from optlab.compare.trials import Trial
+from optlab.compare.trials import Result, Trial, kept
 from optlab.compare.workers import Here
 
 TIMED = 10  # steps that are timed, at most
@@ -26,27 +27,30 @@ class Plan:
     Attributes:
         study: which one.
         trials: by contender how many trainings there are, the winners' fresh ones included.
-        seconds: by contender about how long they take.
+        left: how many of these the folder doesn't hold yet.
+        seconds: by contender about how long those take.
         detectable: the difference that is found four times of five, in standard deviations of the winners' scores.
     """
 
     study: Study
     trials: dict[str, int]
+    left: dict[str, int]
     seconds: dict[str, float]
     detectable: float
 
     def __str__(self) -> str:
-        s, total = self.study, sum(self.trials.values())
+        s, total, left = self.study, sum(self.trials.values()), sum(self.left.values())
+        there = f", of which {total - left:,} are there already: {left:,} runs" if left < total else ""
         lines = [
             f"{len(self.trials)} contenders on {s.workload.name}, {s.studies} studies, {s.steps} steps a run: "
-            f"{total:,} runs, {total * s.steps:,} steps, about {_duration(sum(self.seconds.values()))}"
+            f"{total:,} runs{there}, {left * s.steps:,} steps, about {_duration(sum(self.seconds.values()))}"
         ]
         for name, count in self.trials.items():
             executor, why = s.executors[name]
             space = ", ".join(f"{k} {found}" for k, found in s.contenders[name].space.items()) or "nothing to tune"
             lines.append(
                 f"  {name}: {s.studies} × {s.trials[name]} trials and {s.studies * s.finals} winners afresh, "
-                f"{count} runs, about {_duration(self.seconds[name])}; {space}; "
+                f"{count} runs{_left(count, self.left[name])}, about {_duration(self.seconds[name])}; {space}; "
                 + {
                     "population": "one program for many trials",
                     "series": "one program, one trial after another",
@@ -75,17 +79,35 @@ def make_plan(study: Study, folder: str | Path | None = None) -> Plan:
 
     Args:
         study: from `make_study`; what executors are faster is measured here.
-        folder: the study's, if it has one: what its executors are known from.
+        folder: the study's, if it has one: what is finished there, and what executors are faster.
+
+    Raises:
+        StudyError: if the folder holds another study.
     """
-    here = Here()
-    study = decided(study, here.paces, None if folder is None else Path(folder).expanduser(), keep=False)
+    here, place = Here(), None if folder is None else Path(folder).expanduser()
+    results = {} if place is None or not place.exists() else kept(place, study.about())[1]
+    study = decided(study, here.paces, place, keep=False)
     trials = {n: study.studies * (study.trials[n] * study.seeds + study.finals) for n in study.contenders}
+    left = {n: sum(_missing(study, n, s, results) for s in range(study.studies)) for n in study.contenders}
     return Plan(
         study,
         trials,
-        {n: _seconds(study, n, count, here) for n, count in trials.items()},
+        left,
+        {n: _seconds(study, n, count, here) if count else 0.0 for n, count in left.items()},
         statistics.detectable(study.studies, comparisons=len(study.contenders) - 1, is_paired=study.is_paired),
     )
+
+
+def _missing(study: Study, name: str, repetition: int, results: Mapping[str, Result]) -> int:
+    """The number of trials of one tuning that aren't finished; its winner's all count until the winner is known."""
+    searches = sum(t.id not in results for t in study.searches(name, repetition))
+    if searches:
+        return searches + study.finals
+    return sum(t.id not in results for t in study.finals_of(name, repetition, results))
+
+
+def _left(count: int, left: int) -> str:
+    return f" ({left} left)" if left < count else ""
 
 
 def _seconds(study: Study, name: str, count: int, here: Here) -> float:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 from optlab.compare._errors import StudyError
 
 Design: TypeAlias = Literal["sobol", "grid"]
+EDGE = 1 / 4  # of an interval, at either end: of four points Sobol's sequence has one in there
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Interval:
             return float(math.exp(math.log(self.low) + u * (math.log(self.high) - math.log(self.low))))
         return float(self.low + u * (self.high - self.low))
 
+    def share(self, value: float) -> float:
+        """The share of the way at which a value lies: the inverse of `at`."""
+        scale = math.log if self.is_log else float
+        return (scale(value) - scale(self.low)) / (scale(self.high) - scale(self.low))
+
     def __str__(self) -> str:
         return f"{'log_uniform' if self.is_log else 'uniform'}({self.low:g}, {self.high:g})"
 
@@ -55,10 +61,21 @@ class Choice:
         for value in self.values:
             if not isinstance(value, bool | int | float | str | None):
                 raise StudyError(f"choice must have numbers, strings, true, false or none, got {value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise StudyError(f"choice must have finite numbers, got {value!r}: say none, or a large one")
 
     def at(self, u: float) -> Any:
         """The value at a share u of the list, in [0, 1]."""
         return self.values[min(int(u * len(self.values)), len(self.values) - 1)]
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether one program trains all of its values: they are numbers with a decimal point."""
+        return all(isinstance(v, float) for v in self.values)
+
+    def share(self, value: Any) -> float:
+        """The share of the list at which a value stands: 0 for the first one, 1 for the last."""
+        return self.values.index(value) / max(1, len(self.values) - 1)
 
     def __str__(self) -> str:
         return f"choice({', '.join(map(repr, self.values))})"
@@ -128,17 +145,21 @@ def check_design(name: str, space: Space, trials: int | None, design: Design) ->
 
 
 def at_edge(space: Space, points: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> dict[str, str]:
-    """The hyperparameters whose best value is the lowest or the highest that was tried, as {name: "low" or "high"}.
+    """The hyperparameters whose best value lies at an edge of the space, as {name: "low" or "high"}.
 
-    A choice has edges if its values are numbers.
+    It is the lowest or the highest that was tried, and of an interval in its outer quarter: of two points each is an
+    outermost one, wherever it lies. A choice has edges if its values are numbers, and more than two.
     """
     found = {}
-    for name in space:
+    for name, searched in space.items():
         tried = {p[name] for p in points}
-        if len(tried) < 2 or not all(_is_number(v) for v in tried):
+        share = searched.share(best[name]) if isinstance(searched, Interval) else None
+        if len(tried) < (2 if share is not None else 3) or not all(_is_number(v) for v in tried):
             continue
-        if best[name] in (min(tried), max(tried)):
-            found[name] = "low" if best[name] == min(tried) else "high"
+        if best[name] == min(tried) and (share is None or share <= EDGE):
+            found[name] = "low"
+        elif best[name] == max(tried) and (share is None or share >= 1 - EDGE):
+            found[name] = "high"
     return found
 
 

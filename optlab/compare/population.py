@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from optlab.compare.contenders import Contender
 from optlab.compare.curves import OF_STEP, Curve
+from optlab.compare.points import Choice
 from optlab.compare.trials import Result, Trial, pace
 from optlab.data import Batches, as_batches, evaluation_batches
 from optlab.data._arrays import ArraySplit
@@ -132,12 +133,8 @@ def _on_one(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Ca
 
 def static_values(contender: Contender, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that a program is compiled for; all others are traced."""
-    found = {}
-    for name, value in values.items():
-        tried = getattr(contender.space[name], "values", (value,))
-        if not all(isinstance(v, float) for v in tried):
-            found[name] = value
-    return found
+    is_static = lambda searched: isinstance(searched, Choice) and not searched.is_traced
+    return {name: value for name, value in values.items() if is_static(contender.space[name])}
 
 
 @dataclass

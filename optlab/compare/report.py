@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from optlab.compare.standings import short
 from optlab.compare.statistics import Estimate
 from optlab.compare.trials import Result
 from optlab.compare.verdict import Verdict
-from optlab.report import Chart, Code, Line, Section, Table, draw, page
+from optlab.report import Chart, Code, Line, Section, Table, distinct, draw, names_of, page
 from optlab.report._charts import Details
 
 FIGURES = "figures"
@@ -42,7 +42,7 @@ def _page(verdict: Verdict, charts: Sequence[Chart], command: str) -> str:
     study = verdict.study
     head, *words = verdict.lines()
     columns, *rows = verdict.table()
-    again = f"Run `{command}`" if command else "Make the same call of optlab.compare"
+    again = "This command" if command else "The same call of optlab.compare"
     return page(
         f"{', '.join(study.contenders)} on {study.workload.name}",
         [
@@ -52,8 +52,9 @@ def _page(verdict: Verdict, charts: Sequence[Chart], command: str) -> str:
             Section(
                 "Again",
                 [
-                    f"{again}, with the study's folder it trains nothing that is there. Every trial is a line of "
-                    "trials.jsonl; a click on a trial above shows its settings and its seed.",
+                    f"{again} goes on in the study's folder, and trains nothing that is there. Every trial is a line "
+                    "of trials.jsonl; a click on a trial above shows its settings and its seed.",
+                    *([Code(command)] if command else []),
                     Code(json.dumps(study.about(), indent=2), "What the study is (study.json)"),
                 ],
             ),
@@ -64,23 +65,26 @@ def _page(verdict: Verdict, charts: Sequence[Chart], command: str) -> str:
 def _charts(verdict: Verdict) -> list[Chart]:
     study, target = verdict.study, verdict.study.workload.target
     metrics = dict.fromkeys([target.metric, "validation/loss", "train/loss"])
-    return [
+    charts = [
         *(_learning(verdict, metric) for metric in metrics),
         *([_reached(verdict)] if target.value is not None else []),
         *_sensitivities(verdict),
         *(c for name in study.contenders if (c := _parallel(verdict, name)) is not None),
         _best_of(verdict),
     ]
+    return distinct(charts)
 
 
 def _learning(verdict: Verdict, metric: str) -> Chart:
     """The winners' fresh trainings: the mean over the studies, with Student's interval."""
     study, lines = verdict.study, []
     for group, name in enumerate(study.contenders):
-        curves = [r.curve for r in _finals(verdict, name) if r.diverged is None and metric in r.curve]
+        groups = [_whole(verdict, name, s, metric) for s in range(study.studies)]
+        curves = [np.mean([c[metric] for c in curves], axis=0) for curves in groups if curves]
         if curves:
-            means = [statistics.mean(values) for values in np.transpose([c[metric] for c in curves])]
-            lines.append(_banded(name, curves[0]["step"], means, group))
+            steps = next(curves[0]["step"] for curves in groups if curves)
+            means = [statistics.mean(x) if np.isfinite(x).all() else Estimate(math.nan) for x in np.transpose(curves)]
+            lines.append(_banded(name, steps, means, group))
     if metric == study.workload.target.metric and study.workload.target.value is not None and lines:
         ends = [lines[0].x[0], lines[0].x[-1]]
         lines.append(Line("target", ends, [study.workload.target.value] * 2, 6, style="dashed"))
@@ -90,7 +94,7 @@ def _learning(verdict: Verdict, metric: str) -> Chart:
         factors["seconds"] = [p if math.isfinite(p) else max(filter(math.isfinite, paces)) for p in paces]
     views = {n: [[f * x for x in line.x] for f, line in zip(fs, lines, strict=True)] for n, fs in factors.items()}
     return Chart(
-        metric.replace("/", "-"), f"{metric} of the winners", "steps", metric, lines, log_y=metric.endswith("loss"),
+        metric, f"{metric} of the winners", "steps", metric, lines, log_y=metric.endswith("loss"),
         views=views, note="The mean over the studies' winners, trained afresh, with its 95 % interval. Seconds leave "
         "compilation out; in a population they are a trial's share.",
     )  # fmt: skip
@@ -127,7 +131,7 @@ def _sensitivities(verdict: Verdict) -> list[Chart]:
             lines.append(Line(name, x, y, group, style="points", details=details))
         note = "Every trial of every tuning; those that diverged aren't shown. Click on one for its settings."
         title, is_log_y = f"{metric} over {key}", metric.endswith("loss")
-        charts.append(Chart(f"over-{_key(key)}", title, key, metric, lines, found.is_log, is_log_y, note=note))
+        charts.append(Chart(f"over-{key}", title, key, metric, lines, found.is_log, is_log_y, note=note))
     return charts
 
 
@@ -143,7 +147,7 @@ def _parallel(verdict: Verdict, name: str) -> Chart | None:
     if not results:
         return None
     ends = lambda found: f"{found.low:.3g} to {found.high:.3g}" if isinstance(found, Interval) else str(found)
-    axes = [(key, _place(found), ends(found)) for key, found in space.items()]
+    axes = [(key, found.share, ends(found)) for key, found in space.items()]
     span = max(scores) - min(scores) or 1.0
     lines: list[Line] = []
     is_winner = lambda r: (r.trial.study, r.trial.point) in winners
@@ -159,7 +163,7 @@ def _parallel(verdict: Verdict, name: str) -> Chart | None:
     ticks = [f"{key}<br>{shown}" for key, _, shown in axes]
     ticks.append(f"{metric}<br>{min(scores):.4g} to {max(scores):.4g}")
     note = "A line is a trial, from its hyperparameters to its result; upwards is more. Click on one for its settings."
-    return Chart(f"parallel-{_key(name)}", f"The trials of {name}", "", "", lines, ticks=ticks, note=note)
+    return Chart(f"parallel-{name}", f"The trials of {name}", "", "", lines, ticks=ticks, note=note)
 
 
 def _best_of(verdict: Verdict) -> Chart:
@@ -179,17 +183,9 @@ def _best_of(verdict: Verdict) -> Chart:
 
 def _banded(name: str, x: Sequence[float], means: Sequence[Estimate], group: int) -> Line:
     has_band = any(math.isfinite(e.low) for e in means)
-    low, high = ([getattr(e, side) for e in means] if has_band else None for side in ("low", "high"))
+    end = lambda e, side: e.value if math.isnan(getattr(e, side)) else getattr(e, side)  # where all studies agree
+    low, high = ([end(e, side) for e in means] if has_band else None for side in ("low", "high"))
     return Line(name, x, [e.value for e in means], group, low, high)
-
-
-def _place(found: Any) -> Callable[[Any], float]:
-    """The place of a value on its axis, from 0 to 1."""
-    if not isinstance(found, Interval):
-        values = list(found.values)
-        return lambda v: values.index(v) / max(1, len(values) - 1)
-    scale = math.log if found.is_log else float
-    return lambda v: (scale(v) - scale(found.low)) / (scale(found.high) - scale(found.low))
 
 
 def _details(result: Result, metric: str) -> Details:
@@ -207,13 +203,14 @@ def _finals(verdict: Verdict, name: str) -> list[Result]:
     return [r for s in range(verdict.study.studies) for r in _finals_of(verdict, name, s)]
 
 
+def _whole(verdict: Verdict, name: str, study: int, metric: str) -> list[Mapping[str, Sequence[float]]]:
+    """The curves of one study's winner that have the metric to their ends."""
+    return [r.curve for r in _finals_of(verdict, name, study) if r.diverged is None and metric in r.curve]
+
+
 def _searched(verdict: Verdict, name: str) -> list[Result]:
     study = verdict.study
     return [verdict.results[t.id] for s in range(study.studies) for t in study.searches(name, s)]
-
-
-def _key(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name)
 
 
 def report_studies(folders: Sequence[Path]) -> str:
@@ -222,9 +219,11 @@ def report_studies(folders: Sequence[Path]) -> str:
     Args:
         folders: with a verdict.json each.
     """
-    found = {folder.name: json.loads((folder / "verdict.json").read_text()) for folder in folders}
+    verdicts = [json.loads((folder / "verdict.json").read_text()) for folder in folders]
+    found = dict(zip(names_of(folders), verdicts, strict=True))
     parts = [Section(name, [verdict["words"][0], verdict["words"][1:]]) for name, verdict in found.items()]
-    return page(f"{len(found)} studies", [*parts, Section("Over all of them", [profile(found)])])
+    title = next(iter(found)) if len(found) == 1 else f"{len(found)} studies"
+    return page(title, [*parts, Section("Over all of them", [profile(found)])])
 
 
 def profile(verdicts: Mapping[str, Mapping[str, Any]]) -> Chart | str:

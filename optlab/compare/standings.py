@@ -24,7 +24,7 @@ class Standing:
 
     Attributes:
         name: its name.
-        scores: of each study's winner the measure, the mean over its fresh trainings; NaN if all of them diverged.
+        scores: of each study's winner the measure, the mean over its fresh trainings; NaN if none of them has one.
         mean: over the studies, with Student's interval.
         reached: how many of the fresh trainings reached the target; None without a target's value.
         steps: their median number of steps to the target, inf if fewer than half reach it; None likewise.
@@ -32,7 +32,7 @@ class Standing:
         diverged: how many trials diverged, of how many.
         causes: of the first few of those.
         best: the winners' hyperparameters, study by study.
-        edges: hyperparameters whose best value was at an edge of what was tried in most of the studies.
+        edges: hyperparameters whose best value lay at an edge of what was searched in most of the studies.
         decades: of the learning rate, within `TOLERANCE` of the best validation loss; None if more was searched.
         best_of: the expected best of k trials on validation, k = 1 … trials: the mean over the studies, with Student's
             interval; no interval where a study's trials diverged.
@@ -65,10 +65,10 @@ class Comparison:
         difference: of the measure, the contender's less the baseline's.
         p: of no difference, Holm's over all contenders.
         above: the probability that the contender's winner is better than the baseline's.
-        ratio: of the steps to the target, and so of the examples; None without a target's value.
+        ratio: of the steps to the target, and so of the examples, over the studies; None without a target's value.
         time: of the seconds to the target, `ratio` times the ratio of the paces; None where these can't be compared.
         flip: from how many trials on the order of the best-of-k curves is the final one; None if it always is.
-        missed: a true difference below this would be missed more than once in five; NaN where no spread is known.
+        missed: a true difference below this would be missed more than once in five; NaN where no spread is seen.
     """
 
     name: str
@@ -155,7 +155,7 @@ def _spread(a: Sequence[float], b: Sequence[float], is_paired: bool) -> float:
     parts = [v[np.isfinite(v)] for v in (x, y)]
     if min(map(len, parts)) < 2:
         return math.nan
-    return math.sqrt(sum(float(v.var(ddof=1)) for v in parts) / 2)
+    return math.sqrt(sum(float(v.var(ddof=1)) for v in parts) / 2) or math.nan
 
 
 def _times(study: Study, results: Sequence[Result]) -> tuple[list[float], list[bool]]:
@@ -164,17 +164,20 @@ def _times(study: Study, results: Sequence[Result]) -> tuple[list[float], list[b
 
 
 def _ratio(study: Study, results: Mapping[str, Result], name: str) -> Estimate | None:
+    """Of one time a study: the median of its winner's fresh trainings, which don't count as repetitions."""
     if study.workload.target.value is None:
         return None
-    times = [
-        _times(study, [results[t.id] for s in range(study.studies) for t in study.finals_of(n, s, results)])
-        for n in (name, study.baseline)
-    ]
-    return statistics.time_ratio(*times[0], *times[1])
+
+    def times(contender: str) -> tuple[list[float], list[bool]]:
+        groups = [[results[t.id] for t in study.finals_of(contender, s, results)] for s in range(study.studies)]
+        medians = [statistics.median_time(*_times(study, group)) for group in groups]
+        return [min(m, study.steps) for m in medians], [math.isfinite(m) for m in medians]
+
+    return statistics.time_ratio(*times(name), *times(study.baseline))
 
 
 def _edges(study: Study, name: str, best: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    space = study.contenders[name].space
+    space = study.searched(name)
     count: dict[tuple[str, str], int] = {}
     for s, values in enumerate(best):
         for edge in at_edge(space, list(study.points(name, s).values()), values).items():

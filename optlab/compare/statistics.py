@@ -1,7 +1,8 @@
 """Statistics of a few repetitions: intervals, tests, orderings. NumPy and SciPy alone; nothing here is random.
 
 A sample is one number a repetition, such as the test accuracy of each study's winner. Five repetitions are few:
-Student's t holds its 95 % there, a percentile bootstrap covers 84 %.
+Student's t holds its 95 % there, a percentile bootstrap covers 84 %. Repetitions that are all alike, as accuracies of a
+few images are, don't show how they spread: then there is no interval, and of a difference no p.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-12  # relative
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,9 @@ class Estimate:
 
 
 def mean(sample: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
-    """The mean with Student's interval, x̄ ± t(n − 1)·s/√n; of one value there is no interval."""
+    """The mean with Student's interval, x̄ ± t(n − 1)·s/√n; of one value, or of equal ones, there is no interval."""
     x = _sample("sample", sample)
-    return _student(float(x.mean()), float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else math.nan, len(x) - 1,
-                    confidence)  # fmt: skip
+    return _student(float(x.mean()), math.sqrt(_variance(x) / len(x)), len(x) - 1, confidence)
 
 
 def paired(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
@@ -52,31 +53,32 @@ def paired(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE) -> Estima
     x, y = _sample("a", a), _sample("b", b)
     if len(x) != len(y):
         raise ValueError(f"paired samples must be equally long, got {len(x)} and {len(y)}")
-    return mean(x - y, confidence)
+    size = max(np.abs(x).max(), np.abs(y).max())
+    return _student(float((x - y).mean()), math.sqrt(_variance(x - y, size) / len(x)), len(x) - 1, confidence)
 
 
 def welch(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     """mean(a) − mean(b) of independent samples, their variances not taken to be equal. Welch 1947.
 
-    Samples of one value have no interval.
+    Samples of one value, or both without spread, have no interval.
     """
     x, y = _sample("a", a), _sample("b", b)
     difference = float(x.mean() - y.mean())
     if min(len(x), len(y)) < 2:
         return Estimate(difference)
-    parts = [s.var(ddof=1) / len(s) for s in (x, y)]
+    parts = [_variance(s) / len(s) for s in (x, y)]
     total = sum(parts)
     freedom = total**2 / sum(v**2 / (len(s) - 1) for v, s in zip(parts, (x, y), strict=True)) if total else 1.0
     return _student(difference, math.sqrt(total), freedom, confidence)
 
 
 def _student(value: float, error: float, freedom: float, confidence: float) -> Estimate:
-    """value ± t·error, and the p of zero; without spread the interval is a point."""
+    """value ± t·error, and the p of zero; without spread no interval, and p = 1 if the value is 0."""
     if not freedom > 0:
         return Estimate(value)
-    reach = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
     if error == 0:
-        return Estimate(value, value, value, 1.0 if value == 0 else 0.0)
+        return Estimate(value, p=1.0 if value == 0 else math.nan)
+    reach = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
     return Estimate(value, value - reach, value + reach, float(2 * stats.t.sf(abs(value) / error, freedom)))
 
 
@@ -322,6 +324,14 @@ def detectable(repetitions: int, *, comparisons: int = 1, is_paired: bool = Fals
     while found(high) < 0:
         high *= 2
     return float(optimize.brentq(found, 0, high))
+
+
+def _variance(x: np.ndarray, size: float | None = None) -> float:
+    """Of a sample, 0 where its values are alike but for the rounding of numbers of that size; NaN of one value."""
+    if len(x) < 2:
+        return math.nan
+    size = np.abs(x).max() if size is None else size
+    return float(x.var(ddof=1)) if np.ptp(x) > ROUNDING * size else 0.0
 
 
 def _sample(name: str, values: ArrayLike) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The study: every contender is tuned anew several times under one budget, and its winners are trained afresh.
 
 The repetition is the whole tuning. Seeds of one winner say how noisy its runs are, not how lucky its tuning was: AdamW
-against itself, tuned once each, comes out as different in 23 to 94 % of cases.
+against itself, tuned once each, comes out as different in 12 to 93 % of cases (benchmarks/results/comparison_trust.md).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import optax
 
 from optlab._messages import nearest
 from optlab.compare._arguments import check_kinds, check_names, named
-from optlab.compare._errors import StudyError
+from optlab.compare._errors import StudyError, first_line
 from optlab.compare.choosing import open_to
 from optlab.compare.contenders import Contender, contend
-from optlab.compare.points import Design, Interval, Space, check_design, draw, seed_of
+from optlab.compare.points import Choice, Design, Interval, Space, check_design, draw, seed_of
 from optlab.compare.population import Population
 from optlab.compare.runs import Runs
 from optlab.compare.trials import Result, Trial
-from optlab.data import fingerprint
+from optlab.data import as_batches, fingerprint
 from optlab.roles import layout_around
 from optlab.training import Workload, init_state, make_evaluation, make_step
 from optlab.training.program import program, programs
@@ -259,6 +259,10 @@ def _check_workload(workload: Workload) -> None:
             f"a comparison chooses by the validation split: target.metric is {metric}, and the data have "
             f"{0 if validation is None else len(validation)} validation examples"
         )
+    try:
+        as_batches(workload.data.train, workload.batch_size, 0, workload.draw).batch(0)
+    except Exception as error:  # whatever a user's data raise
+        raise StudyError(f"{workload.name} has no batches to train on: {first_line(error)}") from error
     if metric != "validation/loss":  # which there always is
         state = _first(workload, optax.identity())
         names = jax.eval_shape(
@@ -270,27 +274,47 @@ def _check_workload(workload: Workload) -> None:
 
 
 def _executor(workload: Workload, contender: Contender, asked: Executor | None) -> tuple[str, str]:
-    if asked == "runs":
-        return asked, ""
-    only, reason = open_to(workload, contender)
-    if asked is not None and only == "runs":
+    only, reason = (asked, "") if asked == "runs" else open_to(workload, contender)
+    if only == "runs":
+        _check_trains(workload, contender)
+    if asked not in (None, only) and only == "runs":
         raise StudyError(f"contender {contender.name!r} can't be trained by one program: {reason}; say executor='runs'")
     return (only, reason) if asked is None else (asked, "")
 
 
+def _check_trains(workload: Workload, contender: Contender) -> None:
+    """Refuses a contender of which not even one training can be traced, in the middle of its space."""
+    tx = contender.make(contender.middle)
+    try:
+        with layout_around(functools.cache(workload.layout)):
+            jax.eval_shape(make_step(workload.loss, tx), _first(workload, tx), workload.example())
+    except Exception as error:  # whatever a user's optimizer raises
+        raise StudyError(f"contender {contender.name!r} can't train {workload.name}: {first_line(error)}") from error
+
+
 def _programs(workload: Workload) -> dict[str, str]:
-    """The digests of how the model begins and of what is minimized."""
+    """The digests of how the model begins, of what is minimized and of what is measured."""
     state = _first(workload, optax.identity())
     found = programs(workload, optax.identity(), state)
-    return {name: found[name]["digest"] for name in ("model", "loss") if name in found}
+    measured = program(make_evaluation(workload.loss), state.params, state.model_state, workload.example(), state.key)
+    parts: dict[str, Any] = {name: found[name] for name in ("model", "loss") if name in found}
+    parts["evaluation"] = measured
+    return {name: part["digest"] for name, part in parts.items()}
 
 
 def _described(workload: Workload, contender: Contender) -> dict[str, Any]:
-    """A contender's space, and the digest of a training step in the middle of it."""
-    tx = contender.make(contender.middle)
+    """A contender's space, and the digests of a training step: in the middle of it, and at every other choice there."""
+
+    def digest(**values: Any) -> str:
+        tx = contender.make({**contender.middle, **values})
+        return program(make_step(workload.loss, tx), _first(workload, tx), workload.example())["digest"]
+
+    # A choice of numbers with a decimal point is traced: it can't choose between programs.
+    kinds = {name: x.values for name, x in contender.space.items() if isinstance(x, Choice) and not x.is_traced}
+    others = [(name, v) for name, values in kinds.items() for v in values if repr(v) != repr(contender.middle[name])]
     with layout_around(functools.cache(workload.layout)):
-        digest = program(make_step(workload.loss, tx), _first(workload, tx), workload.example())["digest"]
-    return {"space": {name: str(found) for name, found in contender.space.items()}, "step": digest}
+        steps = {"step": digest(), **{f"step, {name}={v!r}": digest(**{name: v}) for name, v in others}}
+    return {"space": {name: str(found) for name, found in contender.space.items()}, **steps}
 
 
 def _first(workload: Workload, tx: optax.GradientTransformation) -> Any:

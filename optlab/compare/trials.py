@@ -94,9 +94,10 @@ def as_line(result: Result) -> str:
 
 def from_line(line: str) -> Result:
     """The inverse of `as_line`."""
-    tree = _numbers(json.loads(line))
+    tree = json.loads(line)
     tree.pop("id")
-    return Result(**{**tree, "trial": Trial(**tree["trial"])})
+    numbers = {key: _numbers(tree[key]) for key in ("curve", "test", "seconds", "pace")}
+    return Result(**{**tree, **numbers, "trial": Trial(**tree["trial"])})
 
 
 class Ledger:
@@ -116,15 +117,9 @@ class Ledger:
         self.results: dict[str, Result] = {}
         if self.folder is None:
             return
-        about = json.loads(json.dumps(about))
-        file = self.folder / ABOUT
-        if file.exists():
-            about = _merged(self.folder, json.loads(file.read_text()), about)
-            self.results = self._read()
-        elif (self.folder / TRIALS).exists():
-            raise StudyError(f"{self.folder} has {TRIALS} and no {ABOUT}: name another folder")
+        about, self.results = kept(self.folder, about)
         self.folder.mkdir(parents=True, exist_ok=True)
-        replace_text(file, json.dumps(about, indent=2) + "\n")
+        replace_text(self.folder / ABOUT, json.dumps(about, indent=2) + "\n")
         replace_text(self.folder / TRIALS, "".join(map(as_line, self.results.values())))
 
     def add(self, results: Iterable[Result]) -> None:
@@ -138,22 +133,35 @@ class Ledger:
             file.flush()
             os.fsync(file.fileno())
 
-    def _read(self) -> dict[str, Result]:
-        """The lines on the disk, without a last one that a kill cut off."""
-        assert self.folder is not None
-        file = self.folder / TRIALS
-        lines = file.read_text().split("\n") if file.exists() else []
-        found: dict[str, Result] = {}
-        for number, line in enumerate(lines, 1):
-            try:
-                result = from_line(line) if line else None
-            except (ValueError, TypeError, KeyError) as error:
-                if number == len(lines):
-                    continue
-                raise StudyError(f"line {number} of {file} can't be read ({error}): delete it, or mend it") from error
-            if result is not None:
-                found[result.trial.id] = result
-        return found
+
+def kept(folder: Path, about: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Result]]:
+    """The identity of a folder's study with these contenders, and its finished trials; writes nothing.
+
+    Raises:
+        StudyError: as `Ledger`.
+    """
+    about = json.loads(json.dumps(about))
+    if (folder / ABOUT).exists():
+        return _merged(folder, json.loads((folder / ABOUT).read_text()), about), _read(folder / TRIALS)
+    if (folder / TRIALS).exists():
+        raise StudyError(f"{folder} has {TRIALS} and no {ABOUT}: name another folder")
+    return dict(about), {}
+
+
+def _read(file: Path) -> dict[str, Result]:
+    """The lines on the disk, without a last one that a kill cut off."""
+    lines = file.read_text().split("\n") if file.exists() else []
+    found: dict[str, Result] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            result = from_line(line) if line else None
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines):
+                continue
+            raise StudyError(f"line {number} of {file} can't be read ({error}): delete it, or mend it") from error
+        if result is not None:
+            found[result.trial.id] = result
+    return found
 
 
 def _merged(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:

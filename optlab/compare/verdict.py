@@ -13,15 +13,11 @@ from typing import Any
 from optlab._extras import need
 from optlab._messages import in_bytes
 from optlab.compare import statistics
-from optlab.compare.causes import causes, counted
-from optlab.compare.contenders import origin
-from optlab.compare.standings import TOLERANCE, Comparison, Standing, compared, difference, short, standing
+from optlab.compare.notes import causes_of_all, notes
+from optlab.compare.standings import TOLERANCE, Comparison, Standing, compared, short, standing
 from optlab.compare.statistics import CONFIDENCE, Estimate
 from optlab.compare.study import Study
 from optlab.compare.trials import Result, plain
-
-# A general optimizer, and the one that it becomes where its space is wide enough.
-SPECIAL = {"adamw": "adam", "adam_l2": "adam", "muon": "adamw", "normuon": "adamw", "adamuon": "adamw"}
 
 
 @dataclass(frozen=True)
@@ -45,14 +41,14 @@ class Verdict:
             f"{len(s.contenders)} contenders on {s.workload.name}, {s.studies} {_plural('study', s.studies)} of "
             f"{trials} trials each, {s.steps} steps; {s.measure} of the winners, trained afresh, beside {s.baseline}:"
         )
-        return [head, *map(self._compared, self.comparisons.values()), *self._notes()]
+        return [head, *map(self._compared, self.comparisons.values()), *notes(self.study, self.results, self.standings)]
 
     def frame(self) -> Any:
         """Every trial as a row of a pandas DataFrame."""
         need("Verdict.frame", "pandas", extra="compare")
         import pandas
 
-        rows, causes_of = [], self._causes()
+        rows, causes_of = [], causes_of_all(self.results, self.standings)
         for result in self.results.values():
             t, names = result.trial, [n for n in result.curve if n != "step"]
             about = {k: getattr(t, k) for k in ("id", "contender", "study", "point", "repeat", "is_final", "seed")}
@@ -95,8 +91,8 @@ class Verdict:
         """The words, and a table of the contenders."""
         lines = [*(f"- {line}" if i else f"{line}\n" for i, line in enumerate(self.lines())), ""]
         columns, *rows = self.table()
-        lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-        return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+        row = lambda cells: f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        return "\n".join([*lines, row(columns), f"|{'---|' * len(columns)}", *map(row, rows)]) + "\n"
 
     def table(self) -> list[list[str]]:
         """The contenders' standings as text, the columns' names first."""
@@ -132,9 +128,7 @@ class Verdict:
         scores = f"{short(here.mean.value)} against {short(base.mean.value)}"
         by = f"{_interval(c.difference, signed=True)}"
         if math.isnan(c.p):
-            words = f"{c.name}: {scores}, a difference of {by}; one study has no interval, so that nothing can be said"
-            if self.study.studies > 1:
-                words = f"{c.name}: too few winners finished to compare it with {base.name}"
+            words = f"{c.name}: {scores}, a difference of {by}; {self._untested(here, base)}"
         elif c.is_different:
             is_better = (c.difference.value > 0) == higher
             corrected = "" if len(self.comparisons) == 1 else f" after Holm's correction for {len(self.comparisons)}"
@@ -143,16 +137,23 @@ class Verdict:
                 f"(p = {c.p:.2g}{corrected}); its winner is the better one with probability {c.above.value:.2f}"
             )
         else:
-            words = (
-                f"{c.name} and {base.name} can't be told apart with {self.study.studies} studies: {scores}, {by} "
-                f"(a true one below {short(c.missed)}, {self.detectable:.1f} SD, would often be missed)"
-            )
+            words = f"{c.name} and {base.name} can't be told apart with {self.study.studies} studies: {scores}, {by}"
+            if not math.isnan(c.missed):
+                words += f" (a true one below {short(c.missed)}, {self.detectable:.1f} SD, would often be missed)"
             if c.difference.p < 1 - CONFIDENCE:
                 words += f"; by itself it would be told apart, not among {len(self.comparisons)} comparisons (Holm)"
-        flip = (
-            f"; with fewer than {c.flip} trials the order of the two on validation is the other one" if c.flip else ""
-        )
+        flip = f"; the order of the two on validation flips from {c.flip - 1} to {c.flip} trials" if c.flip else ""
         return words + self._in_steps(c) + flip + "."
+
+    def _untested(self, here: Standing, base: Standing) -> str:
+        """Why nothing can be said of a difference."""
+        if self.study.studies == 1:
+            return "one study has no interval, so that nothing can be said"
+        finished = {x.name: sum(map(math.isfinite, x.scores)) for x in (here, base)}
+        if min(finished.values()) > 1:
+            return "the studies are all alike, and don't show how they spread, so that nothing can be said"
+        shares = ", ".join(f"{count} of {self.study.studies} of {name}" for name, count in finished.items())
+        return f"too few winners have a finite {self.study.measure} to be compared: {shares}"
 
     def _in_steps(self, c: Comparison) -> str:
         if c.ratio is None:
@@ -160,65 +161,20 @@ class Verdict:
         target = self.study.workload.target
         what = f"{target.metric} {target.value:g}"
         base, here = self.standings[self.study.baseline], self.standings[c.name]
-        assert here.steps is not None
-        assert base.steps is not None
-        if math.isinf(here.steps) or math.isinf(base.steps):
-            shares = ", ".join(f"{x.name} in {x.reached[0]} of {x.reached[1]} runs" for x in (here, base) if x.reached)
-            bound = "" if math.isnan(c.ratio.low) else f", a ratio of steps in {_bounds(c.ratio)}"
-            means = f"; until then or the end {here.restricted:.4g} steps on average, {base.name} {base.restricted:.4g}"
-            return f"; it reaches {what} {shares.removeprefix(c.name + ' ')}{bound}{means}"
+        assert here.reached is not None
+        assert base.reached is not None
         time = "" if c.time is None else f" and {c.time:.2g} of its time"
-        return f"; it reaches {what} in {_interval(c.ratio, digits=2)} of {base.name}'s steps{time}"
-
-    def _causes(self) -> dict[str, str]:
-        """Of each diverged or flat trial, by its id."""
-        every = list(self.results.values())
-        groups = [[r for r in every if r.trial.contender == name] for name in self.standings]
-        return {name: cause for group in groups for name, cause in causes(group).items()}
-
-    def _notes(self) -> list[str]:
-        notes, causes_of = [], self._causes()
-        if self.study.studies == 1:
-            notes.append("One study has no interval: its differences may be the luck of one tuning. Say studies=5.")
-        for x in self.standings.values():
-            now, first = self.study.searched(x.name), self.study.contenders[x.name].space
-            if shown := ", ".join(f"{k} {found}" for k, found in now.items() if found != first[k]):
-                notes.append(
-                    f"The space of {x.name} was widened beyond an edge, to {shown}; all had as many trials more."
-                )
-            if x.edges:
-                shown = ", ".join(f"{k} ({'lower' if side == 'low' else 'upper'} end)" for k, side in x.edges.items())
-                notes.append(f"The best values of {x.name} lie at the edge of its space: {shown}. Say widen=True.")
-            if x.diverged[0]:
-                notes.append(f"{x.diverged[0]} of {x.diverged[1]} trials of {x.name} diverged: {x.causes[0]}.")
-            mine = [r for r in self.results.values() if r.trial.contender == x.name and r.trial.id in causes_of]
-            if mine:
-                notes.append(
-                    f"Trials of {x.name} that diverged or are flat: {counted([causes_of[r.trial.id] for r in mine])}."
-                )
-            if lost := sum(map(math.isnan, x.scores)):
-                notes.append(
-                    f"{lost} of {len(x.scores)} winners of {x.name} diverged when they were trained afresh: its mean "
-                    "is that of the others, and flatters it."
-                )
-        return notes + self._special_cases()
-
-    def _special_cases(self) -> list[str]:
-        """Contenders that do significantly worse than what they could have been."""
-        notes = []
-        by_origin = {origin(c.factory): name for name, c in self.study.contenders.items()}
-        sign = 1 if self.study.workload.target.mode == "max" else -1
-        for general, special in SPECIAL.items():
-            if general not in by_origin or special not in by_origin:
-                continue
-            a, b = (self.standings[by_origin[k]] for k in (general, special))
-            found = difference(a.scores, b.scores, self.study.is_paired)
-            if found.p < 1 - CONFIDENCE and sign * found.value < 0:
-                notes.append(
-                    f"{a.name} is worse than {b.name}, which is a special case of it or of what it is made of: its "
-                    "space is too small, or its trials are too few for its hyperparameters."
-                )
-        return notes
+        if here.reached[0] == here.reached[1] and base.reached[0] == base.reached[1]:
+            return f"; it reaches {what} in {_interval(c.ratio, digits=2)} of {base.name}'s steps{time}"
+        shares = (
+            f"in {here.reached[0]} of {here.reached[1]} runs, {base.name} in {base.reached[0]} of {base.reached[1]}"
+        )
+        if 0 < c.ratio.value < math.inf:
+            ratio = f", by the medians in {_interval(c.ratio, digits=2)} of {base.name}'s steps{time}"
+        else:
+            ratio = "" if math.isnan(c.ratio.low) else f", a ratio of steps in {_bounds(c.ratio)}"
+        means = f"; until then or the end {here.restricted:.4g} steps on average, {base.name} {base.restricted:.4g}"
+        return f"; it reaches {what} {shares}{ratio}{means}"
 
 
 def judge(study: Study, results: Mapping[str, Result]) -> Verdict:

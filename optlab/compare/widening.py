@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import TypeGuard
 
 from optlab.compare._arguments import check_flags
 from optlab.compare._errors import StudyError
-from optlab.compare.points import Interval, Space
+from optlab.compare.points import EDGE, Choice, Interval, Space
 from optlab.compare.study import Study
 
 ROUNDS = 3
@@ -21,9 +22,13 @@ def check_widening(study: Study, widen: object) -> None:
         StudyError: if it isn't True or False, or no contender searches an interval of decades.
     """
     check_flags(widen=widen)
-    is_log = lambda found: isinstance(found, Interval) and found.is_log
-    if widen and not any(is_log(found) for c in study.contenders.values() for found in c.space.values()):
+    if widen and not any(goes_on(found) for c in study.contenders.values() for found in c.space.values()):
         raise StudyError("widen=True needs a log_uniform space, which goes on beyond its bounds; no contender has one")
+
+
+def goes_on(found: Interval | Choice) -> TypeGuard[Interval]:
+    """Whether there are decades beyond its bounds: beyond a uniform one, such as a momentum's, there may be nothing."""
+    return isinstance(found, Interval) and found.is_log
 
 
 def widened(study: Study, edges: Mapping[str, Mapping[str, str]]) -> Study | None:
@@ -42,17 +47,21 @@ def widened(study: Study, edges: Mapping[str, Mapping[str, str]]) -> Study | Non
 
 
 def _beyond(study: Study, name: str, edges: Mapping[str, str]) -> Space | None:
-    """Returns the space that begins at the first edge; the other edges are moved, so that it holds their inner side."""
+    """Returns the space around the first edge; the other edges are moved, so that it holds their inner side.
+
+    It begins inside the old bound, so that what lies between the best value and that is searched, too.
+    """
     whole, contender = dict(study.searched(name)), study.contenders[name]
     found: dict[str, Interval] = {}
     for key, side in edges.items():
         inner, first = whole[key], contender.space[key]
-        if not (isinstance(inner, Interval) and isinstance(first, Interval) and inner.is_log):
-            continue  # beyond a uniform bound, such as that of a momentum, there may be nothing
-        factor = (first.high / first.low) ** SHARE
-        low, high = (inner.low / factor, inner.low) if side == "low" else (inner.high, inner.high * factor)
+        if not (goes_on(inner) and goes_on(first)):
+            continue
+        out, back = ((first.high / first.low) ** share for share in (SHARE, EDGE))
+        outside = inner.low / out if side == "low" else inner.high * out
+        low, high = (outside, inner.low * back) if side == "low" else (inner.high / back, outside)
         try:
-            contender.make({**contender.middle, key: low if side == "low" else high})
+            contender.make({**contender.middle, key: outside})
         except Exception:  # whatever a user's factory raises: the edge is flagged all the same
             continue
         if found:

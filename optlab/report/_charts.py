@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +53,7 @@ class Chart:
     """Lines over one pair of axes.
 
     Attributes:
-        key: names the PNG and the place in the page: letters, digits, - and _.
+        key: names the PNG and the place in the page, see `distinct`.
         title: above it.
         x: the abscissa's label.
         y: the ordinate's label.
@@ -98,9 +101,24 @@ class Chart:
         return low - span / 20, high + span / 20
 
 
+def distinct(charts: Sequence[Chart]) -> list[Chart]:
+    """The charts with keys of a few letters, digits and -, no two alike: they name files, and places in a page."""
+    found: dict[str, Chart] = {}
+    for chart in charts:
+        key = name = re.sub("[^A-Za-z0-9]", "-", chart.key)[:60]
+        for number in itertools.count(2):
+            if name not in found:
+                break
+            name = f"{key}-{number}"
+        found[name] = dataclasses.replace(chart, key=name)
+    return list(found.values())
+
+
 def figure(chart: Chart) -> dict[str, Any]:
     """The chart for Plotly.js: its traces, its layout, and its views' abscissas; JSON data."""
-    bands = [(i, edge) for i, line in enumerate(chart.lines) for edge in _band(line)]
+    shown = chart.y_range()
+    floor = 10 ** shown[0] if chart.is_log_y and shown is not None else -math.inf
+    bands = [(i, edge) for i, line in enumerate(chart.lines) for edge in _band(line, floor)]
     traces = [*bands, *((i, _trace(line)) for i, line in enumerate(chart.lines))]  # the lines over all bands
     axis = {"automargin": True, "zeroline": False, "exponentformat": "power"}
     layout: dict[str, Any] = {
@@ -110,7 +128,7 @@ def figure(chart: Chart) -> dict[str, Any]:
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "hovermode": "closest",
     }
-    if (shown := chart.y_range()) is not None:
+    if shown is not None:
         layout["yaxis"]["range"] = shown
     if chart.ticks:
         layout["xaxis"] |= {"tickvals": list(range(len(chart.ticks))), "ticktext": list(chart.ticks), "tickangle": 0}
@@ -120,13 +138,14 @@ def figure(chart: Chart) -> dict[str, Any]:
     return {"id": chart.key, "data": [trace for _, trace in traces], "layout": layout, "x": chart.x, "views": views}
 
 
-def _band(line: Line) -> list[dict[str, Any]]:
-    """Its two edges, if there is one, with the area between them."""
+def _band(line: Line, floor: float) -> list[dict[str, Any]]:
+    """Its two edges, if there is one, with the area between them. On a logarithmic axis 0 would be a gap: the floor."""
     if line.low is None or line.high is None:
         return []
     edge = {**_common(line), "mode": "lines", "line": {"width": 0}, "showlegend": False, "hoverinfo": "skip"}
     filled = {"fill": "tonexty", "fillcolor": _faded(line.colour, 0.14)}
-    return [{**edge, "y": _numbers(line.low)}, {**edge, "y": _numbers(line.high), **filled}]
+    low, high = ([max(v, floor) for v in side] for side in (line.low, line.high))
+    return [{**edge, "y": _numbers(low)}, {**edge, "y": _numbers(high), **filled}]
 
 
 def _trace(line: Line) -> dict[str, Any]:

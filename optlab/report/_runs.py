@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from optlab.config import ConfigError, flatten, text_of
-from optlab.report._charts import Chart, Line
+from optlab.report._charts import Chart, Line, distinct
 from optlab.report._page import Section, Table, page
 from optlab.runs import Run
 from optlab.runs._curves import panel_rank
@@ -28,7 +28,7 @@ def report_runs(folders: Sequence[str | Path]) -> str:
         ConfigError: for one without metrics.
     """
     runs = [Run(folder) for folder in folders]
-    names = _names([run.folder for run in runs])
+    names = names_of([run.folder for run in runs])
     metrics = []
     for run in runs:
         metrics.append(run.metrics())
@@ -47,7 +47,7 @@ def report_runs(folders: Sequence[str | Path]) -> str:
     )
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
+def names_of(folders: Sequence[Path]) -> list[str]:
     """The folders' names, or as much of their paths as it takes to tell them apart."""
     whole = [folder.resolve().parts for folder in folders]
     for depth in range(1, max(map(len, whole)) + 1):
@@ -114,6 +114,5 @@ def _charts(names: Sequence[str], metrics: Sequence[Any]) -> list[Chart]:
                 for count in counts:
                     views[count].append(columns[count][there])
         tail = key.rpartition("/")[2]
-        safe = "".join(c if c.isalnum() else "-" for c in key)
-        charts.append(Chart(safe, key, "steps", tail, lines, log_y=tail in _LOGARITHMIC, views=views))
-    return charts
+        charts.append(Chart(key, key, "steps", tail, lines, log_y=tail in _LOGARITHMIC, views=views))
+    return distinct(charts)

@@ -1,5 +1,6 @@
 """`optlab compare`: from a config to a verdict, and bad input in one line."""
 
+import html
 import json
 
 import pytest
@@ -31,16 +32,17 @@ def get_config():
 
 
 def test_a_study_leaves_a_verdict(here, capsys):
-    assert main(["compare", "small.py"]) == 0
+    assert main(["compare", "small.py", "--folder", "studies/small one", "--executor=series"]) == 0
     out = capsys.readouterr().out
     assert "2 contenders on MLP, 2 studies of 2 trials each, 4 steps; test/loss of the winners" in out
-    folder = here / "studies" / "small"
+    folder = here / "studies" / "small one"
     lines = (folder / "trials.jsonl").read_text().splitlines()
     assert len(lines) == 2 * 2 * 3
     assert json.loads((folder / "study.json").read_text())["steps"] == 4
     assert "2 studies of 2 trials" in (folder / "verdict.md").read_text()
     assert f"report      {folder.relative_to(here)}/report.html" in out
-    assert "optlab compare small.py" in (folder / "report.html").read_text()
+    command = "optlab compare small.py '--folder=studies/small one' --executor=series"
+    assert f"<pre>{html.escape(command)}</pre>" in (folder / "report.html").read_text()
     assert (folder / "figures" / "best-of.png").exists()
 
 

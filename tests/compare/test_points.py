@@ -50,6 +50,7 @@ def test_a_grid_is_every_combination():
         (lambda: uniform(0, float("inf")), "finite numbers as bounds"),
         (lambda: choice(), "at least one value, got none"),
         (lambda: choice(0.1, 0.1), "different values, got 0.1, 0.1"),
+        (lambda: choice(0.1, float("inf")), "finite numbers, got inf: say none"),
         (lambda: choice([1]), r"numbers, strings, true, false or none, got \[1\]"),
     ],
 )
@@ -77,12 +78,24 @@ def test_a_grids_size_is_its_own():
         check_design("sgd", {"learning_rate": choice(0.1, 0.2)}, 8, "grid")
 
 
-def test_the_outermost_values_are_edges():
-    tried = [{"lr": 0.1, "kind": "a"}, {"lr": 0.2, "kind": "b"}, {"lr": 0.4, "kind": "c"}]
-    space = {"lr": uniform(0, 1), "kind": choice("a", "b", "c")}
-    assert at_edge(space, tried, tried[0]) == {"lr": "low"}
+@pytest.mark.parametrize("space", [uniform(-3, 5), log_uniform(1e-4, 1e-1), choice(1, 3, 10)])
+def test_a_share_is_the_place_of_a_value(space):
+    shares = (0.0, 0.5, 1.0)
+    assert [space.share(space.at(u)) for u in shares] == pytest.approx(shares)
+
+
+def test_the_outermost_values_are_edges_if_they_lie_near_the_bounds():
+    space = {"lr": log_uniform(1e-4, 1e-1), "kind": choice("a", "b", "c"), "power": choice(1, 2, 4)}
+    tried = [{"lr": x, "kind": k, "power": p} for x, k, p in ((5e-4, "a", 1), (5e-3, "b", 2), (0.02, "c", 4))]
+    assert at_edge(space, tried, tried[0]) == {"lr": "low", "power": "low"}
     assert at_edge(space, tried, tried[1]) == {}
-    assert at_edge(space, tried, tried[2]) == {"lr": "high"}
+    assert at_edge(space, tried, tried[2]) == {"lr": "high", "power": "high"}
+    pair = {"power": choice(1, 2)}  # of two values each is an outermost one
+    assert at_edge(pair, [{"power": 1}, {"power": 2}], {"power": 2}) == {}
+    inside = [{**point, "lr": x} for point, x in zip(tried, (6e-4, 5e-3, 0.016), strict=True)]
+    assert [at_edge(space, inside, point).get("lr") for point in inside] == [
+        None
+    ] * 3  # a quarter of three decades is left
 
 
 def test_every_optimizer_of_ours_has_a_space():

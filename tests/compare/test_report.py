@@ -1,6 +1,8 @@
 """The report of a study: its charts hold the study's numbers, and several studies make a profile."""
 
+import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from optlab.compare.report import _charts, _page, profile
 from optlab.compare.study import make_study
 from optlab.compare.verdict import judge
 from optlab.config import Target
+from optlab.report import Chart, distinct
 
 from .cheap import RATES, played, tiny
 
@@ -50,6 +53,26 @@ def test_a_click_shows_what_the_trial_was(verdict):
     assert shown["weight_decay"] == f"{trial.values['weight_decay']:.4g}"
 
 
+def test_bands_have_no_repetitions_but_studies_and_a_loss_that_overflows_is_a_gap():
+    def noisy(result):
+        losses = [1.0 + result.trial.study, math.inf if result.trial.contender == "sgd" else 0.5]
+        return dataclasses.replace(result, curve={**result.curve, "validation/loss": losses})
+
+    few, many = (
+        make_study(["adamw", "sgd"], tiny(), steps=10, trials=4, studies=2, finals=f, executor="runs") for f in (1, 4)
+    )
+    one, four = (_charts(judge(s, played(s, change=noisy)))[0].lines for s in (few, many))
+    assert (one[0].low[0], one[0].high[0]) == (four[0].low[0], four[0].high[0])
+    assert math.isnan(one[1].y[1])
+    assert one[0].low[1] == one[0].y[1] == 0.5  # the studies agree: the band has no width
+
+
+def test_every_chart_has_a_key_of_its_own():
+    names = ["a/b", "a-b", "ä" * 300, "ö" * 300]
+    found = [c.key for c in distinct([Chart(name, "", "", "", []) for name in names])]
+    assert found == ["a-b", "a-b-2", "-" * 60, "-" * 60 + "-2"]
+
+
 def test_the_page_begins_with_the_verdict_and_ends_with_the_way_to_have_it_again(verdict):
     text = _page(verdict, [], "optlab compare mine.py")
     found = [
@@ -75,6 +98,14 @@ def test_several_studies_make_a_performance_profile(tmp_path, capsys, verdict):
         (tmp_path / name / "verdict.json").write_text(json.dumps(tree))
     assert main(["report", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     assert "Performance profile" in (tmp_path / "report.html").read_text()
+    (tmp_path / "c").mkdir()
+    (tmp_path / "a").rename(tmp_path / "c" / "b")  # another study in a folder of the same name
+    assert main(["report", str(tmp_path / "b"), str(tmp_path / "c" / "b")]) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert "<h1>2 studies</h1>" in text
+    assert "<h2>c/b</h2>" in text
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "trials.jsonl").touch()
     (tmp_path / "b" / "verdict.json").unlink()
     assert main(["report", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
     assert "has no verdict yet" in capsys.readouterr().err

@@ -21,7 +21,7 @@ A, B = np.array([0.97, 0.981, 0.975, 0.99, 0.985]), np.array([0.96, 0.972, 0.968
 FEW = st.lists(st.integers(-50, 50).map(float), min_size=2, max_size=8)
 
 
-@given(FEW)
+@given(FEW.filter(lambda x: len(set(x)) > 1))
 def test_a_mean_has_students_interval(sample):
     oracle = DescrStatsW(sample)
     found = statistics.mean(sample)
@@ -53,8 +53,15 @@ def test_one_repetition_has_no_interval():
         assert math.isnan(found.p)
 
 
-def test_equal_samples_without_spread_are_no_difference():
-    assert statistics.welch([1.0, 1.0], [1.0, 1.0]) == statistics.Estimate(0.0, 0.0, 0.0, 1.0)
+def test_samples_without_spread_have_no_interval_and_are_no_difference_where_they_are_equal():
+    alike, others = [0.1] * 3, [0.7] * 3  # whose floating mean isn't 0.1
+    for found in (statistics.mean(alike), statistics.welch(alike, others), statistics.paired([0.9, 0.7], [0.8, 0.6])):
+        assert math.isnan(found.low)
+        assert math.isnan(found.p)
+    for test in (statistics.welch, statistics.paired):
+        found = test(alike, alike)
+        assert (found.value, found.p) == (0.0, 1.0)
+        assert math.isnan(found.high)
 
 
 @settings(max_examples=10)  # statsmodels collects garbage in every call

@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 
-from optlab.compare import StudyError
+from optlab.compare import StudyError, _face
 from optlab.compare import study as module
 from optlab.compare._face import _Progress, conclude
 from optlab.compare.driver import run_study
@@ -30,6 +31,7 @@ def nothing_is_trained(monkeypatch):
 @pytest.fixture
 def untraced(monkeypatch):
     """Leaves what programs compute out of a study's identity: tracing them takes longest here."""
+    monkeypatch.setattr(module, "_check_trains", lambda workload, contender: None)
     monkeypatch.setattr(module, "_programs", lambda workload: {})
     monkeypatch.setattr(module, "_described", lambda workload, contender: {"space": str(contender.space)})
 
@@ -133,7 +135,7 @@ def test_a_log_that_was_cut_anywhere_is_completed_and_nothing_is_trained_twice(t
     file = tmp_path / "trials.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     assert len(lines) == 2 * 2 * 3
-    for kept in range(len(lines)):
+    for kept in (0, 1, 6, 11):  # a tuning's first, another of it, the first of the next one, a winner
         for share in (0.0, 0.5, 1.0):  # of the next line: nothing, a half, all but its end
             part = lines[kept].rstrip("\n")[: int(share * len(lines[kept]))]
             file.write_text("".join(lines[:kept]) + part)
@@ -145,8 +147,32 @@ def test_a_log_that_was_cut_anywhere_is_completed_and_nothing_is_trained_twice(t
 
 def test_what_is_there_already_is_not_counted_as_to_be_done(tmp_path, untraced, capsys):
     run_study(studied(), tmp_path)
-    run_study(studied(studies=3), tmp_path, progress=_Progress(studied(studies=3)))
+    more, eight = studied(studies=3), studied(trials=8)
+    assert make_plan(more, tmp_path).left == {"adamw": 5, "sgd": 5}
+    run_study(more, tmp_path, progress=_Progress(more))
     assert "10 of 10 runs" in capsys.readouterr().err
+    plan = make_plan(more, tmp_path)
+    assert ": 30 runs, of which 30 are there already: 0 runs, 0 steps, about 0 s\n" in str(plan)
+    assert "15 runs (0 left), about 0 s" in str(plan)
+    run_study(eight, tmp_path, progress=_Progress(eight))  # whose winners aren't all the old ones
+    done = re.search(r"(\d+) of (\d+) runs.* 0 s left\n$", capsys.readouterr().err)
+    assert done.group(1) == done.group(2)
+    with pytest.raises(StudyError, match="another study: steps"):
+        make_plan(studied(steps=20), tmp_path)
+
+
+def test_a_terminal_has_one_live_line_and_the_time_left_is_that_without_the_compilation(untraced, capsys, monkeypatch):
+    now = iter([0.0, 60.0, 61.0, 63.0])
+    monkeypatch.setattr(_face.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(_face.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    result = pretended(studied().searches("sgd", 0)[0])
+    with _Progress(studied()) as progress:
+        for count in (2, 1, 2):
+            progress("sgd", [result] * count)
+    lines = [f"sgd, {n} of 20 runs, {t} s{left}" for n, t, left in ((2, 60, ""), (3, 61, ", 17 s left"))]
+    lines.append("sgd, 5 of 20 runs, 63 s, 15 s left")
+    assert capsys.readouterr().err == "".join(f"\roptlab: {line}\x1b[K" for line in lines) + "\n"
 
 
 def test_a_study_of_another_length_is_refused(tmp_path, untraced):
@@ -155,20 +181,44 @@ def test_a_study_of_another_length_is_refused(tmp_path, untraced):
         run_study(studied(steps=20), tmp_path)
 
 
-def test_a_factory_that_computes_something_else_is_refused(tmp_path):
+def test_a_factory_that_computes_something_else_is_refused_wherever_in_its_space(tmp_path):
     import optax
 
-    from optlab.compare import log_uniform
+    from optlab.compare import choice
 
-    def again(decay):
-        factory = lambda learning_rate: optax.adamw(learning_rate, weight_decay=decay)
-        space = {"learning_rate": log_uniform(1e-3, 1e-1)}
+    def again(middle, other):
+        factory = lambda kind: optax.sgd({"a": other, "b": middle}[kind])
+        space = {"kind": choice("a", "b")}
         return make_study({"mine": factory, "sgd": "sgd"}, WORKLOAD, steps=10, trials=2, spaces={"mine": space},
                           executor="runs")  # fmt: skip
 
-    run_study(again(0.1), tmp_path)
-    with pytest.raises(StudyError, match=r"another study: mine.step"):
-        run_study(again(0.2), tmp_path)
+    run_study(again(0.1, 0.2), tmp_path)
+    measured = lambda *arguments: (lambda loss: (loss[0], (loss[1][0], {**loss[1][1], "more": loss[1][1]["loss"]})))(
+        WORKLOAD.loss(*arguments)
+    )
+    other = dataclasses.replace(again(0.1, 0.2), workload=dataclasses.replace(WORKLOAD, loss=measured))
+    with pytest.raises(StudyError, match=r"another study: programs.evaluation \("):
+        run_study(other, tmp_path)
+    with pytest.raises(StudyError, match=r"another study: mine.step \("):
+        run_study(again(0.3, 0.2), tmp_path)
+    with pytest.raises(StudyError, match=r"another study: mine.step, kind='a' \("):
+        run_study(again(0.1, 0.3), tmp_path)
+
+
+@pytest.mark.parametrize("asked", [None, "runs", "series"])
+def test_an_optimizer_that_cannot_train_is_refused_before_anything_is_trained(asked):
+    import optax
+
+    def broken(learning_rate):
+        def update(updates, state, params=None):
+            raise RuntimeError("boom\nbang")
+
+        return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+    with pytest.raises(StudyError, match=r"contender 'mine' can't train MLP: RuntimeError: boom$"):
+        studied({"sgd": "sgd", "mine": broken}, executor=asked)
+    with pytest.raises(StudyError, match=r"MLP has no batches to train on: .*batch_size"):
+        make_study(["adam", "sgd"], dataclasses.replace(WORKLOAD, batch_size=65), steps=10)
 
 
 def test_two_drivers_do_not_write_to_one_folder(tmp_path, untraced):

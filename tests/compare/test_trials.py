@@ -25,6 +25,11 @@ def test_a_result_is_the_same_after_the_disk():
     assert json.loads(as_line(there))["id"] == "adam/0/search/0/0"
 
 
+def test_names_that_look_like_numbers_stay_names():
+    trial = Trial("nan", 0, "inf", 0, False, {"norm": "inf"}, 7)
+    assert from_line(as_line(Result(trial, {"step": [1]}, seconds=1.0, pace=1.0))).trial == trial
+
+
 def test_the_last_value_of_a_diverged_trial_is_none_at_all():
     curve = {"step": [1, 2], "validation/loss": [0.5, 0.4]}
     assert result(curve=curve).last("validation/loss") == 0.4

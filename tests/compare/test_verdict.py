@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from optlab.compare import statistics
+from optlab.compare import choice, statistics
+from optlab.compare import study as module
 from optlab.compare.causes import causes, counted
 from optlab.compare.study import make_study
 from optlab.compare.trials import Result
@@ -17,6 +18,11 @@ from optlab.config import Target
 from .cheap import RATES, played, tiny
 
 WORKLOAD = tiny(Target(metric="validation/loss", value=0.5))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_traced(monkeypatch):
+    monkeypatch.setattr(module, "_check_trains", lambda workload, contender: None)
 
 
 def studied(contenders=("adamw", "sgd"), workload=WORKLOAD, **settings):
@@ -91,7 +97,7 @@ def test_steps_to_the_target_are_a_ratio():
     found = judge(studied(), played(studied(), change=slower))
     assert found.comparisons["sgd"].ratio.value == pytest.approx(2.0)
     assert "sgd" in str(found)
-    assert "it reaches validation/loss 0.5 in 2 [2, 2] of adamw's steps" in str(found)
+    assert "it reaches validation/loss 0.5 in 2 of adamw's steps" in str(found)  # all studies alike: no interval
     assert found.standings["adamw"].reached == (5, 5)
     assert found.standings["adamw"].restricted == 5.0
 
@@ -106,7 +112,7 @@ def test_time_to_the_target_counts_what_a_step_costs():
     study = studied()
     found = judge(study, played(study, change=slower))
     assert found.comparisons["sgd"].time == pytest.approx(2 / 4)
-    assert "in 2 [2, 2] of adamw's steps and 0.5 of its time" in str(found)
+    assert "in 2 of adamw's steps and 0.5 of its time" in str(found)
     elsewhere = lambda r: dataclasses.replace(
         slower(r), executor="series" if r.trial.contender == "sgd" else r.executor
     )
@@ -126,7 +132,7 @@ def test_the_best_of_k_has_a_band_over_the_studies_and_a_flip_is_told():
     assert best[0] == statistics.mean(of_one)
     assert best[3].value == pytest.approx(0.1)
     assert found.comparisons["sgd"].flip == 3
-    assert "with fewer than 3 trials the order of the two on validation is the other one" in str(found)
+    assert "; the order of the two on validation flips from 2 to 3 trials." in str(found)
 
 
 def test_a_target_that_is_never_reached_is_said_so():
@@ -135,8 +141,20 @@ def test_a_target_that_is_never_reached_is_said_so():
     found = judge(studied(), played(studied(), change=never))
     assert found.standings["sgd"].steps == math.inf
     assert found.standings["sgd"].restricted == 10
-    assert "it reaches validation/loss 0.5 in 0 of 5 runs, adamw in 5 of 5 runs" in str(found)
+    assert "it reaches validation/loss 0.5 in 0 of 5 runs, adamw in 5 of 5, a ratio of steps in [" in str(found)
     assert "until then or the end 10 steps on average, adamw 10" in str(found)
+
+
+def test_runs_that_never_reach_the_target_are_said_where_half_of_them_do():
+    def late(result):
+        trial = result.trial
+        is_late = trial.contender == "sgd" and trial.is_final and trial.study < 2
+        return dataclasses.replace(result, curve={**result.curve, "validation/loss": [0.9, 0.8 if is_late else 0.4]})
+
+    found = judge(studied(), played(studied(), change=late))
+    assert found.comparisons["sgd"].ratio.value == 1.0
+    words = "it reaches validation/loss 0.5 in 3 of 5 runs, adamw in 5 of 5, by the medians in 1 "
+    assert words in str(found)
 
 
 def test_diverged_trials_are_counted_with_their_cause():
@@ -154,7 +172,8 @@ def test_a_trial_that_diverged_or_is_flat_has_a_cause_by_the_trials_beside_it():
         dataclasses.replace(t, values={"learning_rate": x}) for t, x in zip(some, (1e-4, 1e-2, 0.1, 1.0), strict=True)
     ]
     ends = [1.9, 0.1, 1.8, 1.0]
-    results = [Result(t, {"step": [1, 10], "train/loss": [2.0, end]}) for t, end in zip(rates, ends, strict=True)]
+    starts = [2.0, 2.0, 50.0, 2.0]
+    results = [Result(t, {"step": [1, 10], "train/loss": x}) for t, *x in zip(rates, starts, ends, strict=True)]
     results[3] = dataclasses.replace(results[3], diverged="step 7: the loss is nan")
     low, _, high, burst = (r.trial.id for r in results)
     found = {low: "learning rate too low", high: "learning rate too high", burst: "learning rate too high"}
@@ -163,13 +182,59 @@ def test_a_trial_that_diverged_or_is_flat_has_a_cause_by_the_trials_beside_it():
     below = [dataclasses.replace(results[0], diverged="step 7"), results[1]]
     assert causes(below) == {low: "diverged"}  # a lower learning rate explains nothing
     assert causes([results[3]]) == {burst: "diverged"}  # and alone it says nothing
+    better = Result(dataclasses.replace(some[0], contender="lion"), {"step": [1, 10], "train/loss": [2.0, 0.1]})
+    starts = [
+        Result(t, {"step": [1, 10], "train/loss": [x, x - 0.01]}) for t, x in zip(rates, (2, 1.5, 3), strict=False)
+    ]
+    assert causes(starts, [*starts, better]) == dict.fromkeys((low, rates[1].id, high), "flat")  # none has trained
+
+
+def test_contenders_that_do_not_train_or_are_there_at_once_are_told():
+    def change(result):
+        losses = {"adamw": [0.4, 0.1], "sgd": [2.0 + 0.1 * result.trial.study, 2.0]}[result.trial.contender]
+        return dataclasses.replace(result, curve={"step": [5, 10], "train/loss": losses, "validation/loss": losses})
+
+    study = studied(evaluate_every=5)
+    found = judge(study, played(study, change=change)).lines()
+    assert "No trial of sgd trained as the best of the others did: give it another space, or more steps." in found
+    words = "adamw has reached the target by its first evaluation, after 5 steps: when isn't known."
+    assert words in "\n".join(found)
 
 
 def test_winners_that_diverge_afresh_are_said_to_flatter_the_mean():
     burst = lambda r: dataclasses.replace(r, diverged="step 3") if r.trial.is_final and r.trial.study < 2 else r
     found = judge(studied(), played(studied(), change=burst))
-    assert "2 of 5 winners of sgd diverged when they were trained afresh" in str(found)
+    words = "2 of 5 winners of sgd ended without a finite test/loss when they were trained afresh: its mean is that of"
+    assert words in str(found)
     assert [math.isnan(x) for x in found.standings["sgd"].scores] == [True, True, False, False, False]
+
+
+def test_winners_of_which_none_has_a_score_are_compared_with_nobody():
+    burst = lambda r: dataclasses.replace(r, test={"test/loss": math.inf}) if r.trial.contender == "adamw" else r
+    found = judge(studied(), played(studied(), change=burst))
+    assert "too few winners have a finite test/loss to be compared: 5 of 5 of sgd, 0 of 5 of adamw" in str(found)
+    assert "5 of 5 winners of adamw ended without a finite test/loss when they were trained afresh." in str(found)
+
+
+def test_studies_that_are_all_alike_say_nothing():
+    def few_images(result):
+        test = {"test/loss": 0.125 if result.trial.contender == "sgd" else 0.25}
+        return dataclasses.replace(result, test=test if result.trial.is_final else {})
+
+    found = judge(studied(studies=2), played(studied(studies=2), change=few_images))
+    assert not found.comparisons["sgd"].is_different
+    assert "the studies are all alike, and don't show how they spread, so that nothing can be said" in str(found)
+
+
+def test_fresh_trainings_of_one_winner_are_no_repetitions():
+    def noisy(result):
+        late = result.trial.contender == "sgd" and result.trial.study == 0
+        return dataclasses.replace(result, curve={**result.curve, "validation/loss": [0.9 if late else 0.4, 0.4]})
+
+    study, many = studied(studies=2), studied(studies=2, finals=8)
+    few, found = (judge(s, played(s, change=noisy)) for s in (study, many))
+    assert found.comparisons["sgd"].ratio == few.comparisons["sgd"].ratio
+    assert found.standings["sgd"].reached == (16, 16)
 
 
 def test_a_best_value_at_the_edge_is_flagged():
@@ -178,14 +243,22 @@ def test_a_best_value_at_the_edge_is_flagged():
     )
     found = judge(studied(), played(studied(), change=edge))
     assert found.standings["sgd"].edges == {"learning_rate": "high"}
-    assert "The best values of sgd lie at the edge of its space: learning_rate (upper end). Say widen=True." in str(
-        found
-    )
+    words = "The best values of sgd lie at the edge of what was tried: learning_rate (upper end of "
+    assert words + "log_uniform(0.0001, 0.1)). Say widen=True." in str(found)
+    grid = {"learning_rate": choice(0.1, 0.2, 0.3)}  # what widen refuses isn't recommended
+    study = make_study(["adamw", "sgd"], WORKLOAD, steps=10, studies=1, spaces={"adamw": grid, "sgd": grid},
+                       design="grid", executor="runs")  # fmt: skip
+    assert words + "choice(0.1, 0.2, 0.3)). Give it a wider space." in str(judge(study, played(study, change=edge)))
 
 
 def test_a_general_optimizer_that_loses_to_its_special_case_is_told():
     found = verdict_of(studied(["adamw", "adam", "sgd"]), shifts={"adamw": 1.0})
     assert "adamw is worse than adam, which is a special case" in str(found)
+    twice = dataclasses.replace(
+        found.study, contenders={**found.study.contenders, "sgd": found.study.contenders["adam"]}
+    )
+    again = dataclasses.replace(found, study=twice)  # a second one of Adam
+    assert sum("special case" in line for line in again.lines()) == 2
     assert "special case" not in str(verdict_of(studied(["adamw", "adam", "sgd"]), shifts={"adam": 1.0}))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from optlab.compare import StudyError, choice, log_uniform, uniform
+from optlab.compare import StudyError, _face, choice, log_uniform, uniform
 from optlab.compare import study as module
 from optlab.compare._face import conclude
 from optlab.compare.driver import run_study
@@ -17,8 +17,10 @@ FAR = {"learning_rate": log_uniform(1e-5, 10**-3.5)}  # the basin's bottom lies 
 
 @pytest.fixture(autouse=True)
 def nothing_is_trained(monkeypatch):
+    monkeypatch.setattr(_face, "write_report", lambda *arguments: None)
     monkeypatch.setattr(module, "EXECUTORS", dict.fromkeys(("population", "series", "runs"), Pretended))
     monkeypatch.setattr(Pretended, "trained", [])
+    monkeypatch.setattr(module, "_check_trains", lambda workload, contender: None)
     monkeypatch.setattr(module, "_programs", lambda workload: {})
     monkeypatch.setattr(module, "_described", lambda workload, contender: {"space": str(contender.space)})
 
@@ -53,17 +55,17 @@ def test_a_widened_study_goes_on_in_its_folder_and_more_trials_keep_their_names(
     assert all(results[t.id].trial == t for t in studied(trials=16).searches("sgd", 0))
 
 
-def test_a_round_begins_where_the_last_one_ended():
+def test_a_round_begins_at_the_edge_that_the_last_one_ended_with():
     once = widened(studied(), {"adamw": {"learning_rate": "high"}, "sgd": {}})
     assert once.widened[0]["sgd"] is None
     piece = once.widened[0]["adamw"]["learning_rate"]
-    assert (piece.low, piece.high) == (10**-3.5, pytest.approx(1e-3))  # a third of 1.5 decades
+    assert (piece.low, piece.high) == pytest.approx((10**-3.875, 1e-3))  # from its last quarter to a third more
     twice = widened(once, {"adamw": {"learning_rate": "high"}, "sgd": {}})
     piece = twice.widened[1]["adamw"]["learning_rate"]
-    assert (piece.low, piece.high) == (pytest.approx(1e-3), pytest.approx(10**-2.5))
+    assert (piece.low, piece.high) == pytest.approx((10**-3.375, 10**-2.5))
     assert twice.searched("adamw")["learning_rate"].high == piece.high
     low = widened(studied(), {"adamw": {"learning_rate": "low"}, "sgd": {}}).widened[0]["adamw"]["learning_rate"]
-    assert (low.low, low.high) == (pytest.approx(10**-5.5), 1e-5)
+    assert (low.low, low.high) == pytest.approx((10**-5.5, 10**-4.625))
 
 
 def test_only_decades_are_widened():

@@ -56,6 +56,8 @@ def test_an_axis_is_logarithmic_only_where_all_is_positive():
     assert figure(make(1.0, 10.0))["layout"]["yaxis"]["type"] == "log"
     assert figure(make(0.0, 10.0))["layout"]["yaxis"]["type"] == "linear"
     assert make(1.0, 10.0).y_range() == pytest.approx((-0.05, 1.05))
+    low = figure(Chart("k", "", "", "", [Line("a", [1], [1.0], low=[-2.0], high=[10.0])], log_y=True))["data"][0]
+    assert low["y"] == pytest.approx([10**-0.05])  # a null there would be a gap in the band
 
 
 def test_a_page_needs_nothing_from_outside_and_is_well_formed():
