@@ -28,6 +28,11 @@ __all__ = ["FLAT", "RULES", "Diagnosis", "Evidence", "Finding", "Watch", "examin
 # In the order of their gravity: what explains the others comes first.
 RULES = (*DATA_RULES, *MODEL_RULES, *TWIN_RULES, *CURVE_RULES)
 
+UNSEEN = (
+    "Curves don't show leaks between the splits, one class, an order of the examples, frozen layers, nor a head or an "
+    "embedding under a rule for hidden matrices: a probe does."
+)
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -58,9 +63,17 @@ class Diagnosis:
 
     @property
     def command(self) -> str | None:
-        """The command that tries the first ill's cure in a folder of its own; None where no config key is one."""
+        """The command to type next; None for a history, and where nothing can be said.
+
+        It tries the first ill's cure in a folder of its own, where a config's key is one. It probes a run whose curves
+        are healthy or leave the cause open.
+        """
         ills = [finding for finding in self.findings if finding.severity == "ill"]
-        if self.name == "history" or not ills or not ills[0].settings:
+        if self.name == "history":
+            return None
+        if not self.is_probed and (not ills or ills[0].needs_probe):
+            return f"optlab diagnose {shlex.quote(self.name)} --probe"
+        if not ills or not ills[0].settings:
             return None
         settings = " ".join(f"{key}={value}" for key, value in ills[0].settings.items())
         return f"optlab train {shlex.quote(self.name + '/config.json')} {settings} --run {shlex.quote(self.name)}-next"
@@ -70,8 +83,16 @@ class Diagnosis:
         """True if no finding is an ill; notes may be there."""
         return all(finding.severity == "note" for finding in self.findings)
 
+    @property
+    def is_probed(self) -> bool:
+        """True if the data and the model were looked at, and not the curves alone."""
+        return self.evidence.model is not None
+
     def __str__(self) -> str:
         lines = [f"{self.name}, {self.steps} steps: {self.verdict}"]
+        if self.is_healthy and not self.is_probed:
+            lines[0] += " by its curves"
+            lines += textwrap.wrap(UNSEEN, 100)
         for finding in self.findings:
             parts = {"because": finding.because, "try": finding.try_, "source": finding.source}
             lines += ["", f"{finding.severity}: {finding.name}"]
@@ -82,6 +103,7 @@ class Diagnosis:
     def markdown(self) -> str:
         """The same as a Markdown page."""
         parts = [f"# {self.name}: {self.verdict}", f"{self.steps} steps were logged."]
+        parts += [UNSEEN] if self.is_healthy and not self.is_probed else []
         for finding in self.findings:
             parts += [f"## {finding.name} ({finding.severity})", finding.because, f"**Try** {finding.try_}"]
             parts += [f"Source: {finding.source}"] if finding.source else []
@@ -106,6 +128,9 @@ def examine(evidence: Evidence) -> tuple[Finding, ...]:
     """The findings of all rules, ills first and the gravest of them first."""
     found = [finding for rule in RULES if (finding := rule(evidence)) is not None]
     found.sort(key=lambda finding: finding.severity == "note")  # stable: RULES stand in the order of their gravity
+    found = [f for i, f in enumerate(found) if f.name not in {g.name for g in found[:i]}]
+    if any(f.severity == "ill" and not f.needs_probe for f in found):  # a known cause leaves none open
+        found = [f for f in found if not f.needs_probe]
     # What diverged shows every other ill as well: only causes that were seen, and notes, may stand beside it.
     if any(finding.is_fatal for finding in found):
         found = [f for f in found if f.is_fatal or f.is_cause or f.severity == "note"]

@@ -14,6 +14,9 @@ from optlab.data import Draw, as_batches
 SAMPLE = 4096  # examples of a split; a share of one per cent is then known to a sixth of itself
 NEIGHBOURS, COMPARED = 5, 1000  # of each of so many examples
 BATCHES = 16
+COLUMNS = 64  # of labels
+SHUFFLES = 20
+EXACT = 1e-6  # of a feature's variance: float32 rounds to a tenth of its root
 ALL = 2**28  # bytes of a split that is read as a whole
 
 
@@ -67,10 +70,16 @@ class DataProbe:
 
     @cached_property
     def is_coarse(self) -> bool:
-        """True if rows are alike by chance: there are few values, or few features."""
+        """True if rows are alike by chance: there are few values, or few features.
+
+        Tokens follow from the one before, so that there are as many rows as their collisions in pairs allow.
+        """
         inputs = self.train.inputs
         if inputs is None:
             return True
+        if inputs.dtype.kind in "iu" and inputs.shape[1] > 1:
+            one, two = (_collision(inputs[:, :-1]), _collision(inputs[:, :-1].astype(np.int64) * 2**31 + inputs[:, 1:]))
+            return bool(one + (two - one) * (inputs.shape[1] - 1) < np.log(1000.0 * len(inputs)))
         kinds = sum(np.log(max(1, len(np.unique(column)))) for column in inputs[:512].T[:64])
         return bool(kinds < np.log(1000.0 * len(inputs)))
 
@@ -78,22 +87,33 @@ class DataProbe:
     def disorder(self) -> float | None:
         """How unlike the batches' labels are, as a multiple of what chance makes them; 1 for shuffled examples.
 
-        Pearson's χ² over its degrees of freedom for classes, the variance of batch means over Var/B for numbers.
+        The variance of the batches' means over that of the examples, times B: of numbers, or of the shares of classes
+        and tokens. Summed over the labels' columns it is the same for any unit and any number of them.
         """
-        batches = [b for b in self.batches if b.ndim == 1]
-        if len(batches) < 4 or len(batches) != len(self.batches):
+        rows = [features for batch in self.batches if (features := _features(batch)) is not None]
+        if len(rows) < 4 or len({r.shape for r in rows}) > 1:
             return None
-        every = np.concatenate(batches)
-        size = len(batches[0])
-        if every.dtype.kind in "iu":
-            classes, counts = np.unique(every, return_counts=True)
-            if len(classes) < 2 or size < 4:
-                return None
-            expected = counts / len(every) * size
-            found = np.array([[np.sum(b == c) for c in classes] for b in batches])
-            return float(np.sum((found - expected) ** 2 / expected) / ((len(classes) - 1) * (len(batches) - 1)))
-        spread = every.var()
-        return float(np.var([b.mean() for b in batches], ddof=1) * size / spread) if spread > 0 else None
+        every, size = np.concatenate(rows), len(rows[0])
+        spread = float(every.var(axis=0, ddof=1).sum())
+        between = float(np.var([r.mean(axis=0) for r in rows], axis=0, ddof=1).sum())
+        return between * size / spread if spread > 0 and size > 1 else None
+
+
+def _collision(values: np.ndarray) -> float:
+    """Minus the logarithm of the probability that two of the values are the same (Rényi's entropy of order 2)."""
+    counts = np.unique(values, return_counts=True)[1]
+    return -float(np.log(np.sum((counts / values.size) ** 2)))
+
+
+def _features(labels: np.ndarray) -> np.ndarray | None:
+    """What is averaged of labels: rows (B, d) of numbers, or of the shares of classes or tokens."""
+    if labels.dtype.kind == "f":
+        rows = labels.reshape(len(labels), -1)
+        return np.asarray(rows[:, :: max(1, rows.shape[1] // COLUMNS)], np.float64)
+    if labels.dtype.kind not in "iu":
+        return None
+    tokens = labels.reshape(len(labels), -1) % COLUMNS  # of many tokens some share a column
+    return np.stack([np.mean(tokens == c, axis=1) for c in range(COLUMNS)], axis=1)
 
 
 def agreement(examples: Examples) -> float | None:
@@ -102,9 +122,16 @@ def agreement(examples: Examples) -> float | None:
     0 where labels have nothing to do with inputs (Cover and Hart 1967: a near neighbour's label is informative).
     """
     x, y = examples.inputs, examples.labels
-    if x is None or y is None or not examples.is_numeric or len(x) < 100 or not np.isfinite(x).all():
+    if x is None or y is None or len(x) < 100:
         return None
-    if y.ndim > 2 or (y.dtype.kind == "f" and y.ndim == 2 and y.shape[1] != 1):
+    if not examples.is_numeric:
+        if x.dtype.kind not in "iu" or y.dtype.kind not in "iu":
+            return None
+        if y.ndim > 1:
+            return _agreement_of_tokens(x, y)
+        x = _features(x)  # of a bag of tokens
+    assert x is not None
+    if not np.isfinite(x).all() or y.ndim > 2 or (y.dtype.kind == "f" and y.ndim == 2 and y.shape[1] != 1):
         return None
     pick = np.linspace(0, len(x) - 1, min(len(x), COMPARED)).astype(int)
     x, y = np.asarray(x[pick], np.float64), y[pick].reshape(-1) if y.dtype.kind == "f" else y[pick]
@@ -123,6 +150,54 @@ def agreement(examples: Examples) -> float | None:
         return float((np.mean(near == y[:, None]) - chance) / deviation)
     ranks, means = np.argsort(np.argsort(y)), near.mean(axis=1)
     return float(np.corrcoef(ranks, np.argsort(np.argsort(means)))[0, 1] * np.sqrt(len(y) / 2))
+
+
+def _agreement_of_tokens(x: np.ndarray, y: np.ndarray) -> float | None:
+    """The same for a label at every token: by what an input and its label tell of each other, beside shuffled rows.
+
+    The mutual information of the pairs at all places, in nats, is compared with that after the rows of labels have
+    been shuffled, which keeps how often each token stands at each place.
+    """
+    if x.shape != y.shape:
+        return None
+    pick = np.linspace(0, len(x) - 1, min(len(x), COMPARED)).astype(int)
+    x, y, random = x[pick] % COLUMNS, y[pick] % COLUMNS, np.random.default_rng(0)
+
+    def told(labels: np.ndarray) -> float:
+        share = np.bincount((COLUMNS * x + labels).ravel(), minlength=COLUMNS**2).reshape(COLUMNS, COLUMNS) / x.size
+        alone = share.sum(axis=1, keepdims=True) * share.sum(axis=0)
+        return float(np.sum(share[share > 0] * np.log(share[share > 0] / alone[share > 0])))
+
+    by_chance = [told(y[random.permutation(len(y))]) for _ in range(SHUFFLES)]
+    deviation = float(np.std(by_chance, ddof=1))
+    return (told(y) - float(np.mean(by_chance))) / deviation if deviation > 0 else None
+
+
+def holds_label(examples: Examples) -> int | None:
+    """The number of a feature that alone determines the label, exactly; None where none does.
+
+    Within each class it is one number, and another one in each; of numbers its correlation with them is ±1.
+    """
+    x, y = examples.inputs, examples.labels
+    if x is None or y is None or not examples.is_numeric or len(x) < 100 or y.size != len(y):
+        return None
+    x, y = np.asarray(x[:SAMPLE], np.float64), y[:SAMPLE].reshape(-1)
+    whole = x.var(axis=0)
+    if not np.isfinite(whole).all():
+        return None
+    if y.dtype.kind in "iu":
+        classes, counts = np.unique(y, return_counts=True)
+        if not 1 < len(classes) <= len(y) / 10:
+            return None
+        means = np.stack([x[y == c].mean(axis=0) for c in classes])
+        within = np.einsum("c,cd->d", counts, np.stack([x[y == c].var(axis=0) for c in classes])) / len(y)
+        apart = np.sort(means, axis=0)
+        found = (whole > 0) & (within <= EXACT * whole) & np.all(np.diff(apart, axis=0) > 0, axis=0)
+    else:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            correlation = ((x - x.mean(axis=0)) * (y - y.mean())[:, None]).mean(axis=0) / np.sqrt(whole * y.var())
+        found = np.nan_to_num(np.abs(correlation)) > 1 - EXACT
+    return int(np.argmax(found)) if found.any() and x.shape[1] > 1 else None
 
 
 def probe_data(source: Any, *, batch_size: int, seed: int = 0, draw: Draw = "shuffled") -> DataProbe:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:  # some need JAX, and a diagnosis without a probe doesn't
 
 FLAT = 0.25  # of the training loss
 NOTHING = 0.05  # of the held-out loss
+# Times e^−L: among 200 examples the share of one class in ten is within a half of a tenth, by 2.4 deviations; a loss
+# above that of a guess makes e^−L smaller yet.
+GUESS, KNOWS = 1.5, 2.0
 # The numbers of classes of optlab's own sources. Of other data the chance level isn't known.
 CLASSES = {"digits": 10, "cifar10": 10, "fashion_mnist": 10}
 
@@ -83,7 +86,7 @@ class Evidence:
     @cached_property
     def share_gained(self) -> float:
         """The part of the first loss that training removed: 0 where it is flat, 1 where it ends at 0."""
-        first = abs(self.smooth[0])
+        first = abs(self.smooth[0]) if len(self.smooth) else 0.0
         return float((self.smooth[0] - self.smooth[-1]) / first) if first > 0 else 0.0
 
     @cached_property
@@ -93,15 +96,86 @@ class Evidence:
         return float(1 - values.min() / values[0]) if len(values) >= 4 and values[0] > 0 else None
 
     @cached_property
+    def gained(self) -> float:
+        """The part of the first loss that is gone: of the held-out one, without the noise of batches, where known."""
+        return self.share_gained if self.held_out_gain is None else self.held_out_gain
+
+    @cached_property
     def is_flat(self) -> bool:
-        """True if training removed less than `FLAT` of its loss, or next to nothing of the held-out loss."""
+        """True if training removed less than `FLAT` of its loss or next to nothing of the held-out one, or guesses."""
         gain = self.held_out_gain
-        return self.share_gained < FLAT or (gain is not None and gain < NOTHING)
+        return self.share_gained < FLAT or (gain is not None and gain < NOTHING) or self.is_guessing
+
+    @cached_property
+    def knows(self) -> bool | None:
+        """Whether a classifier ends better than a constant guess, whatever its loss was at first; None: hard to say.
+
+        What is right with the probability a and gives its classes their true frequencies has e^−L < a, by Jensen's
+        inequality; both are equal where the probabilities are the same for all examples.
+        """
+        split = "validation" if len(self.curve("validation/accuracy")[1]) else "train"
+        losses, shares = (self.curve(f"{split}/{name}")[1] for name in ("loss", "accuracy"))
+        if len(losses) < 4 or len(shares) < 4:
+            return None
+        late = max(1, len(losses) // 4)
+        loss, share = float(np.mean(losses[-late:])), float(np.mean(shares[-late:]))
+        if loss <= math.log(2) - NOTHING or share >= KNOWS * math.exp(-loss):
+            return True
+        return False if share < GUESS * math.exp(-loss) else None
+
+    @property
+    def is_guessing(self) -> bool:
+        return self.knows is False
+
+    @cached_property
+    def pace(self) -> tuple[float, float] | None:
+        """What the loss lost in each half of the way that the learning rate made; None without eight values.
+
+        A small step lowers a loss in proportion to it, so that the way is the sum of the learning rates. The held-out
+        loss is taken where it was evaluated: its examples are the same every time. Falls within the scatter are 0.
+        """
+        name = "validation/loss" if len(self.validation) >= 8 else "train/loss"
+        steps, values = self.curve(name)
+        if len(values) < 8:
+            return None
+        way = self._way(steps)
+        if way[-1] <= way[0]:
+            return None
+        curve = smoothed(values)
+        middle = float(np.interp((way[0] + way[-1]) / 2, way, curve))
+        scatter = 2 * float(np.median(np.abs(values - curve))) / math.sqrt(len(values) / 4)
+        falls = float(curve[0]) - middle, middle - float(curve[-1])
+        return tuple(fall if abs(fall) > scatter else 0.0 for fall in falls)  # type: ignore[return-value]
+
+    @cached_property
+    def is_walking(self) -> bool | None:
+        """Whether the held-out loss goes up and down as a random walk; None without eight values.
+
+        Half of such a walk leads up, and nothing of a fall by small steps: a quarter stands between the two.
+        """
+        changes = np.diff(self.validation)
+        if len(changes) < 7 or not changes.any():
+            return None
+        return bool(changes[changes > 0].sum() > np.abs(changes).sum() / 4)
+
+    def _way(self, steps: np.ndarray) -> np.ndarray:
+        """The sum of the learning rates up to each step; the steps themselves where no rate is known."""
+        at, rates = self.rate
+        if len(rates) < 4 or not np.any(rates > 0):
+            return np.asarray(steps, float)
+        every = np.arange(int(steps[-1]) + 1)
+        return np.cumsum(np.interp(every, at, rates))[np.asarray(steps, int)]
 
     @cached_property
     def has_generalized(self) -> bool:
         """True if the held-out loss fell by a good part; False where that isn't known."""
         return self.held_out_gain is not None and self.held_out_gain > FLAT
+
+    @cached_property
+    def has_learned(self) -> bool:
+        """True if a probe saw a loss a good part below that of the initialization, and no constant guess."""
+        m = self.model
+        return m is not None and m.loss < (1 - FLAT) * m.first_loss and not self.is_guessing
 
     @cached_property
     def is_unlearned(self) -> bool:
@@ -146,9 +220,11 @@ class Evidence:
 
 def smoothed(values: np.ndarray) -> np.ndarray:
     """The running median over a tenth of the values, at least three and always an odd number of them."""
+    if not len(values):
+        return values
     width = max(3, len(values) // 10) | 1
     padded = np.pad(values, width // 2, mode="edge")
-    return np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=-1) if len(values) else values
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=-1)
 
 
 def gather(run: str | Path | Run | Any) -> Evidence:

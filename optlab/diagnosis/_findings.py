@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from optlab.diagnosis._evidence import Evidence
 
+EXPLODED = 3.0  # times the first loss
+NOISY = 0.1  # of the first loss
+
 Rule = Callable[[Evidence], "Finding | None"]
 Severity = Literal["ill", "note"]
 
@@ -25,6 +28,8 @@ class Finding:
         settings: keys of a config with the values to try next; empty where there is no config, or no key for it.
         is_fatal: whether it explains everything that follows.
         is_cause: whether it was seen in the data or the model itself, so that it stands beside what is fatal.
+        needs_probe: whether curves alone leave its cause open, so that a probe is what to do next;
+            it isn't said beside another ill.
     """
 
     name: str
@@ -35,6 +40,7 @@ class Finding:
     settings: Mapping[str, Any] = field(default_factory=dict)
     is_fatal: bool = False
     is_cause: bool = False
+    needs_probe: bool = False
 
 
 def cause(

@@ -13,6 +13,8 @@ import numpy as np
 from optlab.data import Batch
 from optlab.roles import LayoutError, read_names
 
+ITERATIONS = 20
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -25,10 +27,12 @@ class Layer:
         shape: its shape.
         weight: the norm of its values,
         gradient: and of its gradient, of one batch.
+        first_gradient: the norm of its gradient at the initialization; None where that isn't known.
         dead: the share of its units (output columns) whose gradient is exactly 0; None where it has no units.
         is_symmetric: whether all units have the same weights and the same gradient, so that they stay alike.
         moved: the share of its entries that aren't what they were at the initialization; None where that isn't known.
         stuck: the share of the entries with a gradient that still are; None where that isn't known.
+        turned: the spectral norm of what its values have changed since then over their own; None: not known.
         bits: of the mantissa of its dtype: 23 in float32, 7 in bfloat16.
     """
 
@@ -43,6 +47,8 @@ class Layer:
     stuck: float | None = None
     bits: int = 23
     is_input: bool | None = None
+    first_gradient: float | None = None
+    turned: float | None = None
 
     @property
     def is_matrix(self) -> bool:
@@ -83,6 +89,20 @@ class ModelProbe:
     step_size: float | None = None
     began: tuple[str, int] | None = None
 
+    def signal(self, outputs: np.ndarray | None) -> float | None:
+        """How much outputs differ from example to example, where 1 is what a loss can see; None where that isn't known.
+
+        Of logits their standard deviation, since softmax sees their differences; else it over that of the labels.
+        """
+        labels = self.labels
+        if outputs is None or labels is None or len(outputs) < 2 or not np.isfinite(outputs).all():
+            return None
+        spread = float(outputs.std(axis=0).max())
+        if self.is_cross_entropy:
+            return spread
+        scale = float(labels.std()) if labels.dtype.kind == "f" and labels.size == outputs.size else 0.0
+        return spread / scale if scale > 0 else None
+
 
 def probe_model(workload: Any, state: Any, first: Any, batch: Batch, *, is_own: bool, **found: Any) -> ModelProbe:
     """Measures a model at a state, by one batch.
@@ -101,7 +121,7 @@ def probe_model(workload: Any, state: Any, first: Any, batch: Batch, *, is_own: 
 
     gradient = jax.jit(jax.value_and_grad(value))
     loss, grads = gradient(state.params, state.model_state, state.key)
-    first_loss, _ = gradient(first.params, first.model_state, first.key)
+    first_loss, first_grads = gradient(first.params, first.model_state, first.key)
     outputs = first_outputs = end = None
     is_cross_entropy = False
     labels = np.asarray(batch["labels"]) if "labels" in batch else None
@@ -119,9 +139,9 @@ def probe_model(workload: Any, state: Any, first: Any, batch: Batch, *, is_own: 
     before = jax.tree.leaves(first.params) if is_own else [None] * len(jax.tree.leaves(state.params))
     readings = _readings(workload, state.params)
     layers = [
-        _layer(path, reading, np.asarray(x), np.asarray(g), None if x0 is None else np.asarray(x0))
-        for (path, reading), x, g, x0 in zip(
-            readings.items(), jax.tree.leaves(state.params), jax.tree.leaves(grads), before, strict=True
+        _layer(path, reading, *map(np.asarray, (x, g, g0)), before=None if x0 is None else np.asarray(x0))
+        for (path, reading), x, g, g0, x0 in zip(
+            readings.items(), *map(jax.tree.leaves, (state.params, grads, first_grads)), before, strict=True
         )
     ]
     measured = (outputs, first_outputs, end, is_cross_entropy)
@@ -151,7 +171,9 @@ def _readings(workload: Any, params: Any) -> Mapping[str, Any]:
         return read_names(params).readings
 
 
-def _layer(path: str, reading: Any, x: np.ndarray, g: np.ndarray, before: np.ndarray | None) -> Layer:
+def _layer(
+    path: str, reading: Any, x: np.ndarray, g: np.ndarray, g0: np.ndarray, *, before: np.ndarray | None
+) -> Layer:
     bits = int(jnp.finfo(x.dtype).nmant) if jnp.issubdtype(x.dtype, jnp.floating) else 23
     has_gradient = g != 0
     moved = None if before is None or not x.size else float(np.mean(x != before))
@@ -164,7 +186,23 @@ def _layer(path: str, reading: Any, x: np.ndarray, g: np.ndarray, before: np.nda
         is_symmetric = bool(slopes.any() and _are_alike(weights) and _are_alike(slopes))
     norms = float(np.linalg.norm(x64)), float(np.linalg.norm(g64))
     is_input = reading.is_input if reading.uses else None  # only a program shows it
-    return Layer(path, reading.role, x.shape, *norms, dead, is_symmetric, moved, stuck, bits, is_input)
+    first = float(np.linalg.norm(np.asarray(g0, np.float64)))
+    turned = None
+    if before is not None and x.ndim >= 2 and (whole := _spectral(x64)) > 0:
+        turned = _spectral(x64 - np.asarray(before, np.float64)) / whole
+    return Layer(path, reading.role, x.shape, *norms, dead, is_symmetric, moved, stuck, bits, is_input, first, turned)
+
+
+def _spectral(x: np.ndarray) -> float:
+    """The largest singular value, of (…, n) as a matrix with n columns, by power iteration: a few per cent too low."""
+    matrix = x.reshape(-1, x.shape[-1])
+    vector = np.random.default_rng(0).standard_normal(matrix.shape[1])
+    for _ in range(ITERATIONS):
+        norm = np.linalg.norm(vector)
+        if not norm > 0:
+            return 0.0
+        vector = matrix.T @ (matrix @ (vector / norm))
+    return float(np.sqrt(np.linalg.norm(vector)))
 
 
 def _are_alike(columns: np.ndarray) -> bool:

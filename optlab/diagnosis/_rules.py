@@ -1,24 +1,29 @@
 """The rules of a diagnosis, one a function: evidence -> a finding, or None. They compare a run with itself.
 
-The thresholds stand between what planted faults and
-healthy runs show; `benchmarks/diagnosis.py` measures both.
+The thresholds stand between what planted faults and healthy runs show; `benchmarks/diagnosis.py` measures both.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from optlab.diagnosis._evidence import FLAT, NOTHING, Evidence, smoothed
-from optlab.diagnosis._findings import Finding, Rule, rate_times
+from optlab.diagnosis._evidence import NOTHING, Evidence
+from optlab.diagnosis._findings import EXPLODED, NOISY, Finding, Rule, rate_times
+from optlab.diagnosis._rules_of_rates import (
+    STEADY,
+    clipped,
+    decay_too_strong,
+    gradient_collapsed,
+    rate_too_high,
+    rate_too_low,
+    schedule_ended,
+    too_high,
+    warmup_too_long,
+    warmup_too_short,
+)
+from optlab.diagnosis._rules_of_splits import LEARNED, memorizing, overfitting, splits_differ
 
-LEARNED = 0.15  # from this share of the loss on, training has learned something
-EXPLODED = 3.0  # times the first loss
 FAR_OFF = 15.0  # nats: the cross-entropy of a uniform guess among three million classes
-STEADY = 0.4  # the share of its first value above which a gradient's norm counts as unchanged
-COLLAPSED = 0.25  # the share below which it counts as gone
-RISE = 0.15  # of what the validation loss had gained
-NOISY = 0.1  # of the first loss
-TOO_MUCH_DECAY = 0.05  # of the weights in a step
 
 
 def diverged(e: Evidence) -> Finding | None:
@@ -46,14 +51,18 @@ def diverged(e: Evidence) -> Finding | None:
 
 
 def nothing_moves(e: Evidence) -> Finding | None:
-    """The held-out loss is the same number in every evaluation."""
-    values = e.validation
-    if len(values) < 2 or np.ptp(values) > 1e-6 * abs(values[0]):
+    """The held-out loss is the same number in every evaluation, or the learning rate is 0."""
+    values, (_, rates) = e.validation, e.rate
+    if len(values) >= 2 and np.ptp(values) <= 1e-6 * abs(values[0]):
+        because = f"validation/loss is {values[0]:.6g} in all of {len(values)} evaluations"
+    elif len(rates) and not np.any(rates):
+        because = f"the learning rate is 0 in all of {len(rates)} records"
+    else:
         return None
     return Finding(
         "nothing moves",
         "ill",
-        f"validation/loss is {values[0]:.6g} in all of {len(values)} evaluations",
+        because,
         "a learning rate above 0; check what is frozen or masked (optlab explain shows each parameter's rule)",
         is_fatal=True,
     )
@@ -70,7 +79,7 @@ def starts_far_off(e: Evidence) -> Finding | None:
         before = (
             f"before the first update the loss is {e.model.first_loss:.4g}, and {e.loss[0]:.4g} at step {e.steps[0]}"
         )
-        return _too_high(e, before)
+        return too_high(e, before)
     guess = f"a uniform guess has {e.chance:.3g}" if e.chance is not None else "a uniform guess is far below that"
     return Finding(
         "starts far off",
@@ -82,139 +91,24 @@ def starts_far_off(e: Evidence) -> Finding | None:
     )
 
 
-def rate_too_high(e: Evidence) -> Finding | None:
-    """The loss jumped far above its beginning."""
-    if len(e.loss) < 3 or (top := float(e.smooth.max())) <= EXPLODED * max(e.loss[0], e.smooth[0]):
+def learns_nothing(e: Evidence) -> Finding | None:
+    """The loss stays where it was, though there is a gradient, and not for want of a learning rate."""
+    if len(e.loss) < 8 or (e.gained >= NOTHING and not e.is_guessing) or e.share_gained >= LEARNED:
         return None
-    return _too_high(e, f"train/loss rose from {e.loss[0]:.4g} to {top:.4g} before it fell")
-
-
-def gradient_collapsed(e: Evidence) -> Finding | None:
-    """The loss stays flat though the gradient has collapsed."""
-    _, norms = e.curve("train/gradient_norm")
-    if len(norms) < 5 or not e.is_flat or np.median(norms[1:]) >= COLLAPSED * norms[0]:
+    if e.knows or e.has_learned or e.settings.get("init_from"):  # it may have learned before the first record
         return None
-    return _too_high(
-        e,
-        f"train/loss fell by {max(e.share_gained, 0):.0%} and stays there, though the gradient's norm fell from "
-        f"{norms[0]:.3g} to {np.median(norms[1:]):.3g}: the outputs hardly depend on the inputs any more",
-    )
-
-
-def _too_high(e: Evidence, because: str) -> Finding:
+    if rate_too_low(e) is not None or gradient_collapsed(e) is not None or memorizing(e) is not None:
+        return None
     return Finding(
-        "learning rate too high",
+        "learns nothing",
         "ill",
-        because,
-        "a third of the learning rate, then a tenth; a warm-up; less weight decay if that is large",
-        "Cohen et al. 2021, arXiv 2103.00065 (stability); Lu et al. 2019, arXiv 1903.06733 (dying units)",
-        rate_times(e, 1 / 3),
-    )
-
-
-def decay_too_strong(e: Evidence) -> Finding | None:
-    """Decoupled decay removes a large part of the weights in every step."""
-    decay, rate = e.settings.get("optimizer.weight_decay"), e.settings.get("optimizer.learning_rate")
-    if not isinstance(decay, int | float) or not isinstance(rate, int | float):
-        return None
-    share = decay * rate
-    if share < TOO_MUCH_DECAY or 1 - e.share_gained < 0.2:
-        return None
-    return Finding(
-        "weight decay too strong",
-        "ill",
-        f"a step removes {share:.0%} of the weights (weight_decay={decay:g} times learning_rate={rate:g}), and "
-        f"train/loss fell by {max(e.share_gained, 0):.0%} alone",
-        "a tenth of the decay for each step; 0.1 is usual",
-        "Loshchilov and Hutter 2019, arXiv 1711.05101",
-        {"optimizer.weight_decay": 0.1},
-    )
-
-
-def schedule_ended(e: Evidence) -> Finding | None:
-    """The learning rate was 0 for a good part of the run, and the loss stood still there."""
-    steps, rates = e.rate
-    if len(rates) < 5 or rates.max() <= 0:
-        return None
-    last = steps[rates > 1e-3 * rates.max()][-1]
-    idle = 1 - last / e.steps[-1]
-    if idle < 0.15:
-        return None
-    return Finding(
-        "schedule ended too early",
-        "ill",
-        f"after step {last} of {e.steps[-1]} the learning rate is below a thousandth of its peak",
-        "a schedule as long as the run (in configs it is; in Python give it the run's steps)",
-    )
-
-
-def warmup_too_long(e: Evidence) -> Finding | None:
-    """The learning rate was still rising in the second half of the run."""
-    steps, rates = e.rate
-    if len(rates) < 5 or rates.max() <= 0 or (top := steps[np.argmax(rates)]) <= e.steps[-1] / 2:
-        return None
-    if rates[0] > 0.5 * rates.max():
-        return None
-    return Finding(
-        "warm-up too long",
-        "ill",
-        f"the learning rate rises until step {top} of {e.steps[-1]}",
-        "a warm-up of a twentieth of the run",
-        "Gilmer et al. 2022, arXiv 2110.04369",
-        {"schedule.warmup": 0.05} if "schedule.warmup" in e.settings else {},
-    )
-
-
-def clipped(e: Evidence) -> Finding | None:
-    """Nearly every gradient is longer than the limit that it is clipped to."""
-    limit, (_, norms) = e.settings.get("clip_norm"), e.curve("train/gradient_norm")
-    if not isinstance(limit, int | float) or len(norms) < 5 or (share := float(np.mean(norms > limit))) < 0.9:
-        return None
-    return Finding(
-        "clipped nearly always",
-        "ill" if e.share_gained < FLAT else "note",
-        f"{share:.0%} of the logged gradients are longer than clip_norm={limit:g}; their median is "
-        f"{np.median(norms):.3g}",
-        "a limit that cuts outliers alone; rules such as Adam and Muon don't see a gradient's length",
-        "Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063",
-        {"clip_norm": float(f"{2 * float(np.median(norms)):.2g}")},
-    )
-
-
-def memorizing(e: Evidence) -> Finding | None:
-    """Training learned something, of which nothing holds for the held-out examples."""
-    gained, values = e.held_out_gain, e.validation
-    if gained is None or e.share_gained < LEARNED or e.smooth[-1] > 0.95 * values[-1]:
-        return None
-    came_back = values[-1] > values[0] and gained < 4 * NOTHING and e.share_gained > 0.5
-    if (gained > NOTHING and not came_back) or (e.chance is not None and values[0] < 0.8 * e.chance):
-        return None
-    return Finding(
-        "memorizing",
-        "ill",
-        f"train/loss fell by {e.share_gained:.0%}, validation/loss by {gained:.0%} at best",
-        "check that labels belong to their inputs (a shuffle of one without the other?), and that both splits are made "
-        "and scaled alike",
-        "Zhang et al. 2017, arXiv 1611.03530",
-    )
-
-
-def rate_too_low(e: Evidence) -> Finding | None:
-    """The loss is flat, and the gradient is as long as at the beginning."""
-    _, norms = e.curve("train/gradient_norm")
-    if len(norms) < 5 or e.share_gained >= FLAT or np.median(norms[1:]) < STEADY * norms[0]:
-        return None
-    if e.smooth.max() > 1.5 * e.loss[0] or memorizing(e) is not None:
-        return None
-    return Finding(
-        "learning rate too low",
-        "ill",
-        f"train/loss fell by {max(e.share_gained, 0):.0%} in {e.steps[-1]} steps, and the gradient's norm is where it "
-        f"was ({norms[0]:.3g}, in the middle {np.median(norms):.3g})",
-        "three times the learning rate, then ten times; if that changes nothing: do the labels depend on the inputs, "
-        "and is the gradient clipped?",
-        "Goodfellow, Bengio, Courville 2016, Deep Learning, section 11.4.1",
-        rate_times(e, 3),
+        f"in {e.steps[-1]} steps train/loss fell by {max(e.share_gained, 0):.0%}"
+        + ("" if e.held_out_gain is None else f", validation/loss by {max(e.gained, 0):.0%} at best")
+        + ", and it doesn't go on falling: more of the same learning rate would change nothing",
+        "optlab diagnose --probe: whether labels belong to their inputs, what the model ends in, how it was drawn and "
+        "what is frozen doesn't show in curves; then ten times the learning rate, and a tenth",
+        "Karpathy 2019, A recipe for training neural networks",
+        needs_probe=True,
     )
 
 
@@ -222,42 +116,25 @@ def noisy(e: Evidence) -> Finding | None:
     """The loss jumps about a level that it no longer leaves, at a learning rate that doesn't fall."""
     _, rates = e.rate
     falls = len(rates) > 4 and rates[-1] < 0.5 * rates.max()
-    if falls or len(e.loss) < 20 or e.noise < NOISY * e.smooth[0] or e.is_flat:
+    if falls or len(e.loss) < 20:
         return None
     quarter = len(e.loss) // 4
     early, late = np.median(e.loss[quarter : 2 * quarter]), np.median(e.loss[-quarter:])
-    if late < 0.5 * early:
+    because = f"train/loss scatters by {e.noise:.3g} about {late:.3g} in the second half, and was {early:.3g} before"
+    if e.is_flat:
+        # Labels without a meaning look alike: a probe has to rule them out.
+        if e.model is None or not e.is_walking or e.has_learned:
+            return None
+        because = f"validation/loss goes up and down between {e.validation.min():.4g} and {e.validation.max():.4g}"
+    elif e.noise < NOISY * e.smooth[0] or late < 0.5 * early:
         return None
     return Finding(
         "noisy",
         "ill",
-        f"train/loss scatters by {e.noise:.3g} about {late:.3g} in the second half, and was {early:.3g} before",
-        "a schedule that ends at 0, a larger batch, or an average of the weights (ema=0.99)",
+        because,
+        "a schedule that ends at 0, a larger batch, an average of the weights (ema=0.99), or a third of the rate",
         "Bottou, Curtis, Nocedal 2018, arXiv 1606.04838, theorem 4.6",
         {"schedule": "warmup_cosine"} if e.settings else {},
-    )
-
-
-def overfitting(e: Evidence) -> Finding | None:
-    """The held-out loss rises again while the training loss falls."""
-    values, steps = e.validation, e.curve("validation/loss")[0]
-    if len(values) < 5:
-        return None
-    curve = smoothed(values)
-    best = int(np.argmin(curve))
-    gain, rise = curve[0] - curve[best], curve[-1] - curve[best]
-    if gain <= 0 or rise < RISE * gain or e.smooth[-1] > 0.7 * curve[best]:
-        return None
-    if e.noise > NOISY * e.smooth[0] or memorizing(e) is not None:
-        return None
-    return Finding(
-        "overfitting",
-        "ill",
-        f"validation/loss rose from {curve[best]:.4g} at step {steps[best]} to {curve[-1]:.4g}, while train/loss fell "
-        f"to {e.smooth[-1]:.4g}",
-        "stop.patience=3, more data or augmentation, more weight decay, dropout, or a smaller model",
-        "Prechelt 1998, Early stopping - but when?",
-        {"stop.patience": 3} if e.settings else {},
     )
 
 
@@ -333,13 +210,16 @@ CURVE_RULES: tuple[Rule, ...] = (
     nothing_moves,
     starts_far_off,
     decay_too_strong,
+    warmup_too_short,
     rate_too_high,
     gradient_collapsed,
     schedule_ended,
     warmup_too_long,
     clipped,
+    splits_differ,
     memorizing,
     rate_too_low,
+    learns_nothing,
     noisy,
     overfitting,
     spikes,

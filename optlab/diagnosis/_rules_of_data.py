@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from optlab.diagnosis._data import agreement
+from optlab.diagnosis._data import agreement, holds_label
 from optlab.diagnosis._evidence import Evidence
 from optlab.diagnosis._findings import Finding, Rule, cause, listed
 
-# By chance a χ² over its degrees of freedom d has the deviation √(2/d): of 16 batches and two classes, the least that
-# is judged, 0.37. Three is beyond five of these.
+# By chance the variance of k means has the relative deviation √(2/(k − 1)): of 16 batches and one column of labels,
+# the least that is judged, 0.37. Three is beyond five of these.
 DISORDER = 3.0
 LEAK = 0.05  # of the held-out rows: a score is then wrong in its second digit
 # Standard deviations: below the first, neighbours agree as by chance; from the second on they surely don't.
@@ -99,6 +99,18 @@ def leaking(e: Evidence) -> Finding | None:
         f"{share:.0%} of the held-out examples are training examples, too"
         + (f"; {e.data.repeats:.0%} of the training examples are repeated" if e.data.repeats > LEAK else ""),
         "remove duplicates before the data are split; of groups (patients, speakers) put each into one split",
+        "Kaufman et al. 2012, Leakage in data mining, doi 10.1145/2382577.2382579",
+    )
+
+
+def label_among_inputs(e: Evidence) -> Finding | None:
+    """One feature determines the label."""
+    if e.data is None or (found := holds_label(e.data.train)) is None:
+        return None
+    return cause(
+        "label among the inputs",
+        f"feature {found} of {e.data.train.inputs.shape[1]} alone determines the label of every example",  # type: ignore[union-attr]
+        "leave it out, if it isn't known before the label is",
         "Kaufman et al. 2012, Leakage in data mining, doi 10.1145/2382577.2382579",
     )
 
@@ -214,6 +226,7 @@ DATA_RULES: tuple[Rule, ...] = (
     one_class,
     inputs_alike,
     leaking,
+    label_among_inputs,
     splits_differ,
     in_order,
     labels_apart_from_inputs,

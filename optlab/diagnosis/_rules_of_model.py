@@ -9,19 +9,28 @@ import numpy as np
 
 from optlab.diagnosis._evidence import Evidence
 from optlab.diagnosis._findings import Finding, Rule, Severity, cause, listed, rate_times
-from optlab.diagnosis._rules import diverged, gradient_collapsed, rate_too_high
+from optlab.diagnosis._rules import diverged
+from optlab.diagnosis._rules_of_rates import gradient_collapsed, rate_too_high, warmup_too_short
+from optlab.diagnosis._rules_of_updates import (
+    APART,
+    MOST,
+    cut_off,
+    frozen,
+    hardly_turned,
+    no_learning_rate,
+    none_moved,
+    pull,
+    rounded,
+    uphill,
+    wrong_routing,
+)
 
 if TYPE_CHECKING:
     from optlab.diagnosis._layers import Layer
 
-MOST = 0.5  # of a layer's units
 FAR_OFF = 3.0  # times log C, the cross-entropy of a uniform guess
 SURE = 0.99  # mean of the largest probability
-# ‖∂L/∂w‖‖w‖/L is by how much the loss changes where a layer's weights are scaled. It is of order 1 in layers that are
-# alike; where one's is a ten-thousandth of another's, one learns and the other doesn't.
-APART = 1e-4
 EXPLODED = 1e3  # a change of one per cent changes the loss tenfold
-UNRATED = 0.3  # of the weights in one step
 
 
 def wrong_loss(e: Evidence) -> Finding | None:
@@ -85,72 +94,16 @@ def starts_off(e: Evidence) -> Finding | None:
 
 def exploded(e: Evidence) -> Finding | None:
     """The loss depends on a layer's scale a thousand times more than on its own."""
-    far = [(layer, x) for layer in e.layers if layer.is_matrix and (x := _pull(e, layer)) > EXPLODED]
+    far = [(layer, x) for layer in e.layers if layer.is_matrix and (x := pull(e, layer)) > EXPLODED]
     if not far or not e.is_unwell:
         return None
-    layer, pull = max(far, key=lambda pair: pair[1])
+    layer, most = max(far, key=lambda pair: pair[1])
     return cause(
         "exploded gradients",
-        f"at step {e.at} a change of {layer.path} by 1 % changes the loss by {pull:.3g} %",
+        f"at step {e.at} a change of {layer.path} by 1 % changes the loss by {most:.3g} %",
         "normalization, residual connections, a smaller initialization; clip_norm=1.0",
         "Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063; Glorot and Bengio 2010",
         severity=_unless_burst(e),
-    )
-
-
-def cut_off(e: Evidence) -> Finding | None:
-    """No gradient reaches some weights, and they still are what they were drawn as."""
-    found = [x.path for x in e.layers if x.is_matrix and x.gradient == 0 and x.moved == 0 and e.at]
-    if not found or len(found) == sum(x.is_matrix for x in e.layers):
-        return None
-    return cause(
-        "a part frozen",
-        f"no gradient reaches {listed(found)}, and no entry has changed since it was drawn",
-        "is there a stop_gradient, a branch that isn't used, or a layer of dead units behind them?",
-        severity="ill" if e.is_unwell else "note",
-    )
-
-
-def none_moved(e: Evidence) -> Finding | None:
-    """No parameter has changed, though running statistics may have."""
-    if not e.at or not e.layers or any(x.moved != 0 for x in e.layers):
-        return None
-    return cause(
-        "nothing moves",
-        f"in {e.at} steps no entry of any parameter has changed",
-        "a learning rate above 0; check what is frozen or masked (optlab explain shows each parameter's rule)",
-    )
-
-
-def frozen(e: Evidence) -> Finding | None:
-    """Weights with a gradient still are what they were drawn as."""
-    matrices = [x for x in e.layers if x.is_matrix or x.role == "embedding"]
-    least = APART * max((_pull(e, x) for x in matrices), default=0.0)  # below it updates may round to nothing
-    found = [x.path for x in matrices if x.moved == 0 and _pull(e, x) > least]
-    if not e.at or not found:
-        return None
-    if all(x.moved == 0 for x in e.layers):
-        return None  # nothing moves at all: that has a rule of its own
-    return cause(
-        "a part frozen",
-        f"in {e.at} steps no entry of {listed(found)} has changed since it was drawn, though there is a gradient",
-        "optlab explain shows each parameter's rule: is one masked, without a rule, or set to zero?",
-    )
-
-
-def rounded(e: Evidence) -> Finding | None:
-    """Updates are smaller than half a unit in the last place."""
-    low = [x for x in e.layers if x.bits < 23 and x.stuck is not None and (x.is_matrix or x.role == "embedding")]
-    found = [x for x in low if x.stuck is not None and x.stuck > MOST]
-    if not e.at or len(found) <= len(low) / 2 or all(x.stuck == 1 for x in low):
-        return None  # where nothing at all moves, that has a rule of its own
-    worst = max(found, key=lambda x: x.stuck or 0)
-    return cause(
-        "updates round to nothing",
-        f"after {e.at} steps {worst.stuck:.0%} of the entries of {worst.path} are what they were drawn as: with "
-        f"{worst.bits} bits an update below {2.0 ** -(worst.bits + 1):.2g} of a weight is lost",
-        "parameters in float32 (bfloat16 in the model alone), or stochastic rounding",
-        "Micikevicius et al. 2018, arXiv 1710.03740, section 3.1",
     )
 
 
@@ -160,7 +113,7 @@ def vanished(e: Evidence) -> Finding | None:
     A layer inside may have little of it for a reason of its own, as queries and keys of an even attention do; what
     vanishes on its way back is least where the way is longest.
     """
-    pulls = {x.path: _pull(e, x) for x in e.layers if x.is_matrix and x.weight > 0 and x.gradient > 0}
+    pulls = {x.path: pull(e, x) for x in e.layers if x.is_matrix and x.weight > 0 and x.gradient > 0}
     found = [path for path, pull in pulls.items() if pull < APART * max(pulls.values())]
     first = [x.path for x in e.layers if x.is_input and x.path in pulls] or list(pulls)[:1]
     if not found or not set(first) & set(found) or not e.is_flat_or_worse:
@@ -176,20 +129,63 @@ def vanished(e: Evidence) -> Finding | None:
     )
 
 
+def collapsed(e: Evidence) -> Finding | None:
+    """The outputs have become the same for all examples."""
+    first, now = _signals(e)
+    if not e.is_flat or first is None or now is None or first < APART or now >= APART:
+        return None
+    return cause(
+        "learning rate too high",
+        f"at step {e.at} outputs differ by {now:.2g} from example to example, and by {first:.2g} as they were drawn: "
+        "an update too large put out all units, or shrank the weights to nothing",
+        "a third of the learning rate, then a tenth; a warm-up; less weight decay if that is large",
+        "Lu et al. 2019, arXiv 1903.06733 (dying units)",
+        rate_times(e, 1 / 3),
+    )
+
+
+def no_signal(e: Evidence) -> Finding | None:
+    """The outputs as they were drawn are the same for all examples, and the loss is flat.
+
+    Those of a head that starts at 0 are exactly so, which its first update ends: that is no fault by itself.
+    """
+    first, now = _signals(e)
+    if not e.is_flat or first is None or now is None or first >= APART or (first == 0 and now >= APART):
+        return None
+    return cause(
+        "bad initialization",
+        f"outputs differ by {first:.2g} from example to example as they were drawn, and by {now:.2g} at step {e.at}: "
+        "the signal is lost on its way through the layers, and so is the gradient on its way back",
+        "weights with a variance of 2/fan_in (he_normal), normalization, residual connections",
+        "Glorot and Bengio 2010; He et al. 2015, arXiv 1502.01852",
+    )
+
+
+def _signals(e: Evidence) -> tuple[float | None, float | None]:
+    m = e.model
+    return (None, None) if m is None or not m.step else (m.signal(m.first_outputs), m.signal(m.outputs))
+
+
 def dead_units(e: Evidence) -> Finding | None:
     """The gradient of most units of a layer is exactly 0 on a whole batch."""
-    found = [x for x in e.layers if x.dead is not None and x.dead > MOST]
-    if not found:
+    shares = {x.path: share for x in e.layers if (share := _dead(e, x)) is not None and share > MOST}
+    if not shares:
         return None
-    worst = max(found, key=lambda x: x.dead or 0)
+    worst = max(shares, key=lambda path: shares[path])
     return cause(
         "dead units",
-        f"at step {e.at} {worst.dead:.0%} of the units of {worst.path} have no gradient on a whole batch",
+        f"at step {e.at} {shares[worst]:.0%} of the units of {worst} have no gradient on a whole batch",
         "a lower learning rate or a warm-up, biases that start at 0, leaky_relu or gelu",
         "Lu et al. 2019, arXiv 1903.06733; Maas et al. 2013",
         rate_times(e, 1 / 3),
         severity=_unless_burst(e) if e.is_unwell else "note",
     )
+
+
+def _dead(e: Evidence, layer: Layer) -> float | None:
+    """The share of a layer's dead units: all, where its gradient is gone and another parameter still has one."""
+    is_gone = layer.is_matrix and layer.gradient == 0 and bool(layer.first_gradient)
+    return 1.0 if is_gone and any(x.gradient > 0 for x in e.layers) else layer.dead
 
 
 def saturated(e: Evidence) -> Finding | None:
@@ -212,43 +208,6 @@ def saturated(e: Evidence) -> Finding | None:
     )
 
 
-def wrong_routing(e: Evidence) -> Finding | None:
-    """A rule for hidden matrices moves a head or an embedding."""
-    if e.model is None or not e.model.orthogonalized:
-        return None
-    return cause(
-        "wrong routing",
-        f"{listed(list(e.model.orthogonalized))} is a head or an embedding, and a rule that orthogonalizes moves it",
-        'optlab.by_role({"matrix": …, "default": …}) routes by role; a layout of yours may override one',
-        "Jordan et al. 2024, Muon: an optimizer for hidden layers",
-    )
-
-
-def uphill(e: Evidence) -> Finding | None:
-    """The optimizer's update has a positive cosine with the gradient."""
-    is_measured = e.model is not None and e.model.uphill is not None and e.model.uphill > 0.1
-    if e.outcome != "UphillError" and not (is_measured and e.is_unwell):
-        return None
-    cosine = f": its cosine with the gradient is {e.model.uphill:.2f}" if e.model and is_measured else ""
-    return cause(
-        "updates point uphill",
-        f"the first update goes along the gradient, not against it{cosine}",
-        "end the optimizer in optlab.scale_by_learning_rate, which turns the sign",
-    )
-
-
-def no_learning_rate(e: Evidence) -> Finding | None:
-    """No learning rate was logged, and an update is as large as the weights."""
-    size = None if e.model is None else e.model.step_size
-    if size is None or size < UNRATED:
-        return None
-    return cause(
-        "no learning rate",
-        f"no learning rate is known of the optimizer, and its first updates have {size:.0%} of the weights' norm each",
-        "end it in optlab.scale_by_learning_rate(1e-3)",
-    )
-
-
 def began(e: Evidence) -> Finding | None:
     """The layer in which a divergence began."""
     if e.model is None or e.model.began is None:
@@ -264,15 +223,10 @@ def began(e: Evidence) -> Finding | None:
 
 def _unless_burst(e: Evidence) -> Severity:
     """An ill, but a note in a model that a burst of the loss has left behind: there it is what came of that."""
-    is_burst = e.at > 0 and any(rule(e) is not None for rule in (diverged, rate_too_high, gradient_collapsed))
+    is_burst = e.at > 0 and any(
+        rule(e) is not None for rule in (diverged, warmup_too_short, rate_too_high, gradient_collapsed)
+    )
     return "note" if is_burst else "ill"
-
-
-def _pull(e: Evidence, layer: Layer) -> float:
-    """By how much the loss changes, in parts of itself, where a layer's weights are scaled."""
-    assert e.model is not None
-    loss = abs(e.model.loss)
-    return layer.gradient * layer.weight / loss if loss > 0 else 0.0
 
 
 MODEL_RULES: tuple[Rule, ...] = (
@@ -286,9 +240,12 @@ MODEL_RULES: tuple[Rule, ...] = (
     frozen,
     exploded,
     starts_off,
+    collapsed,
     vanished,
+    no_signal,
     wrong_routing,
     dead_units,
     saturated,
+    hardly_turned,
     began,
 )

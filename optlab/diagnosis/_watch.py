@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from optlab.diagnosis._evidence import Evidence
-from optlab.diagnosis._rules import decay_too_strong, diverged, rate_too_high, starts_far_off
+from optlab.diagnosis._rules import diverged, starts_far_off
+from optlab.diagnosis._rules_of_rates import decay_too_strong, rate_too_high
 from optlab.runs import Record
 from optlab.runs._metrics import as_columns
 

@@ -26,6 +26,9 @@ def diagnose(
 ) -> Diagnosis:
     """Diagnoses a run by its metrics, its config and its outcome, in well under a second.
 
+    What curves can't show (a leak between the splits, one class, an order of the examples, frozen layers, a rule that
+    is routed wrong) needs a probe.
+
     Args:
         run: a run's folder, a `Run`, or the `History` that `train` returned.
         probe: whether to look at the data and at the model, too: at the latest checkpoint, or without one at the

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import optlab
 from optlab.commands import main
 from optlab.config import Component, Config, to_json
-from optlab.diagnosis import Evidence, Watch
+from optlab.diagnosis import Evidence, Watch, examine
 from optlab.diagnosis._layers import ModelProbe
 from optlab.diagnosis._rules import CURVE_RULES as RULES
 from optlab.training import Workload, train
@@ -51,13 +51,18 @@ ILL = {
         "loss": FLAT,
         "settings": {"optimizer.weight_decay": 100.0, "optimizer.learning_rate": 3e-3},
     },
-    "learning rate too high": {**HEALTHY, "loss": FALL + 20 * np.exp(-(((T - 60) / 40) ** 2))},
+    "warm-up too short": {**HEALTHY, "loss": FALL + 20 * np.exp(-(((T - 60) / 20) ** 2)), "rate": np.ones(len(T))},
+    "learning rate too high": {**HEALTHY, "loss": FALL + 20 * np.exp(-(((T - 120) / 60) ** 2))},
     "learning rate too high ": {"loss": FLAT, "norm": 2 * np.exp(-T / 10) + 0.1, "held_out": FLAT},
     "schedule ended too early": {**HEALTHY, "rate": np.where(T < 100, 1.0, 0.0)},
     "warm-up too long": {**HEALTHY, "rate": np.where(T < 280, T / 280, 0.5)},
     "clipped nearly always": {"loss": FLAT - T / 1000, "norm": 2.0, "rate": WARM, "settings": {"clip_norm": 1e-3}},
+    "splits differ": {**HEALTHY, "held_out": 20 * FALL + 1},
+    "learns nothing": {"loss": FLAT - 0.02 * (T > 5), "norm": 2.0, "held_out": FLAT - 0.02 * (T > 20), "rate": WARM},
+    "nothing moves ": {"loss": FLAT, "norm": 2.0, "rate": np.zeros(len(T))},
     "memorizing": {**HEALTHY, "held_out": 2.4 + T / 600},
-    "learning rate too low": {"loss": FLAT - T / 1000, "norm": 2.0, "held_out": FLAT - T / 1000, "rate": WARM},
+    "memorizing ": {"loss": 2.4 - T / 1500 + SCATTER / 5, "norm": 2.0, "held_out": 2.4 + T / 1500, "rate": WARM},
+    "learning rate too low": {"loss": FLAT - T / 1000, "norm": 2.0, "held_out": 2.4 - T / 1000, "rate": WARM},
     "noisy": {
         "loss": FALL + 1 + 9 * SCATTER,
         "norm": 2.0,
@@ -127,7 +132,9 @@ def folder(path, loss=FALL, **summary):
 def test_the_command_says_it_writes_it_and_its_exit_code_is_the_verdict(tmp_path, capsys):
     well, ill = folder(tmp_path / "well"), folder(tmp_path / "ill", loss=2.4 * np.exp(T / 100), skipped=[7])
     assert main(["diagnose", str(well)]) == 0
-    assert f"{well}, 300 steps: healthy" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{well}, 300 steps: healthy by its curves\nCurves don't show leaks" in out
+    assert f"next: optlab diagnose {well} --probe" in out
     assert main(["diagnose", str(well), str(ill)]) == 1
     out = capsys.readouterr().out
     assert f"{ill}, 300 steps: diverged" in out
@@ -181,6 +188,21 @@ def test_a_watched_run_says_what_is_sure_once_and_early():
     assert line.startswith("optlab: step 60: diverged: ")
     assert watched(FALL * (1 + SCATTER / 2)) == []
     assert watched(2.4 * np.exp(T / 40), start=5) == []  # what it began with isn't known
+
+
+def test_a_model_that_knows_something_has_learned_before_the_first_record():
+    made = curves(**ILL["learns nothing"], accuracy=True)
+    assert names(made) == ["learns nothing"]  # a tenth is right: a guess among ten
+    known = {**made.metrics, "train/accuracy": np.full(len(T), 0.4)}
+    assert names(dataclasses.replace(made, metrics=known)) == []
+    assert names(dataclasses.replace(made, model=ModelProbe(300, (), 2.4, 5.0), metrics=known)) == []
+
+
+def test_a_flat_loss_that_goes_up_and_down_is_noisy_where_a_probe_finds_no_other_cause():
+    walk = 2.4 + 0.02 * np.sin(T / 8)
+    made = curves(FLAT, 2.0, held_out=walk, rate=np.ones(len(T)))
+    assert names(made) == ["learns nothing"]  # labels without a meaning look alike
+    assert [f.name for f in examine(dataclasses.replace(made, model=ModelProbe(300, (), 2.4, 2.4)))] == ["noisy"]
 
 
 def test_a_probe_separates_a_high_rate_from_a_bad_start():

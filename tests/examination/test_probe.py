@@ -56,6 +56,7 @@ def of_data(source, *, draw="shuffled", loss=None, held_out=None):
 
 
 WIDE = X * np.array([1e4, *[1] * 7], np.float32)
+TEXT = (np.arange(9) + RNG.integers(0, 20, (600, 1)) + RNG.integers(0, 2, (600, 9))) % 20
 DATA = {
     "one class": arrays(X, 0 * Y),
     "inputs all alike": arrays(0 * X, Y),
@@ -63,6 +64,9 @@ DATA = {
     "splits differ": arrays(X, Y, validation=(100 * X[:90], Y[:90])),
     "splits differ ": arrays(X[BY_CLASS][:200], Y[BY_CLASS][:200], validation=(X[BY_CLASS][500:], Y[BY_CLASS][500:])),
     "labels apart from inputs": arrays(X, RNG.permutation(Y)),
+    "labels apart from inputs ": arrays(TEXT[:, :-1], RNG.permutation(TEXT[:, 1:])),
+    "label among the inputs": arrays(np.c_[X, 3.0 * Y].astype(np.float32), Y),
+    "label among the inputs ": arrays(X, 2 * X[:, :1] - 1),
     "features not scaled": arrays(WIDE, Y),
     "features not scaled ": arrays(300 * X, Y),
 }
@@ -78,7 +82,12 @@ def test_data_in_order_are_seen_in_the_batches_themselves():
     assert "data in order" in of_data(source, draw="ordered")
     assert "data in order" not in of_data(source)
     targets = np.sort(X[:, 0])
-    assert "data in order" in of_data(arrays(X, targets, validation=0, test=0), draw="ordered")
+    for labels in (targets, targets[:, None], np.stack([RNG.standard_normal(600), targets], 1)):
+        source = arrays(X, labels, validation=0, test=0)
+        assert ("data in order" in of_data(source, draw="ordered"), "data in order" in of_data(source)) == (True, False)
+    text = np.sort(RNG.integers(0, 90, (600, 1)), axis=0) + RNG.integers(0, 10, (600, 8))  # its letters change with it
+    assert "data in order" in of_data(arrays(text, text, validation=0, test=0), draw="ordered")
+    assert "data in order" not in of_data(arrays(text, text, validation=0, test=0))
 
 
 def test_examples_in_a_good_order_are_no_fault():
@@ -87,6 +96,7 @@ def test_examples_in_a_good_order_are_no_fault():
 
 def test_sound_data_are_no_cause_of_a_flat_loss():
     assert of_data(arrays(X, Y)) == []
+    assert of_data(arrays(TEXT[:, :-1], TEXT[:, 1:])) == []
     assert of_data(optlab.data.digits()) == []
 
 
@@ -104,7 +114,7 @@ def test_unscaled_features_of_a_run_that_learns_are_a_note():
 def test_neighbours_of_numbers_agree_where_the_target_depends_on_the_inputs():
     assert agreement(Examples(X, X[:, 0] + X[:, 1], True)) > 8
     assert abs(agreement(Examples(X, RNG.standard_normal(600), True))) < 3
-    assert agreement(Examples(X.astype(int), Y, True)) is None  # tokens
+    assert agreement(Examples(X.astype(int), X[:, 0], True)) is None  # numbers of tokens
 
 
 @pytest.mark.parametrize(
@@ -136,17 +146,17 @@ def head_alone(params):
     return jax.tree.map_with_path(lambda path, _: "fast" if "head" in jax.tree_util.keystr(path) else "slow", params)
 
 
-def test_a_rate_of_zero_is_no_part_frozen_and_no_missing_rate():
-    assert probed(work(), optlab.adamw(0.0))[0].name == "nothing moves"
-
-
 ADAM = optax.adam(1e-3)
 MODELS = {
     "wrong loss for the output": (work(end=nnx.softmax), ADAM),
-    "wrong loss for the output ": (work(X, X[:, :1] - 1, loss=squared_error, outputs=1, end=nnx.sigmoid), ADAM),
+    "wrong loss for the output ": (
+        work(X, X[:, :1] + X[:, 1:2] - 1, loss=squared_error, outputs=1, end=nnx.sigmoid),
+        ADAM,
+    ),
     "bad initialization": (work(init=nnx.initializers.constant(0.05)), ADAM),
     "bad initialization ": (work(init=nnx.initializers.normal(3.0), depth=2), ADAM),
     "vanished gradients": (work(act=nnx.sigmoid, depth=8), optax.sgd(1e-4)),
+    "learning rate too low": (work(), optax.sgd(1e-3)),
     "a part frozen": (work(), optax.chain(ADAM, optax.masked(optax.set_to_zero(), frozen))),
     "updates round to nothing": (work(dtype=jnp.bfloat16), optax.adam(1e-5)),
     "wrong routing": (work(), optax.contrib.muon(1e-3)),
@@ -182,15 +192,39 @@ LAYER = Layer("a", "matrix", (16, 16), 4.0, 0.2, dead=0.0, moved=1.0, stuck=0.0)
         ({"gradient": 1e3}, "exploded gradients"),
         ({"gradient": 1e-9, "is_input": True}, "vanished gradients"),
         ({"gradient": 1e-9}, None),  # inside
-        ({"gradient": 0.0, "moved": 0.0}, "a part frozen"),
+        ({"gradient": 0.0, "first_gradient": 0.0}, "a part frozen"),  # weight decay moves it all the same
+        ({"gradient": 0.0, "first_gradient": 1.0}, "dead units"),
         ({"moved": 0.0, "stuck": 1.0}, "a part frozen"),
         ({"moved": 0.0, "stuck": 1.0, "bits": 7}, "a part frozen"),
+        ({"turned": 0.01}, "learning rate too low"),
+        ({"turned": 0.5}, None),
         ({"is_symmetric": True}, "bad initialization"),
         ({}, None),
     ],
 )
 def test_a_layer_beside_a_sound_one(change, name):
     assert of_model(LAYER, dataclasses.replace(LAYER, path="b", **change)) == [name] * (name is not None)
+
+
+def test_a_rate_of_zero_is_no_part_frozen_and_no_rate_too_low():
+    still = dataclasses.replace(LAYER, moved=0.0, stuck=1.0, turned=0.0)
+    assert of_model(still, dataclasses.replace(still, path="b")) == ["nothing moves"]
+
+
+@pytest.mark.parametrize(
+    ("first", "now", "names"),
+    [
+        (0.5, 0.0, ["learning rate too high"]),
+        (1e-9, 1e-9, ["bad initialization"]),
+        (1e-9, 0.2, ["bad initialization"]),  # a plateau that ends late
+        (0.0, 0.2, []),  # a head that starts at 0
+        (0.5, 0.2, []),
+    ],
+)
+def test_outputs_that_are_the_same_for_all_examples(first, now, names):
+    base = np.linspace(-1, 1, 16).reshape(8, 2)
+    found = {"labels": np.arange(8) % 2, "outputs": now * base, "first_outputs": first * base}
+    assert of_model(LAYER, is_cross_entropy=True, **found) == names
 
 
 @pytest.mark.parametrize(("loss", "names"), [(0.1, []), (50.0, ["saturated softmax"])])

@@ -1,0 +1,165 @@
+"""Rules on the learning rate, and what else makes steps large or small: evidence -> a finding, or None."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from optlab.diagnosis._evidence import FLAT, Evidence
+from optlab.diagnosis._findings import EXPLODED, Finding, rate_times
+from optlab.diagnosis._rules_of_splits import memorizing
+
+STEADY = 0.4  # the share of its first value above which a gradient's norm counts as unchanged
+COLLAPSED = 0.25  # the share below which it counts as gone
+TOO_MUCH_DECAY = 0.05  # of the weights in a step
+
+
+def schedule_ended(e: Evidence) -> Finding | None:
+    """The learning rate was 0 for a good part of the run, and the loss stood still there."""
+    steps, rates = e.rate
+    if len(rates) < 5 or rates.max() <= 0:
+        return None
+    last = steps[rates > 1e-3 * rates.max()][-1]
+    idle = 1 - last / e.steps[-1]
+    if idle < 0.15:
+        return None
+    return Finding(
+        "schedule ended too early",
+        "ill",
+        f"after step {last} of {e.steps[-1]} the learning rate is below a thousandth of its peak",
+        "a schedule as long as the run (in configs it is; in Python give it the run's steps)",
+    )
+
+
+def warmup_too_long(e: Evidence) -> Finding | None:
+    """The learning rate was still rising in the second half of the run."""
+    steps, rates = e.rate
+    if len(rates) < 5 or rates.max() <= 0 or (top := steps[np.argmax(rates)]) <= e.steps[-1] / 2:
+        return None
+    if rates[0] > 0.5 * rates.max():
+        return None
+    return Finding(
+        "warm-up too long",
+        "ill",
+        f"the learning rate rises until step {top} of {e.steps[-1]}",
+        "a warm-up of a twentieth of the run",
+        "Gilmer et al. 2022, arXiv 2110.04369",
+        {"schedule.warmup": 0.05} if "schedule.warmup" in e.settings else {},
+    )
+
+
+def warmup_too_short(e: Evidence) -> Finding | None:
+    """The loss jumped far above its beginning early, and fell below it at a rate that was as high."""
+    (steps, losses), (at, rates) = e.curve("train/loss"), e.rate
+    if not _has_burst(e) or len(rates) < 5 or rates.max() <= 0:
+        return None
+    top = int(np.argmax(e.smooth))
+    high = steps <= at[rates >= rates.max() / 2][-1]
+    late = e.smooth[high & (np.arange(len(losses)) > top)]
+    if steps[top] > e.steps[-1] / 4 or not len(late) or late[-1] > (1 - FLAT) * losses[0]:
+        return None
+    return Finding(
+        "warm-up too short",
+        "ill",
+        f"train/loss rose from {losses[0]:.4g} to {e.smooth[top]:.4g} at step {steps[top]}, and fell to {late[-1]:.4g} "
+        "before the learning rate was half of its peak: only the beginning doesn't bear it",
+        "a warm-up of a twentieth of the run or longer, clip_norm=1.0, or a third of the learning rate",
+        "Gilmer et al. 2022, arXiv 2110.04369",
+        {"schedule.warmup": 0.1} if "schedule.warmup" in e.settings else {},
+    )
+
+
+def _has_burst(e: Evidence) -> bool:
+    return len(e.loss) >= 3 and bool(e.smooth.max() > EXPLODED * max(e.loss[0], e.smooth[0]))
+
+
+def rate_too_high(e: Evidence) -> Finding | None:
+    """The loss jumped far above its beginning."""
+    if not _has_burst(e) or warmup_too_short(e) is not None:
+        return None
+    top = float(e.smooth.max())
+    return too_high(e, f"train/loss rose from {e.loss[0]:.4g} to {top:.4g} before it fell")
+
+
+def gradient_collapsed(e: Evidence) -> Finding | None:
+    """The loss stays flat though the gradient has collapsed."""
+    _, norms = e.curve("train/gradient_norm")
+    if len(norms) < 5 or not e.is_flat or np.median(norms[1:]) >= COLLAPSED * norms[0]:
+        return None
+    return too_high(
+        e,
+        f"train/loss fell by {max(e.share_gained, 0):.0%} and stays there, though the gradient's norm fell from "
+        f"{norms[0]:.3g} to {np.median(norms[1:]):.3g}: the outputs hardly depend on the inputs any more",
+    )
+
+
+def too_high(e: Evidence, because: str) -> Finding:
+    return Finding(
+        "learning rate too high",
+        "ill",
+        because,
+        "a third of the learning rate, then a tenth; a warm-up; less weight decay if that is large",
+        "Cohen et al. 2021, arXiv 2103.00065 (stability); Lu et al. 2019, arXiv 1903.06733 (dying units)",
+        rate_times(e, 1 / 3),
+    )
+
+
+def rate_too_low(e: Evidence) -> Finding | None:
+    """The loss hardly falls, but at an even pace, and the gradient is as long as at the beginning.
+
+    Far from where a loss ends, it falls by every step, in proportion to the learning rate; near it, as e^(−way). The
+    second half of the way then brings as much as the first, or less by up to e where the run has two time constants.
+    """
+    _, norms = e.curve("train/gradient_norm")
+    if len(norms) < 5 or e.gained >= FLAT or np.median(norms[1:]) < STEADY * norms[0] or e.pace is None:
+        return None
+    if e.is_walking or e.smooth.max() > 1.5 * e.loss[0] or memorizing(e) is not None:
+        return None
+    first, second = e.pace
+    if min(first, second) <= 0 or second < first / math.e:
+        return None
+    return Finding(
+        "learning rate too low",
+        "ill",
+        f"the loss fell by {max(e.gained, 0):.0%} in {e.steps[-1]} steps, at the end as fast for its learning rate as "
+        f"at the beginning, and the gradient's norm stays ({norms[0]:.3g}, in the middle {np.median(norms):.3g})",
+        "three times the learning rate, then ten times; if that changes nothing: is the gradient clipped?",
+        "Goodfellow, Bengio, Courville 2016, Deep Learning, section 11.4.1",
+        rate_times(e, 3),
+    )
+
+
+def decay_too_strong(e: Evidence) -> Finding | None:
+    """Decoupled decay removes a large part of the weights in every step."""
+    decay, rate = e.settings.get("optimizer.weight_decay"), e.settings.get("optimizer.learning_rate")
+    if not isinstance(decay, int | float) or not isinstance(rate, int | float):
+        return None
+    share = decay * rate
+    if share < TOO_MUCH_DECAY or 1 - e.share_gained < 0.2:
+        return None
+    return Finding(
+        "weight decay too strong",
+        "ill",
+        f"a step removes {share:.0%} of the weights (weight_decay={decay:g} times learning_rate={rate:g}), and "
+        f"train/loss fell by {max(e.share_gained, 0):.0%} alone",
+        "a tenth of the decay for each step; 0.1 is usual",
+        "Loshchilov and Hutter 2019, arXiv 1711.05101",
+        {"optimizer.weight_decay": 0.1},
+    )
+
+
+def clipped(e: Evidence) -> Finding | None:
+    """Nearly every gradient is longer than the limit that it is clipped to."""
+    limit, (_, norms) = e.settings.get("clip_norm"), e.curve("train/gradient_norm")
+    if not isinstance(limit, int | float) or len(norms) < 5 or (share := float(np.mean(norms > limit))) < 0.9:
+        return None
+    return Finding(
+        "clipped nearly always",
+        "ill" if e.share_gained < FLAT else "note",
+        f"{share:.0%} of the logged gradients are longer than clip_norm={limit:g}; their median is "
+        f"{np.median(norms):.3g}",
+        "a limit that cuts outliers alone; rules such as Adam and Muon don't see a gradient's length",
+        "Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063",
+        {"clip_norm": float(f"{2 * float(np.median(norms)):.2g}")},
+    )
