@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,10 +33,24 @@ def test_every_public_module_is_in_the_reference():
     assert theory <= set(_pages.MODULES)
 
 
-def test_every_public_name_has_a_page(tmp_path):
+@pytest.fixture
+def written(tmp_path):
+    """A folder with the pages that are written when the site is built."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / _pages.EXPERIMENTS).symlink_to(ROOT / _pages.EXPERIMENTS)
     _pages.write(tmp_path)
+    return tmp_path
+
+
+def test_every_experiment_with_a_page_is_in_the_gallery(written):
+    gallery = (written / "docs/api/gallery.md").read_text()
+    for page in (ROOT / _pages.EXPERIMENTS).glob("e*.md"):
+        assert f"({page.stem}.png)" in gallery.replace("../experiments/", ""), page
+
+
+def test_every_public_name_has_a_page(written):
     for (module, name), page in _pages.pages().items():
-        home = ROOT if page.startswith("docs/optimizers/") else tmp_path
+        home = ROOT if page.startswith("docs/optimizers/") else written
         assert re.search(rf":: optlab[\w.]*\.{name}\n", (home / f"{page}.md").read_text()), (module, name)
 
 
@@ -52,9 +67,13 @@ def test_the_site_builds_without_a_warning_and_its_links_hold(tmp_path):
     assert done.returncode == 0, done.stderr
     pages = [page for page in tmp_path.rglob("*.html") if "_static" not in page.parts]
     assert len(pages) > len(set(_pages.pages().values()))
-    for page in pages:
-        for link in re.findall(r'(?:href|src)="([^"#:?]+)["#?]', page.read_text()):
-            assert (page.parent / link).exists(), f"{page.relative_to(tmp_path)} links to {link}"
+    texts = {page.resolve(): page.read_text() for page in pages}
+    anchors = {page: {"", *re.findall(r'id="([^"]+)"', text)} for page, text in texts.items()}
+    for page, text in texts.items():
+        for link, anchor in re.findall(r'(?:href|src)="([^"#:?]*)(?:[?][^"#]*)?#?([^":]*)"', text):
+            found = (page.parent / link).resolve() if link else page
+            assert found.exists(), f"{page.name} links to {link}"
+            assert unquote(anchor) in anchors.get(found, [unquote(anchor)]), f"{page.name} links to {link}#{anchor}"
 
 
 MOVE = """
