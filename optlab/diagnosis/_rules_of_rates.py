@@ -12,6 +12,7 @@ from optlab.diagnosis._rules_of_splits import memorizing
 
 STEADY = 0.4  # the share of its first value above which a gradient's norm counts as unchanged
 COLLAPSED = 0.25  # the share below which it counts as gone
+TURNED = 0.5  # of a matrix, in spectral norms: what it does is new (Yang, Simon, Bernstein 2023, arXiv 2310.17813)
 TOO_MUCH_DECAY = 0.05  # of the weights in a step
 
 
@@ -109,15 +110,18 @@ def rate_too_low(e: Evidence) -> Finding | None:
     """The loss hardly falls, but at an even pace, and the gradient is as long as at the beginning.
 
     Far from where a loss ends, it falls by every step, in proportion to the learning rate; near it, as e^(−way). The
-    second half of the way then brings as much as the first, or less by up to e where the run has two time constants.
+    second half of the way then brings as much as the first, or less by up to e where the run has two time constants; by
+    as much more, it leaves a plateau. Where a probe saw a matrix that is another one by half, the rate isn't why.
     """
     _, norms = e.curve("train/gradient_norm")
     if len(norms) < 5 or e.gained >= FLAT or np.median(norms[1:]) < STEADY * norms[0] or e.pace is None:
         return None
     if e.is_walking or e.smooth.max() > 1.5 * e.loss[0] or memorizing(e) is not None:
         return None
+    if any(x.turned is not None and x.turned > TURNED for x in e.layers if x.is_matrix):
+        return None
     first, second = e.pace
-    if min(first, second) <= 0 or second < first / math.e:
+    if min(first, second) <= 0 or not 1 / math.e <= second / first <= math.e:
         return None
     return Finding(
         "learning rate too low",
