@@ -125,7 +125,7 @@ def rate_too_low(e: Evidence) -> Finding | None:
         return None
     return Finding(
         "learning rate too low",
-        "ill",
+        "note" if e.knows else "ill",  # slow as it is, a model that beats a guess is learning
         f"the loss fell by {max(e.gained, 0):.0%} in {e.steps[-1]} steps, at the end as fast for its learning rate as "
         f"at the beginning, and the gradient's norm stays ({norms[0]:.3g}, in the middle {np.median(norms):.3g})",
         "three times the learning rate, then ten times; if that changes nothing: is the gradient clipped?",

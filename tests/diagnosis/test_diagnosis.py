@@ -199,6 +199,12 @@ def test_a_model_that_knows_something_has_learned_before_the_first_record():
     assert names(dataclasses.replace(made, model=ModelProbe(300, (), 2.4, 5.0), metrics=known)) == []
 
 
+def test_a_rate_under_which_a_model_learned_something_is_low_in_a_note():
+    made = curves(**ILL["learning rate too low"])
+    known = {**made.metrics, "train/accuracy": np.full(len(T), 0.4)}
+    assert [f.severity for f in examine(dataclasses.replace(made, metrics=known))] == ["note"]
+
+
 def test_a_rate_under_which_a_matrix_became_another_one_is_not_too_low():
     made = curves(**ILL["learning rate too low"])
     for turned, found in ((0.3, ["learning rate too low"]), (0.8, [])):
