@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from optlab.diagnosis._evidence import FLAT, Evidence
+from optlab.diagnosis._evidence import FLAT, NOTHING, Evidence
 from optlab.diagnosis._findings import EXPLODED, Finding, rate_times
 from optlab.diagnosis._rules_of_splits import memorizing
 
@@ -118,14 +118,17 @@ def rate_too_low(e: Evidence) -> Finding | None:
         return None
     if e.is_walking or e.smooth.max() > 1.5 * e.loss[0] or memorizing(e) is not None:
         return None
-    if any(x.turned is not None and x.turned > TURNED for x in e.layers if x.is_matrix):
+    turned = [x.turned for x in e.layers if x.is_matrix and x.turned is not None]
+    if turned and max(turned) > TURNED:
         return None
     first, second = e.pace
     if min(first, second) <= 0 or not 1 / math.e <= second / first <= math.e:
         return None
+    # Slow as it is, what beats a guess is learning; without a probe or an accuracy nobody knows where a guess is.
+    is_sure = not e.knows and (bool(turned) or e.knows is False or e.gained < NOTHING)
     return Finding(
         "learning rate too low",
-        "note" if e.knows else "ill",  # slow as it is, a model that beats a guess is learning
+        "ill" if is_sure else "note",
         f"the loss fell by {max(e.gained, 0):.0%} in {e.steps[-1]} steps, at the end as fast for its learning rate as "
         f"at the beginning, and the gradient's norm stays ({norms[0]:.3g}, in the middle {np.median(norms):.3g})",
         "three times the learning rate, then ten times; if that changes nothing: is the gradient clipped?",

@@ -203,6 +203,9 @@ def test_a_rate_under_which_a_model_learned_something_is_low_in_a_note():
     made = curves(**ILL["learning rate too low"])
     known = {**made.metrics, "train/accuracy": np.full(len(T), 0.4)}
     assert [f.severity for f in examine(dataclasses.replace(made, metrics=known))] == ["note"]
+    assert [f.severity for f in examine(made)] == ["note"]  # a guess may be anywhere
+    guesses = {**made.metrics, "train/accuracy": np.full(len(T), 0.1)}
+    assert [f.severity for f in examine(dataclasses.replace(made, metrics=guesses))] == ["ill"]
 
 
 def test_a_rate_under_which_a_matrix_became_another_one_is_not_too_low():
