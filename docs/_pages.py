@@ -3,6 +3,7 @@
 import functools
 import importlib
 import inspect
+import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,7 @@ MODULES = {
     "optlab.theory.measures": "Measurements of a run.",
 }
 HOME = Path("docs/api")  # below the repository; not committed
+EXPERIMENTS = Path("docs/experiments")
 
 
 def public_names(module: str) -> list[str]:
@@ -68,6 +70,7 @@ def write(root: Path) -> None:
     for module, words in MODULES.items():
         of_module = [page for (home, _), page in pages().items() if home == module]
         wanted[HOME / f"{module}.md"] = f"# {module}\n\n{words}\n\n" + _toctree(of_module)
+    wanted[HOME / "gallery.md"] = _gallery((root / EXPERIMENTS / "index.md").read_text())
     for (module, name), page in pages().items():
         if page == f"{HOME}/{module}.{name}":
             wanted[Path(page + ".md")] = _symbol(module, name)
@@ -81,6 +84,16 @@ def write(root: Path) -> None:
 
 def _toctree(pages: list[str]) -> str:
     return "\n".join(["```{toctree}", ":maxdepth: 1", "", *(f"/{page}" for page in pages), "```", ""])
+
+
+def _gallery(index: str) -> str:
+    """A figure and a sentence for every experiment in the table of docs/experiments/index.md."""
+    parts = ["# Gallery", "A figure of each of the course's experiments; its page has the table behind it."]
+    row = r"^\| \[(E\d+)\]\((\w+)\.md\) \| (.*?) \| (.*?) \|$"
+    for number, page, question, answer in re.findall(row, index, re.MULTILINE):
+        home, answer = f"../experiments/{page}", answer[:1].upper() + answer[1:]
+        parts += [f"## {number}: {question}", f"![{question}]({home}.png)", f"{answer} ([{number}]({home}.md))."]
+    return "\n\n".join(parts) + "\n"
 
 
 def _symbol(module: str, name: str) -> str:

@@ -43,6 +43,9 @@ html_theme = "sphinx_book_theme"
 html_title = "optlab"
 html_theme_options = {"show_navbar_depth": 1, "use_download_button": False}
 html_extra_path = ["_extra"]
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+highlight_language = "none"  # a block without a language is a drawing
 
 
 def escape_marks(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:

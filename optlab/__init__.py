@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from optlab.tuning import batch_range as batch_range
     from optlab.tuning import lr_range as lr_range
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _SUBMODULES = (
     "commands",

@@ -30,6 +30,7 @@ def _meant(own: str, names: Sequence[str]) -> list[str]:
     least = min(errors.values(), default=len(own))
     if least <= max(1, len(own) // 3) and least < len(own):
         found = [n for n in names if errors[n] == least]
+        found = [n for n in found if plain[n].startswith(own)] or found  # step is steps rather than stop
     else:
         found = [n for n in names if len(own) > 2 and plain[n].startswith(own)]
     return found if len(found) < 4 else []

@@ -56,7 +56,7 @@ assert not xla_bridge._backends
 @pytest.mark.parametrize("package", ["flax", "orbax", "rich"])
 def test_a_missing_extra_names_the_line_that_installs_it(how, package):
     code = f"import sys; sys.modules[{package!r}] = None; {how}"
-    assert f"optlab.training needs {package}: pip install 'optlab-jax[train]'" in error_of(code)
+    assert f"optlab.training needs {package}: pip install -e '.[train]'" in error_of(code)
 
 
 def test_tensorboard_is_asked_for_where_it_is_used_alone():
@@ -68,7 +68,7 @@ def test_tensorboard_is_asked_for_where_it_is_used_alone():
     )
     error = error_of(code)
     assert error.startswith("imported\n")
-    assert "log.tensorboard needs tensorboardX: pip install 'optlab-jax[train]'" in error
+    assert "log.tensorboard needs tensorboardX: pip install -e '.[train]'" in error
 
 
 def test_the_command_line_says_it_without_a_traceback():
@@ -79,7 +79,8 @@ def test_the_command_line_says_it_without_a_traceback():
         "raise SystemExit(1)"
     )
     error = error_of(code)
-    assert error.strip() == "optlab: optlab show needs rich: pip install 'optlab-jax[train]'"
+    line = "pip install -e '.[train]' in a clone of optlab, or pip install 'FILE.whl[train]' with its wheel"
+    assert error.strip() == f"optlab: optlab show needs rich: {line}"
 
 
 def test_whatever_is_listed_is_there_and_nothing_else():
@@ -90,8 +91,10 @@ def test_whatever_is_listed_is_there_and_nothing_else():
         optlab.adamww  # noqa: B018
 
 
-def test_the_version_is_the_packages():
+def test_the_version_is_the_packages_and_the_citations_and_heads_the_changelog():
     assert optlab.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {optlab.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {optlab.__version__} (" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_a_folder_of_its_name_beside_the_script_does_not_hide_it(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import optlab
-from optlab.commands import parsed
+from optlab.commands import main, parsed
 
 ROOT = Path(__file__).parent.parent
 CONTENTS = (ROOT / "docs" / "contents.md").read_text()
@@ -25,7 +25,10 @@ LONG = re.compile(r"check_transform\(|measure=|optlab\.compare\(|batch_range\(")
     [pytest.param(*b, marks=pytest.mark.slow) if LONG.search(b[1]) else b for b in BLOCKS],
     ids=[f"{name}-{i}" for i, (name, _) in enumerate(BLOCKS)],
 )
-def test_python_runs_as_it_stands(name, block):
+def test_python_runs_as_it_stands(name, block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for library in re.findall(r"^import (equinox|haiku) as", block, re.MULTILINE):
+        pytest.importorskip(library)  # no extra of optlab installs them
     exec(compile(block, name, "exec"), {})
 
 
@@ -44,6 +47,35 @@ def test_commands_are_those_of_the_command_line(guide):
     for line in re.findall(r"^optlab .*", shell, re.MULTILINE):
         words = shlex.split(line, comments=True)[1:]
         assert parsed(words).command == words[0], line
+
+
+# What is left out of a page's commands, and why; what makes a command of minutes one of seconds.
+LEFT_OUT = {
+    "FOLDER": "CIFAR-10 isn't in the repository",
+    "tinyshakespeare.txt": "nor is the text",
+    "--scheduler": "needs Dask's scheduler; tests/compare has one",
+    "launch": "starts processes of its own; tests/training/test_processes.py",
+}
+SHORTER = {"compare": ["steps=20", "trials=2"], "lr-range": ["steps=60"], "batch-range": ["steps=60"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
+def test_commands_run_one_after_another(guide, tmp_path, monkeypatch):
+    """In a folder like a clone, in which the runs that the page doesn't make itself are there already."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    shell = "\n".join(re.findall(r"```bash\n(.*?)```", guide.read_text(), re.DOTALL))
+    lines = re.findall(r"^optlab .*", shell, re.MULTILINE)
+    made = set(re.findall(r"train.* --run (\S+)", shell))
+    for folder in sorted({*re.findall(r" (runs/\w+)", shell)} - made):
+        assert main(["train", "configs/digits.py", "steps=60", "--run", folder]) == 0
+    for line in lines:
+        words = shlex.split(line, comments=True)[1:]
+        if any(name in word for word in words for name in LEFT_OUT):
+            continue
+        code = main([*words, *SHORTER.get(words[0], [])])
+        assert code == 0 or (words[0] == "diagnose" and code == 1), line
 
 
 def test_the_table_of_additions_names_files_that_are_there():

@@ -51,8 +51,10 @@ class Page:
 
 
 def estimate(sample: ArrayLike, digits: int = 3) -> str:
-    """The mean and the half width of Student's interval of 95 %, as a cell of a table."""
+    """The mean and the half width of Student's interval of 95 %, as a table's cell; of equal values the mean alone."""
     found = mean(np.asarray(sample, np.float64))
+    if np.isnan(found.low):
+        return f"{found.value:.{digits}f}"
     return f"{found.value:.{digits}f} ± {(found.high - found.low) / 2:.{digits}f}"
 
 

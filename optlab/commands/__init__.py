@@ -9,6 +9,7 @@ import argparse
 import importlib
 import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -90,7 +91,8 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if unknown and (said := _assignment(unknown)):
         _parser().error(f"{unknown[0]} is no option; a config's keys are said without dashes: {said}")
     if unknown:
-        _parser().error(f"unknown arguments: {' '.join(unknown)}; see optlab {arguments.command} --help")
+        way = _option(arguments.command, unknown[0]) or f"see optlab {arguments.command} --help"
+        _parser().error(f"unknown arguments: {' '.join(unknown)}; {way}")
     if rest:
         arguments.overrides += rest  # argparse leaves over what stands behind an option
     return arguments
@@ -115,10 +117,20 @@ def _assignment(words: Sequence[str]) -> str | None:
     """The override that was probably meant by an option: `--steps 100` is steps=100."""
     key, _, value = words[0].lstrip("-").replace("-", "_").partition("=")
     found = meant(key, [*Config.__dataclass_fields__, "learning_rate", "weight_decay"])
-    if not words[0].startswith("--") or len(found) != 1:
+    if not words[0].startswith("--"):
         return None
-    owner = "optimizer." if found[0] not in Config.__dataclass_fields__ else ""
-    return f"{owner}{found[0]}={value or (words[1] if len(words) > 1 else '…')}"
+    value = value or (words[1] if len(words) > 1 else "…")
+    owner = lambda name: "" if name in Config.__dataclass_fields__ else "optimizer."
+    return " or ".join(f"{owner(name)}{name}={value}" for name in found)
+
+
+def _option(command: str, word: str) -> str | None:
+    """The option of a command that was probably meant by a word: --run for --runs."""
+    parser = argparse.ArgumentParser(add_help=False)
+    _command(command).add_arguments(parser)
+    options = {option.lstrip("-"): option for option in re.findall(r"--[a-z-]+", parser.format_usage())}
+    found = meant(word.partition("=")[0].lstrip("-"), options) if word.startswith("-") else []
+    return f"did you mean {' or '.join(options[name] for name in found)}?" if found else None
 
 
 def _command(name: str) -> Any:

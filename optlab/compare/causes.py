@@ -50,9 +50,9 @@ def causes(results: Sequence[Result], beside: Sequence[Result] = ()) -> dict[str
 
 
 def _losses(results: Sequence[Result]) -> dict[str, tuple[float, float]]:
-    """The first and the last training loss of each trial that finished, by its id."""
+    """The first and the last training loss of each trial that finished, by its id; one evaluation shows no fall."""
     found = {r.trial.id: r.curve.get("train/loss", ()) for r in results if r.diverged is None}
-    return {name: (float(x[0]), float(x[-1])) for name, x in found.items() if len(x) and math.isfinite(x[-1])}
+    return {name: (float(x[0]), float(x[-1])) for name, x in found.items() if len(x) > 1 and math.isfinite(x[-1])}
 
 
 def _has_trained(first: float, end: float, lowest: float) -> bool:

@@ -16,6 +16,7 @@ from optlab.compare.points import DEFAULTS, UNKNOWN, Interval, Space
 from optlab.config import is_learning_rate, nearest
 
 SCHEDULE = "schedule."
+LONGEST = 60  # characters of a name, for which a chart's legend has room
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def contend(
         StudyError: for a name that no trial can have, a factory that there isn't, an argument that it doesn't take,
             one that it needs and the space doesn't have, and whatever it raises at the middle of the space.
     """
-    if not name or not isinstance(name, str) or set("/\\\0\n") & set(name):
-        raise StudyError(f"a contender's name must be text without slashes, got {name!r}")
+    if not name or not isinstance(name, str) or set("/\\\0\n") & set(name) or len(name) > LONGEST:
+        raise StudyError(f"a contender's name must be at most {LONGEST} characters without slashes, got {name!r}")
     if isinstance(what, str) and what not in optimizers.__all__:
         raise StudyError(f"unknown optimizer {what!r}; {nearest(what, optimizers.__all__)} (any other: its factory)")
     factory = getattr(optimizers, what) if isinstance(what, str) else what

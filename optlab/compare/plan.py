@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,12 +88,20 @@ def make_plan(study: Study, folder: str | Path | None = None) -> Plan:
     results = {} if place is None or not place.exists() else kept(place, study.about())[1]
     study = decided(study, here.paces, place, keep=False)
     trials = {n: study.studies * (study.trials[n] * study.seeds + study.finals) for n in study.contenders}
+    seconds, evaluation = dict.fromkeys(trials, 0.0), None
     left = {n: sum(_missing(study, n, s, results) for s in range(study.studies)) for n in study.contenders}
+    for name, count in left.items():
+        if count and study.executors[name][0] == "runs":
+            seconds[name] = _of_runs(study, name, count)
+        elif count:
+            train, trial = here.executor(study, name), study.searches(name, 0)[0]
+            evaluation = evaluation or _laps(train.laps(trial, 1, is_evaluated=True))
+            seconds[name] = _of_program(study, train, trial, count, evaluation)
     return Plan(
         study,
         trials,
         left,
-        {n: _seconds(study, n, count, here) if count else 0.0 for n, count in left.items()},
+        seconds,
         statistics.detectable(study.studies, comparisons=len(study.contenders) - 1, is_paired=study.is_paired),
     )
 
@@ -110,10 +118,8 @@ def _left(count: int, left: int) -> str:
     return f" ({left} left)" if left < count else ""
 
 
-def _seconds(study: Study, name: str, count: int, here: Here) -> float:
-    """Compilation, the steps and the evaluations at the pace of a few. A program compiles once, a run for itself."""
-    if study.executors[name][0] != "runs":
-        return _of_program(study, here.executor(study, name), study.searches(name, 0)[0], count)
+def _of_runs(study: Study, name: str, count: int) -> float:
+    """Each compiles for itself."""
     timed = min(TIMED, study.steps)
     short: Contender = dataclasses.replace(study.contenders[name], steps=timed)
     try:
@@ -131,15 +137,27 @@ def _seconds(study: Study, name: str, count: int, here: Here) -> float:
     return count * took[1] * max(1.0, study.steps / timed / 20)
 
 
-def _of_program(study: Study, train: Population, trial: Trial, count: int) -> float:
-    """Two laps of training and two evaluations: the first of each compiles."""
-    timed = min(TIMED, study.evaluate_every)
-    laps = [train.laps(trial, timed), train.laps(trial, timed, is_evaluated=True)]
-    (first, step), (other, evaluation) = [[lap(), lap()] for lap in laps]
-    compilation = max(0.0, (first - step + other - evaluation) * train.width)
+def _of_program(study: Study, train: Population, trial: Trial, count: int, evaluation: tuple[float, float]) -> float:
+    """Compilation once, the steps and the evaluations at the pace of a few.
+
+    Args:
+        study: whose trials.
+        train: their executor.
+        trial: any of them.
+        count: how many there are.
+        evaluation: the seconds a trial of the first one, which compiles, and of the second; all contenders' are alike.
+    """
+    # Steps that are a call each are slow ones, of convolutions on a CPU: two say enough.
+    timed = min(TIMED, study.evaluate_every) if train.has_loop(trial) else 1
+    (first, step), (other, evaluated) = _laps(train.laps(trial, timed)), evaluation
+    compilation = max(0.0, (first - step + other - evaluated) * train.width)
     evaluations = math.ceil(study.steps / study.evaluate_every)
     filled = -(-count // train.width) * train.width
-    return compilation + filled * (step / timed * study.steps + evaluation * evaluations)
+    return compilation + filled * (step / timed * study.steps + evaluated * evaluations)
+
+
+def _laps(lap: Callable[[], float]) -> tuple[float, float]:
+    return lap(), lap()
 
 
 def _duration(seconds: float) -> str:

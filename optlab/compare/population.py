@@ -104,6 +104,11 @@ class Population:
 
         return lap
 
+    def has_loop(self, trial: Trial) -> bool:
+        """Whether many steps are one call: then a lap of another length compiles anew."""
+        with layout_around(self.read_layout):
+            return self._program(trial)[0].has_loop
+
     def _key(self, trial: Trial) -> str:
         return repr(sorted(static_values(self.contender, trial.values).items()))
 

@@ -128,7 +128,8 @@ class Verdict:
         scores = f"{short(here.mean.value)} against {short(base.mean.value)}"
         by = f"{_interval(c.difference, signed=True)}"
         if math.isnan(c.p):
-            words = f"{c.name}: {scores}, a difference of {by}; {self._untested(here, base)}"
+            numbers = f"{scores}, a difference of {by}; " if math.isfinite(c.difference.value) else ""
+            words = f"{c.name}: {numbers}{self._untested(here, base)}"
         elif c.is_different:
             is_better = (c.difference.value > 0) == higher
             corrected = "" if len(self.comparisons) == 1 else f" after Holm's correction for {len(self.comparisons)}"

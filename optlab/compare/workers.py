@@ -75,8 +75,12 @@ class Team:
     def __enter__(self) -> Team:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        # A worker that compiles would go on for minutes after Ctrl-C. It writes nothing: nothing is lost with it.
+        processes = list((getattr(self.pool, "_processes", None) or {}).values()) if kind else []
         self._end()
+        for process in processes if isinstance(self.workers, int) else ():
+            process.terminate()
 
     def __call__(self, study: Study, parts: Mapping[str, Sequence[Trial]]) -> Iterator[tuple[str, list[Result]]]:
         """As `Here`; a part whose worker died is given out again."""
@@ -109,7 +113,10 @@ class Team:
                     raise
                 self._renew()
         if name not in self.measured:
-            raise StudyError(f"{DEATHS} workers died one after another as they timed a few steps of {name}")
+            raise StudyError(
+                f"{DEATHS} workers died one after another as they timed a few steps of {name}: a script that starts "
+                'them needs if __name__ == "__main__":, and each of them as much memory as a training here'
+            )
         return self.measured[name]
 
     def _renew(self) -> None:

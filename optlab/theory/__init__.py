@@ -2,8 +2,8 @@
 
 `least_squares` is the exact part, `landscapes` what else there is to descend, `approximation` what a network can be,
 `attention` what attention is, `linearize` the tangent of a network, `curvature` and `noise` what training moves in,
-`adam` what its two moments do to a step, `measures` what a run logs of all this. `curvature` needs matfree:
-pip install 'optlab-jax[theory]'.
+`adam` what its two moments do to a step, `measures` what a run logs of all this. `curvature` needs the
+extra `theory`.
 """
 
 from optlab.theory import (

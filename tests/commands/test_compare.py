@@ -47,7 +47,8 @@ def test_a_study_leaves_a_verdict(here, capsys):
 
 
 def test_a_plan_says_what_it_costs_and_trains_nothing(here, capsys, monkeypatch):
-    monkeypatch.setattr(plan, "_seconds", lambda *arguments: 60.0)
+    monkeypatch.setattr(plan, "_laps", lambda lap: (0.0, 0.0))
+    monkeypatch.setattr(plan, "_of_program", lambda *arguments: 60.0)
     assert main(["compare", "small.py", "--plan", "studies=5", "steps=100"]) == 0
     out = capsys.readouterr().out
     assert "5 studies, 100 steps a run: 30 runs, 3,000 steps, about 2 min" in out

@@ -122,4 +122,4 @@ def test_a_missing_extra_names_the_line_that_installs_it(here):
         "assert main(['explain', 'small.py']) == 2\n"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert found.stderr.strip() == "optlab: optlab explain needs rich: pip install 'optlab-jax[train]'"
+    assert found.stderr.startswith("optlab: optlab explain needs rich: pip install -e '.[train]'")

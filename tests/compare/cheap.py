@@ -35,6 +35,9 @@ class Pretended:
     def __init__(self, workload, contender, evaluate_every, expected):
         self.contender = contender
 
+    def has_loop(self, trial):
+        return True
+
     def laps(self, trial, steps, *, is_evaluated=False):
         return lambda: 0.05 * steps
 

@@ -95,7 +95,7 @@ def test_what_cannot_be_tuned_is_refused_in_one_line(what, space, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "a\nb", 3])
-def test_a_name_has_no_slashes(name):
-    with pytest.raises(StudyError, match="must be text without slashes"):
+@pytest.mark.parametrize("name", ["", "a/b", "a\nb", 3, "a" * 61])
+def test_a_name_has_no_slashes_and_is_short(name):
+    with pytest.raises(StudyError, match="must be at most 60 characters without slashes"):
         contend(name, "adam", space=None, schedule=None, steps=1)

@@ -182,6 +182,8 @@ def test_a_trial_that_diverged_or_is_flat_has_a_cause_by_the_trials_beside_it():
     below = [dataclasses.replace(results[0], diverged="step 7"), results[1]]
     assert causes(below) == {low: "diverged"}  # a lower learning rate explains nothing
     assert causes([results[3]]) == {burst: "diverged"}  # and alone it says nothing
+    once = [dataclasses.replace(r, curve={"step": [10], "train/loss": [r.curve["train/loss"][1]]}) for r in results]
+    assert causes(once, once) == {burst: "diverged"}  # one evaluation shows no fall
     better = Result(dataclasses.replace(some[0], contender="lion"), {"step": [1, 10], "train/loss": [2.0, 0.1]})
     starts = [
         Result(t, {"step": [1, 10], "train/loss": [x, x - 0.01]}) for t, x in zip(rates, (2, 1.5, 3), strict=False)

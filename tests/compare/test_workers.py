@@ -105,6 +105,20 @@ def test_a_worker_measures_the_executors_once_and_another_one_if_it_dies(nothing
         run_study(study, workers=Mortal(lambda call: True))
 
 
+def test_an_interruption_ends_the_processes_and_the_end_of_a_study_does_not():
+    class Process:
+        ended = 0
+
+        def terminate(self):
+            self.ended += 1
+
+    for error, ended in ((KeyboardInterrupt(), 1), (None, 0)):
+        process, team = Process(), workers.Team(1)
+        team.pool._processes = {1: process}
+        team.__exit__(type(error) if error else None, error, None)
+        assert process.ended == ended
+
+
 def test_what_a_worker_gets_holds_functions_by_value():
     decay = 0.1
     study = studied({"mine": lambda learning_rate: optax.adamw(learning_rate, weight_decay=decay), "sgd": "sgd"})

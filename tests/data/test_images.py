@@ -265,9 +265,7 @@ def test_offline_says_where_it_looked_and_what_to_do(tmp_path: Path, monkeypatch
 def test_download_needs_pooch_and_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("tqdm", "pooch"):
         monkeypatch.setitem(sys.modules, library, None)
-        with pytest.raises(
-            MissingExtraError, match=rf"cifar10, to be .* needs {library}.*pip install 'optlab-jax\[train\]'"
-        ):
+        with pytest.raises(MissingExtraError, match=rf"cifar10, to be .* needs {library}.*pip install -e '.\[train\]'"):
             cifar10()
 
 

@@ -66,7 +66,7 @@ def test_digits_are_scikit_learns() -> None:
 
 def test_a_missing_library_names_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(MissingExtraError, match=r"digits needs sklearn: pip install 'optlab-jax\[train\]'"):
+    with pytest.raises(MissingExtraError, match=r"digits needs sklearn: pip install -e '.\[train\]'"):
         digits()
 
 

@@ -151,4 +151,4 @@ def test_models_are_values():
 def test_missing_flax_is_an_error_that_names_the_install_line():
     program = "import sys; sys.modules['flax'] = None; import optlab.models"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert "optlab.models needs flax: pip install 'optlab-jax[train]'" in result.stderr
+    assert "optlab.models needs flax: pip install -e '.[train]'" in result.stderr

@@ -208,5 +208,5 @@ def test_throughput_is_of_the_training_time():
 
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ImportError, match=r"log.wandb needs wandb: pip install 'optlab-jax\[wandb\]'"):
+    with pytest.raises(ImportError, match=r"log.wandb needs wandb: pip install -e '.\[wandb\]'"):
         WeightsAndBiases("project", folder="run", config={})

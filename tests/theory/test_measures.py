@@ -226,4 +226,4 @@ def test_what_cannot_be_measured_is_named(make, message):
 def test_without_matfree_the_line_that_installs_it_is_named():
     code = "import sys; sys.modules['matfree'] = None; from optlab.theory.measures import sharpness; sharpness()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "needs matfree: pip install 'optlab-jax[theory]'" in done.stderr
+    assert "needs matfree: pip install -e '.[theory]'" in done.stderr
