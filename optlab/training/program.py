@@ -28,6 +28,7 @@ Program = dict[str, Any]  # JSON data: "digest", "numbers" (its floating constan
 SHOWN = 40  # numbers that are kept of a program
 
 _PACKAGES = ("jax", "optax", "flax", "optlab-jax")
+_UNMAPPED = re.compile("unbound axis name|is no mapped axis here")  # JAX's words, and those of our matrices' blocks
 # Calls of a part, which is read as if it stood there; and what only says where an array lies.
 _CALLS = (
     "jit",
@@ -72,8 +73,8 @@ def programs(workload: Workload, tx: optax.GradientTransformation, first: TrainS
     for name, (function, inputs) in traced.items():
         try:
             found[name] = {**program(function, *inputs), "made": made}
-        except NameError as error:
-            if "unbound axis name" not in str(error):
+        except (NameError, ValueError) as error:
+            if not _UNMAPPED.search(str(error)):
                 raise
     return found
 

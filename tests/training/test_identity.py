@@ -251,6 +251,19 @@ def test_rules_of_every_house_have_a_digest(tx):
     assert set(program.programs(work, tx, state)) == {"model", "loss", "loss.training", "optimizer"}
 
 
+def test_an_update_that_needs_a_mapped_axis_is_left_out():
+    """As Muon's under pmap: `optlab train configs/digits.py strategy=pmap` fails without this."""
+    tx = optlab.orthogonalize(axis_name="data")
+    params = {"w": jnp.ones((4, 3))}
+    work = Workload("matrix", arrays(X, X), lambda key: (params, {}), matrix_loss, 16)
+    state = init_state(params, {}, tx, key=jax.random.key(0))
+    assert set(program.programs(work, tx, state)) == {"model", "loss", "loss.training"}
+
+
+def matrix_loss(params, model_state, batch, key, train):
+    return (batch["inputs"] @ params["w"]).sum(), (model_state, {})
+
+
 def test_a_changed_rate_that_the_optimizer_keeps_in_its_state_is_the_new_one(tmp_path):
     first = go(tmp_path, steps=4, optimizer=optax.inject_hyperparams(optax.sgd), rate=0.01)
     changed = {"optimizer": optax.inject_hyperparams(optax.sgd), "rate": 0.0}
