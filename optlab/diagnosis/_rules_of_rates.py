@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 
-from optlab.diagnosis._evidence import FLAT, Evidence
+from optlab.diagnosis._evidence import FLAT, NOTHING, Evidence
 from optlab.diagnosis._findings import EXPLODED, Finding, rate_times
 from optlab.diagnosis._rules_of_splits import memorizing
 
 STEADY = 0.4  # the share of its first value above which a gradient's norm counts as unchanged
 COLLAPSED = 0.25  # the share below which it counts as gone
+TURNED = 0.5  # of a matrix, in spectral norms: what it does is new (Yang, Simon, Bernstein 2023, arXiv 2310.17813)
 TOO_MUCH_DECAY = 0.05  # of the weights in a step
 
 
@@ -109,19 +110,25 @@ def rate_too_low(e: Evidence) -> Finding | None:
     """The loss hardly falls, but at an even pace, and the gradient is as long as at the beginning.
 
     Far from where a loss ends, it falls by every step, in proportion to the learning rate; near it, as e^(−way). The
-    second half of the way then brings as much as the first, or less by up to e where the run has two time constants.
+    second half of the way then brings as much as the first, or less by up to e where the run has two time constants; by
+    as much more, it leaves a plateau. Where a probe saw a matrix that is another one by half, the rate isn't why.
     """
     _, norms = e.curve("train/gradient_norm")
     if len(norms) < 5 or e.gained >= FLAT or np.median(norms[1:]) < STEADY * norms[0] or e.pace is None:
         return None
     if e.is_walking or e.smooth.max() > 1.5 * e.loss[0] or memorizing(e) is not None:
         return None
-    first, second = e.pace
-    if min(first, second) <= 0 or second < first / math.e:
+    turned = [x.turned for x in e.layers if x.is_matrix and x.turned is not None]
+    if turned and max(turned) > TURNED:
         return None
+    first, second = e.pace
+    if min(first, second) <= 0 or not 1 / math.e <= second / first <= math.e:
+        return None
+    # Slow as it is, what beats a guess is learning; without a probe or an accuracy nobody knows where a guess is.
+    is_sure = not e.knows and (bool(turned) or e.knows is False or e.gained < NOTHING)
     return Finding(
         "learning rate too low",
-        "ill",
+        "ill" if is_sure else "note",
         f"the loss fell by {max(e.gained, 0):.0%} in {e.steps[-1]} steps, at the end as fast for its learning rate as "
         f"at the beginning, and the gradient's norm stays ({norms[0]:.3g}, in the middle {np.median(norms):.3g})",
         "three times the learning rate, then ten times; if that changes nothing: is the gradient clipped?",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from optlab.diagnosis._evidence import Evidence
@@ -48,11 +49,12 @@ def none_moved(e: Evidence) -> Finding | None:
     """No parameter has changed, though running statistics may have."""
     if not e.at or not e.layers or any(x.moved != 0 for x in e.layers):
         return None
-    return cause(
+    found = cause(
         "nothing moves",
         f"in {e.at} steps no entry of any parameter has changed",
         "a learning rate above 0; check what is frozen or masked (optlab explain shows each parameter's rule)",
     )
+    return dataclasses.replace(found, is_fatal=True)
 
 
 def cut_off(e: Evidence) -> Finding | None:

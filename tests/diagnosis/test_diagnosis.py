@@ -12,7 +12,7 @@ import optlab
 from optlab.commands import main
 from optlab.config import Component, Config, to_json
 from optlab.diagnosis import Evidence, Watch, examine
-from optlab.diagnosis._layers import ModelProbe
+from optlab.diagnosis._layers import Layer, ModelProbe
 from optlab.diagnosis._rules import CURVE_RULES as RULES
 from optlab.training import Workload, train
 
@@ -37,6 +37,7 @@ def curves(
 FALL = 2.4 * np.exp(-T / 60) + 0.02  # a healthy loss
 COSINE = 0.5 * (1 + np.cos(np.pi * T / 300))
 WARM = np.minimum(T / 20, 1) * COSINE
+WAY = np.cumsum(WARM) / np.sum(WARM)
 SCATTER = RNG.normal(0, 0.1, len(T))
 HEALTHY = {"loss": FALL * (1 + SCATTER / 2), "norm": 2 * np.sqrt(FALL), "held_out": FALL + 0.1, "rate": WARM}
 FLAT = 2.4 + SCATTER / 2
@@ -62,7 +63,7 @@ ILL = {
     "nothing moves ": {"loss": FLAT, "norm": 2.0, "rate": np.zeros(len(T))},
     "memorizing": {**HEALTHY, "held_out": 2.4 + T / 600},
     "memorizing ": {"loss": 2.4 - T / 1500 + SCATTER / 5, "norm": 2.0, "held_out": 2.4 + T / 1500, "rate": WARM},
-    "learning rate too low": {"loss": FLAT - T / 1000, "norm": 2.0, "held_out": 2.4 - T / 1000, "rate": WARM},
+    "learning rate too low": {"loss": FLAT - T / 1000, "norm": 2.0, "held_out": 2.4 - WAY / 4, "rate": WARM},
     "noisy": {
         "loss": FALL + 1 + 9 * SCATTER,
         "norm": 2.0,
@@ -196,6 +197,22 @@ def test_a_model_that_knows_something_has_learned_before_the_first_record():
     known = {**made.metrics, "train/accuracy": np.full(len(T), 0.4)}
     assert names(dataclasses.replace(made, metrics=known)) == []
     assert names(dataclasses.replace(made, model=ModelProbe(300, (), 2.4, 5.0), metrics=known)) == []
+
+
+def test_a_rate_under_which_a_model_learned_something_is_low_in_a_note():
+    made = curves(**ILL["learning rate too low"])
+    known = {**made.metrics, "train/accuracy": np.full(len(T), 0.4)}
+    assert [f.severity for f in examine(dataclasses.replace(made, metrics=known))] == ["note"]
+    assert [f.severity for f in examine(made)] == ["note"]  # a guess may be anywhere
+    guesses = {**made.metrics, "train/accuracy": np.full(len(T), 0.1)}
+    assert [f.severity for f in examine(dataclasses.replace(made, metrics=guesses))] == ["ill"]
+
+
+def test_a_rate_under_which_a_matrix_became_another_one_is_not_too_low():
+    made = curves(**ILL["learning rate too low"])
+    for turned, found in ((0.3, ["learning rate too low"]), (0.8, [])):
+        layer = Layer("a", "matrix", (9, 9), 1.0, 1.0, turned=turned)
+        assert names(dataclasses.replace(made, model=ModelProbe(300, (layer,), 2.1, 2.4))) == found
 
 
 def test_a_flat_loss_that_goes_up_and_down_is_noisy_where_a_probe_finds_no_other_cause():
