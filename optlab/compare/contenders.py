@@ -105,10 +105,14 @@ def origin(factory: Callable[..., Any]) -> str:
     return getattr(factory, "__name__", type(factory).__name__)
 
 
+def is_ours(factory: Callable[..., Any]) -> bool:
+    """Whether it is one of `optlab.optimizers`, through `functools.partial`: others may have the same name."""
+    return getattr(inspect.unwrap(_function(factory)), "__module__", "").startswith("optlab.optimizers")
+
+
 def _default(name: str, factory: Callable[..., Any]) -> Space:
     open_ = _open_arguments(factory)
-    is_ours = getattr(inspect.unwrap(_function(factory)), "__module__", "").startswith("optlab.optimizers")
-    default = DEFAULTS.get(origin(factory)) if is_ours else None
+    default = DEFAULTS.get(origin(factory)) if is_ours(factory) else None
     found = {k: v for k, v in (UNKNOWN if default is None else default).items() if k in open_}
     if not found and any(p.default is p.empty for p in open_.values()):
         raise StudyError(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from optlab.compare.causes import causes, counted
-from optlab.compare.contenders import origin
+from optlab.compare.contenders import is_ours, origin
 from optlab.compare.standings import Standing, difference
 from optlab.compare.statistics import CONFIDENCE
 from optlab.compare.study import Study
@@ -72,7 +72,7 @@ def _of_winners(study: Study, x: Standing) -> Iterator[str]:
 
 def _of_special_cases(study: Study, standings: Mapping[str, Standing]) -> Iterator[str]:
     """Contenders that do significantly worse than what they could have been."""
-    origins = {name: origin(c.factory) for name, c in study.contenders.items()}
+    origins = {name: origin(c.factory) for name, c in study.contenders.items() if is_ours(c.factory)}
     sign = 1 if study.workload.target.mode == "max" else -1
     for general, special in itertools.permutations(origins, 2):
         if SPECIAL.get(origins[general]) != origins[special]:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -185,7 +185,8 @@ def _banded(name: str, x: Sequence[float], means: Sequence[Estimate], group: int
     has_band = any(math.isfinite(e.low) for e in means)
     end = lambda e, side: e.value if math.isnan(getattr(e, side)) else getattr(e, side)  # where all studies agree
     low, high = ([end(e, side) for e in means] if has_band else None for side in ("low", "high"))
-    return Line(name, x, [e.value for e in means], group, low, high)
+    style: Literal["line", "points"] = "line" if len(means) > 1 else "points"  # of one point no line is drawn
+    return Line(name, x, [e.value for e in means], group, low, high, style)
 
 
 def _details(result: Result, metric: str) -> Details:

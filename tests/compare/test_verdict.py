@@ -5,6 +5,7 @@ import json
 import math
 
 import numpy as np
+import optax
 import pytest
 
 from optlab.compare import choice, statistics
@@ -256,6 +257,13 @@ def test_a_best_value_at_the_edge_is_flagged():
 def test_a_general_optimizer_that_loses_to_its_special_case_is_told():
     found = verdict_of(studied(["adamw", "adam", "sgd"]), shifts={"adamw": 1.0})
     assert "adamw is worse than adam, which is a special case" in str(found)
+
+    def adam(learning_rate):  # of that name, and another one
+        return optax.sgd(learning_rate)
+
+    mine = dataclasses.replace(found.study.contenders["adam"], factory=adam)
+    other = dataclasses.replace(found.study, contenders={**found.study.contenders, "adam": mine})
+    assert "special case" not in str(dataclasses.replace(found, study=other))
     twice = dataclasses.replace(
         found.study, contenders={**found.study.contenders, "sgd": found.study.contenders["adam"]}
     )
