@@ -76,7 +76,8 @@ def compare(
         seed: of everything that is drawn.
         evaluate_every: steps between two evaluations; None is a twentieth of the run.
         executor: "population", many trials side by side in one program, "series", in turn in one program, or "runs",
-            one ordinary run after another; None measures the first two on a few steps. The plan says which.
+            one ordinary run after another, saved at its evaluations in `folder` unless a worker trains it; None
+            measures the first two on a few steps. The plan says which.
         widen: whether the search goes on beyond the edge of a space where a contender's best values lie at it, by a
             third of the space's decades and up to three times; all contenders get as many trials more.
         workers: None trains in this process, a number in so many processes of this machine (a script then needs

@@ -48,7 +48,7 @@ def run_study(
                 ids = [t.id for trials in every.values() for t in trials]
                 progress("", [ledger.results[i] for i in ids if i in ledger.results])
             parts = {name: [t for t in trials if t.id not in ledger.results] for name, trials in every.items()}
-            for name, results in train(study, parts):
+            for name, results in train(study, parts, ledger.folder):
                 ledger.add(results)
                 if progress is not None:
                     progress(name, results)

@@ -11,6 +11,7 @@ import functools
 import multiprocessing
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from optlab._extras import need
 from optlab._integers import is_count
 from optlab.compare._errors import StudyError
 from optlab.compare.choosing import Paces, race
+from optlab.compare.runs import Runs
 from optlab.compare.study import EXECUTORS, Study
 from optlab.compare.trials import Result, Trial
 
@@ -38,10 +40,18 @@ class Here:
     def __exit__(self, *error: Any) -> None:
         pass
 
-    def __call__(self, study: Study, parts: Mapping[str, Sequence[Trial]]) -> Iterator[tuple[str, list[Result]]]:
-        """Trains all trials, by contender; yields a contender's name and some of its results as they are finished."""
+    def __call__(
+        self, study: Study, parts: Mapping[str, Sequence[Trial]], folder: Path | None
+    ) -> Iterator[tuple[str, list[Result]]]:
+        """Trains all trials, by contender; yields a contender's name and some of its results as they are finished.
+
+        Runs that are begun are saved in the study's folder.
+        """
         for name, trials in parts.items():
-            for results in self.executor(study, name)(trials):
+            executor = self.executor(study, name)
+            if isinstance(executor, Runs):
+                executor.folder = folder
+            for results in executor(trials):
                 yield name, results
 
     def executor(self, study: Study, name: str) -> Any:
@@ -82,8 +92,10 @@ class Team:
         for process in processes if isinstance(self.workers, int) else ():
             process.terminate()
 
-    def __call__(self, study: Study, parts: Mapping[str, Sequence[Trial]]) -> Iterator[tuple[str, list[Result]]]:
-        """As `Here`; a part whose worker died is given out again."""
+    def __call__(
+        self, study: Study, parts: Mapping[str, Sequence[Trial]], folder: Path | None
+    ) -> Iterator[tuple[str, list[Result]]]:
+        """As `Here`, but nothing that is begun is saved: a part whose worker died is given out again."""
         payloads = {name: _payload(study, name) for name, trials in parts.items() if trials}
         cut = [(name, part) for name in payloads for part in _cut(parts[name], study.executor(name).width)]
         waiting, deaths = dict(enumerate(cut)), 0
