@@ -63,6 +63,7 @@ def measure(smoke: bool) -> Page:
         "within 0.01 of (2, 1)",
     ]
     w = {key: end[:, 0].mean() for key, end in final.items()}
+    sgd_sd, half_sd = (final[name, 0.3][:, 0].std() for name in list(CONTENDERS)[:2])
     sgd, half, adam = (w[name, 0.0] for name in list(CONTENDERS)[:3])
     return Page(
         f"{len(keys):,} seeds, each with batches of its own.",
@@ -78,8 +79,9 @@ def measure(smoke: bool) -> Page:
         constant rate of 0.1 it runs past the solution and swings back, so that it is still on its way at step
         100.
 
-        With noise on y both hover. The hovering shrinks with the learning rate, for both alike; nobody's single
-        run is as precise as four digits suggest.
+        With noise on y both hover. SGD's hovering shrinks with its learning rate: with ½ in the loss the SD of
+        w over the seeds is {half_sd:.3f} in the place of {sgd_sd:.3f}. Adam was run at one rate alone. Nobody's
+        single run is as precise as four digits suggest.
         """,
     )
 

@@ -97,13 +97,18 @@ def measure(smoke: bool) -> Page:
         The best rate is itself a matter of luck: over the seeds the sweep's best goes from {rows[0][3]} and from
         {rows[1][3]}. The range test's suggestion is within a factor of {np.max(how_far[both[0]]):.2g} of it for SGD
         with momentum and of {np.max(how_far[both[1]]):.2g} for AdamW at worst, for the price of {rows[0][5]}
-        trainings, where the sweep took nine around a suggestion that it was given.
+        trainings. Beware of that comparison: the sweep's nine rates, an octave apart, lie around the suggestion itself,
+        so that its factor can't exceed 16, and the other rules' can.
 
-        Reading a rate off the classical ramp costs a hundred steps, and which rule one reads it by matters more than
+        In the figure the green curve is the one that is lowest after a tenth of the training. That isn't the
+        suggestion, which takes the trainings of half the length into account: a rate that is fast at first can be too
+        large later, as AdamW's is here.
+
+        Reading a rate off the classical ramp is cheap, and which rule one reads it by matters more than
         the ramp: a tenth of the minimum's rate and the valley are mostly near, the steepest point and the slide are
         off by up to {max(np.max(rules[n, r]) for n in both for r in ("steepest", "slide")):.0f}. On twelve pairs of
-        other models and optimizers (`benchmarks/results/lr_range.md`) the valley is near once, and the slide the most
-        often of the four; that is the trouble with them.
+        other models and optimizers (`benchmarks/results/lr_range.md`) the valley is near once, and the slide more often
+        than the three others: none of the four can be trusted on every problem.
         """,
     )
 

@@ -73,6 +73,8 @@ def measure(smoke: bool, path: str | None = None) -> Page:
         axes[1].plot(found[name][1][shown].mean(0), label=f"{name} warm-up")
     axes[1].set(xlabel="step", ylabel="training loss", title=f"η = {rates[shown]:.2g}", ylim=(None, 8))
     figure.tight_layout()
+    at_best = mean(found["without"][0][best["with"]] - found["with"][0][best["with"]])
+    half = (at_best.high - at_best.low) / 2
     at = {name: estimate(found[name][0][i]) for name, i in best.items()}
     columns = [
         "η",
@@ -89,12 +91,13 @@ def measure(smoke: bool, path: str | None = None) -> Page:
         f"""
         Not here. Both are best at η = {rates[best["without"]]:.2g} and η = {rates[best["with"]]:.2g}, at
         {at["without"]} nats without warm-up and {at["with"]} with it. Over three decades of rates the difference is
-        larger than its interval at {len(clear)} of {len(rates)} ({", ".join(clear) or "none"}), as one in twenty is by
-        chance. Without warm-up the loss is ahead for the first steps, which is what a larger rate does.
+        larger than its interval at {len(clear)} of {len(rates)} ({", ".join(clear) or "none"}); one interval in twenty
+        excludes 0 by chance. With {len(keys)} seeds the intervals are wide: at the best rate a loss or a gain of
+        {half:.2f} nats would have been missed. Without warm-up the loss is ahead for the first steps, which is what a larger rate does.
 
         No training ends in NaN, either way. At η = {rates[-2]:.2g} the loss jumps by {rises[-2][0]} nats without
         warm-up and by {rises[-2][1]} with it, so that there is something that warm-up prevents; at η = {rates[-1]:.2g}
-        it jumps by about a hundred with both. But at such rates all is lost anyhow: they end at {rows[-2][1]} and
+        it jumps by {rises[-1][0]} and {rises[-1][1]}. But at such rates all is lost anyhow: they end at {rows[-2][1]} and
         {rows[-2][2]} nats, where the frequencies of the bytes alone give 3.3.
 
         The claim comes from Transformers whose norm follows the sum (post-norm). That pre-norm ones, as this one and

@@ -7,6 +7,7 @@ size it also writes `docs/experiments/e<number>_<name>.md` and the figure beside
 """
 
 import argparse
+import datetime
 import inspect
 import io
 import os
@@ -68,7 +69,7 @@ def markdown(measure: Callable[..., Page], page: Page, seconds: float, data: Pat
     path, doc = Path(inspect.getfile(measure)), inspect.getdoc(inspect.getmodule(measure)) or ""
     title, _, text = doc.partition("\n")
     machine = (
-        f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}, "
+        f"{jax.devices()[0].device_kind} ({processor()}), {os.cpu_count()} cores, {platform.machine()}, "
         f"Python {platform.python_version()}, jax {jax.__version__}"
     )
     command = f"python {path.relative_to(ROOT)}"
@@ -76,13 +77,25 @@ def markdown(measure: Callable[..., Page], page: Page, seconds: float, data: Pat
     parts = [
         f"# {title.rstrip('.')}",
         text.strip(),
-        f"`{command}`{given}: {page.how} {seconds:.0f} s of CPU time on {machine}. Intervals hold 95 %.",
+        f"`{command}`{given}: {page.how} Measured on {datetime.date.today()} in {seconds:.0f} s of CPU time "
+        f"on {machine}. Intervals hold 95 %.",
         *(as_markdown(table) for table in page.tables),
         f"![{title.rstrip('.')}]({path.stem}.png)",
         "## What it says",
         inspect.cleandoc(page.finding),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def processor() -> str:
+    """The name of the processor: Linux's own, else what Python knows of it."""
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.processor() or "unknown model"
 
 
 def as_markdown(table: Table) -> str:
