@@ -68,9 +68,10 @@ def measure(smoke: bool) -> Page:
         [Table(columns, rows)],
         figure,
         f"""
-        With exact gradients the only question is η·h: below 1 it slides, between 1 and 2 it jumps across the
-        minimum and still gets there, beyond 2 it leaves. Two of the exact rows end at a few 10⁻⁷: that is the resolution of float32 near 2, and the
-        prediction, which is for exact arithmetic, lies far below it. All other rows end where they should.
+        With exact gradients the only question is η·h: below 1 it slides, between 1 and 2 it jumps across the minimum
+        and still gets there, beyond 2 it leaves. Two of the exact rows end at a few 10⁻⁷: that is the resolution of
+        float32 near 2, and the prediction, which is for exact arithmetic, lies far below it. The others agree with it,
+        to three digits or within their intervals.
 
         With noise a constant rate doesn't converge, however long one waits: it hovers at {noisy:.2f}. A tenth
         of the rate gets down to {small:.2f} only (a factor of about √10), a batch sixteen times as large to

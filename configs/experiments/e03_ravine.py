@@ -114,11 +114,11 @@ def measure(smoke: bool) -> Page:
         [Table(columns, rows)],
         figure,
         f"""
-        It is true that SGD zigzags at the rate that suits it ({sgd[3]:.0f} changes of sign in 30 steps), since
-        that rate jumps across the steep side. Momentum of 0.9 needs {heavy[0]} steps where SGD needs
-        {sgd[0]}. But the fastest of those that always arrive is the heavy ball at the β of the theory: {best[0]}
-        steps, with {best[3]:.0f} changes of sign. Zigzags aren't what is slow; the creep along the floor is. (0.9 is the
-        best β at κ = 1,400.)
+        It is true that SGD zigzags at the rate that suits it ({sgd[3]:.0f} changes of sign in 30 steps), since that
+        rate jumps across the steep side. Momentum of 0.9 needs {heavy[0]} steps where SGD needs {sgd[0]}. But the
+        fastest of those that always arrive is the heavy ball at the β of the theory: {best[0]} steps, with
+        {best[3]:.0f} changes of sign. Zigzags aren't what is slow; the creep along the floor is. (0.9 is the best β at
+        κ = 1,400.)
 
         One reads that Adam's good days are ravines along the axes. Turned by 45° it needs {adam[1]} steps
         instead of {adam[0]}: at a condition of {CONDITION:.0f}, and in two dimensions, the turn is no

@@ -79,7 +79,8 @@ def measure(smoke: bool, path: str | None = None) -> Page:
         figure,
         f"""
         Which wins? Each at its best rate, {order[0]} ends at {cells[order[0]]}, {others}. Between the first and the
-        others lie {gaps_said} points, seed by seed and before rounding: three optimizers that can't be told apart by {len(seeds)} seeds.
+        others lie {gaps_said} points, seed by seed and before rounding: three optimizers that can't be told apart by
+        {len(seeds)} seeds.
 
         What can be told apart is the learning rate. Between the best and the worst of three lie {spread_said} points.
         SGD with momentum wants the largest rate of the grid, so that a larger one might do better still, and Adam and

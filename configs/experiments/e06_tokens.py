@@ -127,10 +127,10 @@ def measure(smoke: bool, path: str | None = None) -> Page:
         {estimate(ratio * np.median(slower), 2)} of the seconds (two shared cores: the pace is rough). At the end:
         {said}
 
-        The share isn't a constant of nature. AdamW needs {leaves["adamw"]:.0f} steps on average to leave the plateau
-        of the bytes' frequencies, about 3.3 nats, for 3.0, and Muon {leaves["muon"]:.0f}. The shorter the training, the more
-        that counts. On large models, trained long after that plateau, about a half is reported (Liu et al. 2025, arXiv
-        2502.16982).
+        The share isn't a constant of nature. AdamW needs {leaves["adamw"]:.0f} steps on average to leave the plateau of
+        the bytes' frequencies, about 3.3 nats, for 3.0, and Muon {leaves["muon"]:.0f}. The shorter the training, the
+        more that counts. On large models, trained long after that plateau, about a half is reported (Liu et al. 2025,
+        arXiv 2502.16982).
 
         {edge} This was not tried here.
         """,

@@ -105,9 +105,10 @@ def measure(smoke: bool) -> Page:
         keep the factor at {first[long, "batch"]:.0f}. That plain networks fail for another reason than vanishing
         gradients is what He et al. wrote themselves.
 
-        Not measured here: the signal's norm layer by layer in the forward direction (the notebook on the assignment has it
-        for dense networks without BatchNorm), and the training *error*, in whose place stands the loss, early in training.
-        The residual networks' loss is higher at the larger depth too, but their intervals overlap: three seeds don't tell.
+        Not measured here: the signal's norm layer by layer in the forward direction (the notebook on the assignment has
+        it for dense networks without BatchNorm), and the training *error*, in whose place stands the loss, early in
+        training. The residual networks' loss is higher at the larger depth too, but their intervals overlap: three
+        seeds don't tell.
 
         Shortcuts without normalization have their own trouble, which is in the forward direction: what every block
         adds piles up, and the loss at the start is {start:.0f}.

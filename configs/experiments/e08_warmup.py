@@ -93,12 +93,13 @@ def measure(smoke: bool, path: str | None = None) -> Page:
         {at["without"]} nats without warm-up and {at["with"]} with it. Over three decades of rates the difference is
         larger than its interval at {len(clear)} of {len(rates)} ({", ".join(clear) or "none"}); one interval in twenty
         excludes 0 by chance. With {len(keys)} seeds the intervals are wide: at the best rate a loss or a gain of
-        {half:.2f} nats would have been missed. Without warm-up the loss is ahead for the first steps, which is what a larger rate does.
+        {half:.2f} nats would have been missed. Without warm-up the loss is ahead for the first steps, which is what a
+        larger rate does.
 
         No training ends in NaN, either way. At η = {rates[-2]:.2g} the loss jumps by {rises[-2][0]} nats without
         warm-up and by {rises[-2][1]} with it, so that there is something that warm-up prevents; at η = {rates[-1]:.2g}
-        it jumps by {rises[-1][0]} and {rises[-1][1]}. But at such rates all is lost anyhow: they end at {rows[-2][1]} and
-        {rows[-2][2]} nats, where the frequencies of the bytes alone give 3.3.
+        it jumps by {rises[-1][0]} and {rises[-1][1]}. But at such rates all is lost anyhow: they end at {rows[-2][1]}
+        and {rows[-2][2]} nats, where the frequencies of the bytes alone give 3.3.
 
         The claim comes from Transformers whose norm follows the sum (post-norm). That pre-norm ones, as this one and
         nearly all of today's, can do without it is what Xiong et al. 2020 (arXiv 2002.04745) found; large models warm

@@ -77,11 +77,10 @@ def measure(smoke: bool) -> Page:
         {shuffled[0]:.1f} % and {shuffled[1]:.1f} %. A small η changes that to {small[0]:.0f} % and
         {small[1]:.0f} %: forgetting is a matter of how far one walks between two visits of a class.
 
-        The three random orders can't be told apart ({min(random):.1f} % to {max(random):.1f} %), not even one
-        shuffled once and a new one every epoch. What costs is that neighbours are alike. They can be so in a file
-        that doesn't look sorted: these digits seem to stand writer after writer, and
-        that order ends at {own[0]:.1f} % where random ones end at {min(random):.1f} % to {max(random):.1f} %. So shuffle, at least
-        once, also what looks shuffled.
+        The three random orders can't be told apart ({min(random):.1f} % to {max(random):.1f} %), not even one shuffled
+        once and a new one every epoch. What costs is that neighbours are alike. They can be so in a file that doesn't
+        look sorted: these digits seem to stand writer after writer, and that order ends at {own[0]:.1f} % where random
+        ones end at {min(random):.1f} % to {max(random):.1f} %. So shuffle, at least once, also what looks shuffled.
         """,
     )
 

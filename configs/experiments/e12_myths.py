@@ -89,7 +89,9 @@ def measure(smoke: bool) -> Page:
         "each for who wins.",
         [
             Table(["steps uphill, %", "first half", "second half"], uphill),
-            Table(["batch size", "steps", "best η of SGD with momentum", "validation error, %"], by_batch),
+            Table(
+                ["batch size", "steps", "best η of SGD with momentum", "validation error, η chosen by it, %"], by_batch
+            ),
             Table(["model", "optimizer", "test accuracy, tuned", "beside adam"], judged),
             Table(["optimizer", "η within a point of the best error"], [[n, x] for n, x in span.items()]),
         ],
@@ -105,7 +107,7 @@ def measure(smoke: bool) -> Page:
         buys exactness per step, and pays in steps.
 
         **Adam always wins.** See the third table: tuned with as many trials as the others, and judged with its
-        uncertainty, it is one of several. What wins such comparisons elsewhere is mostly who was tuned.
+        uncertainty, it is one of several that can't be told apart here.
 
         **η is a detail.** It is the one number that can't be left alone. Between a good and a bad one lies more
         than between any two of these optimizers: adam is within a point of its best from {span["adam"]} and sgd

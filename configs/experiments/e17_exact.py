@@ -53,23 +53,30 @@ def measure(smoke: bool) -> Page:
         ax.plot(budgets, curve, "." + style, color=color, label=f"{name}, {batch_size} examples")
     ax.set(xscale="log", yscale="log", xlabel="epochs' worth of examples", ylabel="training loss")
     ax.legend(fontsize=7)
-    columns = ["optimizer", "batch", "steps an epoch", *(f"training loss after {n} epochs" for n in budgets)]
+    columns = [
+        "optimizer",
+        "batch",
+        "steps an epoch",
+        *(f"training loss after {n} epoch{'s' * (n > 1)}" for n in budgets),
+    ]
+    middle = len(budgets) // 2
     small, exact = ({n: curves[n, b] for n in CONTENDERS} for b in (batches[0], size))
     return Page(
         f"{len(keys)} seeds, {len(rates)} learning rates, batches drawn with replacement.",
         [Table(columns, rows)],
         figure,
         f"""
-        After one epoch's worth of examples SGD's small batches are at {small["SGD"][0]:.2f} and its exact
-        gradients at {exact["SGD"][0]:.2f}; after {budgets[-1]} at {small["SGD"][-1]:.4f} and
-        {exact["SGD"][-1]:.2f}. An exact step costs 81 noisy ones and isn't worth them, neither early nor late:
-        the images are alike, and 16 of them point in nearly the direction of all, as long as the loss is far
-        from its floor. A network that can fit every image has a floor of zero, so that the noise dies out with
-        the loss.
+        After one epoch's worth of examples SGD's small batches are at {small["SGD"][0]:.2f} and its exact gradients at
+        {exact["SGD"][0]:.2f}; after {budgets[-1]} at {small["SGD"][-1]:.4f} and {exact["SGD"][-1]:.2f}. An exact step
+        costs {size // batches[0]} noisy ones and isn't worth them, neither early nor late: the images are alike, and 16
+        of them point in nearly the direction of all, as long as the loss is far from its floor. A network that can fit
+        every image has a floor of zero, so that the noise dies out with the loss.
 
-        "Adam early, SGD late" isn't what is seen. With small batches the two are close at every budget
-        ({small["Adam"][0]:.2f} and {small["SGD"][0]:.2f} after one epoch, {small["Adam"][-1]:.4f} and
-        {small["SGD"][-1]:.4f} after {budgets[-1]}). Adam's advantage is with the large batches, early and late:
+        "Adam early, SGD late" isn't what is seen. With small batches the two can't be told apart after one
+        epoch ({small["Adam"][0]:.2f} for Adam and {small["SGD"][0]:.2f} for SGD) or after {budgets[-1]}
+        ({small["Adam"][-1]:.4f} and {small["SGD"][-1]:.4f}). After {budgets[middle]} SGD is ahead:
+        {small["SGD"][middle]:.4f} against {small["Adam"][middle]:.4f}, and the intervals don't overlap. Adam's
+        advantage is with the large batches, early and late:
         where few steps are made, steps that don't depend on the gradient's size go farther.
         """,
     )

@@ -171,6 +171,11 @@ def measure(smoke: bool, path: str | None = None) -> Page:
     worst = {name: np.max(e[1]) for name, e in exact.items()}
     exact = {name: [np.median(part) for part in e] for name, e in exact.items()}
     share = float(rows[1][1])
+    edges = "; ".join(
+        f"{at} of {size['studies']} studies ({row[0]})"
+        for row in rows
+        if (at := sum(float(x) in (rates[0], rates[-1]) for x in row[-2].split(", ")))
+    )
     return Page(
         f"{size['studies']} studies of {len(rates)} trials for each variant.",
         [
@@ -185,7 +190,11 @@ def measure(smoke: bool, path: str | None = None) -> Page:
         It cares a little. Tuned and on the same batches, three or four steps by shape end {differences[shaped]} nats
         above Keller Jordan's five, three for all {coarse[0]}, two for all {coarse[1]}: the coarser, the worse. The
         difference by shape is close to its interval, and a part of it is the choice of η on a coarse grid: at equal
-        rates the losses differ by {at_rates}. More studies would tell; these don't say that it is free.
+        rates the losses differ by {at_rates}. More studies would tell; these don't say that it is free. The
+        best η is at an edge of its grid in {edges}: a wider grid could help.
+
+        Not varied: the method and the lower bound at an equal number of steps. Keller Jordan's polynomial was run with
+        five steps alone, and Polar Express with one lower bound for each number of steps, never with five.
 
         On random matrices the first two are equals, in exact arithmetic. On Muon's real momenta, whose singular values
         spread far wider, five of Keller Jordan's leave a root mean square of {exact[baseline][0]:.2f} on square
@@ -194,11 +203,10 @@ def measure(smoke: bool, path: str | None = None) -> Page:
         Keller Jordan's leave {worst[baseline]:.2f}.
 
         And the work that is saved, {1 - share:.0%} of the orthogonalization, isn't seen in the time of a step at this
-        size ({rows[0][-1]} ms against {rows[1][-1]} ms on shared cores, which is noise). It can matter for large
-        matrices; but those have smaller singular values beside their norm: a random one of 2,048 × 4,096 is left at
-        0.26 by three steps and at 0.19 by Keller Jordan's five. So optlab doesn't offer steps by shape:
-        `orthogonalize("polar_express", steps=…, lower_bound=…)` and a partition, as in this file, are three lines for
-        who wants to try.
+        size ({rows[0][-1]} ms against {rows[1][-1]} ms on shared cores, which is noise). Large matrices weren't
+        tried. So optlab doesn't offer steps by shape:
+        `orthogonalize("polar_express", steps=…, lower_bound=…)` and a partition, as in this file, are a few lines for
+        those who want to try.
         """,
     )
 
