@@ -28,7 +28,7 @@ LONG = re.compile(r"check_transform\(|measure=|optlab\.compare\(|batch_range\(")
 def test_python_runs_as_it_stands(name, block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for library in re.findall(r"^import (equinox|haiku) as", block, re.MULTILINE):
-        pytest.importorskip(library)  # no extra of optlab installs them
+        pytest.importorskip(library)  # the extra dev installs them
     exec(compile(block, name, "exec"), {})
 
 
