@@ -9,6 +9,7 @@ import pytest
 
 import optlab
 from optlab.data import arrays
+from optlab.diagnosis import Watch
 from optlab.models import mlp
 from optlab.roles._layout import check_overrides
 from optlab.training import UphillError, Workload, accuracy, train
@@ -148,6 +149,14 @@ def test_a_burst_that_goes_downhill_is_reported_once(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "the learning rate is too large, or there is none in tx" in lines[0]
+
+
+def test_a_watch_does_not_repeat_what_the_first_steps_reported(capsys):
+    said = []
+    watch = Watch({"data": "digits", "loss": "cross_entropy"}, said.append)
+    trained(optax.sgd(1e3), steps=4, log_every=2, evaluate_every=1, observers=[watch])
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert (said, watch.has_reported) == ([], True)
 
 
 def test_what_moves_nothing_is_reported(capsys):
