@@ -64,7 +64,7 @@ def _inline(jaxpr: Any, consts: list[Node], inputs: list[Node], found: list[Node
     for eqn in jaxpr.eqns:
         taken, name = [read(v) for v in eqn.invars], eqn.primitive.name
         inner = next((eqn.params[key] for key in INNER if key in eqn.params), None)
-        body = getattr(inner, "jaxpr", inner)
+        body: Any = getattr(inner, "jaxpr", inner)
         if hasattr(body, "eqns") and name not in LOOPS and len(body.invars) == len(taken):
             held = [Node("other", v.aval.shape) for v in body.constvars]
             outs = _inline(body, held, taken, found)
@@ -79,7 +79,11 @@ def _inline(jaxpr: Any, consts: list[Node], inputs: list[Node], found: list[Node
 def bounded_logits(nodes: Sequence[Node]) -> str | None:
     """The nonlinearity whose values a log-softmax takes as logits; None where there is no such."""
     for node in nodes:
-        if node.name != "log" or (total := node.inputs[0].source).name != "reduce_sum":
+        if node.name != "log":
+            continue
+        total = node.inputs[0].source
+        total = total.inputs[0].source if total.name == "abs" else total  # logsumexp takes signs, too
+        if total.name != "reduce_sum":
             continue
         if (power := total.inputs[0].source).name != "exp" or (shifted := power.inputs[0].source).name != "sub":
             continue

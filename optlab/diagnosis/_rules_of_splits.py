@@ -75,6 +75,8 @@ def overfitting(e: Evidence) -> Finding | None:
     curve = smoothed(values)
     best = int(np.argmin(curve))
     gain, rise = curve[0] - curve[best], curve[-1] - curve[best]
+    if e.share_gained < AFRESH and curve[-1] <= curve[0]:  # what was trained before gains little, and wavers
+        return None
     # All that was gained and lost again needs no wide gap beside it.
     below = 0.95 if curve[-1] > curve[0] else 0.7
     if gain <= 0 or rise < RISE * gain or not _is_below(e, below, curve[best]) or memorizing(e) is not None:
