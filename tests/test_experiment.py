@@ -378,6 +378,7 @@ def test_under_pmap_the_model_and_the_optimizer_know_the_axis():
     assert program.count("psum") > len(jax.tree.leaves(state.params))  # gradients, and BatchNorm's means
 
 
+@pytest.mark.slow
 def test_under_pmap_a_rule_that_divides_its_work_moves_the_parameters_as_on_one_device():
     from optlab.training import init_state, make_step, parallelize
 

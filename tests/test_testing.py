@@ -406,6 +406,7 @@ def test_what_is_right_passes(transform, skipped):
     assert set(report.passed) | set(report.skipped) == set(CHECKS)
 
 
+@pytest.mark.slow
 def test_a_loss_of_all_parameters_cant_be_given_to_a_part():
     report = check_transform(optax.scale_by_backtracking_linesearch(3))
     assert {"masked", "partition"} <= set(report.skipped)

@@ -40,6 +40,7 @@ class Evidence:
         settings: the config's keys, flat, such as "optimizer.learning_rate"; empty if there is no config.
         outcome: how the run ended, as in summary.json; None if it goes on or was killed.
         skipped: the steps that the guard left out.
+        error: the words of the error that ended the run, as in summary.json; None if there was none.
         data: samples of the data, where a probe read them.
         model: the layers at one state, where a probe measured them.
         twins: the losses of the run's twins, where they were trained.
@@ -50,6 +51,7 @@ class Evidence:
     settings: Mapping[str, Any] = field(default_factory=dict)
     outcome: str | None = None
     skipped: tuple[int, ...] = ()
+    error: str | None = None
     data: DataProbe | None = None
     model: ModelProbe | None = None
     twins: Twins | None = None
@@ -322,14 +324,18 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 def gather(run: str | Path | Run | Any) -> Evidence:
     """Collects the evidence of a run's folder or history; see `diagnose`."""
     if not isinstance(run, str | Path | Run):
+        if not hasattr(run, "records"):
+            raise TypeError(f"diagnose takes a run's folder, a Run or the History that train returned, got {run!r}")
         evidence = Evidence("history", as_columns(run.records), outcome=run.outcome, skipped=tuple(run.skipped))
     else:
         run = run if isinstance(run, Run) else Run(run)
         summary = run.summary or {}
         skipped = tuple(int(step) for step in summary.get("skipped", ()))
-        evidence = Evidence(str(run.folder), run.metrics(), _settings(run), summary.get("outcome"), skipped)
+        outcome, error = summary.get("outcome"), summary.get("error")
+        evidence = Evidence(str(run.folder), run.metrics(), _settings(run), outcome, skipped, error)
     if not evidence.metrics:
-        raise FileNotFoundError(f"{evidence.name} has no metrics: nothing was logged, or metrics.jsonl is gone")
+        ended = f"; it ended with {evidence.outcome}" if evidence.outcome else ""
+        raise FileNotFoundError(f"{evidence.name} has no metrics: nothing was logged, or metrics.jsonl is gone{ended}")
     if "train/loss" not in evidence.metrics:
         raise ValueError(f"{evidence.name} has no train/loss; there are {', '.join(sorted(evidence.metrics))}")
     return evidence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -121,12 +122,13 @@ def probe_model(workload: Any, state: Any, first: Any, batch: Batch, *, is_own: 
         **found: further attributes of the result.
     """
 
-    def value(params: Any, model_state: Any, key: Any) -> Any:
-        return workload.loss(params, model_state, batch, key, True)[0]
+    # The batch is an argument, as in training: a loss may refuse labels that it can read, and a rule names them better.
+    def value(params: Any, model_state: Any, batch: Batch, key: Any, is_training: bool) -> Any:
+        return workload.loss(params, model_state, batch, key, is_training)[0]
 
-    gradient = jax.jit(jax.value_and_grad(value))
-    loss, grads = gradient(state.params, state.model_state, state.key)
-    first_loss, first_grads = gradient(first.params, first.model_state, first.key)
+    gradient = jax.jit(functools.partial(jax.value_and_grad(value), is_training=True))
+    loss, grads = gradient(state.params, state.model_state, batch, state.key)
+    first_loss, first_grads = gradient(first.params, first.model_state, batch, first.key)
     outputs = first_outputs = end = None
     is_cross_entropy = False
     labels = np.asarray(batch["labels"]) if "labels" in batch else None
@@ -139,7 +141,8 @@ def probe_model(workload: Any, state: Any, first: Any, batch: Batch, *, is_own: 
         outputs, first_outputs = run(state.params, state.model_state), run(first.params, first.model_state)
         end = last_operation(jax.make_jaxpr(apply)(first.params, first.model_state).jaxpr)
         outputs, first_outputs = map(_numbers, (outputs, first_outputs))
-        evaluated, _ = workload.loss(first.params, first.model_state, batch, state.key, False)
+        evaluate = jax.jit(functools.partial(value, is_training=False))
+        evaluated = evaluate(first.params, first.model_state, batch, state.key)
         is_cross_entropy = is_the_loss(float(evaluated), first_outputs, labels)
     before = jax.tree.leaves(first.params) if is_own else [None] * len(jax.tree.leaves(state.params))
     readings = _readings(workload, state.params)

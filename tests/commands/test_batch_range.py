@@ -9,6 +9,7 @@ from optlab.commands import main, parsed
 WORDS = ["batch_size=64", "steps=8", "target.value=2.2"]
 
 
+@pytest.mark.slow
 def test_a_range_test_leaves_a_picture_and_the_next_command(here, capsys):
     assert main(["batch-range", "small.py", *WORDS, "--sizes", "64,128", "--out", "found"]) == 0
     out = capsys.readouterr().out

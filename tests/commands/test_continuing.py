@@ -77,6 +77,7 @@ def test_what_the_checkpoint_does_not_bear_changes_nothing(train):
     assert not Path("new").exists()
 
 
+@pytest.mark.slow
 def test_after_an_older_checkpoint_a_change_holds_from_there(train, capsys):
     train("checkpoint.keep=9", "checkpoint.every=2")
     train("optimizer.learning_rate=0.02", "steps=6", "checkpoint.every=2", "checkpoint.keep=9")

@@ -78,6 +78,7 @@ def test_a_role_that_was_said_is_marked(here, capsys):
     assert "Names and shapes alone would say something else: head/kernel (head)" in out
 
 
+@pytest.mark.slow
 def test_it_is_whole_when_it_is_piped(here):
     program = "import sys; from optlab.commands import main; sys.exit(main())"
     words = ["explain", "small.py", "model=vision_transformer", "model.depth=1"]

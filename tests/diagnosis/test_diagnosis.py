@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import optlab
 from optlab.commands import main
 from optlab.config import Component, Config, to_json
-from optlab.diagnosis import Evidence, Watch, examine
+from optlab.diagnosis import Diagnosis, Evidence, Watch, examine
 from optlab.diagnosis._layers import Layer, ModelProbe
 from optlab.diagnosis._rules import CURVE_RULES as RULES
 from optlab.training import Workload, train
@@ -183,7 +183,7 @@ def test_the_command_says_it_writes_it_and_its_exit_code_is_the_verdict(tmp_path
     assert main(["diagnose", str(well)]) == 0
     out = capsys.readouterr().out
     assert f"{well}, 300 steps: healthy by its curves\nCurves don't show leaks" in out
-    assert f"next: optlab diagnose {well} --probe" in out
+    assert f'next: print(optlab.diagnose("{well}", probe=True, workload=workload, tx=tx))  # in Python' in out
     assert main(["diagnose", str(well), str(ill)]) == 1
     out = capsys.readouterr().out
     assert f"{ill}, 300 steps: diverged" in out
@@ -205,6 +205,16 @@ def test_what_is_no_run_is_one_line(tmp_path, capsys, name, message):
     assert len(err.splitlines()) == 1
 
 
+def test_runs_that_can_be_read_are_diagnosed_beside_one_that_cannot(tmp_path, capsys):
+    well, later = folder(tmp_path / "well"), folder(tmp_path / "later", outcome=None)
+    assert main(["diagnose", str(well), str(tmp_path / "none"), str(later), str(tmp_path / "gone")]) == 2
+    out, err = capsys.readouterr()
+    assert f"{well}, 300 steps: healthy by its curves" in out
+    assert f"{later}, 300 steps: healthy by its curves" in out
+    assert out.count("The run hasn't ended") == 1
+    assert [line.split(" is ")[0] for line in err.splitlines()] == [f"optlab: {tmp_path / n}" for n in ("none", "gone")]
+
+
 def test_the_next_command_is_the_cure_in_a_folder_of_its_own(tmp_path):
     path = folder(tmp_path / "a", loss=2.4 - T / 3000)
     rate = Component("adamw", {"learning_rate": 1e-7})
@@ -213,20 +223,65 @@ def test_the_next_command_is_the_cure_in_a_folder_of_its_own(tmp_path):
     found = optlab.diagnose(path)
     assert found.findings[0].name == "learning rate too low"
     assert found.command == f"optlab train {path}/config.json optimizer.learning_rate=3e-07 --run {path}-next"
+    (path / "metrics.jsonl").write_text((folder(tmp_path / "b") / "metrics.jsonl").read_text())
+    assert optlab.diagnose(path).command == f"optlab diagnose {path} --probe"
+
+
+@pytest.mark.parametrize("name", ["probe", "twins"])
+def test_of_a_run_of_python_what_is_needed_is_named(tmp_path, capsys, name):
+    path = folder(tmp_path / "a")
+    (path / "config.json").write_text(json.dumps({"train": {"workload": "mine", "steps": 300, "seed": 3}}))
+    assert main(["diagnose", str(path), f"--{name}"]) == 2
+    way = f'print(optlab.diagnose("{path}", {name}=True, workload=workload, tx=tx))'
+    assert capsys.readouterr().err == (
+        f"optlab: {path} has no config, which holds what was trained; in its script say {way}\n"
+    )
+    if name == "probe":
+        assert optlab.diagnose(path).command == f"{way}  # in Python, with what was trained"
+
+
+ENDS = {  # outcome, error, step -> first name, its evidence, whether a config's next command is the probe
+    "soon": ("NonFiniteError", "step 5: the loss is nan. Lower it", 5, "diverged", "step 5: the loss is nan", True),
+    "late": ("NonFiniteError", "step 300: the loss is nan. Lower it", 300, "diverged", "step 300: the loss is", False),
+    "spike": ("LossSpikeError", "step 300: the loss is 9. Lower it", 300, "spikes", "step 300: the loss is 9", False),
+    "labels": ("LabelError", "step 5: needs labels from 0 to 9. Say", 5, "labels out of range", "step 5: needs", True),
+    "data": ("DataError", "example 7 is torn", 300, "data refused", "example 7 is torn", True),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_run_that_an_error_ended_is_named_by_it(name):
+    outcome, error, end, ill, because, is_probe = ENDS[name]
+    count = list(T).index(end) + 1
+    metrics = {"step": T[:count], "train/loss": np.array([*FALL[: count - 1], np.nan])}
+    evidence = Evidence("made", metrics, {"optimizer.learning_rate": 0.1}, outcome, error=error)
+    found = Diagnosis(evidence, examine(evidence))
+    assert found.verdict == ill
+    assert found.findings[0].because.startswith(because)
+    assert "Lower" not in found.findings[0].because
+    assert (found.command == "optlab diagnose made --probe") is is_probe
+
+
+def test_what_is_neither_a_run_nor_a_history_is_refused():
+    with pytest.raises(TypeError, match="a run's folder, a Run or the History that train returned, got 3"):
+        optlab.diagnose(3)
 
 
 def test_a_history_is_diagnosed():
     work = Workload.digits()
     history = train(work, optlab.sgd(0.0), steps=12, log_every=1, evaluate_every=3)
     found = optlab.diagnose(history)
-    assert (found.name, found.steps, found.findings[0].name, found.command) == ("history", 12, "nothing moves", None)
+    assert (found.name, found.steps, found.findings[0].name) == ("history", 12, "nothing moves")
+    assert found.command.startswith("print(optlab.diagnose(history, probe=True, workload=workload, tx=tx))")
 
 
-def watched(loss, start=0, held_out=FALL):
-    made, said = curves(loss, 1.0, held_out=held_out), []
-    watch = Watch({}, said.append)
+def watched(loss, start=0, held_out=FALL, settings=None, accuracy=False, reported=None):
+    made, said = curves(loss, 1.0, held_out=held_out, accuracy=accuracy), []
+    watch = Watch(settings or {}, said.append)
     watch.begin(start, 300)
     for i in range(len(T)):
+        if i == reported:
+            watch.reported()
         watch.record({name: values[i] for name, values in made.metrics.items() if np.isfinite(values[i])})
     watch.end("finished")
     return said
@@ -235,6 +290,11 @@ def watched(loss, start=0, held_out=FALL):
 def test_a_watched_run_says_what_is_sure_once_and_early():
     (line,) = watched(2.4 * np.exp(T / 40))
     assert line.startswith("optlab: step 60: diverged: ")
+    assert watched(2.4 * np.exp(T / 40), reported=9) == []  # the run itself has said something
+    (line,) = watched(FLAT + 400, accuracy=True)
+    assert line.startswith("optlab: step 5: starts far off: ")
+    (line,) = watched(FLAT, settings={"optimizer.weight_decay": 100.0, "optimizer.learning_rate": 3e-3})
+    assert line.startswith("optlab: step 15: weight decay too strong: ")
     assert watched(FALL * (1 + SCATTER / 2)) == []
     assert watched(2.4 * np.exp(T / 40), start=5) == []  # what it began with isn't known
 

@@ -68,6 +68,7 @@ def test_the_largest_eigenvalues_are_the_dense_matrixs():
     assert (exact.residuals < 1e-8).all()
 
 
+@pytest.mark.slow
 def test_a_few_steps_from_the_gradient_find_the_sharpness():
     params, outputs, loss = network()
     _, product, H = hessian_and_matrix()
@@ -75,7 +76,7 @@ def test_a_few_steps_from_the_gradient_find_the_sharpness():
     same(curvature.largest_eigenvalue(product, gradient, matvecs=8), np.linalg.eigvalsh(H)[-1], rtol=0.01)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
 def test_a_matrix_of_low_rank_ends_the_search_and_says_so(dtype):
     A = np.diag([3.0, 1.0, *[0.0] * 10]).astype(dtype)
     found = curvature.eigenvalues(curvature.product(A), jnp.zeros(12, dtype), 5, key=KEY)
@@ -162,7 +163,7 @@ def test_epsilon_may_stand_inside_the_root():
         curvature.adam_metric(state, eps=0.0)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_parameters_of_16_bits_have_their_spectrum_in_float32(dtype):
     scales = jnp.array([3.0, 2.0, 1.0], dtype)
     f = lambda p: 0.5 * jnp.sum(scales * p["x"] ** 2)

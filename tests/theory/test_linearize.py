@@ -124,6 +124,7 @@ def test_the_gap_to_the_tangent_falls_like_one_over_the_root_of_the_width(lazy):
     assert slope.high - slope.low < 0.25, slope
 
 
+@pytest.mark.slow
 def test_and_faster_where_the_activation_is_smooth(lazy):
     slope = lin.slope_with_width(WIDTHS, lazy["tanh"].gap)
     assert slope.low < -1 < slope.high < -0.5, slope

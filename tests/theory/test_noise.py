@@ -83,6 +83,7 @@ def test_the_noise_scale_is_unbiased_in_its_parts():
     same(found.scale[0], found.variance[0] / found.signal[0], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_say_the_same_as_its_examples():
     loss, params, batch = problem(4096)
     cheap = noise.noise_scale(noise.of_examples(loss), params, {}, batch, KEY)

@@ -164,7 +164,10 @@ def test_a_skipped_step_leaves_no_trace_but_its_lines(kind, tmp_path, capsys):
         lambda: optax.MultiSteps(optax.sgd(0.05), 3),
         lambda: optax.apply_if_finite(optax.sgd(0.05), 2),
         optax.lbfgs,
-        lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.add_noise(0.1, 0.5, 0), optax.sgd(0.05)),
+        pytest.param(
+            lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.add_noise(0.1, 0.5, 0), optax.sgd(0.05)),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["MultiSteps", "apply_if_finite", "lbfgs", "add_noise"],
 )

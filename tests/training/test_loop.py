@@ -482,7 +482,7 @@ def test_an_unknown_metric_names_those_there_are():
         train(workload(), optax.sgd(0.1), steps=1)["loss"]
 
 
-STRATEGIES = [("pmap", (4, 1)), ("fsdp", (2, 1)), slow("single", None), slow("jit", (8, 1)), slow("zero1", (4, 1))]
+STRATEGIES = [("pmap", (4, 1)), slow("fsdp", (2, 1)), slow("single", None), slow("jit", (8, 1)), slow("zero1", (4, 1))]
 
 
 @pytest.mark.parametrize(("strategy", "shape"), STRATEGIES)
@@ -519,6 +519,7 @@ def test_what_a_device_has_no_memory_for_is_refused_before_it_is_made(monkeypatc
         train(workload(), optax.sgd(0.1), steps=3)
 
 
+@pytest.mark.slow
 def test_a_short_batch_is_evaluated_alike_where_parameters_are_divided_by_three_and_two():
     rng = np.random.default_rng(0)
     data = arrays(rng.normal(size=(32, 8, 8, 3)), rng.integers(0, 3, 32), validation=10 / 32, test=0)

@@ -9,6 +9,7 @@ import pytest
 
 import optlab
 from optlab.data import arrays
+from optlab.diagnosis import Watch
 from optlab.models import mlp
 from optlab.roles._layout import check_overrides
 from optlab.training import UphillError, Workload, accuracy, train
@@ -163,6 +164,14 @@ def test_a_batch_with_a_tenth_of_another_ones_loss_is_no_burst(capsys):
     history = train(work, optax.sgd(1e-3), steps=3, log_every=1)
     assert history.records[1]["train/loss"] > 11 * history.records[0]["train/loss"]
     assert capsys.readouterr().err == ""
+
+
+def test_a_watch_does_not_repeat_what_the_first_steps_reported(capsys):
+    said = []
+    watch = Watch({"data": "digits", "loss": "cross_entropy"}, said.append)
+    trained(optax.sgd(1e3), steps=4, log_every=2, evaluate_every=1, observers=[watch])
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert (said, watch.has_reported) == ([], True)
 
 
 def test_what_moves_nothing_is_reported(capsys):

@@ -137,6 +137,7 @@ def test_a_metric_of_the_workloads_own_is_no_probe():
     assert history["train/probe/update/sigma_max"][1].tolist() == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_continuing_gives_the_records_of_a_run_that_never_stopped(tmp_path):
     def make(steps, folder):
         return train(

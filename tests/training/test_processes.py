@@ -275,6 +275,7 @@ def test_a_signal_to_one_process_ends_all_at_one_step_saved(here):
     assert 10 < int(step) < 40
 
 
+@pytest.mark.slow
 def test_what_one_process_alone_finds_wrong_is_told_and_nobody_waits(here):
     done = launch("-n", "2", "--", "train", "small.py", "data.number=-1")
     assert done.returncode == 2
