@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from optlab._extras import need
+
+if TYPE_CHECKING:
+    from optlab.diagnosis import Diagnosis
 
 HELP = "say what is wrong with a run, and what to try next"
 DESCRIPTION = (
     "Reads what runs have logged, and names what is wrong with each: with the evidence, what to try next, and the "
     "source of the rule. Writes it as diagnosis.md into the run's folder, beside a picture of the evidence."
 )
-EPILOG = "The exit code is 0 if all runs are healthy, and 1 if one is ill."
+EPILOG = "The exit code is 0 if all runs are healthy, 1 if one is ill, and 2 if one can't be read."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,20 +35,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the diagnoses. Returns 1 if a run is ill."""
+    """Prints the diagnoses, also if other runs can't be read. Returns 1 if a run is ill."""
     need("optlab diagnose", "numpy")
     from optlab.config import ConfigError
     from optlab.examination import diagnose
     from optlab.runs import Run
 
-    found = []
+    found: list[Diagnosis] = []
+    unread: list[str] = []
     for folder in arguments.runs:
         try:
             run = Run(folder)
             diagnosis = diagnose(run, probe=arguments.probe, twins=arguments.twins)
         except (FileNotFoundError, TypeError, ValueError) as error:
-            raise ConfigError(str(error)) from None
-        diagnosis.write(run.folder)
+            unread.append(str(error))
+            continue
+        print(f"\n{diagnosis}" if found else diagnosis, flush=True)
         found.append(diagnosis)
-    print("\n\n".join(map(str, found)))
+        try:
+            diagnosis.write(run.folder)
+        except OSError as error:
+            unread.append(f"{run.folder} can't be written to: {error}")
+    if unread:
+        raise ConfigError("\noptlab: ".join(unread))
     return 0 if all(diagnosis.is_healthy for diagnosis in found) else 1

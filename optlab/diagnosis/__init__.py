@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import textwrap
 from dataclasses import dataclass
@@ -20,18 +21,22 @@ from optlab.diagnosis._findings import Finding
 from optlab.diagnosis._rules import CURVE_RULES
 from optlab.diagnosis._rules_of_data import DATA_RULES
 from optlab.diagnosis._rules_of_model import MODEL_RULES
+from optlab.diagnosis._rules_of_outcomes import OUTCOME_RULES
 from optlab.diagnosis._rules_of_twins import TWIN_RULES
 from optlab.diagnosis._watch import Watch
 
-__all__ = ["FLAT", "RULES", "Diagnosis", "Evidence", "Finding", "Watch", "examine", "gather"]
+__all__ = ["FLAT", "RULES", "Diagnosis", "Evidence", "Finding", "Watch", "examine", "gather", "in_python"]
 
 # In the order of their gravity: what explains the others comes first.
-RULES = (*DATA_RULES, *MODEL_RULES, *TWIN_RULES, *CURVE_RULES)
+RULES = (*DATA_RULES, *MODEL_RULES, *TWIN_RULES, *OUTCOME_RULES, *CURVE_RULES)
 
 UNSEEN = (
     "Curves don't show leaks between the splits, one class, an order of the examples, frozen layers, nor a head or an "
     "embedding under a rule for hidden matrices: a probe does."
 )
+
+
+UNENDED = "The run hasn't ended: it goes on, or was killed or interrupted."
 
 
 @dataclass(frozen=True)
@@ -63,20 +68,21 @@ class Diagnosis:
 
     @property
     def command(self) -> str | None:
-        """The command to type next; None for a history, and where nothing can be said.
+        """What to type next; None where nothing can be said.
 
-        It tries the first ill's cure in a folder of its own, where a config's key is one. It probes a run whose curves
-        are healthy or leave the cause open.
+        It tries the first ill's cure in a folder of its own, where a config's key is one. Else it probes a run of which
+        the curves alone were read: in Python if the run has no config.
         """
-        ills = [finding for finding in self.findings if finding.severity == "ill"]
-        if self.name == "history":
+        ill = next((finding for finding in self.findings if finding.severity == "ill"), None)
+        if ill is not None and ill.settings and (self.is_probed or not ill.needs_probe):
+            settings = " ".join(f"{key}={value}" for key, value in ill.settings.items())
+            config, run = shlex.quote(f"{self.name}/config.json"), shlex.quote(f"{self.name}-next")
+            return f"optlab train {config} {settings} --run {run}"
+        if self.is_probed:
             return None
-        if not self.is_probed and (not ills or ills[0].needs_probe):
+        if self.evidence.settings:
             return f"optlab diagnose {shlex.quote(self.name)} --probe"
-        if not ills or not ills[0].settings:
-            return None
-        settings = " ".join(f"{key}={value}" for key, value in ills[0].settings.items())
-        return f"optlab train {shlex.quote(self.name + '/config.json')} {settings} --run {shlex.quote(self.name)}-next"
+        return f"{in_python(self.name, 'probe')}  # in Python, with what was trained"
 
     @property
     def is_healthy(self) -> bool:
@@ -88,11 +94,17 @@ class Diagnosis:
         """True if the data and the model were looked at, and not the curves alone."""
         return self.evidence.model is not None
 
+    @property
+    def is_unended(self) -> bool:
+        """True if the run goes on, or was killed or interrupted: its last record isn't its end."""
+        return self.evidence.outcome is None or self.evidence.outcome.startswith("interrupted")
+
     def __str__(self) -> str:
         lines = [f"{self.name}, {self.steps} steps: {self.verdict}"]
         if self.is_healthy and not self.is_probed:
             lines[0] += " by its curves"
             lines += textwrap.wrap(UNSEEN, 100)
+        lines += [UNENDED] if self.is_unended else []
         for finding in self.findings:
             parts = {"because": finding.because, "try": finding.try_, "source": finding.source}
             lines += ["", f"{finding.severity}: {finding.name}"]
@@ -104,6 +116,7 @@ class Diagnosis:
         """The same as a Markdown page."""
         parts = [f"# {self.name}: {self.verdict}", f"{self.steps} steps were logged."]
         parts += [UNSEEN] if self.is_healthy and not self.is_probed else []
+        parts += [UNENDED] if self.is_unended else []
         for finding in self.findings:
             parts += [f"## {finding.name} ({finding.severity})", finding.because, f"**Try** {finding.try_}"]
             parts += [f"Source: {finding.source}"] if finding.source else []
@@ -122,6 +135,18 @@ class Diagnosis:
         """Draws the evidence: losses, gradient norm, learning rate, and the layers' gradients after a probe."""
         need("Diagnosis.plot", "matplotlib")
         draw(self.evidence, f"{self.name}: {self.verdict}", file)
+
+
+def in_python(name: str, *asked: str) -> str:
+    """The call that looks into a run without a config, where `workload` and `tx` are what was trained.
+
+    Args:
+        name: the run's folder, or "history" for the variable.
+        asked: "probe", "twins".
+    """
+    run = name if name == "history" else json.dumps(name, ensure_ascii=False)
+    switches = "".join(f"{switch}=True, " for switch in asked)
+    return f"print(optlab.diagnose({run}, {switches}workload=workload, tx=tx))"
 
 
 def examine(evidence: Evidence) -> tuple[Finding, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optlab.data import Batch
+from optlab.diagnosis._programs import EXAMPLES, bounded_logits, crossed, nodes_of
 from optlab.roles import LayoutError, read_names
 
 ITERATIONS = 20
@@ -69,6 +71,8 @@ class ModelProbe:
         first_outputs: those of the initialization.
         end: the operation that the outputs end in: "softmax", "logistic", "tanh", "relu", or None for a sum.
         is_cross_entropy: whether the loss is the cross-entropy of the outputs as logits.
+        bounded: the nonlinearity that the loss takes the log-softmax of, as its program shows; None: of none.
+        is_crossed: whether the program subtracts every label from every output, (N, 1) − (N,) being (N, N).
         orthogonalized: heads and embeddings that a rule for hidden matrices moves.
         uphill: the cosine of the optimizer's first updates with the gradient; None where it isn't known.
         step_size: their norm over that of the weights; None where a learning rate is known of the optimizer, too.
@@ -84,6 +88,8 @@ class ModelProbe:
     first_outputs: np.ndarray | None = None
     end: str | None = None
     is_cross_entropy: bool = False
+    bounded: str | None = None
+    is_crossed: bool = False
     orthogonalized: tuple[str, ...] = ()
     uphill: float | None = None
     step_size: float | None = None
@@ -116,12 +122,13 @@ def probe_model(workload: Any, state: Any, first: Any, batch: Batch, *, is_own: 
         **found: further attributes of the result.
     """
 
-    def value(params: Any, model_state: Any, key: Any) -> Any:
-        return workload.loss(params, model_state, batch, key, True)[0]
+    # The batch is an argument, as in training: a loss may refuse labels that it can read, and a rule names them better.
+    def value(params: Any, model_state: Any, batch: Batch, key: Any, is_training: bool) -> Any:
+        return workload.loss(params, model_state, batch, key, is_training)[0]
 
-    gradient = jax.jit(jax.value_and_grad(value))
-    loss, grads = gradient(state.params, state.model_state, state.key)
-    first_loss, first_grads = gradient(first.params, first.model_state, first.key)
+    gradient = jax.jit(functools.partial(jax.value_and_grad(value), is_training=True))
+    loss, grads = gradient(state.params, state.model_state, batch, state.key)
+    first_loss, first_grads = gradient(first.params, first.model_state, batch, first.key)
     outputs = first_outputs = end = None
     is_cross_entropy = False
     labels = np.asarray(batch["labels"]) if "labels" in batch else None
@@ -134,7 +141,8 @@ def probe_model(workload: Any, state: Any, first: Any, batch: Batch, *, is_own: 
         outputs, first_outputs = run(state.params, state.model_state), run(first.params, first.model_state)
         end = last_operation(jax.make_jaxpr(apply)(first.params, first.model_state).jaxpr)
         outputs, first_outputs = map(_numbers, (outputs, first_outputs))
-        evaluated, _ = workload.loss(first.params, first.model_state, batch, state.key, False)
+        evaluate = jax.jit(functools.partial(value, is_training=False))
+        evaluated = evaluate(first.params, first.model_state, batch, state.key)
         is_cross_entropy = is_the_loss(float(evaluated), first_outputs, labels)
     before = jax.tree.leaves(first.params) if is_own else [None] * len(jax.tree.leaves(state.params))
     readings = _readings(workload, state.params)
@@ -144,8 +152,18 @@ def probe_model(workload: Any, state: Any, first: Any, batch: Batch, *, is_own: 
             readings.items(), *map(jax.tree.leaves, (state.params, grads, first_grads)), before, strict=True
         )
     ]
-    measured = (outputs, first_outputs, end, is_cross_entropy)
+    measured = (outputs, first_outputs, end, is_cross_entropy, *_program(workload, first, batch))
     return ModelProbe(int(state.step), tuple(layers), float(loss), float(first_loss), labels, *measured, **found)
+
+
+def _program(workload: Any, first: Any, batch: Batch) -> tuple[str | None, bool]:
+    if len(jax.tree.leaves(batch)[0]) < EXAMPLES:
+        return None, False
+    try:
+        nodes = nodes_of(workload.loss, first.params, first.model_state, batch, first.key)
+    except Exception:  # a loss that can't be traced so: for other numbers of examples, or without its mesh
+        return None, False
+    return bounded_logits(nodes), crossed(nodes)
 
 
 def is_the_loss(value: float, outputs: np.ndarray | None, labels: np.ndarray | None) -> bool:

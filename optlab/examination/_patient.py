@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from optlab.experiment import load_run
 from optlab.experiment._load import rebuilt
 from optlab.roles import layout_around
 from optlab.runs import Run
+from optlab.runs._folder import claimed
 from optlab.training import Assembly, StepSettings, TrainState, Workload, assemble, make_step
 from optlab.transforms.matrices._map import reported
 
@@ -46,18 +46,19 @@ class Patient:
     state: TrainState | None
 
     @staticmethod
-    def of(run: Any, *, workload: Workload | None, tx: optax.GradientTransformation | None, seed: int) -> Patient:
-        """Loads what trained a run; see `diagnose`."""
+    def of(
+        run: Run | Any, *, workload: Workload | None, tx: optax.GradientTransformation | None, seed: int, way: str
+    ) -> Patient:
+        """Loads what trained a run; see `diagnose`. An error names `way`, the call that works."""
         if (workload is None) != (tx is None):
             raise TypeError("workload and tx are given together, for a run that has no config")
-        if not isinstance(run, str | Path | Run):
+        if not isinstance(run, Run):
             if workload is None or tx is None:
-                raise TypeError("a probe of a history needs what was trained: diagnose(history, workload=…, tx=…)")
+                raise TypeError(f"a history doesn't hold what was trained; in its script say {way}")
             return Patient(workload, tx, seed, run.state)
-        run = run if isinstance(run, Run) else Run(run)
         if workload is None or tx is None:
-            if not (run.folder / "config.json").exists():
-                raise TypeError(f"{run.folder} has no config: give what was trained, diagnose(run, workload=…, tx=…)")
+            if claimed(run.folder) or not (run.folder / "config.json").exists():
+                raise TypeError(f"{run.folder} has no config, which holds what was trained; in its script say {way}")
             experiment = rebuilt(run.folder)
             workload, tx, seed = experiment.workload, experiment.tx, experiment.config.seed
         state = load_run(run.folder, workload=workload, tx=tx).state if run.checkpoints else None
@@ -170,11 +171,14 @@ class Patient:
 
         state, seen = self.latest, []
         with self.assembly.layout():
-            for t in range(int(state.step), int(state.step) + REPLAYED):
+            # Where the run's error is known, its last record is of the step at fault.
+            last = end if evidence.error is not None else int(state.step) + REPLAYED
+            for t in range(int(state.step), last):
                 state, norms = watched(state, self.batches.batch(t))
                 seen.append(np.asarray(norms))
                 usual = np.median(seen[:-1], axis=0) if len(seen) > 3 else np.inf
-                ratio = seen[-1] / np.where(usual > 0, usual, np.inf)
+                with np.errstate(invalid="ignore"):  # an infinite norm where none is usual
+                    ratio = seen[-1] / np.where(usual > 0, usual, np.inf)
                 if np.any(ratio > OFF):
                     return paths[int(np.nanargmax(ratio))], t + 1
                 if not np.isfinite(seen[-1]).all():

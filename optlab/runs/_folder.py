@@ -83,6 +83,13 @@ def claim(folder: Path, about: Mapping[str, Any]) -> None:
     _write(folder / "config.json", {"train": dict(about), "versions": _versions(), "git": _git(Path.cwd())})
 
 
+def claimed(folder: Path) -> dict[str, Any]:
+    """What `claim` wrote about the call of Python's `train`: its steps and seed among others; {} for other runs."""
+    file = folder / "config.json"
+    found = _read(file).get("train") if file.is_file() else None
+    return found if isinstance(found, dict) else {}
+
+
 def _read(file: Path) -> dict[str, Any]:
     """The content of a config.json; nothing where it can't be read, which `load` says better."""
     try:

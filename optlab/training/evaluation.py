@@ -57,7 +57,7 @@ class Labels:
             try:
                 self._trace(batch)
             except DataError as error:
-                raise DataError(f"{where}: {error}") from None
+                raise type(error)(f"{where}: {error}") from None
         self._sound |= bad - always
 
     def _trace(self, batch: Batch) -> None:

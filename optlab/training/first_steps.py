@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,8 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optlab._processes import is_first
-from optlab.runs import Record
 from optlab.runs._fingerprints import fingerprints
 from optlab.training.assembly import Assembly
 from optlab.training.guard import GuardError
@@ -50,8 +47,8 @@ class FirstSteps:
         self.assembly, self.tx = assembly, tx
         self.start: dict[str, Any] | None = _bits(state.params)
         self.losses: list[float] = []
+        self.first_batch: Any = None
         self.is_compared = False
-        self.is_reported = False
 
     def after(self, t: int, state: TrainState, batch: Any, records: Records) -> None:
         """Looks at the run after step t, if there is something to see.
@@ -65,9 +62,11 @@ class FirstSteps:
         Raises:
             UphillError: if the loss rose, and the optimizer goes uphill.
         """
+        if t > WATCHED:
+            self.first_batch = None
         if t <= TREND:
             records.drain()
-            self._check_jump(t, records.latest, state, batch)
+            self._check_jump(t, records, state, batch)
             if t in (TREND, records.steps) and _is_rising(self.losses):
                 self._check_cosine(f"step {t}: the loss", self.losses, state, batch, least=OVER_A_TREND)
         elif not self.is_compared and (t == TREND + 1 or records.is_evaluated(t - 1)):  # no new evaluation else
@@ -75,23 +74,35 @@ class FirstSteps:
         is_last = t == records.steps
         if self.start is not None and records.is_evaluated(t) and (t > 1 or is_last):  # a warm-up may start at rate 0
             records.drain()
-            self._check_moved(records.latest, state)
+            self._check_moved(records, state)
 
-    def _check_jump(self, t: int, record: Record, state: TrainState, batch: Any) -> None:
+    def _check_jump(self, t: int, records: Records, state: TrainState, batch: Any) -> None:
         """Compares the loss of one of the first steps with the first one's."""
-        loss = record.get("train/loss")
+        loss = records.latest.get("train/loss")
         if loss is None or not np.isfinite(loss):  # nothing counted; and what isn't finite is the guard's
             return
         self.losses.append(loss)
+        if t == 1:
+            self.first_batch = batch
         first, rise = self.losses[0], loss - self.losses[0]
         if t > WATCHED or rise <= (JUMP - 1) * abs(first):
             return
         self._check_cosine(f"step {t}: the loss", self.losses, state, batch, least=AT_A_JUMP)
-        if rise > BURST * abs(first) and not self.is_reported:
-            _report(
-                f"step {t}: {_rose('the loss', self.losses)}: the learning rate is too large, or there is none in tx"
-            )
-            self.is_reported = True
+        if rise > BURST * abs(first) and self.first_batch is not None:
+            self._check_burst(t, state, records)
+
+    def _check_burst(self, t: int, state: TrainState, records: Records) -> None:
+        """Reports that the first batch's own loss has burst: another batch's may be ten times as large by chance."""
+        if self.assembly.parallel.strategy.axis_name is not None:  # the loss may be one under that axis alone
+            return
+        first, loss_of = self.losses[0], self.assembly.workload.loss
+        with self.assembly.layout():
+            again = jax.jit(lambda s, b: loss_of(s.params, s.model_state, b, s.key, True)[0])
+            loss = float(again(state, self.first_batch))
+        if loss - first > BURST * abs(first):
+            rose = _rose("the loss of the first batch", [first, loss])
+            records.report(f"step {t}: {rose}: the learning rate is too large, or there is none in tx")
+            self.first_batch = None  # once
 
     def _check_evaluations(self, t: int, state: TrainState, batch: Any, records: Records) -> None:
         """Compares the validation losses of two evaluations, once: they show a rise that batches hide."""
@@ -112,8 +123,9 @@ class FirstSteps:
                 "optlab.scale_by_learning_rate(1e-3))"
             )
 
-    def _check_moved(self, record: Record, state: TrainState) -> None:
+    def _check_moved(self, records: Records, state: TrainState) -> None:
         """Reports that no parameter has changed since the first step."""
+        record = records.latest
         start, self.start = self.start, None
         if _is_collecting(state.opt_state):
             return
@@ -123,7 +135,7 @@ class FirstSteps:
         step = int(record["step"])
         why = "the learning rate is 0, or all are frozen" if has_gradient else "the loss doesn't depend on them"
         why += ", or the first step moves nothing by design" if step == 1 and has_gradient else ""
-        _report(f"step {step}: no parameter has changed so far: {why}")
+        records.report(f"step {step}: no parameter has changed so far: {why}")
 
     def _cosine(self, state: TrainState, batch: Any) -> float:
         """Between the gradient and what a fresh optimizer makes of it twice; NaN where that isn't known.
@@ -179,8 +191,3 @@ def _is_collecting(opt_state: Any) -> bool:
     is_one = lambda x: isinstance(x, optax.MultiStepsState)
     found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_one) if is_one(x)]
     return any(int(x.gradient_step) == 0 for x in found)
-
-
-def _report(what: str) -> None:
-    if is_first():
-        print(f"optlab: {what}", file=sys.stderr)

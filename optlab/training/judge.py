@@ -38,6 +38,7 @@ class Judge:
     waited: int = 0
     mark: float | None = None  # the value from which min_gain is counted: the last one that counted as a gain
     ended: str | None = None  # the run's outcome; None while it goes on
+    error: str | None = None  # the words of the error that ended it, if its own numbers or data are at fault
     reached: int | None = None
 
     def __post_init__(self) -> None:
@@ -98,9 +99,10 @@ class Judge:
         return {**{name: getattr(self, name) for name in ("best", "waited", "mark", "reached")}, "ended": ended}
 
     def summary(self) -> dict[str, Any]:
-        """The best evaluation and the target, as JSON data for the run's summary."""
+        """The best evaluation, the target, and the error if there is one, as JSON data for the run's summary."""
         best = self.best and {"step": self.best[0], "value": self.best[1]}
-        return {"best": best, "target": {**dataclasses.asdict(self.target), "reached": self.reached}}
+        error = {} if self.error is None else {"error": self.error}
+        return {**error, "best": best, "target": {**dataclasses.asdict(self.target), "reached": self.reached}}
 
     def load(self, notes: Mapping[str, Any], changed: Collection[str] = ()) -> None:
         """The inverse of dump; what was found under another target or stop, or on other data, isn't taken over.

@@ -21,6 +21,10 @@ from optlab.training.reductions import wide
 __all__ = ["accuracy", "cross_entropy", "squared_error"]
 
 
+class LabelError(DataError):
+    """A label that is no class of the outputs."""
+
+
 def cross_entropy(outputs: jax.Array, batch: Batch, *, label_smoothing: float = 0.0) -> jax.Array:
     """−log softmax(outputs)[label], in nats; NaN where the label is no class of the outputs.
 
@@ -37,7 +41,7 @@ def cross_entropy(outputs: jax.Array, batch: Batch, *, label_smoothing: float = 
 
     Raises:
         ValueError: for labels of another shape or dtype.
-        DataError: for a label that is no class, where it can be read (outside of jit); in training the guard finds the
+        LabelError: for a label that is no class, where it can be read (outside of jit); in training the guard finds the
             NaN, and `train` names the label.
     """
     check_decay("label_smoothing", label_smoothing)  # has a decay's range
@@ -148,7 +152,7 @@ def _check_classes(name: str, labels: Any, weight: Any, classes: int) -> None:
         is_outside &= np.asarray(weight) > 0
     if is_outside.any():
         where = tuple(int(i) for i in np.argwhere(is_outside)[0])
-        raise DataError(
+        raise LabelError(
             f"{name} needs labels from 0 to {classes - 1}, as the outputs have {classes} classes, got {labels[where]} "
             f"at {list(where)} and {int(is_outside.sum()) - 1} more outside; what only pads needs weight 0 in the "
             'batch\'s "weight"'

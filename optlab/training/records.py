@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from optlab._processes import is_first
+from optlab.data import DataError
 from optlab.runs import Observer, Record
 from optlab.training.evaluation import Evaluator
 from optlab.training.feed import Feed
+from optlab.training.guard import GuardError
 from optlab.training.judge import CONVERGED
 from optlab.training.ledger import Ledger
 from optlab.training.measures import is_rare
@@ -17,6 +21,7 @@ from optlab.training.packed import PackedMetrics, means
 from optlab.training.state import TrainState
 
 UNREAD = 16  # steps whose metrics wait to be read; then half of them are, so that the devices never wait
+LAST = 10  # steps before an error that have a record, whatever log_every is: they show how it came about
 
 
 class Unread:
@@ -79,6 +84,8 @@ class Records:
         self.unread = Unread(UNREAD if ledger.judge.stop.gradient_norm is None else 1)
         self.all: list[Record] = []
         self.latest: Record = {}
+        self._unlogged: collections.deque[Record] = collections.deque(maxlen=LAST)
+        self._has_reported = False
 
     @contextlib.contextmanager
     def observed(self, start: int) -> Iterator[None]:
@@ -91,6 +98,9 @@ class Records:
             yield
         except BaseException as error:
             self.judge.ended = type(error).__name__
+            if isinstance(error, GuardError | DataError):
+                self.judge.error = str(error)
+                self._emit_unlogged()
             raise
         finally:
             for observer in begun:
@@ -143,16 +153,47 @@ class Records:
         """Judges a step's metrics, and reports them if they are due; a step at fault may end the run."""
         t, skips = int(record["step"]), self.ledger.skips
         always = frozenset() if skips.guard is None else frozenset({"train/loss"})  # the guard would end the run
+        counts = {"step": t, **self.feed.counts(t), "seconds": round(self.ledger.clock.seconds, 3)}
+        self._unlogged.append({**counts, **record})
         self.evaluator.labels.check(record, self.feed.again(t), always=always)
         is_due = t % self.log_every == 0 or is_rare(record)  # what is measured seldom isn't lost
-        seconds = round(self.ledger.clock.seconds, 3)
-        self.latest = {"step": t, **self.feed.counts(t), "seconds": seconds, **skips(record)}
+        self._unlogged[-1] = self.latest = {**counts, **skips(record)}
         if is_due or self.is_evaluated(t):
-            self.latest |= {name: float(schedule(skips.updates(t))) for name, schedule in self.schedules.items()}
+            self.latest |= self._scheduled(t)
         if is_due and not self.is_evaluated(t) and not self.judge.converged(self.latest):
             self._emit(self.latest)
 
+    def report(self, what: str) -> None:
+        """Prints what is wrong with the run, unless this or an observer, such as a `Watch`, has said something before.
+
+        Args:
+            what: the step and what it shows, in a line.
+        """
+        if self._has_reported or any(getattr(observer, "has_reported", False) for observer in self.observers):
+            return
+        self._reported()
+        if is_first():
+            print(f"optlab: {what}", file=sys.stderr)
+
+    def _reported(self) -> None:
+        """Tells the observers that would report something that it isn't theirs any more."""
+        self._has_reported = True
+        for observer in self.observers:
+            if hasattr(observer, "reported"):
+                observer.reported()
+
+    def _scheduled(self, t: int) -> Record:
+        return {name: float(schedule(self.ledger.skips.updates(t))) for name, schedule in self.schedules.items()}
+
+    def _emit_unlogged(self) -> None:
+        """Reports the last steps before an error, the one at fault included, though none of them was due."""
+        self._reported()  # the error says what is wrong
+        for record in list(self._unlogged):
+            record.pop("train/fault", None)
+            self._emit({**record, **self._scheduled(int(record["step"]))})
+
     def _emit(self, record: Record) -> None:
+        self._unlogged.clear()
         self.all.append(record)
         for observer in self.observers:
             observer.record(record)

@@ -13,12 +13,13 @@ from flax import nnx
 import optlab
 from optlab.commands import main
 from optlab.config import Component, Config, to_json
-from optlab.data import arrays
+from optlab.data import DataError, arrays
 from optlab.diagnosis import Evidence, examine
 from optlab.diagnosis._data import Examples, agreement, probe_data
 from optlab.diagnosis._layers import Layer, ModelProbe, last_operation
 from optlab.examination._patient import Patient
-from optlab.training import Workload, squared_error, train
+from optlab.runs import Run
+from optlab.training import GuardError, Workload, squared_error, train
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((600, 8)).astype(np.float32)
@@ -44,6 +45,10 @@ class Net(nnx.Module):
 def work(X=X, Y=Y, *, draw="shuffled", loss=None, **net):
     loss = {} if loss is None else {"loss": loss}
     return Workload.from_model(lambda rngs: Net(rngs, **net), arrays(X, Y), batch_size=32, draw=draw, **loss)
+
+
+def own_cross_entropy(outputs, batch):
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, batch["labels"])
 
 
 def of_data(source, *, draw="shuffled", loss=None, held_out=None):
@@ -206,6 +211,13 @@ def test_a_layer_beside_a_sound_one(change, name):
     assert of_model(LAYER, dataclasses.replace(LAYER, path="b", **change)) == [name] * (name is not None)
 
 
+def test_weights_that_no_gradient_reaches_were_drawn_badly():
+    gone = dataclasses.replace(LAYER, gradient=0.0, first_gradient=0.0)
+    bias = Layer("bias", "vector", (16,), 1.0, 0.2)
+    assert of_model(gone, dataclasses.replace(gone, path="b"), bias) == ["bad initialization"]
+    assert "bad initialization" not in of_model(gone, bias)  # a linear model may start at 0
+
+
 def test_a_rate_of_zero_is_no_part_frozen_and_no_rate_too_low():
     still = dataclasses.replace(LAYER, moved=0.0, stuck=1.0, turned=0.0)
     assert of_model(still, dataclasses.replace(still, path="b")) == ["nothing moves"]
@@ -264,6 +276,26 @@ def test_a_probe_needs_what_was_trained():
     history = train(work(), ADAM, steps=4, log_every=1)
     with pytest.raises(TypeError, match="workload="):
         optlab.diagnose(history, probe=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "how", "curves", "probed"),
+    [
+        ((1e15 * X, X.sum(1, keepdims=True)), {"loss": squared_error, "outputs": 1}, "diverged", "features not scaled"),
+        ((X, Y + 1), {}, "labels out of range", "labels out of range"),
+        ((X, Y + 1), {"loss": own_cross_entropy}, "diverged", "labels out of range"),
+    ],
+    ids=["inputs", "labels", "labels, own loss"],
+)
+def test_a_run_that_ends_before_its_first_record_is_diagnosed(tmp_path, data, how, curves, probed):
+    workload, tx = work(*data, **how), optax.sgd(1e-2)
+    with pytest.raises((GuardError, DataError)):
+        train(workload, tx, steps=100, run=tmp_path / "run", seed=3)
+    assert Run(tmp_path / "run").metrics()["step"][-1] < 10
+    found = optlab.diagnose(tmp_path / "run")
+    assert (found.verdict, found.is_probed) == (curves, False)
+    assert ", probe=True, workload=workload, tx=tx)" in found.command
+    assert optlab.diagnose(tmp_path / "run", probe=True, workload=workload, tx=tx).verdict == probed
 
 
 def test_a_run_that_the_first_steps_found_uphill_is_named_by_its_outcome():

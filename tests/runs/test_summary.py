@@ -91,6 +91,7 @@ def test_an_error_is_the_outcome(tmp_path):
     with pytest.raises(NonFiniteError):
         run(tmp_path, lr=1e30)
     assert summary(tmp_path)["outcome"] == "NonFiniteError"
+    assert summary(tmp_path)["error"].startswith(f"step {summary(tmp_path)['last']['step']}: ")
 
 
 @pytest.mark.parametrize("stop", [Stop(), Stop(patience=1, min_gain=1e9)])
