@@ -113,7 +113,7 @@ def measure(smoke: bool, path: str | None = None) -> Page:
     said = str(verdict).splitlines()[1]
     leaves = {name: np.mean([crossing(curve, 3.0) for curve in curves[name]]) for name in CONTENDERS}
     edge = " ".join(
-        f"{name}'s best η is at the edge of its grid in {at} of {len(goals)} studies: a wider one could help it."
+        f"{name}'s best η is at the edge of its grid in {at} of {len(goals)} studies. None wider was tried."
         for name, best in bests.items()
         if (at := sum(b in (rates[name][0], rates[name][-1]) for b in best))
     )
@@ -129,10 +129,10 @@ def measure(smoke: bool, path: str | None = None) -> Page:
 
         The share isn't a constant of nature. AdamW needs {leaves["adamw"]:.0f} steps on average to leave the plateau of
         the bytes' frequencies, about 3.3 nats, for 3.0, and Muon {leaves["muon"]:.0f}. The shorter the training, the
-        more that counts. On large models, trained long after that plateau, about a half is reported (Liu et al. 2025,
-        arXiv 2502.16982).
+        more that should count. On large models, trained long after that plateau, about a half is reported (Liu et al.
+        2025, arXiv 2502.16982).
 
-        {edge} This was not tried here.
+        {edge}
         """,
     )
 
