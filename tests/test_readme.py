@@ -1,5 +1,6 @@
 """The README and its guides are true: their Python runs, their names exist, their files are there."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import optlab
-from optlab.commands import main, parsed
+from optlab.commands import COMMANDS, main, parsed
 
 ROOT = Path(__file__).parent.parent
 CONTENTS = (ROOT / "docs" / "contents.md").read_text()
@@ -28,7 +29,7 @@ LONG = re.compile(r"check_transform\(|measure=|optlab\.compare\(|batch_range\(")
 def test_python_runs_as_it_stands(name, block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for library in re.findall(r"^import (equinox|haiku) as", block, re.MULTILINE):
-        pytest.importorskip(library)  # no extra of optlab installs them
+        pytest.importorskip(library)  # the extra dev installs them
     exec(compile(block, name, "exec"), {})
 
 
@@ -89,17 +90,39 @@ def test_the_table_of_additions_names_files_that_are_there():
 
 
 def test_the_table_of_names_is_complete():
-    """Every public block, optimizer, schedule and data set is named, and nothing that isn't there."""
+    """Every function, command, block, optimizer, schedule and data set is named, and nothing that isn't there."""
     rows = {
-        row.split("|")[1].strip(): set(re.findall(r"`(\w+)`", row.split("|")[2]))
+        row.split("|")[1].strip(): set(re.findall(r"`([\w-]+)`", row.split("|")[2]))
         for row in CONTENTS.splitlines()
         if row.startswith("| ")
     }
+    blocks = {*optlab.optimizers.__all__, *optlab.transforms.__all__}
+    assert rows["functions"] == {*optlab.__all__} - {*optlab._SUBMODULES, *blocks, "__version__"} | {"compare"}
+    assert rows["commands"] == set(COMMANDS)
     assert rows["optimizers"] == set(optlab.optimizers.__all__)
     assert rows["blocks"] == {*optlab.transforms.__all__, "by_role"}
     assert rows["`optlab.schedules`"] == set(optlab.schedules.__all__)
     assert rows["`optlab.data`"] >= {"digits", "fashion_mnist", "cifar10", "text", "arrays"}
-    for name in rows["`optlab.models`"]:
-        assert hasattr(optlab.models, name), name
-    for name in rows["`optlab.training`"]:
-        assert hasattr(optlab.training, name), name
+    for module in ("models", "training", "compare", "testing", "report"):
+        found = importlib.import_module(f"optlab.{module}")
+        for name in rows[f"`optlab.{module}`"] - {"optlab"}:
+            assert hasattr(found, name), name
+
+
+def test_measured_md_has_the_figures_of_the_imports():
+    """Of a table that the benchmark wrote."""
+    table = (ROOT / "benchmarks" / "results" / "imports.md").read_text()
+    row = next(row for row in (ROOT / "docs" / "measured.md").read_text().splitlines() if "`import optlab`" in row)
+    ratios = re.findall(r"^\| `import optlab.*\| ([\d.]+) \|$", table, re.MULTILINE)
+    assert len(ratios) == 3
+    assert re.findall(r"\b\d[.]\d+", row) == ratios
+
+
+def test_the_citation_is_that_of_citation_cff():
+    cff = (ROOT / "CITATION.cff").read_text()
+    page = (ROOT / "docs" / "cite.md").read_text()
+    fields = dict(re.findall(r"^ *-? *([\w-]+): *\"?([^\"\n]+)\"?$", cff, re.MULTILINE))
+    assert f"author  = {{{{{fields['name']}}}}}" in page
+    assert f"title   = {{{fields['title']}}}" in page
+    assert f"version = {{{fields['version']}}}" in page
+    assert f"year    = {{{fields['date-released'][:4]}}}" in page

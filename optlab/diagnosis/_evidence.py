@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # some need JAX, and a diagnosis without a probe doesn't
     from optlab.diagnosis._rules_of_twins import Twins
 
 FLAT = 0.25  # of the training loss
+EXPLODED = 3.0  # times the first loss
 NOTHING = 0.05  # of the held-out loss
 # Times e^−L: among 200 examples the share of one class in ten is within a half of a tenth, by 2.4 deviations; a loss
 # above that of a guess makes e^−L smaller yet.
@@ -86,16 +87,53 @@ class Evidence:
         return self.curve("learning_rate")
 
     @cached_property
+    def spread(self) -> float:
+        """The standard deviation of a batch's loss about the running median, in the last half of the run."""
+        half = len(self.loss) // 2
+        return float(np.std((self.loss - self.smooth)[half:])) if len(self.loss) >= 4 else 0.0
+
+    @cached_property
+    def late(self) -> tuple[float, float]:
+        """The mean training loss of the last quarter of the records, and its standard error."""
+        values = self.loss[-max(1, len(self.loss) // 4) :]
+        return float(np.mean(values)), max(float(np.std(values)), self.spread) / math.sqrt(len(values))
+
+    @cached_property
+    def is_drowned(self) -> bool:
+        """True if batches spread so widely that their losses alone don't show a gain of `NOTHING`, thrice."""
+        few = max(1, len(self.loss) // 10)
+        error = math.hypot(self.late[1], self.spread / math.sqrt(few))
+        gain = float(np.mean(self.loss[:few])) - self.late[0]
+        return bool(gain + 2 * error > 3 * NOTHING * self.height(self.loss[:few].mean()))
+
+    @cached_property
+    def floor(self) -> float:
+        """What the heights of losses are measured from: 0, unless a loss is negative, so that 0 means nothing.
+
+        Then it lies so far below the least loss that what chance gains is a small part of a height.
+        """
+        every = np.concatenate([self.loss, self.validation])
+        if not len(every) or every.min() >= 0:
+            return 0.0
+        return float(every.min() - max(3 * self.spread, 0.1 * np.ptp(np.concatenate([self.smooth, self.validation]))))
+
+    def height(self, loss: Any) -> Any:
+        """A loss above the `floor`: only ratios of heights mean something."""
+        return loss - self.floor
+
+    @cached_property
     def share_gained(self) -> float:
         """The part of the first loss that training removed: 0 where it is flat, 1 where it ends at 0."""
-        first = abs(self.smooth[0]) if len(self.smooth) else 0.0
+        first = self.height(self.smooth[0]) if len(self.smooth) else 0.0
         return float((self.smooth[0] - self.smooth[-1]) / first) if first > 0 else 0.0
 
     @cached_property
     def held_out_gain(self) -> float | None:
         """The part of the first validation loss that the best one is below it; None without four evaluations."""
         values = self.validation
-        return float(1 - values.min() / values[0]) if len(values) >= 4 and values[0] > 0 else None
+        if len(values) < 4 or self.height(values[0]) <= 0:
+            return None
+        return float((values[0] - values.min()) / self.height(values[0]))
 
     @cached_property
     def gained(self) -> float:
@@ -117,13 +155,18 @@ class Evidence:
         """
         split = "validation" if len(self.curve("validation/accuracy")[1]) else "train"
         losses, shares = (self.curve(f"{split}/{name}")[1] for name in ("loss", "accuracy"))
-        if len(losses) < 4 or len(shares) < 4:
+        if len(losses) < 4 or len(shares) < 4 or self.floor < 0:
             return None
         late = max(1, len(losses) // 4)
-        loss, share = float(np.mean(losses[-late:])), float(np.mean(shares[-late:]))
-        if loss <= math.log(2) - NOTHING or share >= KNOWS * math.exp(-loss):
-            return True
-        return False if share < GUESS * math.exp(-loss) else None
+        return _is_better_than_a_guess(float(np.mean(losses[-late:])), float(np.mean(shares[-late:])))
+
+    def knew(self, at: int) -> bool | None:
+        """The same of one evaluation of the held-out examples."""
+        (when, losses), (there, shares) = self.curve("validation/loss"), self.curve("validation/accuracy")
+        found = np.flatnonzero(there == when[at])
+        if not len(found) or self.floor < 0 or losses[at] > self.smooth[0]:  # far above a guess's loss it shows nothing
+            return None
+        return _is_better_than_a_guess(losses[at], shares[found[0]])
 
     @property
     def is_guessing(self) -> bool:
@@ -177,7 +220,9 @@ class Evidence:
     def has_learned(self) -> bool:
         """True if a probe saw a loss a good part below that of the initialization, and no constant guess."""
         m = self.model
-        return m is not None and m.loss < (1 - FLAT) * m.first_loss and not self.is_guessing
+        if m is None or self.is_guessing:
+            return False
+        return self.height(m.loss) < (1 - FLAT) * self.height(m.first_loss)
 
     @cached_property
     def is_unlearned(self) -> bool:
@@ -195,7 +240,39 @@ class Evidence:
 
         What may be meant in a run that learns is a cause in one that doesn't.
         """
-        return self.is_flat_or_worse or bool(self.smooth[-1] > 2 * abs(self.smooth.min()) + 0.5 * abs(self.smooth[0]))
+        heights = self.height(self.smooth)
+        return self.is_flat_or_worse or bool(heights[-1] > 2 * heights.min() + 0.5 * heights[0])
+
+    @cached_property
+    def length(self) -> int | None:
+        """The run's steps; None where it goes on or was ended, and no config has them."""
+        steps = self.settings.get("steps")
+        if isinstance(steps, int):
+            return max(steps, int(self.steps[-1]))
+        return int(self.steps[-1]) if self.outcome == "finished" else None
+
+    def has_exploded(self, at: int) -> bool:
+        """Whether the training loss of a record stands far above the first one, and not by the chance of batches.
+
+        One batch's loss isn't another's. Where both lie within their spread about a held-out loss, that one decides: it
+        is of the same examples every time. Batches spread in proportion to the height of their losses.
+        """
+        first, top = max(self.loss[0], self.smooth[0]), self.smooth[at]
+        if self.height(top) <= EXPLODED * self.height(first):
+            return False
+        at_steps = self.curve("train/loss")[0][[0, at]]
+        when, values = self.curve("validation/loss")
+        if len(values) < 2:
+            late = self.loss[len(self.loss) // 2 :]
+            is_clear = self.height(top) > EXPLODED * (self.height(first) + 2 * self.spread)
+            return bool(is_clear or self.height(late.min()) > EXPLODED * self.height(self.loss[:3].max()))
+        before, beside = self.height(np.interp(at_steps, when, values))
+        half = self.loss[len(self.loss) // 2 :]
+        share = max(self.spread, scatter(half)) / max(self.height(self.late[0]), 1e-30)
+        is_calm = np.median(np.abs(np.diff(values))) < self.spread / 2
+        if is_calm and self.height(first) >= (1 - 2 * share) * before and self.height(top) <= (1 + 4 * share) * beside:
+            return bool(beside > EXPLODED * before)
+        return True
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -220,13 +297,28 @@ class Evidence:
         return math.log(classes) if classes and self.settings.get("loss") == "cross_entropy" else None
 
 
+def _is_better_than_a_guess(loss: float, share: float) -> bool | None:
+    if loss <= math.log(2) - NOTHING or share >= KNOWS * math.exp(-loss):
+        return True
+    return False if share < GUESS * math.exp(-loss) else None
+
+
+def scatter(values: np.ndarray) -> float:
+    """The standard deviation of values about a straight line."""
+    at = np.arange(len(values))
+    return float(np.std(values - np.polyval(np.polyfit(at, values, 1), at))) if len(values) > 2 else 0.0
+
+
 def smoothed(values: np.ndarray) -> np.ndarray:
     """The running median over a tenth of the values, at least three and always an odd number of them."""
     if not len(values):
         return values
     width = max(3, len(values) // 10) | 1
     padded = np.pad(values, width // 2, mode="edge")
-    return np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=-1)
+    found = np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=-1)
+    if len(values) > width:  # the first value has a meaning of its own; the last one is but a batch's
+        found[-(width // 2) :] = np.median(values[-width:])
+    return found
 
 
 def gather(run: str | Path | Run | Any) -> Evidence:

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from optlab.diagnosis._evidence import Evidence
 
-EXPLODED = 3.0  # times the first loss
 NOISY = 0.1  # of the first loss
 
 Rule = Callable[[Evidence], "Finding | None"]
@@ -59,6 +58,11 @@ def rate_times(e: Evidence, factor: float) -> dict[str, float]:
     """The setting that multiplies a config's learning rate."""
     rate = e.settings.get("optimizer.learning_rate")
     return {"optimizer.learning_rate": float(f"{rate * factor:.2g}")} if isinstance(rate, int | float) else {}
+
+
+def fell(first: float, share: float, last: float) -> str:
+    """What a loss did, in words: "fell by 12%", or that it rose."""
+    return f"fell by {share:.0%}" if share > 0 else f"rose from {first:.4g} to {last:.4g}"
 
 
 def listed(names: list[str], most: int = 3) -> str:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optlab.data import Batch
+from optlab.diagnosis._programs import EXAMPLES, bounded_logits, crossed, nodes_of
 from optlab.roles import LayoutError, read_names
 
 ITERATIONS = 20
@@ -70,6 +71,8 @@ class ModelProbe:
         first_outputs: those of the initialization.
         end: the operation that the outputs end in: "softmax", "logistic", "tanh", "relu", or None for a sum.
         is_cross_entropy: whether the loss is the cross-entropy of the outputs as logits.
+        bounded: the nonlinearity that the loss takes the log-softmax of, as its program shows; None: of none.
+        is_crossed: whether the program subtracts every label from every output, (N, 1) − (N,) being (N, N).
         orthogonalized: heads and embeddings that a rule for hidden matrices moves.
         uphill: the cosine of the optimizer's first updates with the gradient; None where it isn't known.
         step_size: their norm over that of the weights; None where a learning rate is known of the optimizer, too.
@@ -85,6 +88,8 @@ class ModelProbe:
     first_outputs: np.ndarray | None = None
     end: str | None = None
     is_cross_entropy: bool = False
+    bounded: str | None = None
+    is_crossed: bool = False
     orthogonalized: tuple[str, ...] = ()
     uphill: float | None = None
     step_size: float | None = None
@@ -147,8 +152,18 @@ def probe_model(workload: Any, state: Any, first: Any, batch: Batch, *, is_own: 
             readings.items(), *map(jax.tree.leaves, (state.params, grads, first_grads)), before, strict=True
         )
     ]
-    measured = (outputs, first_outputs, end, is_cross_entropy)
+    measured = (outputs, first_outputs, end, is_cross_entropy, *_program(workload, first, batch))
     return ModelProbe(int(state.step), tuple(layers), float(loss), float(first_loss), labels, *measured, **found)
+
+
+def _program(workload: Any, first: Any, batch: Batch) -> tuple[str | None, bool]:
+    if len(jax.tree.leaves(batch)[0]) < EXAMPLES:
+        return None, False
+    try:
+        nodes = nodes_of(workload.loss, first.params, first.model_state, batch, first.key)
+    except Exception:  # a loss that can't be traced so: for other numbers of examples, or without its mesh
+        return None, False
+    return bounded_logits(nodes), crossed(nodes)
 
 
 def is_the_loss(value: float, outputs: np.ndarray | None, labels: np.ndarray | None) -> bool:

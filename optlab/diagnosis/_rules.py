@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from optlab.diagnosis._evidence import NOTHING, Evidence
-from optlab.diagnosis._findings import EXPLODED, NOISY, Finding, Rule, rate_times
+from optlab.diagnosis._evidence import EXPLODED, NOTHING, Evidence, scatter
+from optlab.diagnosis._findings import NOISY, Finding, Rule, fell, rate_times
 from optlab.diagnosis._rules_of_rates import (
     STEADY,
     clipped,
@@ -23,19 +23,25 @@ from optlab.diagnosis._rules_of_rates import (
 )
 from optlab.diagnosis._rules_of_splits import LEARNED, memorizing, overfitting, splits_differ
 
+RISEN = 1.5  # times the first loss that was logged
+UNBOUNDED = 10.0  # times the first loss, below 0
+FASTER = 0.4  # of all that is gained, in the last quarter: a quarter at an even pace, and what has a floor slows down
+SEEN = 0.01  # of the first held-out loss: with labels without a meaning it jumps by less than a half of that
 FAR_OFF = 15.0  # nats: the cross-entropy of a uniform guess among three million classes
 
 
 def diverged(e: Evidence) -> Finding | None:
-    """The loss became NaN or infinite, or ended far above where it began."""
+    """The loss became NaN or infinite, ended far above where it began, or falls without bound."""
     losses, steps = e.metrics["train/loss"], e.steps
     bad = steps[np.isinf(losses) | (np.isnan(losses) & ~np.isnan(e.metrics.get("train/gradient_norm", losses)))]
     rise = f"; the loss had risen from {e.loss[0]:.4g} to {e.loss[-1]:.4g}" if len(e.loss) > 1 else ""
     if e.outcome == "NonFiniteError" or len(bad):
         where = f"at step {bad[0]}" if len(bad) else f"after step {steps[-1]}"
         because = f"the loss or the gradient wasn't finite {where}{rise}"
-    elif len(e.loss) > 2 and e.smooth[-1] > EXPLODED * e.smooth[0]:
+    elif len(e.loss) > 2 and e.has_exploded(-1):
         because = f"the loss rose from {e.smooth[0]:.4g} to {e.smooth[-1]:.4g}"
+    elif (falls := _falls_without_bound(e)) is not None:
+        return falls
     else:
         return None
     return Finding(
@@ -46,6 +52,24 @@ def diverged(e: Evidence) -> Finding | None:
         "the first step on, the update points uphill: is its sign turned, or the learning rate left out?",
         "Goodfellow, Bengio, Courville 2016, Deep Learning, section 8.2.4",
         rate_times(e, 1 / 10),
+        is_fatal=True,
+    )
+
+
+def _falls_without_bound(e: Evidence) -> Finding | None:
+    """A loss below 0 that falls ever faster has no least value: its sign may be turned."""
+    values = e.validation if len(e.validation) >= 8 else e.smooth
+    if len(values) < 8 or -values[-1] <= UNBOUNDED * abs(values[0]):
+        return None
+    late = (values[-1 - len(values) // 4] - values[-1]) / (values[0] - values[-1])
+    if late < FASTER:
+        return None
+    return Finding(
+        "diverged",
+        "ill",
+        f"the loss falls from {values[0]:.4g} to {values[-1]:.4g}, ever faster: {late:.0%} of that in the last quarter",
+        "a loss that has a least value: is its sign turned? What is minimized is minus the log-likelihood",
+        "Goodfellow, Bengio, Courville 2016, Deep Learning, section 6.2.1.1",
         is_fatal=True,
     )
 
@@ -75,19 +99,22 @@ def starts_far_off(e: Evidence) -> Finding | None:
     limit = EXPLODED * e.chance if e.chance is not None else FAR_OFF
     if not len(e.loss) or e.loss[0] <= limit:
         return None
-    if e.model is not None and e.model.first_loss <= limit:
-        before = (
-            f"before the first update the loss is {e.model.first_loss:.4g}, and {e.loss[0]:.4g} at step {e.steps[0]}"
-        )
-        return too_high(e, before)
+    step = e.curve("train/loss")[0][0]
+    first = e.model.first_loss if e.model is not None else e.twins.before if e.twins and not e.twins.start else None
+    if first is not None and first <= limit:
+        return too_high(e, f"before the first update the loss is {first:.4g}, and {e.loss[0]:.4g} at step {step}")
+    if e.smooth.max() > RISEN * e.loss[0]:  # what was drawn badly falls from the first step on
+        top = f"{e.smooth.max():.4g} later, where a uniform guess is far below that"
+        return too_high(e, f"train/loss is {e.loss[0]:.4g} at step {step}, and {top}")
     guess = f"a uniform guess has {e.chance:.3g}" if e.chance is not None else "a uniform guess is far below that"
     return Finding(
         "starts far off",
         "ill",
-        f"train/loss is {e.loss[0]:.4g} at step {e.steps[0]}; {guess}",
+        f"train/loss is {e.loss[0]:.4g} at step {step}; {guess}",
         "standardize the inputs and check the initialization; if the loss before the first update is usual, a tenth "
         "of the learning rate",
         "Glorot and Bengio 2010 (initialization); LeCun et al. 1998, Efficient BackProp, section 4.3 (inputs)",
+        needs_probe=step > 1 and first is None,  # updates were made before
     )
 
 
@@ -97,44 +124,53 @@ def learns_nothing(e: Evidence) -> Finding | None:
         return None
     if e.knows or e.has_learned or e.settings.get("init_from"):  # it may have learned before the first record
         return None
-    if rate_too_low(e) is not None or gradient_collapsed(e) is not None or memorizing(e) is not None:
+    if e.held_out_gain is None and e.is_drowned:
+        return None
+    if any(rule(e) is not None for rule in (rate_too_low, gradient_collapsed, memorizing, noisy)):
         return None
     return Finding(
         "learns nothing",
         "ill",
-        f"in {e.steps[-1]} steps train/loss fell by {max(e.share_gained, 0):.0%}"
-        + ("" if e.held_out_gain is None else f", validation/loss by {max(e.gained, 0):.0%} at best")
+        f"in {e.steps[-1]} steps train/loss {fell(e.smooth[0], e.share_gained, e.smooth[-1])}"
+        + ("" if e.held_out_gain is None else f", validation/loss fell by {e.gained:.0%} at best")
         + ", and it doesn't go on falling: more of the same learning rate would change nothing",
-        "optlab diagnose --probe: whether labels belong to their inputs, what the model ends in, how it was drawn and "
-        "what is frozen doesn't show in curves; then ten times the learning rate, and a tenth",
+        (
+            "optlab diagnose --probe: whether labels belong to their inputs, what the model ends in, how it was drawn "
+            "and what is frozen doesn't show in curves; then ten times the learning rate, and a tenth"
+            if e.model is None
+            else "ten times the learning rate, and a tenth; one batch alone, which a sound model and loss soon fit"
+        ),
         "Karpathy 2019, A recipe for training neural networks",
         needs_probe=True,
     )
 
 
 def noisy(e: Evidence) -> Finding | None:
-    """The loss jumps about a level that it no longer leaves, at a learning rate that doesn't fall."""
+    """The held-out loss jumps about a level that it no longer leaves, at a learning rate that doesn't fall.
+
+    Batches differ in their losses, whatever the weights do: what the weights' jumps cost shows on the same examples.
+    """
     _, rates = e.rate
     falls = len(rates) > 4 and rates[-1] < 0.5 * rates.max()
-    if falls or len(e.loss) < 20:
+    if falls or len(e.validation) < 8 or (e.has_learned and e.is_flat):
         return None
-    quarter = len(e.loss) // 4
-    early, late = np.median(e.loss[quarter : 2 * quarter]), np.median(e.loss[-quarter:])
-    because = f"train/loss scatters by {e.noise:.3g} about {late:.3g} in the second half, and was {early:.3g} before"
-    if e.is_flat:
-        # Labels without a meaning look alike: a probe has to rule them out.
-        if e.model is None or not e.is_walking or e.has_learned:
-            return None
-        because = f"validation/loss goes up and down between {e.validation.min():.4g} and {e.validation.max():.4g}"
-    elif e.noise < NOISY * e.smooth[0] or late < 0.5 * early:
+    late = e.validation[len(e.validation) // 2 :]
+    changes, jumps = np.diff(late), scatter(late)
+    least = SEEN if e.is_flat else NOTHING
+    if changes[changes > 0].sum() < np.abs(changes).sum() / 4 or jumps < least * e.height(e.validation[0]):
+        return None
+    if e.is_flat and (
+        e.model is None or not e.is_walking
+    ):  # labels without a meaning look alike: a probe rules them out
         return None
     return Finding(
         "noisy",
         "ill",
-        because,
+        f"validation/loss goes up and down between {late.min():.4g} and {late.max():.4g} in the second half",
         "a schedule that ends at 0, a larger batch, an average of the weights (ema=0.99), or a third of the rate",
         "Bottou, Curtis, Nocedal 2018, arXiv 1606.04838, theorem 4.6",
         {"schedule": "warmup_cosine"} if e.settings else {},
+        needs_probe=e.is_flat,  # whatever is wrong beside it explains more
     )
 
 
@@ -144,7 +180,7 @@ def spikes(e: Evidence) -> Finding | None:
         return None
     gained = e.smooth[0] - np.minimum.accumulate(e.smooth)
     half = np.arange(len(e.loss)) >= len(e.loss) // 4
-    at = np.flatnonzero(half & (e.loss - e.smooth > np.maximum(gained, NOISY * e.smooth[0])))
+    at = np.flatnonzero(half & (e.loss - e.smooth > np.maximum(gained, NOISY * e.height(e.smooth[0]))))
     if not len(at):
         return None
     steps = e.curve("train/loss")[0]

@@ -36,6 +36,14 @@ EXPLODED = 1e3  # a change of one per cent changes the loss tenfold
 def wrong_loss(e: Evidence) -> Finding | None:
     """The loss takes another kind of outputs than the model gives."""
     m = e.model
+    if m is not None and m.is_crossed:
+        return cause(
+            "wrong loss for the output",
+            "the loss subtracts every label from every output: (N, 1) − (N,) is (N, N)",
+            "one shape for both: outputs.reshape(labels.shape), or optlab.training.squared_error",
+        )
+    if m is not None and m.outputs is None and m.bounded:
+        return _wrong_end(f"cross-entropy takes logits, numbers without bounds, and gets those of {m.bounded}")
     if m is None or m.outputs is None:
         return None
     classes = m.outputs.shape[-1] if m.outputs.ndim else 0
@@ -52,8 +60,10 @@ def wrong_loss(e: Evidence) -> Finding | None:
         outside = float(np.mean((labels < low) | (labels > high)))
         if outside > 0.1:
             because = f"{outside:.0%} of the labels lie outside of [{low}, {high}], where {m.end} ends the model"
-    if not because:
-        return None
+    return _wrong_end(because) if because else None
+
+
+def _wrong_end(because: str) -> Finding:
     return cause(
         "wrong loss for the output",
         because,
@@ -70,6 +80,22 @@ def units_alike(e: Evidence) -> Finding | None:
     return cause(
         "bad initialization",
         f"all units of {listed(found)} have the same weights and the same gradient, and so they stay alike",
+        "draw the weights at random: glorot_normal, he_normal; zeros are for biases",
+        "Goodfellow, Bengio, Courville 2016, Deep Learning, section 8.4",
+    )
+
+
+def no_way_back(e: Evidence) -> Finding | None:
+    """No gradient reaches any weights, neither now nor at the initialization, but biases have one."""
+    matrices = [x for x in e.layers if x.is_matrix]
+    if len(matrices) < 2 or any(x.gradient != 0 or x.first_gradient != 0 for x in matrices):
+        return None
+    if not e.is_flat_or_worse or not any(x.gradient > 0 for x in e.layers):
+        return None
+    return cause(
+        "bad initialization",
+        f"no gradient reaches {listed([x.path for x in matrices])}, as they were drawn and at step {e.at}: products of "
+        "weights that are all 0 have none, or units that are all dead",
         "draw the weights at random: glorot_normal, he_normal; zeros are for biases",
         "Goodfellow, Bengio, Courville 2016, Deep Learning, section 8.4",
     )
@@ -234,6 +260,7 @@ MODEL_RULES: tuple[Rule, ...] = (
     no_learning_rate,
     wrong_loss,
     units_alike,
+    no_way_back,
     none_moved,
     cut_off,
     rounded,

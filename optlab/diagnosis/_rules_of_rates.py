@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from optlab.diagnosis._evidence import FLAT, NOTHING, Evidence
-from optlab.diagnosis._findings import EXPLODED, Finding, rate_times
+from optlab.diagnosis._findings import Finding, fell, rate_times
 from optlab.diagnosis._rules_of_splits import memorizing
 
 STEADY = 0.4  # the share of its first value above which a gradient's norm counts as unchanged
@@ -19,16 +19,16 @@ TOO_MUCH_DECAY = 0.05  # of the weights in a step
 def schedule_ended(e: Evidence) -> Finding | None:
     """The learning rate was 0 for a good part of the run, and the loss stood still there."""
     steps, rates = e.rate
-    if len(rates) < 5 or rates.max() <= 0:
+    if len(rates) < 5 or rates.max() <= 0 or e.length is None:
         return None
     last = steps[rates > 1e-3 * rates.max()][-1]
-    idle = 1 - last / e.steps[-1]
+    idle = (e.steps[-1] - last) / e.length
     if idle < 0.15:
         return None
     return Finding(
         "schedule ended too early",
         "ill",
-        f"after step {last} of {e.steps[-1]} the learning rate is below a thousandth of its peak",
+        f"after step {last} of {e.length} the learning rate is below a thousandth of its peak",
         "a schedule as long as the run (in configs it is; in Python give it the run's steps)",
     )
 
@@ -36,14 +36,16 @@ def schedule_ended(e: Evidence) -> Finding | None:
 def warmup_too_long(e: Evidence) -> Finding | None:
     """The learning rate was still rising in the second half of the run."""
     steps, rates = e.rate
-    if len(rates) < 5 or rates.max() <= 0 or (top := steps[np.argmax(rates)]) <= e.steps[-1] / 2:
+    if len(rates) < 5 or rates.max() <= 0 or e.length is None:
+        return None
+    if (top := steps[np.argmax(rates)]) <= e.length / 2:
         return None
     if rates[0] > 0.5 * rates.max():
         return None
     return Finding(
         "warm-up too long",
         "ill",
-        f"the learning rate rises until step {top} of {e.steps[-1]}",
+        f"the learning rate rises until step {top} of {e.length}",
         "a warm-up of a twentieth of the run",
         "Gilmer et al. 2022, arXiv 2110.04369",
         {"schedule.warmup": 0.05} if "schedule.warmup" in e.settings else {},
@@ -58,7 +60,7 @@ def warmup_too_short(e: Evidence) -> Finding | None:
     top = int(np.argmax(e.smooth))
     high = steps <= at[rates >= rates.max() / 2][-1]
     late = e.smooth[high & (np.arange(len(losses)) > top)]
-    if steps[top] > e.steps[-1] / 4 or not len(late) or late[-1] > (1 - FLAT) * losses[0]:
+    if steps[top] > e.steps[-1] / 4 or not len(late) or e.height(late[-1]) > (1 - FLAT) * e.height(losses[0]):
         return None
     return Finding(
         "warm-up too short",
@@ -72,7 +74,7 @@ def warmup_too_short(e: Evidence) -> Finding | None:
 
 
 def _has_burst(e: Evidence) -> bool:
-    return len(e.loss) >= 3 and bool(e.smooth.max() > EXPLODED * max(e.loss[0], e.smooth[0]))
+    return len(e.loss) >= 3 and e.has_exploded(int(np.argmax(e.smooth)))
 
 
 def rate_too_high(e: Evidence) -> Finding | None:
@@ -90,8 +92,8 @@ def gradient_collapsed(e: Evidence) -> Finding | None:
         return None
     return too_high(
         e,
-        f"train/loss fell by {max(e.share_gained, 0):.0%} and stays there, though the gradient's norm fell from "
-        f"{norms[0]:.3g} to {np.median(norms[1:]):.3g}: the outputs hardly depend on the inputs any more",
+        f"train/loss {fell(e.smooth[0], e.share_gained, e.smooth[-1])} and stays there, though the gradient's norm "
+        f"fell from {norms[0]:.3g} to {np.median(norms[1:]):.3g}: the outputs hardly depend on the inputs any more",
     )
 
 
@@ -116,7 +118,7 @@ def rate_too_low(e: Evidence) -> Finding | None:
     _, norms = e.curve("train/gradient_norm")
     if len(norms) < 5 or e.gained >= FLAT or np.median(norms[1:]) < STEADY * norms[0] or e.pace is None:
         return None
-    if e.is_walking or e.smooth.max() > 1.5 * e.loss[0] or memorizing(e) is not None:
+    if e.is_walking or e.height(e.smooth.max()) > 1.5 * e.height(e.loss[0]) or memorizing(e) is not None:
         return None
     turned = [x.turned for x in e.layers if x.is_matrix and x.turned is not None]
     if turned and max(turned) > TURNED:
@@ -129,7 +131,7 @@ def rate_too_low(e: Evidence) -> Finding | None:
     return Finding(
         "learning rate too low",
         "ill" if is_sure else "note",
-        f"the loss fell by {max(e.gained, 0):.0%} in {e.steps[-1]} steps, at the end as fast for its learning rate as "
+        f"the loss fell by {e.gained:.0%} in {e.steps[-1]} steps, at the end as fast for its learning rate as "
         f"at the beginning, and the gradient's norm stays ({norms[0]:.3g}, in the middle {np.median(norms):.3g})",
         "three times the learning rate, then ten times; if that changes nothing: is the gradient clipped?",
         "Goodfellow, Bengio, Courville 2016, Deep Learning, section 11.4.1",
@@ -143,13 +145,13 @@ def decay_too_strong(e: Evidence) -> Finding | None:
     if not isinstance(decay, int | float) or not isinstance(rate, int | float):
         return None
     share = decay * rate
-    if share < TOO_MUCH_DECAY or 1 - e.share_gained < 0.2:
+    if share < TOO_MUCH_DECAY or len(e.loss) < 2 or 1 - e.share_gained < 0.2:
         return None
     return Finding(
         "weight decay too strong",
         "ill",
         f"a step removes {share:.0%} of the weights (weight_decay={decay:g} times learning_rate={rate:g}), and "
-        f"train/loss fell by {max(e.share_gained, 0):.0%} alone",
+        f"train/loss {fell(e.smooth[0], e.share_gained, e.smooth[-1])}",
         "a tenth of the decay for each step; 0.1 is usual",
         "Loshchilov and Hutter 2019, arXiv 1711.05101",
         {"optimizer.weight_decay": 0.1},
@@ -166,7 +168,7 @@ def clipped(e: Evidence) -> Finding | None:
         "ill" if e.share_gained < FLAT else "note",
         f"{share:.0%} of the logged gradients are longer than clip_norm={limit:g}; their median is "
         f"{np.median(norms):.3g}",
-        "a limit that cuts outliers alone; rules such as Adam and Muon don't see a gradient's length",
+        "a limit that cuts only outliers; rules such as Adam and Muon don't see a gradient's length",
         "Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063",
         {"clip_norm": float(f"{2 * float(np.median(norms)):.2g}")},
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from optlab.diagnosis._evidence import NOTHING, Evidence, smoothed
-from optlab.diagnosis._findings import EXPLODED, NOISY, Finding
+from optlab.diagnosis._evidence import EXPLODED, NOTHING, Evidence, smoothed
+from optlab.diagnosis._findings import Finding
 
 EARLY = 0.1  # of the run
 LEARNED = 0.15  # from this share of the loss on, training has learned something
 CLEAR = 2.0  # times the scatter
+AFRESH = 0.5  # of its first loss: less is gained by what was trained before
 RISE = 0.15  # of what the validation loss had gained
 
 
@@ -17,20 +20,24 @@ def splits_differ(e: Evidence) -> Finding | None:
     """The held-out loss is far above all training losses before it, and above those beside it in all evaluations.
 
     Before anything is learned, the two splits have the same loss up to sampling; running statistics of a norm, which
-    make the first evaluations worse, catch up.
+    make the first evaluations worse, catch up. A model that was trained before knows its training examples better: it
+    gains little of its first loss, or does better than a guess on the held-out ones.
     """
     (at, losses), (when, values) = e.curve("train/loss"), e.curve("validation/loss")
-    if len(values) < 4 or not len(losses) or when[0] > EARLY * e.steps[-1] or e.smooth[0] <= 0:
+    if len(values) < 4 or not len(losses) or when[0] > EARLY * e.steps[-1]:
+        return None
+    if e.share_gained < AFRESH or (e.knew(0) and values[0] < math.log(2)):
         return None
     top = float(losses[at <= when[0]].max()) if np.any(at <= when[0]) else float(losses[0])
     beside = np.interp(when, at, e.smooth)
-    if values[0] <= EXPLODED * top or np.any(values <= EXPLODED * beside):
+    ratios = e.height(values) / np.maximum(e.height(beside), 1e-30)
+    if e.height(values[0]) <= EXPLODED * e.height(top) or np.any(ratios <= EXPLODED):
         return None
     return Finding(
         "splits differ",
         "ill",
         f"validation/loss is {values[0]:.4g} at step {when[0]}, where train/loss had been {top:.4g} at most, and "
-        f"at least {np.min(values / np.maximum(beside, 1e-30)):.3g} times as large in all evaluations",
+        f"at least {np.min(ratios):.3g} times as large in all evaluations",
         "scale every split by the statistics of the training examples, and split at random; --probe compares the two",
         "Karpathy 2019, A recipe for training neural networks",
     )
@@ -39,13 +46,16 @@ def splits_differ(e: Evidence) -> Finding | None:
 def memorizing(e: Evidence) -> Finding | None:
     """Training learned something, of which nothing holds for the held-out examples."""
     gained, values = e.held_out_gain, e.validation
-    if gained is None or e.smooth[-1] > 0.95 * values[-1]:
+    if gained is None or not _is_below(e, 0.95, values[-1]):
         return None
     # What ends above its beginning held for nothing, however little training has learned; else it learned a good part.
-    came_back = values[-1] > values[0] and gained < 4 * NOTHING and e.smooth[0] - e.smooth[-1] > CLEAR * e.noise
+    # A first loss may be above that of a guess, and so a fall alone doesn't show that something was learned.
+    knew = e.knew(int(np.argmin(values)))
+    least = LEARNED if knew is None else 4 * NOTHING
+    came_back = values[-1] > values[0] and gained < least and e.smooth[0] - e.smooth[-1] > CLEAR * e.noise
     if e.share_gained < (NOTHING if came_back else LEARNED):
         return None
-    if (gained > NOTHING and not came_back) or (e.chance is not None and values[0] < 0.8 * e.chance):
+    if knew or (gained > NOTHING and not came_back) or (e.chance is not None and values[0] < 0.8 * e.chance):
         return None
     return Finding(
         "memorizing",
@@ -65,16 +75,24 @@ def overfitting(e: Evidence) -> Finding | None:
     curve = smoothed(values)
     best = int(np.argmin(curve))
     gain, rise = curve[0] - curve[best], curve[-1] - curve[best]
-    if gain <= 0 or rise < RISE * gain or e.smooth[-1] > 0.7 * curve[best]:
+    if e.share_gained < AFRESH and curve[-1] <= curve[0]:  # what was trained before gains little, and wavers
         return None
-    if e.noise > NOISY * e.smooth[0] or memorizing(e) is not None:
+    # All that was gained and lost again needs no wide gap beside it.
+    below = 0.95 if curve[-1] > curve[0] else 0.7
+    if gain <= 0 or rise < RISE * gain or not _is_below(e, below, curve[best]) or memorizing(e) is not None:
         return None
     return Finding(
         "overfitting",
         "ill",
         f"validation/loss rose from {curve[best]:.4g} at step {steps[best]} to {curve[-1]:.4g}, while train/loss fell "
-        f"to {e.smooth[-1]:.4g}",
+        f"to {e.late[0]:.4g}",
         "stop.patience=3, more data or augmentation, more weight decay, dropout, or a smaller model",
         "Prechelt 1998, Early stopping - but when?",
         {"stop.patience": 3} if e.settings else {},
     )
+
+
+def _is_below(e: Evidence, share: float, loss: float) -> bool:
+    """True if the late training loss is surely below a share of a held-out one, whatever batches were drawn."""
+    mean, error = e.late
+    return bool(e.height(mean) + CLEAR * error < share * e.height(loss))

@@ -47,6 +47,7 @@ class FirstSteps:
         self.assembly, self.tx = assembly, tx
         self.start: dict[str, Any] | None = _bits(state.params)
         self.losses: list[float] = []
+        self.first_batch: Any = None
         self.is_compared = False
 
     def after(self, t: int, state: TrainState, batch: Any, records: Records) -> None:
@@ -61,6 +62,8 @@ class FirstSteps:
         Raises:
             UphillError: if the loss rose, and the optimizer goes uphill.
         """
+        if t > WATCHED:
+            self.first_batch = None
         if t <= TREND:
             records.drain()
             self._check_jump(t, records, state, batch)
@@ -79,14 +82,27 @@ class FirstSteps:
         if loss is None or not np.isfinite(loss):  # nothing counted; and what isn't finite is the guard's
             return
         self.losses.append(loss)
+        if t == 1:
+            self.first_batch = batch
         first, rise = self.losses[0], loss - self.losses[0]
         if t > WATCHED or rise <= (JUMP - 1) * abs(first):
             return
         self._check_cosine(f"step {t}: the loss", self.losses, state, batch, least=AT_A_JUMP)
-        if rise > BURST * abs(first):
-            records.report(
-                f"step {t}: {_rose('the loss', self.losses)}: the learning rate is too large, or there is none in tx"
-            )
+        if rise > BURST * abs(first) and self.first_batch is not None:
+            self._check_burst(t, state, records)
+
+    def _check_burst(self, t: int, state: TrainState, records: Records) -> None:
+        """Reports that the first batch's own loss has burst: another batch's may be ten times as large by chance."""
+        if self.assembly.parallel.strategy.axis_name is not None:  # the loss may be one under that axis alone
+            return
+        first, loss_of = self.losses[0], self.assembly.workload.loss
+        with self.assembly.layout():
+            again = jax.jit(lambda s, b: loss_of(s.params, s.model_state, b, s.key, True)[0])
+            loss = float(again(state, self.first_batch))
+        if loss - first > BURST * abs(first):
+            rose = _rose("the loss of the first batch", [first, loss])
+            records.report(f"step {t}: {rose}: the learning rate is too large, or there is none in tx")
+            self.first_batch = None  # once
 
     def _check_evaluations(self, t: int, state: TrainState, batch: Any, records: Records) -> None:
         """Compares the validation losses of two evaluations, once: they show a rise that batches hide."""

@@ -2,11 +2,16 @@
 
 import html
 import json
+from pathlib import Path
 
 import pytest
 
 from optlab.commands import main
-from optlab.compare import plan
+from optlab.commands.compare import _study
+from optlab.compare import Comparison, choice, plan
+from optlab.compare.settings import overridden
+from optlab.config import load
+from optlab.data import _readers
 
 CONFIG = """
 from optlab.compare import Comparison, log_uniform
@@ -57,6 +62,31 @@ def test_a_plan_says_what_it_costs_and_trains_nothing(here, capsys, monkeypatch)
     assert "(measured: " in out
     assert "a difference of 2.1 standard deviations" in out
     assert not (here / "studies").exists()
+
+
+ASSIGNMENT = Path(__file__).parents[2] / "configs" / "assignment_resnet20.py"
+
+
+def test_the_assignments_grid_is_the_courses():
+    """SGD with momentum, Adam, AdamW × three rates, each for 30 epochs of 45,000 images."""
+    comparison = load(ASSIGNMENT, Comparison)
+    baseline, everyone = comparison.baseline, comparison.everyone
+    assert {name: part.name for name, part in everyone.items()} == {"sgd": "sgd", "adam": "adam", "adamw": "adamw"}
+    assert baseline.optimizer.arguments == {"momentum": 0.9}
+    assert comparison.design == "grid"
+    assert comparison.spaces == {name: {"learning_rate": choice(0.001, 0.01, 0.1)} for name in everyone}
+    assert baseline.steps == round(30 * 45_000 / baseline.batch_size)
+
+
+@pytest.mark.slow
+def test_the_assignment_is_a_study(monkeypatch, tmp_path):
+    """Of 120 images in files like CIFAR-10's."""
+    monkeypatch.setattr(_readers, "RECORDS", 20)
+    for name in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
+        (tmp_path / name).write_bytes((b"\1" + bytes(3_072)) * 20)
+    words = [f"data.path={tmp_path}", "data.validation=10", "batch_size=10", "steps=200"]
+    study = _study(overridden(load(ASSIGNMENT, Comparison), words), None)
+    assert {name: len(study.points(name, 0)) for name in study.contenders} == {"sgd": 3, "adam": 3, "adamw": 3}
 
 
 @pytest.mark.parametrize(

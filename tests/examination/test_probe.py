@@ -211,6 +211,13 @@ def test_a_layer_beside_a_sound_one(change, name):
     assert of_model(LAYER, dataclasses.replace(LAYER, path="b", **change)) == [name] * (name is not None)
 
 
+def test_weights_that_no_gradient_reaches_were_drawn_badly():
+    gone = dataclasses.replace(LAYER, gradient=0.0, first_gradient=0.0)
+    bias = Layer("bias", "vector", (16,), 1.0, 0.2)
+    assert of_model(gone, dataclasses.replace(gone, path="b"), bias) == ["bad initialization"]
+    assert "bad initialization" not in of_model(gone, bias)  # a linear model may start at 0
+
+
 def test_a_rate_of_zero_is_no_part_frozen_and_no_rate_too_low():
     still = dataclasses.replace(LAYER, moved=0.0, stuck=1.0, turned=0.0)
     assert of_model(still, dataclasses.replace(still, path="b")) == ["nothing moves"]

@@ -151,6 +151,21 @@ def test_a_burst_that_goes_downhill_is_reported_once(capsys):
     assert "the learning rate is too large, or there is none in tx" in lines[0]
 
 
+def test_a_batch_with_a_tenth_of_another_ones_loss_is_no_burst(capsys):
+    x = np.ones((40, 1), np.float32)
+    y = np.where(np.arange(40) == 0, 0.1, 2.0).astype(np.float32)
+    zero = lambda key: ({"w": jnp.zeros(1)}, {})
+
+    def loss(params, state, batch, key, train):
+        value = jnp.mean((batch["inputs"] @ params["w"] - batch["labels"]) ** 2)
+        return value, (state, {"loss": (value, 1.0)})
+
+    work = Workload("ones", arrays(x, y, validation=0, test=0), zero, loss, batch_size=1, draw="ordered")
+    history = train(work, optax.sgd(1e-3), steps=3, log_every=1)
+    assert history.records[1]["train/loss"] > 11 * history.records[0]["train/loss"]
+    assert capsys.readouterr().err == ""
+
+
 def test_a_watch_does_not_repeat_what_the_first_steps_reported(capsys):
     said = []
     watch = Watch({"data": "digits", "loss": "cross_entropy"}, said.append)
