@@ -114,13 +114,12 @@ class LrRange:
         short, longer = ({t.rate: t for t in part} for part in (self.first, self.second))
         columns = [f"{part[0].steps} steps" for part in (self.first, self.second) if part]
         lines = [f"  {'rate':>8}  " + "  ".join(f"{c:>10}" for c in columns)]
+        seen = {**regimes(self.second, self.metric), **self.regimes}
         suggested = set() if self.suggestion is None else {self.suggestion}
         for rate in sorted(suggested.union(short, longer)):
             cells = [_cell(side.get(rate), self.metric) for side in (short, longer)][: len(columns)]
             mark = "  ← suggestion" if rate == self.suggestion else ""
-            lines.append(
-                f"  {rate:8.2g}  " + "  ".join(f"{c:>10}" for c in cells) + f"  {self.regimes.get(rate, '')}{mark}"
-            )
+            lines.append(f"  {rate:8.2g}  " + "  ".join(f"{c:>10}" for c in cells) + f"  {seen.get(rate, '')}{mark}")
         return lines
 
 
@@ -184,9 +183,8 @@ def lr_range(
         )
     else:
         second = _second_look(trainings, best.rate, second_steps)
-        high_end, low_end = suggest(second, metric)
-        suggestion = math.sqrt(high_end.rate * low_end.rate)
-        reason = _reason(first, high_end, low_end, metric)
+        suggestion = math.sqrt(math.prod(t.rate for t in suggest(second, metric)))
+        reason = _reason(first, second, metric)
     ramp = None
     if trainings.has_ramp:
         rates = [t.rate for t in first]
@@ -236,17 +234,30 @@ def _capped(training: Training, metric: str) -> float:
     return min(end, training.start) if math.isfinite(end) else training.start
 
 
-def _reason(first: Sequence[Training], best: Training, lowest: Training, metric: str) -> str:
-    found = regimes(first, metric)
+def _reason(first: Sequence[Training], second: Sequence[Training], metric: str) -> str:
+    found, (best, lowest) = regimes(first, metric), suggest(second, metric)
     flat = [t.rate for t in first if found[t.rate] == "flat"]
     wild = [t.rate for t in first if found[t.rate] == "explodes"]
-    words = [f"in {best.steps} steps {metric} falls from {best.start:.4g} to {best.end(metric):.4g} at {best.rate:.2g}"]
-    if lowest is not best:
+    top = _best(second, metric) or best
+    words = [f"in {top.steps} steps {metric} falls from {top.start:.4g} to {top.end(metric):.4g} at {top.rate:.2g}"]
+    if top is not best:
+        i = list(second).index(top)
+        beside = max(second[max(0, i - 1) : i + 2], key=lambda t: _capped(t, metric))
+        is_inside = 0 < i < len(second) - 1
+        why = (
+            f"its neighbour, {_capped(beside, metric):.4g} at {beside.rate:.2g}" if is_inside else "want of a neighbour"
+        )
         words.append(
-            f"and to {lowest.end(metric):.4g} at {lowest.rate:.2g}; it is the middle of the two, since short trainings "
-            "favour high rates"
+            f"the lowest, which is passed over for {why}: averaged over neighbours the best is {best.rate:.2g}, with "
+            f"{best.end(metric):.4g}"
         )
     words = [", ".join(words)]
+    if lowest is not best:
+        share = (best.start - lowest.end(metric)) / (best.start - best.end(metric))
+        words.append(
+            f"{lowest.rate:.2g} has {lowest.end(metric):.4g}, which is {share:.0%} of the fall at {best.rate:.2g}; the "
+            "suggestion is the middle of these two, since short trainings favour high rates"
+        )
     if flat:
         words.append(f"up to {max(flat):.2g} the loss is flat")
     if wild:

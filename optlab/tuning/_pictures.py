@@ -76,24 +76,39 @@ def draw_batch_range(found: BatchRange, path: str | Path) -> Path:
         label = f"noise scale {found.scale:.2g}"
         left.plot(sizes, [found.predicted(b) for b in sizes], "--", color="gray", label=label)
         left.axvline(found.scale, ls=":", color="gray", lw=1)
-    scale = "log" if reached else "linear"
-    left.set(xscale="log", yscale=scale, xlabel="batch size", ylabel="steps to target")
+    left.set(xscale="log", xlabel="batch size", ylabel="steps to target")
     right.plot([s.batch_size for s in reached], [s.seconds_to_target for s in reached], "o-", label="seconds to target")
-    right.set(xscale="log", yscale=scale, xlabel="batch size", ylabel="seconds to target")
+    right.set(xscale="log", xlabel="batch size", ylabel="seconds to target")
     other = right.twinx()
     sizes_, throughput = zip(*((s.batch_size, s.throughput) for s in found.sizes), strict=True)
     other.plot(sizes_, throughput, "s--", color="tab:orange", ms=4, label="examples/s")
-    other.set(yscale="log", ylabel="examples/s")
+    other.set(ylabel="examples/s")
     if found.suggestion is not None:
         right.axvline(found.suggestion, ls="--", color="black", lw=1, label=f"suggestion {found.suggestion}")
     for axes in (left, right):
         axes.set_xticks([s.batch_size for s in found.sizes], [str(s.batch_size) for s in found.sizes], minor=False)
         axes.minorticks_off()
+    _scale(left, [s.steps or math.nan for s in reached] + [found.predicted(s.batch_size) for s in found.sizes])
+    _scale(right, [s.seconds_to_target for s in reached])
+    _scale(other, list(throughput))
     left.legend(fontsize=8)
     figure.legend(*(a + b for a, b in zip(*(x.get_legend_handles_labels() for x in (right, other)), strict=True)),
                   fontsize=8, loc="outside lower right", ncols=3)  # fmt: skip
     figure.savefig(path, dpi=110)
     return path
+
+
+def _scale(axes: Any, values: list[float]) -> None:
+    """Makes the values' axis logarithmic if they span a decade, with ticks at 1, 2 and 5; else it starts at 0."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    finite = [v for v in values if math.isfinite(v)]
+    if finite and max(finite) >= 10 * min(finite) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    elif finite:
+        axes.set_ylim(0, 1.1 * max(finite))
 
 
 def _typical(members: list[Any], regime: str, metric: str) -> Any:

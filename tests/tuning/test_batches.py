@@ -5,11 +5,13 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import optlab
 from optlab.config import Target
 from optlab.tuning import BatchRange, RangeError
 from optlab.tuning._batches import Size, _crossing, _fit, _measured, _sizes
+from optlab.tuning._pictures import _scale
 from optlab.tuning._trainings import Training
 
 from .test_learning_rates import tiny
@@ -82,6 +84,17 @@ def test_where_no_size_gets_there_it_says_so(tmp_path):
     found = BatchRange("MLP, sgd", LOSS, sizes, math.nan, math.nan, math.nan, None)
     assert "none: no batch size reaches the target" in str(found)
     assert found.plot(tmp_path / "range.png").exists()
+
+
+@pytest.mark.parametrize(("most", "is_log"), [(1.01, False), (30.0, True)])
+def test_an_axis_is_logarithmic_where_it_has_ticks_of_decades(most, is_log):
+    axes = Figure().subplots()
+    axes.plot([1, 2], [2e4, most * 2e4])
+    _scale(axes, [2e4, most * 2e4, math.inf])
+    assert axes.get_yscale() == ("log" if is_log else "linear")
+    low, high = axes.get_ylim()
+    assert sum(low <= tick <= high for tick in axes.get_yticks()) >= 2
+    assert is_log or low == 0
 
 
 def test_sizes_go_as_far_as_the_data():

@@ -11,7 +11,7 @@ from optlab.data import arrays
 from optlab.models import mlp
 from optlab.training import Workload, accuracy, train
 from optlab.tuning import RangeError, _learning_rates
-from optlab.tuning._learning_rates import _first_look, _grid, _second_look, regimes, suggest
+from optlab.tuning._learning_rates import _first_look, _grid, _reason, _second_look, regimes, suggest
 from optlab.tuning._trainings import Training, Trainings, _shared
 
 
@@ -116,6 +116,17 @@ def test_the_first_look_goes_on_until_both_sides_are_seen():
     assert min(seen) < 0.1 < 10 < max(seen)
     assert len(set(basin.asked)) == len(basin.asked)  # nothing twice
     assert len(_first_look(basin, _grid("sgd", 1.0, 64.0, None), 10, may_extend=False)) == 4
+
+
+def test_the_reason_names_the_lowest_loss_and_what_passes_it_over():
+    ends = {0.006: 0.4871, 0.012: 0.2006, 0.024: 0.1141, 0.048: 0.07567, 0.096: 0.04165, 0.19: 0.9}
+    second = [played(r, e, 50) for r, e in ends.items()]
+    words = _reason([played(0.003, 1.99), *second], second, "validation/loss")
+    assert "to 0.04165 at 0.096, the lowest, which is passed over for its neighbour, 0.9 at 0.19" in words
+    assert "the best is 0.048, with 0.07567" in words
+    assert "0.024 has 0.1141, which is 98% of the fall at 0.048" in words
+    near = [*second[:-1], played(0.19, 0.05, 50), played(0.38, 0.9, 50)]  # no cliff beside the lowest one
+    assert "passed over" not in _reason(near, near, "validation/loss")
 
 
 def test_a_range_test_says_why_and_draws(tmp_path):
