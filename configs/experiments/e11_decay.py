@@ -78,11 +78,11 @@ def measure(smoke: bool) -> Page:
         the product ηλ what counts, on a diagonal, one decade of λ down for a decade of η up. AdamW's move by
         {estimate(slopes[w], 2)} decades of λ a decade of η, Adam with L2's by {estimate(slopes[l2], 2)}.
 
-        By these intervals the paper's claim is supported: L2's best λ moves with η, and AdamW's isn't shown to, though
-        its interval is wide. But it hangs on one row. In the figure, which shows means over the seeds, L2's dots stand in
-        a column but for the smallest η, with which little is learned in so few steps. The drift without that row was not
-        measured. Tuning λ first at a wrong η, and η after it, loses {estimate(lost[w], 2)} points with AdamW and
-        {estimate(lost[l2], 2)} with L2. These can't be negative, and the two intervals overlap.
+        By these intervals the paper's claim is supported: L2's best λ moves with η, and AdamW's isn't shown to,
+        though its interval is wide. But it hangs on one row. In the figure, which shows means over the seeds, L2's
+        dots stand in a column but for the smallest η, with which little is learned in so few steps. The drift without
+        that row was not measured. Tuning λ first at a wrong η, and η after it, loses {estimate(lost[w], 2)} points
+        with AdamW and {estimate(lost[l2], 2)} with L2. These can't be negative, and the two intervals overlap.
 
         That is one small problem. Every number here is of settings picked by the same 300 test images that it is
         measured on, and is too good by that: the two test errors, {rows[0][2]} % with AdamW and {rows[1][2]} % with L2,
