@@ -20,7 +20,6 @@ import optax
 from shared import Page, estimate, main
 
 import optlab
-from optlab.compare.statistics import mean
 from optlab.report import Table
 from optlab.theory import landscapes
 
@@ -138,8 +137,7 @@ def measure(smoke: bool) -> Page:
 def told(steps):
     """The mean with its interval, or the median where some never get there."""
     if np.isfinite(steps).all():
-        found = mean(steps)
-        return f"{found.value:.1f} ± {(found.high - found.low) / 2:.1f}"
+        return estimate(steps, 1)
     return f"{np.median(steps):.0f} (median; {100 * np.mean(np.isinf(steps)):.0f} % never)"
 
 

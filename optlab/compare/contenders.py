@@ -107,7 +107,8 @@ def origin(factory: Callable[..., Any]) -> str:
 
 def is_ours(factory: Callable[..., Any]) -> bool:
     """Whether it is one of `optlab.optimizers`, through `functools.partial`: others may have the same name."""
-    return getattr(inspect.unwrap(_function(factory)), "__module__", "").startswith("optlab.optimizers")
+    module = getattr(inspect.unwrap(_function(factory)), "__module__", None) or ""  # what exec defines has none
+    return module.startswith("optlab.optimizers")
 
 
 def _default(name: str, factory: Callable[..., Any]) -> Space:

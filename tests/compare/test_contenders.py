@@ -8,7 +8,7 @@ import pytest
 
 import optlab
 from optlab.compare import StudyError, choice, log_uniform, uniform
-from optlab.compare.contenders import contend
+from optlab.compare.contenders import contend, is_ours
 
 LR = {"learning_rate": log_uniform(1e-3, 1e-1)}
 
@@ -99,3 +99,11 @@ def test_what_cannot_be_tuned_is_refused_in_one_line(what, space, message):
 def test_a_name_has_no_slashes_and_is_short(name):
     with pytest.raises(StudyError, match="must be at most 60 characters without slashes"):
         contend(name, "adam", space=None, schedule=None, steps=1)
+
+
+def test_ours_are_told_from_others_of_their_names():
+    exec("def adam(learning_rate): pass", without_module := {})
+    assert is_ours(optlab.sgd)
+    assert is_ours(functools.partial(optlab.adamw, weight_decay=0.1))
+    assert not is_ours(optax.adam)
+    assert not is_ours(without_module["adam"])
