@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optlab.data import Batch
-from optlab.diagnosis._programs import EXAMPLES, bounded_logits, crossed, nodes_of
+from optlab.diagnosis._programs import EXAMPLES, bounded_logits, crossed, last_operation, nodes_of
 from optlab.roles import LayoutError, read_names
 
 ITERATIONS = 20
@@ -225,27 +225,3 @@ def _spectral(x: np.ndarray) -> float:
 
 def _are_alike(columns: np.ndarray) -> bool:
     return bool(np.abs(columns - columns[:, :1]).max() <= 1e-5 * np.abs(columns).max())
-
-
-_PASSED = ("reshape", "convert_element_type", "squeeze", "transpose", "copy", "broadcast_in_dim", "stop_gradient")
-_NAMED = {"logistic": "logistic", "tanh": "tanh", "softmax": "softmax", "relu": "relu", "sigmoid": "logistic"}
-
-
-def last_operation(jaxpr: Any) -> str | None:
-    """The nonlinearity that a program's first output ends in, or None."""
-    made = {id(v): eqn for eqn in jaxpr.eqns for v in eqn.outvars}
-    eqn = made.get(id(jaxpr.outvars[0]))
-    while eqn is not None and eqn.primitive.name in _PASSED:
-        eqn = made.get(id(eqn.invars[0]))
-    if eqn is None:
-        return None
-    name, called = eqn.primitive.name, str(eqn.params.get("name", "")).lstrip("_")
-    if known := _NAMED.get(called, _NAMED.get(name)):
-        return known
-    if name == "div" and (whole := made.get(id(eqn.invars[0]))) is not None and whole.primitive.name == "exp":
-        return "softmax"
-    if name == "max" and any(np.all(np.asarray(v.val) == 0) for v in eqn.invars if hasattr(v, "val")):
-        return "relu"
-    inner = next((eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params), None)
-    inner = getattr(inner, "jaxpr", inner)
-    return last_operation(inner) if hasattr(inner, "eqns") else None

@@ -1,4 +1,4 @@
-"""What the program of a loss shows without its outputs: a graph of its operations, and two mistakes in it."""
+"""What programs show: a graph of their operations, what a model ends in, and two mistakes in a loss."""
 
 from __future__ import annotations
 
@@ -76,6 +76,22 @@ def _inline(jaxpr: Any, consts: list[Node], inputs: list[Node], found: list[Node
     return [read(v) for v in jaxpr.outvars]
 
 
+def last_operation(jaxpr: Any) -> str | None:
+    """The nonlinearity that a program's first output ends in, or None."""
+    consts, inputs = ([Node("other", v.aval.shape) for v in variables] for variables in (jaxpr.constvars, jaxpr.invars))
+    return nonlinearity(_inline(jaxpr, consts, inputs, [])[0])
+
+
+def nonlinearity(node: Node) -> str | None:
+    """What made a node's numbers: "softmax", "logistic", "tanh", "relu", or None for anything else."""
+    x = node.source
+    if x.name in ("logistic", "tanh"):
+        return x.name
+    if x.name == "div" and x.inputs[0].source.name == "exp":
+        return "softmax"
+    return "relu" if x.name == "max" and any(i.source.is_zero for i in x.inputs) else None
+
+
 def bounded_logits(nodes: Sequence[Node]) -> str | None:
     """The nonlinearity whose values a log-softmax takes as logits; None where there is no such."""
     for node in nodes:
@@ -87,13 +103,8 @@ def bounded_logits(nodes: Sequence[Node]) -> str | None:
             continue
         if (power := total.inputs[0].source).name != "exp" or (shifted := power.inputs[0].source).name != "sub":
             continue
-        x = shifted.inputs[0].source
-        if x.name in ("logistic", "tanh"):
-            return x.name
-        if x.name == "div" and x.inputs[0].source.name == "exp":
-            return "softmax"
-        if x.name == "max" and any(i.source.is_zero for i in x.inputs):
-            return "relu"
+        if (found := nonlinearity(shifted.inputs[0])) is not None:
+            return found
     return None
 
 
