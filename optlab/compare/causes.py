@@ -17,8 +17,8 @@ def causes(results: Sequence[Result], beside: Sequence[Result] = ()) -> dict[str
 
     A trial is flat if its training loss fell less than `FLAT` of what the best one's fell from the highest loss that
     was logged first, of trials that have no higher learning rate: above it losses may burst before that. Its learning
-    rate is compared with that of the best one. Beside a better contender the best one
-    may be flat itself, the lowest by its initialization: then all are, and the learning rates say nothing.
+    rate is compared with that of the best one. Beside a better contender the best one may be flat itself, the lowest
+    by its initialization: then all are, and the learning rates say nothing.
 
     Args:
         results: of the contender.

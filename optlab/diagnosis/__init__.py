@@ -34,8 +34,6 @@ UNSEEN = (
     "Curves don't show leaks between the splits, one class, an order of the examples, frozen layers, nor a head or an "
     "embedding under a rule for hidden matrices: a probe does."
 )
-
-
 UNENDED = "The run hasn't ended: it goes on, or was killed or interrupted."
 
 

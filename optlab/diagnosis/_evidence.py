@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # some need JAX, and a diagnosis without a probe doesn't
     from optlab.diagnosis._rules_of_twins import Twins
 
 FLAT = 0.25  # of the training loss
-EXPLODED = 3.0  # times the first loss
+EXPLODED = 3.0  # times the first loss, or that of a uniform guess
 NOTHING = 0.05  # of the held-out loss
 # Times e^−L: among 200 examples the share of one class in ten is within a half of a tenth, by 2.4 deviations; a loss
 # above that of a guess makes e^−L smaller yet.
@@ -86,6 +86,12 @@ class Evidence:
     def rate(self) -> tuple[np.ndarray, np.ndarray]:
         return self.curve("learning_rate")
 
+    @property
+    def rate_falls(self) -> bool:
+        """True if the learning rate ends below a half of its peak."""
+        rates = self.rate[1]
+        return bool(len(rates) > 4 and rates[-1] < 0.5 * rates.max())
+
     @cached_property
     def spread(self) -> float:
         """The standard deviation of a batch's loss about the running median, in the last half of the run."""
@@ -100,7 +106,7 @@ class Evidence:
 
     @cached_property
     def is_drowned(self) -> bool:
-        """True if batches spread so widely that their losses alone don't show a gain of `NOTHING`, thrice."""
+        """True if a gain of three times `NOTHING` may hide in the spread of the batches' losses."""
         few = max(1, len(self.loss) // 10)
         error = math.hypot(self.late[1], self.spread / math.sqrt(few))
         gain = float(np.mean(self.loss[:few])) - self.late[0]
@@ -262,12 +268,11 @@ class Evidence:
             return False
         at_steps = self.curve("train/loss")[0][[0, at]]
         when, values = self.curve("validation/loss")
-        if len(values) < 2:
-            late = self.loss[len(self.loss) // 2 :]
-            is_clear = self.height(top) > EXPLODED * (self.height(first) + 2 * self.spread)
-            return bool(is_clear or self.height(late.min()) > EXPLODED * self.height(self.loss[:3].max()))
-        before, beside = self.height(np.interp(at_steps, when, values))
         half = self.loss[len(self.loss) // 2 :]
+        if len(values) < 2:
+            is_clear = self.height(top) > EXPLODED * (self.height(first) + 2 * self.spread)
+            return bool(is_clear or self.height(half.min()) > EXPLODED * self.height(self.loss[:3].max()))
+        before, beside = self.height(np.interp(at_steps, when, values))
         share = max(self.spread, scatter(half)) / max(self.height(self.late[0]), 1e-30)
         is_calm = np.median(np.abs(np.diff(values))) < self.spread / 2
         if is_calm and self.height(first) >= (1 - 2 * share) * before and self.height(top) <= (1 + 4 * share) * beside:

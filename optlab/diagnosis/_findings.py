@@ -10,6 +10,13 @@ from optlab.diagnosis._evidence import Evidence
 
 NOISY = 0.1  # of the first loss
 
+# What to try, of ills that more than one rule finds.
+LESS = "a third of the learning rate, then a tenth; a warm-up; less weight decay if that is large"
+MORE = "three times the learning rate, then ten times; if that changes nothing: is the gradient clipped?"
+MOVE = "a learning rate above 0; check what is frozen or masked (optlab explain shows each parameter's rule)"
+DRAW = "draw the weights at random: glorot_normal, he_normal; zeros are for biases"
+IN_RANGE = "classes that count from 0, and as many outputs as there are classes"
+
 Rule = Callable[[Evidence], "Finding | None"]
 Severity = Literal["ill", "note"]
 

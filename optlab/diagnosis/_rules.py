@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from optlab.diagnosis._evidence import EXPLODED, NOTHING, Evidence, scatter
-from optlab.diagnosis._findings import NOISY, Finding, Rule, fell, rate_times
+from optlab.diagnosis._findings import MOVE, NOISY, Finding, Rule, fell, rate_times
 from optlab.diagnosis._rules_of_rates import (
     STEADY,
     clipped,
@@ -87,7 +87,7 @@ def nothing_moves(e: Evidence) -> Finding | None:
         "nothing moves",
         "ill",
         because,
-        "a learning rate above 0; check what is frozen or masked (optlab explain shows each parameter's rule)",
+        MOVE,
         is_fatal=True,
     )
 
@@ -150,9 +150,7 @@ def noisy(e: Evidence) -> Finding | None:
 
     Batches differ in their losses, whatever the weights do: what the weights' jumps cost shows on the same examples.
     """
-    _, rates = e.rate
-    falls = len(rates) > 4 and rates[-1] < 0.5 * rates.max()
-    if falls or len(e.validation) < 8 or (e.has_learned and e.is_flat):
+    if e.rate_falls or len(e.validation) < 8 or (e.has_learned and e.is_flat):
         return None
     late = e.validation[len(e.validation) // 2 :]
     changes, jumps = np.diff(late), scatter(late)
@@ -197,9 +195,8 @@ def spikes(e: Evidence) -> Finding | None:
 
 def still_improving(e: Evidence) -> Finding | None:
     """The held-out loss falls as fast at the end as in the middle, at a learning rate that doesn't fall."""
-    values, (_, rates) = e.validation, e.rate
-    falls = len(rates) > 4 and rates[-1] < 0.5 * rates.max()
-    if len(values) < 8 or falls or e.is_flat:
+    values = e.validation
+    if len(values) < 8 or e.rate_falls or e.is_flat:
         return None
     quarter = len(values) // 4
     middle, late = (values[i * quarter] - values[(i + 1) * quarter - 1] for i in (2, 3))

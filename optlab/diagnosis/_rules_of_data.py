@@ -6,7 +6,7 @@ import numpy as np
 
 from optlab.diagnosis._data import agreement, holds_label
 from optlab.diagnosis._evidence import Evidence
-from optlab.diagnosis._findings import Finding, Rule, cause, listed
+from optlab.diagnosis._findings import IN_RANGE, Finding, Rule, cause, listed
 
 # By chance the variance of k means has the relative deviation √(2/(k − 1)): of 16 batches and one column of labels,
 # the least that is judged, 0.37. Three is beyond five of these.
@@ -50,7 +50,7 @@ def labels_out_of_range(e: Evidence) -> Finding | None:
         "labels out of range",
         f"{len(bad)} of {len(labels)} labels are no class of the model's {outputs.shape[1]} outputs; example {bad[0]} "
         f"has {labels[bad[0]]}",
-        "classes that count from 0, and as many outputs as there are classes",
+        IN_RANGE,
     )
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optlab.diagnosis._evidence import Evidence
-from optlab.diagnosis._findings import Finding, Rule, Severity, cause, listed, rate_times
+from optlab.diagnosis._evidence import EXPLODED, Evidence
+from optlab.diagnosis._findings import DRAW, LESS, Finding, Rule, Severity, cause, listed, rate_times
 from optlab.diagnosis._rules import diverged
 from optlab.diagnosis._rules_of_rates import gradient_collapsed, rate_too_high, warmup_too_short
 from optlab.diagnosis._rules_of_updates import (
@@ -28,9 +28,8 @@ from optlab.diagnosis._rules_of_updates import (
 if TYPE_CHECKING:
     from optlab.diagnosis._layers import Layer
 
-FAR_OFF = 3.0  # times log C, the cross-entropy of a uniform guess
 SURE = 0.99  # mean of the largest probability
-EXPLODED = 1e3  # a change of one per cent changes the loss tenfold
+STEEP = 1e3  # a change of one per cent changes the loss tenfold
 
 
 def wrong_loss(e: Evidence) -> Finding | None:
@@ -80,7 +79,7 @@ def units_alike(e: Evidence) -> Finding | None:
     return cause(
         "bad initialization",
         f"all units of {listed(found)} have the same weights and the same gradient, and so they stay alike",
-        "draw the weights at random: glorot_normal, he_normal; zeros are for biases",
+        DRAW,
         "Goodfellow, Bengio, Courville 2016, Deep Learning, section 8.4",
     )
 
@@ -96,7 +95,7 @@ def no_way_back(e: Evidence) -> Finding | None:
         "bad initialization",
         f"no gradient reaches {listed([x.path for x in matrices])}, as they were drawn and at step {e.at}: products of "
         "weights that are all 0 have none, or units that are all dead",
-        "draw the weights at random: glorot_normal, he_normal; zeros are for biases",
+        DRAW,
         "Goodfellow, Bengio, Courville 2016, Deep Learning, section 8.4",
     )
 
@@ -107,7 +106,7 @@ def starts_off(e: Evidence) -> Finding | None:
     if m is None or not m.is_cross_entropy or m.first_outputs is None or m.first_outputs.shape[-1] < 2:
         return None
     chance = math.log(m.first_outputs.shape[-1])
-    if not math.isfinite(m.first_loss) or m.first_loss < FAR_OFF * chance:
+    if not math.isfinite(m.first_loss) or m.first_loss < EXPLODED * chance:
         return None
     return cause(
         "bad initialization",
@@ -120,7 +119,7 @@ def starts_off(e: Evidence) -> Finding | None:
 
 def exploded(e: Evidence) -> Finding | None:
     """The loss depends on a layer's scale a thousand times more than on its own."""
-    far = [(layer, x) for layer in e.layers if layer.is_matrix and (x := pull(e, layer)) > EXPLODED]
+    far = [(layer, x) for layer in e.layers if layer.is_matrix and (x := pull(e, layer)) > STEEP]
     if not far or not e.is_unwell:
         return None
     layer, most = max(far, key=lambda pair: pair[1])
@@ -164,7 +163,7 @@ def collapsed(e: Evidence) -> Finding | None:
         "learning rate too high",
         f"at step {e.at} outputs differ by {now:.2g} from example to example, and by {first:.2g} as they were drawn: "
         "an update too large put out all units, or shrank the weights to nothing",
-        "a third of the learning rate, then a tenth; a warm-up; less weight decay if that is large",
+        LESS,
         "Lu et al. 2019, arXiv 1903.06733 (dying units)",
         rate_times(e, 1 / 3),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from optlab.diagnosis._evidence import Evidence
-from optlab.diagnosis._findings import Finding, Rule, cause, rate_times
+from optlab.diagnosis._findings import IN_RANGE, Finding, Rule, cause, rate_times
 
 EARLY = 10  # steps: what isn't finite so soon lies as often in the data as in the learning rate
 
@@ -49,7 +49,7 @@ def labels_refused(e: Evidence) -> Finding | None:
     return cause(
         "labels out of range",
         _first_sentence(e.error),
-        "classes that count from 0, and as many outputs as there are classes",
+        IN_RANGE,
     )
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from optlab.diagnosis._evidence import FLAT, NOTHING, Evidence
-from optlab.diagnosis._findings import Finding, fell, rate_times
+from optlab.diagnosis._findings import LESS, MORE, Finding, fell, rate_times
 from optlab.diagnosis._rules_of_splits import memorizing
 
 STEADY = 0.4  # the share of its first value above which a gradient's norm counts as unchanged
@@ -102,7 +102,7 @@ def too_high(e: Evidence, because: str) -> Finding:
         "learning rate too high",
         "ill",
         because,
-        "a third of the learning rate, then a tenth; a warm-up; less weight decay if that is large",
+        LESS,
         "Cohen et al. 2021, arXiv 2103.00065 (stability); Lu et al. 2019, arXiv 1903.06733 (dying units)",
         rate_times(e, 1 / 3),
     )
@@ -133,7 +133,7 @@ def rate_too_low(e: Evidence) -> Finding | None:
         "ill" if is_sure else "note",
         f"the loss fell by {e.gained:.0%} in {e.steps[-1]} steps, at the end as fast for its learning rate as "
         f"at the beginning, and the gradient's norm stays ({norms[0]:.3g}, in the middle {np.median(norms):.3g})",
-        "three times the learning rate, then ten times; if that changes nothing: is the gradient clipped?",
+        MORE,
         "Goodfellow, Bengio, Courville 2016, Deep Learning, section 11.4.1",
         rate_times(e, 3),
     )

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from optlab.diagnosis._evidence import Evidence
-from optlab.diagnosis._findings import Finding, cause, listed, rate_times
+from optlab.diagnosis._findings import MORE, MOVE, Finding, cause, listed, rate_times
 from optlab.diagnosis._rules_of_rates import clipped, schedule_ended, warmup_too_long
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def none_moved(e: Evidence) -> Finding | None:
     found = cause(
         "nothing moves",
         f"in {e.at} steps no entry of any parameter has changed",
-        "a learning rate above 0; check what is frozen or masked (optlab explain shows each parameter's rule)",
+        MOVE,
     )
     return dataclasses.replace(found, is_fatal=True)
 
@@ -128,7 +128,7 @@ def hardly_turned(e: Evidence) -> Finding | None:
     return cause(
         "learning rate too low",
         f"in {e.at} steps no matrix changed by more than {most:.2g} of itself (spectral norms), and the loss is flat",
-        "three times the learning rate, then ten times; if that changes nothing: is the gradient clipped?",
+        MORE,
         "Yang, Simon, Bernstein 2023, arXiv 2310.17813",
         rate_times(e, 3),
     )
