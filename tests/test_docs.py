@@ -9,18 +9,20 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import optlab
 from optlab.commands import main
-from optlab.theory import landscapes
+from optlab.theory import attention, landscapes
 from optlab.training import Workload
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
 
+import _head  # noqa: E402
 import _pages  # noqa: E402
 
 
@@ -76,24 +78,75 @@ def test_the_site_builds_without_a_warning_and_its_links_hold(tmp_path):
             assert unquote(anchor) in anchors.get(found, [unquote(anchor)]), f"{page.name} links to {link}#{anchor}"
 
 
-MOVE = """
-<script>
-document.getElementById("rate").value = 0.05;
-document.getElementById("beta").value = 0.8;
-document.getElementById("beta").dispatchEvent(new Event("input"));
-document.body.dataset.requests = performance.getEntriesByType("resource").length;
-</script>
-"""
+@pytest.fixture
+def moved(opened):
+    """A function that opens a page of sliders, moves them, and returns what the page then notes in its body's data."""
+
+    def moved(page, sliders, then=""):
+        moves = [f"element({name!r}).value = {value}; element({name!r}).dispatchEvent(new Event('input'));"
+                 for name, value in sliders.items()]  # fmt: skip
+        ends = """document.documentElement.style.width = "390px";
+            const rights = [...document.querySelectorAll("body *")].map(e => e.getBoundingClientRect().right);
+            document.body.dataset.width = Math.max(...rights);
+            document.body.dataset.requests = performance.getEntriesByType("resource").length;"""
+        script = f"<script>{''.join(moves)}{then}{ends}</script></body>"
+        dom = opened((ROOT / f"docs/_extra/{page}.html").read_text().replace("</body>", script))
+        data = {name: json.loads(value) for name, value in re.findall(r'data-(\w+)="([^"]*)"', dom)}
+        assert data.pop("requests") == 0
+        assert data.pop("width") <= 390  # a telephone's
+        return data
+
+    return moved
 
 
 @pytest.mark.slow
-def test_the_slider_page_takes_optlabs_steps(opened):
-    dom = opened((ROOT / "docs/_extra/ravine.html").read_text().replace("</body>", MOVE + "</body>"))
-    assert 'data-requests="0"' in dom
-    end = json.loads(re.search(r'data-end="([^"]*)"', dom)[1])
+def test_the_page_of_the_ravine_takes_optlabs_steps(moved):
+    end = moved("ravine", {"rate": 0.05, "beta": 0.8})["end"]
     ravine = landscapes.ravine(25.0)
     ours = optlab.minimize(ravine.f, optlab.sgd(0.05, momentum=0.8), jnp.array(ravine.start), steps=60).final
     np.testing.assert_allclose(end, ours, atol=1e-5)
+
+
+def trained_head():
+    numbers = json.loads(re.search("const trained = (.*);\n", _head.PAGE.read_text())[1])
+    return {name: jnp.array(value) for name, value in numbers.items() if name not in ("vocabulary", "animals")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_page_of_attention_weighs_as_optlab(moved, masked):
+    then = f"element('mask').checked = {json.dumps(masked)}; chosen = 7; draw();"
+    data = moved("attention", {"temperature": 0.5, "share": 0.4}, then)
+    params = trained_head()
+    sentence = "the cat sat on the mat and the dog ran too"
+    words = params["words"][jnp.array([_head.VOCABULARY.index(word) for word in sentence.split(" ")])]
+    x = 0.6 * words + params["positions"]
+    mask = attention.causal_mask(11) if masked else None
+    Q, K, V = x @ params["Q"] / 10**0.5, x @ params["K"], words @ params["V"]
+    mixed, weights = attention.attention(Q, K, V, mask=mask)
+    np.testing.assert_allclose(data["weights"], weights[7], atol=1e-5)
+    np.testing.assert_allclose(data["mixed"], mixed[7], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_head_of_the_page_learned_its_task():
+    sentences = jax.random.randint(jax.random.key(7), (500, _head.T), 0, len(_head.VOCABULARY))
+    answers, there = jax.vmap(_head.last_animal)(sentences)
+    said = jax.vmap(lambda sentence: _head.head(trained_head(), sentence)[0])(sentences).argmax(-1)
+    assert np.mean((said == answers)[there]) > 0.99
+
+
+@pytest.mark.slow
+def test_training_the_head_changes_its_numbers_on_the_page_alone(tmp_path, monkeypatch):
+    before = _head.PAGE.read_text()
+    monkeypatch.setattr(_head, "PAGE", tmp_path / "page.html")
+    _head.PAGE.write_text(before)
+    _head.main(steps=2)
+    lines = zip(before.splitlines(), _head.PAGE.read_text().splitlines(), strict=True)
+    assert [old.split("{")[0] for old, new in lines if old != new] == ["const trained = "]
+    assert {name: p.shape for name, p in trained_head().items()} == {
+        name: p.shape for name, p in _head.init(jax.random.key(0)).items()
+    }
 
 
 EXAMPLES = sorted(path for path in (ROOT / "optlab").rglob("*.py") if ">>>" in path.read_text())

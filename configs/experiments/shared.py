@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 from PIL import Image
 
@@ -62,6 +63,13 @@ def estimate(sample: ArrayLike, digits: int = 3) -> str:
 def share(hits: ArrayLike) -> str:
     """A share of trials in percent, as a cell of a table."""
     return f"{100 * np.mean(np.asarray(hits, np.float64)):.1f} %"
+
+
+def at_values(axis: Any, values: Sequence[float]) -> None:
+    """Labels a logarithmic axis at the values that were measured, and nowhere else."""
+    axis.set_major_locator(FixedLocator(list(values)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def markdown(measure: Callable[..., Page], page: Page, seconds: float, data: Path | None = None) -> str:
