@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def undrawn(request, monkeypatch):
-    """Runs leave their curves undrawn, which takes most of the time of so short a training, but in tests marked `drawn`."""
+    """Runs leave their curves undrawn but in tests marked `drawn`: so short a training takes little longer."""
     if not request.node.get_closest_marker("drawn"):
         monkeypatch.setattr("optlab.training.folder.plot_curves", lambda folder: None)
 
