@@ -1,5 +1,7 @@
 """What the program of a loss shows: mistakes in it, and layers that are saturated."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,8 +67,8 @@ def dense(f):
     return lambda params, x: f(x @ params["a"]) @ params["b"]
 
 
-def attention(params, x):
-    x = jnp.stack([x * (1 + t) for t in range(9)], axis=1)
+def attention(params, x, keys=9):
+    x = jnp.stack([x * (1 + t) for t in range(keys)], axis=1)
     scores = jnp.einsum("ntd,nsd->nts", x, x @ params["a"] @ params["a"].T)
     return (jax.nn.softmax(scores) @ x).sum((1, 2))
 
@@ -83,6 +85,7 @@ def attention(params, x):
         (dense(jax.nn.relu), 9.0, None, False),
         (attention, 1.0, "softmax", True),
         (attention, 0.02, "softmax", False),
+        (functools.partial(attention, keys=4), 1.0, None, False),  # so few may share it unevenly
         (lambda params, x: jax.nn.softmax(x @ params["a"]).sum(-1), 9.0, None, False),  # what a model ends in
     ],
 )

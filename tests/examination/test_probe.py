@@ -296,6 +296,7 @@ def test_what_the_optimizer_calls_frozen_is_meant():
         (optlab.adamw(0.1), None),
         (optlab.muon(0.1), None),
         (optlab.signum(0.1), None),
+        (optlab.signsgd(0.1), None),  # the update of every length
     ],
 )
 def test_a_limit_is_read_from_what_the_optimizer_does(tx, limit):
