@@ -16,7 +16,8 @@ from pathlib import Path
 # optimize than to run; `XLA_FLAGS= pytest` runs them as they are compiled for users, which .ci/run does.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+# The smallest programs too, of which there are most: 30 ms to compile, 7 to read.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -45,6 +46,23 @@ def pytest_collection_modifyitems(items):
         if item.path not in files and not item.get_closest_marker("slow"):
             files.add(item.path)
             item.add_marker("quick")
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Runs leave their curves undrawn but in tests marked `drawn`: so short a training takes little longer."""
+    if not request.node.get_closest_marker("drawn"):
+        monkeypatch.setattr("optlab.training.folder.plot_curves", lambda folder: None)
+
+
+@pytest.fixture
+def uncached():
+    """No program goes into the compilation cache: it would be cut short there, or have no dump when it is read."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[name]
+    jax.config.update(name, float("inf"))
+    yield
+    jax.config.update(name, before)
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def paths(rate, noise, keys):
 
 def measure(smoke: bool) -> Page:
     keys = jax.random.split(jax.random.key(0), 8 if smoke else 2_000)
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3))
+    figure, axes = plt.subplots(1, 3, figsize=(11, 4))
     rows, found = [], {}
     for name, (rate, noise, predicted) in ENDINGS.items():
         x = paths(rate, noise, keys)
@@ -60,7 +60,7 @@ def measure(smoke: bool) -> Page:
     for ax, title in zip(axes, ("smooth (or not)", "hovering", "settling"), strict=True):
         ax.axhline(2, color="0.7", linewidth=0.8, zorder=0)
         ax.set(title=title, xlabel="step", ylim=(-3.2, 7.2))
-        ax.legend(fontsize=7, loc="lower right")
+        ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     columns = ["gradient, learning rate", "noise", f"distance after {STEPS} steps, RMS", "interval", "predicted"]
     noisy, small, batch = (found[name] for name in list(ENDINGS)[4:7])
     return Page(

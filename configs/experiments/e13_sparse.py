@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from shared import Page, estimate, main
+from shared import Page, band, estimate, main
 
 import optlab
 from optlab.report import Table
@@ -76,8 +76,8 @@ def measure(smoke: bool) -> Page:
         errors = (estimate(end[:, part].mean(1)) for part in (slice(16), slice(-16, None)))
         risks[name] = estimate(risk[best, :, -1], 4)
         rows.append([name, f"{rates[best]:.3g}", risks[name], *errors, *cells])
-        ax.plot(risk[best].mean(0), label=name)
-    ax.set(yscale="log", xlabel="step", ylabel="risk above the noise")
+        band(ax, np.arange(steps + 1), risk[best], label=name)
+    ax.set(yscale="log", xlabel="step", ylabel="risk above the noise, all seeds")
     ax.legend()
     columns = [
         "optimizer",

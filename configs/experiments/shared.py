@@ -7,7 +7,9 @@ size it also writes `docs/experiments/e<number>_<name>.md` and the figure beside
 """
 
 import argparse
+import ast
 import datetime
+import hashlib
 import inspect
 import io
 import os
@@ -26,6 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import optlab
 from optlab import data as sources
@@ -72,6 +75,12 @@ def at_values(axis: Any, values: Sequence[float]) -> None:
     axis.set_minor_locator(NullLocator())
 
 
+def band(ax: Any, x: ArrayLike, sample: ArrayLike, **style: Any) -> None:
+    """Draws the mean of curves, one a row, in a band from the lowest to the highest of them."""
+    (line,) = ax.plot(x, np.mean(sample, axis=0), **style)
+    ax.fill_between(x, np.min(sample, axis=0), np.max(sample, axis=0), color=line.get_color(), alpha=0.15, linewidth=0)
+
+
 def markdown(measure: Callable[..., Page], page: Page, seconds: float, data: Path | None = None) -> str:
     """The page of an experiment as Markdown; `data` is what it was given to read."""
     path, doc = Path(inspect.getfile(measure)), inspect.getdoc(inspect.getmodule(measure)) or ""
@@ -91,8 +100,50 @@ def markdown(measure: Callable[..., Page], page: Page, seconds: float, data: Pat
         f"![{title.rstrip('.')}]({path.stem}.png)",
         "## What it says",
         inspect.cleandoc(page.finding),
+        f"<!-- made by code {code(path)} -->",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+# A page says by which code it was made, so that a test finds one that is older than its script.
+
+
+def code(script: Path) -> str:
+    """A digest of what decides an experiment's tables and figure: the script's code, and what it takes from this file.
+
+    Comments, docstrings and the words of the finding aren't in it; a test compares those words themselves. Nor is
+    optlab.
+    """
+    tree, here = ast.parse(script.read_text()), ast.parse(Path(__file__).read_text())
+    imports = [x for x in tree.body if isinstance(x, ast.ImportFrom) and x.module == "shared"]
+    taken = {name.name for x in imports for name in x.names} - {"Page", "main"}
+    words, function = finding(tree)
+    body = [x for x in tree.body if x is not function]
+    body += [x for x in here.body if getattr(x, "name", None) in taken]
+    return hashlib.sha256(repr(_told(body, words)).encode()).hexdigest()[:12]
+
+
+def finding(tree: ast.Module) -> tuple[ast.expr, ast.stmt | None]:
+    """The expression of a page's finding, and the function that returns it where it isn't in `Page(…)` itself."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    page = next(node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "Page")
+    words = page.args[3]
+    if not isinstance(words, ast.Call):
+        return words, None
+    function = next(x for x in tree.body if isinstance(x, ast.FunctionDef) and x.name == words.func.id)
+    return function.body[-1].value, function
+
+
+def _told(part: Any, words: ast.expr) -> Any:
+    """A piece of a syntax tree as tuples, alike on every Python, without docstrings and without `words`."""
+    if part is words:
+        return "words"
+    if isinstance(part, list):
+        return [_told(x, words) for x in part if not (isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant))]
+    if not isinstance(part, ast.AST):
+        return part
+    fields = [(name, _told(value, words)) for name, value in ast.iter_fields(part) if value not in (None, [])]
+    return type(part).__name__, fields
 
 
 def processor() -> str:
@@ -128,14 +179,16 @@ def main(measure: Callable[..., Page], argv: Sequence[str] | None = None) -> Non
     if not arguments.smoke:
         stem = Path(inspect.getfile(measure)).stem
         (arguments.out / f"{stem}.md").write_text(text)
-        save(page.figure, arguments.out / f"{stem}.png")
+        save(page.figure, arguments.out / f"{stem}.png", code(Path(inspect.getfile(measure))))
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Writes a figure as a small PNG of few colours, without a date in it."""
-    picture = io.BytesIO()
+def save(figure: Figure, path: Path, made_by: str) -> None:
+    """Writes a figure as a small PNG of few colours, with the code that made it and without a date in it."""
+    picture, about = io.BytesIO(), PngInfo()
+    about.add_text("code", made_by)
     figure.savefig(picture, dpi=90, bbox_inches="tight")
-    Image.open(picture).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    small = Image.open(picture).convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    small.save(path, optimize=True, pnginfo=about)  # by coverage: the median's cut takes one colour for two lines
 
 
 # A small network on the digits or on text, whose training vmaps over seeds and hyperparameters.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from optlab.compare.trials import Result
 from optlab.diagnosis import FLAT
 
+SHOWN = 2  # trials of a cause; the frame of a verdict has all
 HIGH, LOW = "learning rate too high", "learning rate too low"
 
 
@@ -60,12 +61,14 @@ def _has_trained(first: float, end: float, lowest: float) -> bool:
     return end <= lowest or first - end >= FLAT * (first - lowest)
 
 
-def counted(found: Sequence[str]) -> str:
-    """How often there is each cause, as words."""
-    return ", ".join(
-        f"{count} by {cause}" if cause in (HIGH, LOW) else f"{count} {cause}"
-        for cause, count in collections.Counter(found).most_common()
-    )
+def counted(found: Mapping[str, str]) -> str:
+    """How often there is each cause, as words, with the first of its trials."""
+    words = []
+    for cause, count in collections.Counter(found.values()).most_common():
+        ids = [name for name, its in found.items() if its == cause]
+        shown = ", ".join(ids[:SHOWN]) + (", …" if count > SHOWN else "")
+        words.append(f"{count} {'by ' if cause in (HIGH, LOW) else ''}{cause} ({shown})")
+    return ", ".join(words)
 
 
 def _sign(rate: object, best: object) -> int:

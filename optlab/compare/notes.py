@@ -49,7 +49,8 @@ def _of_spaces(study: Study, x: Standing) -> Iterator[str]:
 def _of_trials(x: Standing, results: Mapping[str, Result], causes_of: Mapping[str, str]) -> Iterator[str]:
     if x.diverged[0]:
         yield f"{x.diverged[0]} of {x.diverged[1]} trials of {x.name} diverged: {x.causes[0]}."
-    mine = [causes_of[r.trial.id] for r in results.values() if r.trial.contender == x.name and r.trial.id in causes_of]
+    own = [r.trial.id for r in results.values() if r.trial.contender == x.name]
+    mine = {name: causes_of[name] for name in own if name in causes_of}
     if mine:
         yield f"Trials of {x.name} that diverged or are flat: {counted(mine)}."
     if len(mine) == x.diverged[1] > x.diverged[0]:

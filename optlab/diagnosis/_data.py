@@ -16,6 +16,7 @@ NEIGHBOURS, COMPARED = 5, 1000  # of each of so many examples
 BATCHES = 16
 COLUMNS = 64  # of labels
 SHUFFLES = 20
+SAME = 0.99  # of the tokens: a few may be padding
 EXACT = 1e-6  # of a feature's variance: float32 rounds to a tenth of its root
 ALL = 2**28  # bytes of a split that is read as a whole
 
@@ -37,6 +38,14 @@ class Examples:
     def has_classes(self) -> bool:
         """True if there is one class an example."""
         return self.labels is not None and self.labels.ndim == 1 and self.labels.dtype.kind in "iu"
+
+    @cached_property
+    def entropy(self) -> float | None:
+        """The cross-entropy, in nats, of guessing each class or token as often as it is there; None of numbers."""
+        if self.labels is None or self.labels.dtype.kind not in "iu" or not self.labels.size:
+            return None
+        shares = np.unique(self.labels, return_counts=True)[1] / self.labels.size
+        return float(-np.sum(shares * np.log(shares)))
 
 
 @dataclass(frozen=True)
@@ -171,6 +180,20 @@ def _agreement_of_tokens(x: np.ndarray, y: np.ndarray) -> float | None:
     by_chance = [told(y[random.permutation(len(y))]) for _ in range(SHUFFLES)]
     deviation = float(np.std(by_chance, ddof=1))
     return (told(y) - float(np.mean(by_chance))) / deviation if deviation > 0 else None
+
+
+def shift(examples: Examples) -> int | None:
+    """By how many places labels lie ahead of their tokens: 1 where the next one is meant; 0 and −1 are known already.
+
+    None where labels are no such tokens.
+    """
+    x, y = examples.inputs, examples.labels
+    if x is None or y is None or x.shape != y.shape or x.dtype.kind not in "iu" or y.dtype.kind not in "iu":
+        return None
+    if x.shape[1] < 4:
+        return None
+    pairs = {1: (x[:, 1:], y[:, :-1]), 0: (x, y), -1: (x[:, :-1], y[:, 1:])}
+    return next((by for by, (a, b) in pairs.items() if np.mean(a == b) > SAME), None)
 
 
 def holds_label(examples: Examples) -> int | None:

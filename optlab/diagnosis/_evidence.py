@@ -164,7 +164,10 @@ class Evidence:
         if len(losses) < 4 or len(shares) < 4 or self.floor < 0:
             return None
         late = max(1, len(losses) // 4)
-        return _is_better_than_a_guess(float(np.mean(losses[-late:])), float(np.mean(shares[-late:])))
+        loss = float(np.mean(losses[-late:]))
+        if loss > self.smooth[0] and loss > math.log(2):  # far above a guess's loss it shows nothing
+            return None
+        return _is_better_than_a_guess(loss, float(np.mean(shares[-late:])))
 
     def knew(self, at: int) -> bool | None:
         """The same of one evaluation of the held-out examples."""
@@ -219,8 +222,8 @@ class Evidence:
 
     @cached_property
     def has_generalized(self) -> bool:
-        """True if the held-out loss fell by a good part; False where that isn't known."""
-        return self.held_out_gain is not None and self.held_out_gain > FLAT
+        """True if the held-out loss fell by a good part, below what a guess has; False where that isn't known."""
+        return self.held_out_gain is not None and self.held_out_gain > FLAT and not self.knows_shares_alone
 
     @cached_property
     def has_learned(self) -> bool:
@@ -234,6 +237,19 @@ class Evidence:
     def is_unlearned(self) -> bool:
         """True if the held-out loss is known and next to nothing of it is gone."""
         return self.held_out_gain is not None and self.held_out_gain < 4 * NOTHING
+
+    @cached_property
+    def knows_shares_alone(self) -> bool:
+        """True if a probe saw that a guess of the classes or tokens by their frequency has the held-out loss."""
+        if self.data is None or self.model is None or not self.model.is_cross_entropy or not len(self.validation):
+            return False
+        guess = self.data.train.entropy
+        return guess is not None and bool(self.validation.min() > (1 - NOTHING) * guess)
+
+    @cached_property
+    def is_left(self) -> bool:
+        """True if more than a quarter of the loss is left, so that what is unusual may be why."""
+        return self.is_unwell or self.gained < 1 - FLAT
 
     @cached_property
     def is_flat_or_worse(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -12,7 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from optlab.data import Batch
-from optlab.diagnosis._programs import EXAMPLES, bounded_logits, crossed, last_operation, nodes_of
+from optlab.diagnosis._programs import (
+    EXAMPLES,
+    bounded_logits,
+    crossed,
+    first_examples,
+    last_operation,
+    nodes_of,
+    saturations,
+)
 from optlab.roles import LayoutError, read_names
 
 ITERATIONS = 20
@@ -30,12 +38,14 @@ class Layer:
         weight: the norm of its values,
         gradient: and of its gradient, of one batch.
         first_gradient: the norm of its gradient at the initialization; None where that isn't known.
+        first_weight: the norm of its values there; None where that isn't known.
         dead: the share of its units (output columns) whose gradient is exactly 0; None where it has no units.
         is_symmetric: whether all units have the same weights and the same gradient, so that they stay alike.
         moved: the share of its entries that aren't what they were at the initialization; None where that isn't known.
         stuck: the share of the entries with a gradient that still are; None where that isn't known.
         turned: the spectral norm of what its values have changed since then over their own; None: not known.
         bits: of the mantissa of its dtype: 23 in float32, 7 in bfloat16.
+        is_used: whether the loss depends on it, as its program shows; None where that can't be read.
     """
 
     path: str
@@ -51,6 +61,8 @@ class Layer:
     is_input: bool | None = None
     first_gradient: float | None = None
     turned: float | None = None
+    first_weight: float | None = None
+    is_used: bool | None = None
 
     @property
     def is_matrix(self) -> bool:
@@ -73,9 +85,14 @@ class ModelProbe:
         is_cross_entropy: whether the loss is the cross-entropy of the outputs as logits.
         bounded: the nonlinearity that the loss takes the log-softmax of, as its program shows; None: of none.
         is_crossed: whether the program subtracts every label from every output, (N, 1) − (N,) being (N, N).
+        first_saturation: of the layers of each kind of nonlinearity at the initialization, as `saturations` has it,
+        saturation: and at the state.
+        sees_ahead: whether outputs at a place of a sequence depend on tokens behind it; None where there are none.
         orthogonalized: heads and embeddings that a rule for hidden matrices moves.
         uphill: the cosine of the optimizer's first updates with the gradient; None where it isn't known.
         step_size: their norm over that of the weights; None where a learning rate is known of the optimizer, too.
+        clip: the norm that a longer gradient is cut to, as the updates show; None where none is seen.
+        is_frozen_by_name: whether the optimizer calls a part of the parameters frozen.
         began: the parameter in which a divergence began, with the step; None where nothing diverged.
     """
 
@@ -90,9 +107,14 @@ class ModelProbe:
     is_cross_entropy: bool = False
     bounded: str | None = None
     is_crossed: bool = False
+    first_saturation: Mapping[str, float] = field(default_factory=dict)
+    saturation: Mapping[str, float] = field(default_factory=dict)
+    sees_ahead: bool | None = None
     orthogonalized: tuple[str, ...] = ()
     uphill: float | None = None
     step_size: float | None = None
+    clip: float | None = None
+    is_frozen_by_name: bool = False
     began: tuple[str, int] | None = None
 
     def signal(self, outputs: np.ndarray | None) -> float | None:
@@ -129,7 +151,7 @@ def probe_model(workload: Any, state: Any, first: Any, batch: Batch, *, is_own: 
     gradient = jax.jit(functools.partial(jax.value_and_grad(value), is_training=True))
     loss, grads = gradient(state.params, state.model_state, batch, state.key)
     first_loss, first_grads = gradient(first.params, first.model_state, batch, first.key)
-    outputs = first_outputs = end = None
+    outputs = first_outputs = end = sees_ahead = None
     is_cross_entropy = False
     labels = np.asarray(batch["labels"]) if "labels" in batch else None
     if workload.apply is not None:
@@ -144,26 +166,58 @@ def probe_model(workload: Any, state: Any, first: Any, batch: Batch, *, is_own: 
         evaluate = jax.jit(functools.partial(value, is_training=False))
         evaluated = evaluate(first.params, first.model_state, batch, state.key)
         is_cross_entropy = is_the_loss(float(evaluated), first_outputs, labels)
+        sees_ahead = _sees_ahead(workload, state, batch["inputs"], outputs)
     before = jax.tree.leaves(first.params) if is_own else [None] * len(jax.tree.leaves(state.params))
+    used, of_program = _program(workload, state, first, batch)
     readings = _readings(workload, state.params)
     layers = [
-        _layer(path, reading, *map(np.asarray, (x, g, g0)), before=None if x0 is None else np.asarray(x0))
-        for (path, reading), x, g, g0, x0 in zip(
-            readings.items(), *map(jax.tree.leaves, (state.params, grads, first_grads)), before, strict=True
+        _layer(path, reading, *map(np.asarray, (x, g, g0)), before=None if x0 is None else np.asarray(x0), is_used=u)
+        for (path, reading), x, g, g0, x0, u in zip(
+            readings.items(), *map(jax.tree.leaves, (state.params, grads, first_grads)), before, used, strict=True
         )
     ]
-    measured = (outputs, first_outputs, end, is_cross_entropy, *_program(workload, first, batch))
-    return ModelProbe(int(state.step), tuple(layers), float(loss), float(first_loss), labels, *measured, **found)
+    measured: dict[str, Any] = {"labels": labels, "outputs": outputs, "first_outputs": first_outputs, "end": end}
+    measured |= {"is_cross_entropy": is_cross_entropy, "sees_ahead": sees_ahead, **of_program}
+    return ModelProbe(int(state.step), tuple(layers), float(loss), float(first_loss), **measured, **found)
 
 
-def _program(workload: Any, first: Any, batch: Batch) -> tuple[str | None, bool]:
+def _program(workload: Any, state: Any, first: Any, batch: Batch) -> tuple[list[bool | None], dict[str, Any]]:
+    """Of each parameter whether the loss depends on it, and what else the program of the loss shows."""
+    count = len(jax.tree.leaves(first.params))
     if len(jax.tree.leaves(batch)[0]) < EXAMPLES:
-        return None, False
+        return [None] * count, {}
+
+    def training(*args: Any) -> Any:
+        return workload.loss(*args, True)[0]
+
+    def evaluation(*args: Any) -> Any:
+        return workload.loss(*args, False)[0]
+
+    few = first_examples(batch)
+    before, now = ((x.params, x.model_state, few, x.key) for x in (first, state))
     try:
-        nodes = nodes_of(workload.loss, first.params, first.model_state, batch, first.key)
+        value, nodes = nodes_of(training, *before)
+        saturated = saturations(evaluation, *before), saturations(evaluation, *now)
     except Exception:  # a loss that can't be traced so: for other numbers of examples, or without its mesh
-        return None, False
-    return bounded_logits(nodes), crossed(nodes)
+        return [None] * count, {}
+    shown: dict[str, Any] = {"bounded": bounded_logits(nodes), "is_crossed": crossed(nodes)}
+    shown |= {"first_saturation": saturated[0], "saturation": saturated[1]}
+    return [at in value.roots for at in range(count)], shown
+
+
+def _sees_ahead(workload: Any, state: Any, inputs: Any, outputs: np.ndarray | None) -> bool | None:
+    """Whether outputs (N, T, V) in the first half of sequences (N, T) change with the tokens of the second half."""
+    tokens: np.ndarray = np.asarray(inputs) if hasattr(inputs, "shape") else np.zeros(0)
+    if outputs is None or tokens.dtype.kind not in "iu" or tokens.ndim != 2 or tokens.shape[1] < 4:
+        return None
+    if outputs.ndim != 3 or outputs.shape[:2] != tokens.shape or not np.isfinite(outputs).all():
+        return None
+    half = tokens.shape[1] // 2
+    others = np.concatenate([tokens[:, :half], tokens[::-1, half:]], axis=1)
+    changed = _numbers(workload.apply(state.params, state.model_state, others, state.key, False)[0])
+    assert changed is not None
+    moved = np.abs(changed - outputs)[:, :half].max()
+    return bool(moved > 1e-3 * np.abs(outputs).max())
 
 
 def is_the_loss(value: float, outputs: np.ndarray | None, labels: np.ndarray | None) -> bool:
@@ -190,25 +244,43 @@ def _readings(workload: Any, params: Any) -> Mapping[str, Any]:
 
 
 def _layer(
-    path: str, reading: Any, x: np.ndarray, g: np.ndarray, g0: np.ndarray, *, before: np.ndarray | None
+    path: str,
+    reading: Any,
+    x: np.ndarray,
+    g: np.ndarray,
+    g0: np.ndarray,
+    *,
+    before: np.ndarray | None,
+    is_used: bool | None,
 ) -> Layer:
     bits = int(jnp.finfo(x.dtype).nmant) if jnp.issubdtype(x.dtype, jnp.floating) else 23
     has_gradient = g != 0
-    moved = None if before is None or not x.size else float(np.mean(x != before))
-    stuck = None if moved is None or not has_gradient.any() else float(np.mean((x == before)[has_gradient]))
     x64, g64 = np.asarray(x, np.float64), np.asarray(g, np.float64)
-    dead, is_symmetric = None, False
+    found: dict[str, Any] = {}
+    if before is not None:
+        x0 = np.asarray(before, np.float64)
+        found["first_weight"] = float(np.linalg.norm(x0))
+        found["moved"] = float(np.mean(x != before)) if x.size else None
+        if has_gradient.any():
+            found["stuck"] = float(np.mean((x == before)[has_gradient]))
+        if x.ndim >= 2 and (whole := _spectral(x64)) > 0:
+            found["turned"] = _spectral(x64 - x0) / whole
     if reading.role in ("matrix", "conv", "head") and x.ndim >= 2 and x.shape[-1] > 1:
         weights, slopes = x64.reshape(-1, x.shape[-1]), g64.reshape(-1, x.shape[-1])
-        dead = float(np.mean(~slopes.any(axis=0))) if slopes.any() else None
-        is_symmetric = bool(slopes.any() and _are_alike(weights) and _are_alike(slopes))
-    norms = float(np.linalg.norm(x64)), float(np.linalg.norm(g64))
-    is_input = reading.is_input if reading.uses else None  # only a program shows it
-    first = float(np.linalg.norm(np.asarray(g0, np.float64)))
-    turned = None
-    if before is not None and x.ndim >= 2 and (whole := _spectral(x64)) > 0:
-        turned = _spectral(x64 - np.asarray(before, np.float64)) / whole
-    return Layer(path, reading.role, x.shape, *norms, dead, is_symmetric, moved, stuck, bits, is_input, first, turned)
+        found["dead"] = float(np.mean(~slopes.any(axis=0))) if slopes.any() else None
+        found["is_symmetric"] = bool(slopes.any() and _are_alike(weights) and _are_alike(slopes))
+    return Layer(
+        path,
+        reading.role,
+        x.shape,
+        weight=float(np.linalg.norm(x64)),
+        gradient=float(np.linalg.norm(g64)),
+        first_gradient=float(np.linalg.norm(np.asarray(g0, np.float64))),
+        bits=bits,
+        is_input=reading.is_input if reading.uses else None,  # only a program shows it
+        is_used=is_used,
+        **found,
+    )
 
 
 def _spectral(x: np.ndarray) -> float:

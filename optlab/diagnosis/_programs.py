@@ -1,4 +1,4 @@
-"""What programs show: a graph of their operations, what a model ends in, and two mistakes in a loss."""
+"""What programs show: a graph of their operations, what a model ends in, what saturates, and mistakes in a loss."""
 
 from __future__ import annotations
 
@@ -7,23 +7,37 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 PASSED = ("reshape", "convert_element_type", "squeeze", "transpose", "copy", "broadcast_in_dim", "stop_gradient")
 INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 LOOPS = ("scan", "while", "cond")
+PRODUCTS = ("dot_general", "conv_general_dilated")
 EXAMPLES = 37  # a prime number, so that no other axis is likely to have as many
+BENT = 0.99  # of the largest value: there a tanh has a fiftieth of its steepest slope
+KEYS = 8  # of fewer, one may well have nearly all attention
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """An operation with what it takes; a root has the name of what it is: "params", "labels" or "other"."""
+    """An operation with what it takes.
+
+    Attributes:
+        name: of the operation; that of a root is what it is: "params", "labels" or "other".
+        shape: of what comes out.
+        inputs: what it takes.
+        roots: the names of the roots that it depends on, and of parameters their numbers in the tree's order.
+        is_zero: whether it is a literal 0.
+        value: what comes out, where the program was run; None where it was only traced.
+    """
 
     name: str
     shape: tuple[int, ...]
     inputs: tuple[Node, ...] = ()
-    roots: frozenset[str] = frozenset()
+    roots: frozenset[str | int] = frozenset()
     is_zero: bool = False
+    value: Any = None
 
     @property
     def source(self) -> Node:
@@ -34,17 +48,29 @@ class Node:
         return node
 
 
-def nodes_of(loss: Any, params: Any, model_state: Any, batch: Any, key: Any) -> list[Node]:
-    """The operations of loss(params, model_state, batch, key, True) for `EXAMPLES` examples, calls inlined."""
-    few = jax.tree.map(lambda x: np.asarray(x)[:EXAMPLES], batch)
-    args = (params, model_state, few, key)
-    closed = jax.make_jaxpr(lambda *a: loss(*a, True)[0])(*args)
-    names = [_root(path) for path, _ in jax.tree.leaves_with_path(args)]
+def first_examples(batch: Any) -> Any:
+    """The first `EXAMPLES` of a batch."""
+    return jax.tree.map(lambda x: np.asarray(x)[:EXAMPLES], batch)
+
+
+def nodes_of(loss: Any, *args: Any, is_run: bool = False) -> tuple[Node, list[Node]]:
+    """The value of loss(*args), and the operations that make it, calls inlined.
+
+    Args:
+        loss: of a workload, with the last argument held.
+        args: params, model_state, batch, key.
+        is_run: whether each node has its value, too.
+    """
+    closed = jax.make_jaxpr(loss)(*args)
+    named = jax.tree.leaves_with_path(args)
+    roots = []
+    for at, ((path, x), v) in enumerate(zip(named, closed.jaxpr.invars, strict=True)):
+        name = _root(path)
+        held: frozenset[str | int] = frozenset([name, at] if name == "params" else [name])
+        roots.append(Node(name, v.aval.shape, (), held, value=x if is_run else None))
     found: list[Node] = []
-    consts = [Node("other", v.aval.shape) for v in closed.jaxpr.constvars]
-    roots = [Node(n, v.aval.shape, (), frozenset([n])) for n, v in zip(names, closed.jaxpr.invars, strict=True)]
-    _inline(closed.jaxpr, consts, roots, found)
-    return found
+    outs = _inline(closed.jaxpr, _consts(closed.jaxpr, closed.consts if is_run else ()), roots, found, is_run)
+    return outs[0], found
 
 
 def _root(path: Sequence[Any]) -> str:
@@ -53,12 +79,17 @@ def _root(path: Sequence[Any]) -> str:
     return "labels" if path[0].idx == 2 and getattr(path[1], "key", None) == "labels" else "other"
 
 
-def _inline(jaxpr: Any, consts: list[Node], inputs: list[Node], found: list[Node]) -> list[Node]:
+def _consts(jaxpr: Any, values: Sequence[Any] = ()) -> list[Node]:
+    held = values or [None] * len(jaxpr.constvars)
+    return [Node("other", v.aval.shape, value=x) for v, x in zip(jaxpr.constvars, held, strict=True)]
+
+
+def _inline(jaxpr: Any, consts: list[Node], inputs: list[Node], found: list[Node], is_run: bool = False) -> list[Node]:
     made = dict(zip((id(v) for v in (*jaxpr.constvars, *jaxpr.invars)), (*consts, *inputs), strict=True))
 
     def read(v: Any) -> Node:
         if hasattr(v, "val"):
-            return Node("literal", np.shape(v.val), is_zero=not np.any(np.asarray(v.val)))
+            return Node("literal", np.shape(v.val), is_zero=not np.any(np.asarray(v.val)), value=v.val)
         return made[id(v)]
 
     for eqn in jaxpr.eqns:
@@ -66,20 +97,29 @@ def _inline(jaxpr: Any, consts: list[Node], inputs: list[Node], found: list[Node
         inner = next((eqn.params[key] for key in INNER if key in eqn.params), None)
         body: Any = getattr(inner, "jaxpr", inner)
         if hasattr(body, "eqns") and name not in LOOPS and len(body.invars) == len(taken):
-            held = [Node("other", v.aval.shape) for v in body.constvars]
-            outs = _inline(body, held, taken, found)
+            held = _consts(body, getattr(inner, "consts", ()) if is_run else ())
+            outs = _inline(body, held, taken, found, is_run)
         else:
             roots = frozenset().union(*(x.roots for x in taken))
-            outs = [Node(name, getattr(v.aval, "shape", ()), tuple(taken), roots) for v in eqn.outvars]
+            values = _values(eqn, [x.value for x in taken]) if is_run else [None] * len(eqn.outvars)
+            outs = [
+                Node(name, getattr(v.aval, "shape", ()), tuple(taken), roots, value=x)
+                for v, x in zip(eqn.outvars, values, strict=True)
+            ]
             found += outs
         made.update(zip(map(id, eqn.outvars), outs, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
 
+def _values(eqn: Any, taken: list[Any]) -> list[Any]:
+    value = eqn.primitive.bind(*taken, **eqn.primitive.get_bind_params(eqn.params))
+    return list(value) if eqn.primitive.multiple_results else [value]
+
+
 def last_operation(jaxpr: Any) -> str | None:
     """The nonlinearity that a program's first output ends in, or None."""
-    consts, inputs = ([Node("other", v.aval.shape) for v in variables] for variables in (jaxpr.constvars, jaxpr.invars))
-    return nonlinearity(_inline(jaxpr, consts, inputs, [])[0])
+    inputs = [Node("other", v.aval.shape) for v in jaxpr.invars]
+    return nonlinearity(_inline(jaxpr, _consts(jaxpr), inputs, [])[0])
 
 
 def nonlinearity(node: Node) -> str | None:
@@ -121,3 +161,45 @@ def _sides(node: Node) -> Iterator[bool]:
     for x in node.inputs:
         if int(np.prod(x.source.shape)) == EXAMPLES and ("params" in x.roots or "labels" in x.roots):
             yield "params" in x.roots
+
+
+def bends(nodes: Sequence[Node]) -> list[tuple[str, Node]]:
+    """The units and the attention of a model: each tanh, logistic or softmax of parameters that a product takes.
+
+    A tanh or a logistic that multiplies (a gate, or a part of GELU and SiLU) isn't one; what loops hold isn't seen.
+    """
+    found: dict[int, tuple[str, Node]] = {}
+    for node in nodes:
+        for x in node.inputs if node.name in PRODUCTS else ():
+            kind, made = nonlinearity(x), x.source
+            is_seen = kind in ("tanh", "logistic") or (kind == "softmax" and made.shape[-1] >= KEYS)
+            if is_seen and "params" in made.roots:
+                found[id(made)] = (str(kind), made)
+    return list(found.values())
+
+
+def saturations(loss: Any, *args: Any) -> dict[str, float]:
+    """How saturated the layers of each kind of `bends` are: the mean over the most saturated layer.
+
+    Of tanh and logistic the share of values next to a bound; of a softmax the largest of its values.
+
+    Args:
+        loss: as of `nodes_of`,
+        args: and likewise.
+    """
+    kinds = [kind for kind, _ in bends(nodes_of(loss, *args)[1])]
+    if not kinds:
+        return {}
+
+    @jax.jit
+    def measured(*args: Any) -> list[Any]:
+        return [_saturation(kind, x.value) for kind, x in bends(nodes_of(loss, *args, is_run=True)[1])]
+
+    shares = [float(x) for x in measured(*args)]
+    return {name: max(x for kind, x in zip(kinds, shares, strict=True) if kind == name) for name in kinds}
+
+
+def _saturation(kind: str, values: Any) -> Any:
+    if kind == "softmax":
+        return values.max(axis=-1).mean()
+    return jnp.mean(jnp.abs(2 * values - 1 if kind == "logistic" else values) > BENT)

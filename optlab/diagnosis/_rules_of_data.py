@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from optlab.diagnosis._data import agreement, holds_label
+from optlab.diagnosis._data import agreement, holds_label, shift
 from optlab.diagnosis._evidence import Evidence
 from optlab.diagnosis._findings import IN_RANGE, Finding, Rule, cause, listed
 
@@ -104,15 +104,23 @@ def leaking(e: Evidence) -> Finding | None:
 
 
 def label_among_inputs(e: Evidence) -> Finding | None:
-    """One feature determines the label."""
-    if e.data is None or (found := holds_label(e.data.train)) is None:
+    """One feature determines the label, or the label of a token is one that the model sees."""
+    if e.data is None:
         return None
-    return cause(
-        "label among the inputs",
-        f"feature {found} of {e.data.train.inputs.shape[1]} alone determines the label of every example",  # type: ignore[union-attr]
-        "leave it out, if it isn't known before the label is",
-        "Kaufman et al. 2012, Leakage in data mining, doi 10.1145/2382577.2382579",
-    )
+    if (by := shift(e.data.train)) is not None and by < 1:
+        because = f"the label of a token is {'the token itself' if by == 0 else 'the token before it'}"
+        try_ = "labels that are the next tokens: inputs tokens[:-1], labels tokens[1:]"
+    elif by == 1 and e.model is not None and e.model.sees_ahead:
+        because = "the label of a token is the next one, and outputs depend on the tokens behind their place"
+        try_ = "a causal mask in every layer that mixes places: attention, norms and pools over time"
+    elif (found := holds_label(e.data.train)) is not None:
+        count = e.data.train.inputs.shape[1]  # type: ignore[union-attr]
+        because = f"feature {found} of {count} alone determines the label of every example"
+        try_ = "leave it out, if it isn't known before the label is"
+    else:
+        return None
+    source = "Kaufman et al. 2012, Leakage in data mining, doi 10.1145/2382577.2382579"
+    return cause("label among the inputs", because, try_, source)
 
 
 def splits_differ(e: Evidence) -> Finding | None:
@@ -152,7 +160,7 @@ def labels_apart_from_inputs(e: Evidence) -> Finding | None:
         return None
     held_out = None if e.data.validation is None else agreement(e.data.validation)
     beside = f", those of held-out ones by {held_out:.1f}" if held_out is not None and held_out > INFORMED else ""
-    if not beside and not e.is_unlearned:
+    if not beside and not e.is_unlearned and not e.knows_shares_alone:
         return None
     return cause(
         "labels apart from inputs",
@@ -185,7 +193,7 @@ def features_not_scaled(e: Evidence) -> Finding | None:
         because,
         "shift and scale each feature to mean 0 and deviation 1 by the training examples (standardize=True)",
         "LeCun et al. 1998, Efficient BackProp, section 4.3",
-        severity="ill" if e.is_unwell else "note",
+        severity="ill" if e.is_left else "note",
     )
 
 

@@ -21,6 +21,7 @@ from optlab.diagnosis._rules_of_updates import (
     none_moved,
     pull,
     rounded,
+    shrunk,
     uphill,
     wrong_routing,
 )
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from optlab.diagnosis._layers import Layer
 
 SURE = 0.99  # mean of the largest probability
+CROWDED = 0.75  # mean of the largest attention, of drawn weights: those of keys that are alike have a few per cent
 STEEP = 1e3  # a change of one per cent changes the loss tenfold
 
 
@@ -186,6 +188,28 @@ def no_signal(e: Evidence) -> Finding | None:
     )
 
 
+def starts_saturated(e: Evidence) -> Finding | None:
+    """The units of a layer, or its attention, are saturated as they were drawn."""
+    shares = {} if e.model is None else e.model.first_saturation
+    kind = max(("tanh", "logistic"), key=lambda kind: shares.get(kind, 0.0))
+    if (share := shares.get(kind, 0.0)) > MOST:
+        return cause(
+            "bad initialization",
+            f"as a layer was drawn, {share:.0%} of the values of its {kind} are within a hundredth of their bounds, "
+            "where next to no gradient comes through",
+            "weights with a variance of 1/fan_in (lecun_normal), standardized inputs, normalization",
+            "Glorot and Bengio 2010",
+        )
+    if (largest := shares.get("softmax", 0.0)) <= CROWDED:
+        return None
+    return cause(
+        "saturated softmax",
+        f"as a layer of attention was drawn, each query has {largest:.0%} of it for one key, on average",
+        "queries and keys with a variance of 1, their products divided by the root of a head's width",
+        "Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1",
+    )
+
+
 def _signals(e: Evidence) -> tuple[float | None, float | None]:
     m = e.model
     return (None, None) if m is None or not m.step else (m.signal(m.first_outputs), m.signal(m.outputs))
@@ -203,7 +227,7 @@ def dead_units(e: Evidence) -> Finding | None:
         "a lower learning rate or a warm-up, biases that start at 0, leaky_relu or gelu",
         "Lu et al. 2019, arXiv 1903.06733; Maas et al. 2013",
         rate_times(e, 1 / 3),
-        severity=_unless_burst(e) if e.is_unwell else "note",
+        severity=_unless_burst(e) if e.is_left else "note",
     )
 
 
@@ -264,8 +288,10 @@ MODEL_RULES: tuple[Rule, ...] = (
     cut_off,
     rounded,
     frozen,
+    shrunk,
     exploded,
     starts_off,
+    starts_saturated,
     collapsed,
     vanished,
     no_signal,

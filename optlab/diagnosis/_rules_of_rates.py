@@ -161,14 +161,16 @@ def decay_too_strong(e: Evidence) -> Finding | None:
 def clipped(e: Evidence) -> Finding | None:
     """Nearly every gradient is longer than the limit that it is clipped to."""
     limit, (_, norms) = e.settings.get("clip_norm"), e.curve("train/gradient_norm")
+    if limit is None and e.model is not None:
+        limit = e.model.clip
     if not isinstance(limit, int | float) or len(norms) < 5 or (share := float(np.mean(norms > limit))) < 0.9:
         return None
     return Finding(
         "clipped nearly always",
         "ill" if e.share_gained < FLAT else "note",
-        f"{share:.0%} of the logged gradients are longer than clip_norm={limit:g}; their median is "
+        f"{share:.0%} of the logged gradients are longer than the {limit:.3g} that they are cut to; their median is "
         f"{np.median(norms):.3g}",
         "a limit that cuts only outliers; rules such as Adam and Muon don't see a gradient's length",
         "Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063",
-        {"clip_norm": float(f"{2 * float(np.median(norms)):.2g}")},
+        {"clip_norm": float(f"{2 * float(np.median(norms)):.2g}")} if "clip_norm" in e.settings else {},
     )

@@ -77,6 +77,8 @@ def twins_want_more(e: Evidence) -> Finding | None:
     """The twin at double the learning rate gained more."""
     if e.twins is None or not e.twins.is_better(e.twins.double) or e.twins.is_better(e.twins.half):
         return None
+    if e.twins.start == 0 and not e.is_unwell:  # in a run's first steps a rate that is too high later is ahead, too
+        return None
     return _finding(e, "learning rate too low", "three times the learning rate", rate_times(e, 3))
 
 

@@ -17,6 +17,7 @@ MOST = 0.5  # of a layer's units
 # alike; where one's is a ten-thousandth of another's, one learns and the other doesn't.
 APART = 1e-4
 TURNED = 0.1  # of itself: a tenth of one order
+SHRUNK = 0.5  # of each matrix: of two, a quarter of their product
 UNRATED = 0.3  # of the weights in one step
 
 
@@ -66,7 +67,7 @@ def cut_off(e: Evidence) -> Finding | None:
         "a part frozen",
         f"no gradient reaches {listed(found)}, neither at the initialization nor at step {e.at}",
         "is there a stop_gradient, a branch that isn't used, or a layer of dead units behind them?",
-        severity="ill" if e.is_unwell else "note",
+        severity="ill" if e.is_unwell or any(x.is_used for x in e.layers if x.path in found) else "note",
     )
 
 
@@ -99,6 +100,21 @@ def frozen(e: Evidence) -> Finding | None:
         "a part frozen",
         f"in {e.at} steps no entry of {listed(found)} has changed since it was drawn, though there is a gradient",
         "optlab explain shows each parameter's rule: is one masked, without a rule, or set to zero?",
+        severity="note" if e.model is not None and e.model.is_frozen_by_name else "ill",
+    )
+
+
+def shrunk(e: Evidence) -> Finding | None:
+    """All matrices have shrunk, and much of the loss is left."""
+    sizes = {x.path: x.weight / x.first_weight for x in e.layers if x.is_matrix and x.first_weight}
+    if not e.is_left or len(sizes) < 2 or (most := max(sizes.values())) > SHRUNK:
+        return None
+    return cause(
+        "weight decay too strong",
+        f"at step {e.at} no matrix has more than {most:.0%} of the norm that it was drawn with, and much of the loss "
+        "is left",
+        "a tenth of the weight decay, or of the penalty in the loss",
+        "Loshchilov and Hutter 2019, arXiv 1711.05101",
     )
 
 

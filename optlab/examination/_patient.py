@@ -26,6 +26,7 @@ from optlab.transforms.matrices._map import reported
 
 EXAMPLES = 256  # of the batch by which gradients are measured: a unit that none of so many reaches is dead
 REPLAYED = 300  # steps that are made again to find where a divergence began
+SHORT = (1e-3, 1e-4)  # of a gradient: what is cut to less than a thousandth isn't seen
 OFF = 10.0  # times its own median: a layer's gradient has left its scale
 
 
@@ -97,6 +98,8 @@ class Patient:
             orthogonalized=self._orthogonalized(),
             uphill=cosine,
             step_size=None if self._has_rate(evidence) else size,
+            clip=self._clip(),
+            is_frozen_by_name=self._is_frozen_by_name(),
             began=self._began(evidence),
         )
         return {"data": data, "model": model}
@@ -109,6 +112,9 @@ class Patient:
         more = [self.batches.batch(t) for t in range(1, count)]
         return jax.tree.map(lambda *x: np.concatenate(x), first, *more)
 
+    def _gradient(self, state: TrainState, batch: Batch, key: Any) -> Any:
+        return jax.grad(lambda p: self.workload.loss(p, state.model_state, batch, key, True)[0])(state.params)
+
     def _first_update(self) -> tuple[float | None, float | None]:
         """The cosine of the first steps with their gradient, and their norm over that of the weights.
 
@@ -116,12 +122,9 @@ class Patient:
         """
         step = jax.jit(make_step(self.workload.loss, self.tx, guard=None))
 
-        def gradient(state: TrainState, batch: Batch) -> Any:
-            return jax.grad(lambda p: self.workload.loss(p, state.model_state, batch, state.key, True)[0])(state.params)
-
         @jax.jit
         def compared(state: TrainState, new: TrainState, batch: Batch) -> Any:
-            grads, moved = gradient(state, batch), optax.tree.sub(new.params, state.params)
+            grads, moved = self._gradient(state, batch, state.key), optax.tree.sub(new.params, state.params)
             norms = [optax.tree.norm(x) for x in (grads, moved, state.params)]
             return optax.tree.vdot(grads, moved), *norms
 
@@ -133,6 +136,44 @@ class Patient:
         if not np.isfinite([dot, slope, moved]).all() or not slope * moved * weights > 0:
             return None, None
         return dot / (slope * moved), moved / weights / 2
+
+    def _clip(self) -> float | None:
+        """The norm that the optimizer cuts the first batch's gradient to; None where it cuts none.
+
+        The update is that of a gradient twice as long, and in proportion to gradients that are far shorter: rules such
+        as Adam, whose update isn't both, don't see a gradient's length.
+        """
+        tx, state = optax.with_extra_args_support(self.tx), self.first
+
+        @jax.jit
+        def measured(batch: Batch) -> Any:
+            grads = self._gradient(state, batch, state.key)
+
+            def update(factor: float, opt_state: Any) -> Any:
+                return tx.update(optax.tree.scale(factor, grads), opt_state, state.params)
+
+            opt_state = update(1.0, state.opt_state)[1]  # the first rate of a warm-up is 0
+            nothing = update(0.0, opt_state)[0]
+            own, double = (update(s, opt_state)[0] for s in (1.0, 2.0))
+            short = [update(s, opt_state)[0] for s in SHORT]
+            pairs = (grads, None), (own, double), *((x, nothing) for x in (own, *short))
+            return [optax.tree.norm(a if b is None else optax.tree.sub(a, b)) for a, b in pairs]
+
+        try:
+            with self.assembly.layout():
+                slope, more, whole, *short = map(float, measured(self.batches.batch(0)))
+        except Exception:  # an optimizer that takes the loss, too
+            return None
+        longer, shorter = (norm / factor for norm, factor in zip(short, SHORT, strict=True))
+        if not np.isfinite([slope, whole]).all() or not shorter > 0 or abs(longer / shorter - 1) > 0.01:
+            return None
+        return whole / longer * slope if whole < 0.99 * longer and more < 1e-4 * whole else None
+
+    def _is_frozen_by_name(self) -> bool:
+        """True if the optimizer is partitioned, and calls a part frozen, as `optlab.freeze` does."""
+        kind = optax.PartitionState
+        nodes = jax.tree.leaves(self.first.opt_state, is_leaf=lambda x: isinstance(x, kind))
+        return any("froze" in str(key) for x in nodes if isinstance(x, kind) for key in x.inner_states)
 
     def _has_rate(self, evidence: Evidence) -> bool:
         """True if a learning rate was logged, or is known of a block of the optimizer."""
@@ -164,8 +205,7 @@ class Patient:
 
         @jax.jit
         def watched(state: TrainState, batch: Batch) -> Any:
-            key = jax.random.fold_in(state.key, state.step)
-            grads = jax.grad(lambda p: self.workload.loss(p, state.model_state, batch, key, True)[0])(state.params)
+            grads = self._gradient(state, batch, jax.random.fold_in(state.key, state.step))
             norms = jnp.stack([jnp.linalg.norm(x.astype(jnp.float32)) for x in jax.tree.leaves(grads)])
             return step(state, batch)[0], norms
 

@@ -179,7 +179,9 @@ def test_a_trial_that_diverged_or_is_flat_has_a_cause_by_the_trials_beside_it():
     low, _, high, burst = (r.trial.id for r in results)
     found = {low: "learning rate too low", high: "learning rate too high", burst: "learning rate too high"}
     assert causes(results) == found
-    assert counted(list(found.values())) == "2 by learning rate too high, 1 by learning rate too low"
+    words = f"2 by learning rate too high ({high}, {burst}), 1 by learning rate too low ({low})"
+    assert counted(found) == words
+    assert counted({str(n): "flat" for n in range(3)}) == "3 flat (0, 1, …)"
     below = [dataclasses.replace(results[0], diverged="step 7"), results[1]]
     assert causes(below) == {low: "diverged"}  # a lower learning rate explains nothing
     assert causes([results[3]]) == {burst: "diverged"}  # and alone it says nothing

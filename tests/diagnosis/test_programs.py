@@ -1,4 +1,4 @@
-"""Mistakes that the program of a loss shows where its outputs aren't known."""
+"""What the program of a loss shows: mistakes in it, and layers that are saturated."""
 
 import jax
 import jax.numpy as jnp
@@ -6,15 +6,15 @@ import numpy as np
 import optax
 import pytest
 
-from optlab.diagnosis._programs import bounded_logits, crossed, nodes_of
+from optlab.diagnosis._programs import bounded_logits, crossed, first_examples, nodes_of, saturations
 
 X = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
 PARAMS = {"a": np.ones((8, 5), np.float32), "b": np.ones((5, 1), np.float32)}
 
 
 def nodes(loss, labels):
-    whole = lambda params, state, batch, key, train: (loss(params, batch), (state, {}))
-    return nodes_of(whole, PARAMS, {}, {"inputs": X, "labels": labels}, jax.random.key(0))
+    batch = first_examples({"inputs": X, "labels": labels})
+    return nodes_of(lambda params, state, batch, key: loss(params, batch), PARAMS, {}, batch, jax.random.key(0))[1]
 
 
 def cross_entropy(end):
@@ -50,3 +50,45 @@ def contrasted(params, batch):
 def test_every_label_from_every_output_is_seen(loss, labels, is_crossed):
     with jax.numpy_rank_promotion("allow"):  # which is how it comes about
         assert crossed(nodes(loss, labels)) == is_crossed
+
+
+def test_a_program_that_is_run_has_its_values_and_knows_its_parameters():
+    batch = {"inputs": X, "labels": X[:, :1]}
+    loss = lambda params, state, batch, key: jax.jit(squared)(params, batch)
+    value, found = nodes_of(loss, PARAMS | {"c": np.ones(3)}, {}, batch, jax.random.key(0), is_run=True)
+    assert float(value.value) == pytest.approx(float(squared(PARAMS, batch)), rel=1e-6)
+    assert value.roots == {"params", 0, 1, "other", "labels"}  # and not 2, which nothing uses
+    assert all(np.shape(x.value) == x.shape for x in found)
+
+
+def dense(f):
+    return lambda params, x: f(x @ params["a"]) @ params["b"]
+
+
+def attention(params, x):
+    x = jnp.stack([x * (1 + t) for t in range(9)], axis=1)
+    scores = jnp.einsum("ntd,nsd->nts", x, x @ params["a"] @ params["a"].T)
+    return (jax.nn.softmax(scores) @ x).sum((1, 2))
+
+
+@pytest.mark.parametrize(
+    ("model", "scale", "kind", "is_saturated"),
+    [
+        (dense(jnp.tanh), 3.0, "tanh", True),
+        (dense(jnp.tanh), 0.2, "tanh", False),
+        (dense(jax.nn.sigmoid), 6.0, "logistic", True),
+        (dense(jax.nn.sigmoid), 0.2, "logistic", False),
+        (dense(jax.nn.gelu), 9.0, None, False),  # its tanh is a gate
+        (dense(jax.nn.silu), 9.0, None, False),
+        (dense(jax.nn.relu), 9.0, None, False),
+        (attention, 1.0, "softmax", True),
+        (attention, 0.02, "softmax", False),
+        (lambda params, x: jax.nn.softmax(x @ params["a"]).sum(-1), 9.0, None, False),  # what a model ends in
+    ],
+)
+def test_how_saturated_a_layer_is(model, scale, kind, is_saturated):
+    random = np.random.default_rng(1)
+    params = {"a": scale * random.standard_normal((8, 8)), "b": np.ones((8, 1))}
+    loss = lambda params, state, batch, key: model(params, batch["inputs"]).sum()
+    found = saturations(loss, params, {}, {"inputs": X, "labels": X[:, 0]}, jax.random.key(0))
+    assert (list(found), any(share > 0.6 for share in found.values())) == ([kind] * (kind is not None), is_saturated)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from optlab.config import Component, Config, to_json
 from optlab.data import DataError, arrays
 from optlab.diagnosis import Evidence, examine
 from optlab.diagnosis._data import Examples, agreement, probe_data
-from optlab.diagnosis._layers import Layer, ModelProbe, last_operation
+from optlab.diagnosis._layers import Layer, ModelProbe, _sees_ahead, last_operation
 from optlab.examination._patient import Patient
 from optlab.runs import Run
 from optlab.training import GuardError, Workload, squared_error, train
@@ -72,6 +73,8 @@ DATA = {
     "labels apart from inputs ": arrays(TEXT[:, :-1], RNG.permutation(TEXT[:, 1:])),
     "label among the inputs": arrays(np.c_[X, 3.0 * Y].astype(np.float32), Y),
     "label among the inputs ": arrays(X, 2 * X[:, :1] - 1),
+    "label among the inputs  ": arrays(TEXT, TEXT),
+    "label among the inputs   ": arrays(TEXT[:, 1:], TEXT[:, :-1]),
     "features not scaled": arrays(WIDE, Y),
     "features not scaled ": arrays(300 * X, Y),
 }
@@ -114,6 +117,32 @@ def test_unscaled_features_of_a_run_that_learns_are_a_note():
     fall = np.exp(-T / 60)
     evidence = Evidence("made", {"step": T, "train/loss": fall}, data=probe_data(arrays(WIDE, Y), batch_size=32))
     assert [(f.name, f.severity) for f in examine(evidence)] == [("features not scaled", "note")]
+
+
+def test_a_guess_by_frequency_has_learned_nothing_of_what_belongs_to_what():
+    fall, mixed = 0.69 + 0.6 * np.exp(-T / 60), probe_data(arrays(X, RNG.permutation(Y)), batch_size=32)
+    metrics = {"step": T, "train/loss": fall, "validation/loss": fall + 0.01}
+    for is_cross_entropy in (True, False):
+        model = ModelProbe(300, (LAYER,), 0.69, 1.3, is_cross_entropy=is_cross_entropy)
+        found = examine(Evidence("made", metrics, data=mixed, model=model))
+        assert ("labels apart from inputs" in [f.name for f in found]) == is_cross_entropy
+
+
+@pytest.mark.parametrize("mixes", [jnp.cumsum, lambda x, axis: x - x.mean(axis, keepdims=True)], ids=["back", "all"])
+def test_outputs_that_depend_on_tokens_behind_their_place(mixes):
+    def apply(params, model_state, inputs, key, is_training):
+        return mixes(params[inputs], axis=1), model_state
+
+    params, state = jnp.asarray(RNG.standard_normal((20, 5))), SimpleNamespace(model_state={}, key=None)
+    state.params, workload = params, SimpleNamespace(apply=apply)
+    outputs = np.asarray(apply(params, {}, TEXT, None, False)[0])
+    sees = _sees_ahead(workload, state, TEXT, outputs)
+    assert sees == (mixes is not jnp.cumsum)
+    assert _sees_ahead(workload, state, TEXT, outputs[:, 0]) is None
+    model = ModelProbe(300, (LAYER,), 0.7, 0.7, sees_ahead=sees)
+    data = probe_data(arrays(TEXT[:, :-1], TEXT[:, 1:]), batch_size=32)
+    found = examine(Evidence("made", {"step": T, "train/loss": np.exp(-T / 60)}, data=data, model=model))
+    assert [f.name for f in found] == ["label among the inputs"] * sees
 
 
 def test_neighbours_of_numbers_agree_where_the_target_depends_on_the_inputs():
@@ -209,6 +238,63 @@ LAYER = Layer("a", "matrix", (16, 16), 4.0, 0.2, dead=0.0, moved=1.0, stuck=0.0)
 )
 def test_a_layer_beside_a_sound_one(change, name):
     assert of_model(LAYER, dataclasses.replace(LAYER, path="b", **change)) == [name] * (name is not None)
+
+
+@pytest.mark.parametrize(("other", "names"), [(1.0, ["weight decay too strong"]), (4.0, [])])
+def test_matrices_that_have_all_shrunk(other, names):
+    layers = [dataclasses.replace(LAYER, path=str(x), weight=x, first_weight=4.0) for x in (0.5, other)]
+    assert of_model(*layers) == names
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "severity"),
+    [
+        ({"gradient": 0.0, "first_gradient": 0.0, "is_used": True}, "a part frozen", "ill"),
+        ({"gradient": 0.0, "first_gradient": 0.0, "is_used": False}, "a part frozen", "note"),
+        ({"moved": 0.0, "stuck": 1.0}, "a part frozen", "ill"),
+        ({"dead": 0.8}, "dead units", "note"),
+    ],
+)
+def test_a_layer_of_a_run_that_learns(change, name, severity):
+    model = ModelProbe(300, (LAYER, dataclasses.replace(LAYER, path="b", **change)), 0.1, 0.7)
+    found = examine(Evidence("made", {"step": T, "train/loss": np.exp(-T / 60)}, model=model))
+    assert [(f.name, f.severity) for f in found] == [(name, severity)]
+
+
+def test_what_the_optimizer_calls_frozen_is_meant():
+    (found,) = (
+        f for f in probed(work(), optlab.freeze(optax.adam(3e-2), ["first/*"]), 60) if f.name == "a part frozen"
+    )
+    assert found.severity == "note"
+
+
+@pytest.mark.parametrize(
+    ("tx", "limit"),
+    [
+        (optax.chain(optax.clip_by_global_norm(0.01), optax.sgd(0.1, momentum=0.9)), 0.01),
+        (optax.chain(optax.clip_by_global_norm(0.01), optlab.sgd(optax.linear_schedule(0, 1, 9))), 0.01),
+        (optax.chain(optax.clip_by_global_norm(0.01), optax.add_decayed_weights(0.1), optax.sgd(0.1)), 0.01),
+        (optax.chain(optax.clip_by_global_norm(1e6), optax.sgd(0.1)), None),
+        (optlab.adamw(0.1), None),
+        (optlab.muon(0.1), None),
+        (optlab.signum(0.1), None),
+    ],
+)
+def test_a_limit_is_read_from_what_the_optimizer_does(tx, limit):
+    assert Patient(work(), tx, 0, None)._clip() == (limit if limit is None else pytest.approx(limit, rel=1e-3))
+
+
+@pytest.mark.parametrize(
+    ("saturation", "names"),
+    [
+        ({"tanh": 0.8}, ["bad initialization"]),
+        ({"logistic": 0.8, "tanh": 0.1}, ["bad initialization"]),
+        ({"softmax": 0.9}, ["saturated softmax"]),
+        ({"softmax": 0.5, "tanh": 0.3}, []),
+    ],
+)
+def test_layers_that_were_drawn_saturated(saturation, names):
+    assert of_model(LAYER, first_saturation=saturation) == names
 
 
 def test_weights_that_no_gradient_reaches_were_drawn_badly():

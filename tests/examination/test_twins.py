@@ -39,8 +39,11 @@ def test_the_difference_of_twins_names_what_no_rule_can(change, name):
 
 def test_twins_of_a_run_that_learns_are_notes():
     fall = {**FLAT, "train/loss": 2 * np.exp(-T / 60)}
-    (found,) = examine(Evidence("made", fall, twins=dataclasses.replace(SAME, double=1.5)))
+    faster = dataclasses.replace(SAME, double=1.5)
+    (found,) = examine(Evidence("made", fall, twins=dataclasses.replace(faster, start=100)))
     assert (found.name, found.severity) == ("learning rate too low", "note")
+    # In the first steps of a run, a rate that is too high later is ahead.
+    assert examine(Evidence("made", fall, twins=dataclasses.replace(faster, start=0))) == ()
 
 
 @pytest.mark.slow
