@@ -96,7 +96,7 @@ def processor_seconds(record_property):
 
 def pytest_terminal_summary(terminalreporter):
     files = collections.defaultdict(dict)
-    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+    for report in terminalreporter.getreports(""):  # of what a test leaves behind, where fixtures end
         for name, seconds in report.user_properties:
             if name == "processor seconds":
                 file, _, test = report.nodeid.partition("::")
