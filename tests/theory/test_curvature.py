@@ -49,9 +49,9 @@ def test_the_product_is_that_of_the_dense_hessian():
 def test_gauss_newton_is_its_definition_and_has_no_negative_eigenvalue():
     params, outputs, loss = network()
     flat, unravel = ravel_pytree(params)
-    J = np.asarray(jax.jacobian(lambda v: outputs(unravel(v)).ravel())(flat))
+    J = np.asarray(jax.jit(jax.jacobian(lambda v: outputs(unravel(v)).ravel()))(flat))
     at = outputs(params)
-    of_loss = np.asarray(jax.hessian(lambda z: loss(z.reshape(at.shape)))(at.ravel()))
+    of_loss = np.asarray(jax.jit(jax.hessian(lambda z: loss(z.reshape(at.shape))))(at.ravel()))
     G = dense(curvature.gauss_newton(outputs, loss, params), params)
     same(G, J.T @ of_loss @ J, atol=1e-12)
     assert np.linalg.eigvalsh(G)[0] > -1e-12
