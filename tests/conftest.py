@@ -1,11 +1,12 @@
 """What every test runs under: a CPU that looks like eight devices, no rank promotion, a compilation cache.
 
-And which tests are slow, and which quick; and a browser.
+And which tests are slow, and which quick; a browser; and what the processes of some tests cost.
 """
 
 import collections
 import gc
 import os
+import resource
 import shutil
 import subprocess
 from importlib.metadata import version
@@ -15,7 +16,8 @@ from pathlib import Path
 # optimize than to run; `XLA_FLAGS= pytest` runs them as they are compiled for users, which .ci/run does.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+# The smallest programs too, of which there are most: 30 ms to compile, 7 to read.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -46,6 +48,23 @@ def pytest_collection_modifyitems(items):
             item.add_marker("quick")
 
 
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Runs leave their curves undrawn but in tests marked `drawn`: so short a training takes little longer."""
+    if not request.node.get_closest_marker("drawn"):
+        monkeypatch.setattr("optlab.training.folder.plot_curves", lambda folder: None)
+
+
+@pytest.fixture
+def uncached():
+    """No program goes into the compilation cache: it would be cut short there, or have no dump when it is read."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[name]
+    jax.config.update(name, float("inf"))
+    yield
+    jax.config.update(name, before)
+
+
 @pytest.fixture
 def opened(tmp_path):
     """A function that opens a page in headless Chromium, without a message on its console, and returns its DOM."""
@@ -64,6 +83,27 @@ def opened(tmp_path):
         return ran.stdout
 
     return opened
+
+
+@pytest.fixture
+def processor_seconds(record_property):
+    """Notes the processor time of the processes that the test starts, which are printed at the end of the tests."""
+    used = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])  # the user's and the system's
+    before = used()
+    yield
+    record_property("processor seconds", used() - before)
+
+
+def pytest_terminal_summary(terminalreporter):
+    files = collections.defaultdict(dict)
+    for report in terminalreporter.getreports(""):  # of what a test leaves behind, where fixtures end
+        for name, seconds in report.user_properties:
+            if name == "processor seconds":
+                file, _, test = report.nodeid.partition("::")
+                files[file][test.partition("[")[2].rstrip("]") or test] = seconds
+    for file, tests in files.items():
+        each = ", ".join(f"{test} {seconds:.0f}" for test, seconds in tests.items())
+        terminalreporter.write_line(f"processor seconds of {file}: {sum(tests.values()):.0f} ({each})")
 
 
 def pytest_collection_finish():

@@ -70,7 +70,8 @@ def spaced(text):
 
 def assert_in_order(pieces, text, message):
     first, *_, last = pieces
-    assert text.startswith(first) and text.endswith(last), message
+    assert text.startswith(first), message
+    assert text.endswith(last), message
     for piece in pieces:
         assert piece in text, f"{message}: {piece!r}"
         text = text.partition(piece)[2] if piece else text

@@ -21,10 +21,10 @@ from jax.sharding import PartitionSpec as P
 
 from optlab.compare.contenders import Contender
 from optlab.compare.curves import OF_STEP, Curve
+from optlab.compare.on_device import rows_of
 from optlab.compare.points import Choice
 from optlab.compare.trials import Result, Trial, pace
-from optlab.data import Batches, as_batches, evaluation_batches
-from optlab.data._arrays import ArraySplit
+from optlab.data import as_batches, evaluation_batches
 from optlab.data._rows import map_arrays
 from optlab.roles import layout_around
 from optlab.training import TrainState, Workload, evaluation_params, init_state, make_evaluation, make_step
@@ -153,10 +153,8 @@ class Program:
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
-        data = self.workload.data
-        is_plain = type(data.train) is ArraySplit  # drawn by index alone: then the data stay on the device
-        self.rows = data.train.take(np.arange(len(data.train))) if is_plain else None
-        self.rows_there = None if self.rows is None else self._on_each(self.rows)
+        self.rows = rows_of(self.workload.data.train)
+        self.rows_there = None if self.rows is None else self._on_each(self.rows.arrays)
         options = _QUICK if jax.default_backend() == "cpu" else None
         # XLA's CPU convolutions are 25 times slower in a loop, even of one turn.
         self.has_loop = jax.default_backend() != "cpu" or CONVOLUTION not in self.traced
@@ -199,11 +197,10 @@ class Program:
         return state, jnp.stack([jnp.stack([x.astype(jnp.float32) for x in metrics[name]]) for name in OF_STEP])
 
     def steps(self, traced: Any, state: TrainState, feed: Any, rows: Any) -> tuple[TrainState, jax.Array]:
-        """A chunk of steps; `feed` holds a batch for each, or the rows that it consists of."""
+        """A chunk of steps; `feed` holds a batch for each, or what picks it from the rows."""
 
         def body(state: TrainState, item: Any) -> Any:
-            batch = item if rows is None else jax.tree.map(lambda x: x[item], rows)
-            return self.step(traced, state, batch)
+            return self.step(traced, state, item if self.rows is None or rows is None else self.rows.pick(rows, item))
 
         if self.has_loop:
             return jax.lax.scan(body, state, feed)
@@ -302,9 +299,10 @@ class Program:
         return max(n for n in range(1, steps + 1) if steps % n == 0 and (n == 1 or n * size * width <= FEED))
 
     def _feed(self, feeds: Sequence[Any], start: int, stop: int) -> Any:
-        """For every trial and step the batch, or its rows' indices where the data stay on the device."""
-        if self.rows is not None and all(isinstance(b, Batches) for b in feeds):
-            return np.stack([[b.indices(t)[0].astype(np.int32) for t in range(start, stop)] for b in feeds])
+        """For every trial and step the batch, or what picks it where the data stay on the device."""
+        if self.rows is not None:
+            each = [self.rows.items(b, range(start, stop)) for b in feeds]
+            return map_arrays(lambda *x: np.stack(x), *each)
         each = [map_arrays(lambda *x: np.stack(x), *(b.batch(t) for t in range(start, stop))) for b in feeds]
         return map_arrays(lambda *x: np.stack(x), *each)
 

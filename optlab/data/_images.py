@@ -14,7 +14,14 @@ from optlab.data._random import AUGMENT, random_bits
 from optlab.data._readers import find_cifar, read_cifar, read_idx
 from optlab.data._types import Batch, DataError, InMemory, Source
 
-_PAD = 4
+PAD = 4
+
+
+def outcomes(bits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What random bits choose of the 2 · 9 · 9 outcomes: whether an image is mirrored, and its crop's first pixels."""
+    shifts = 2 * PAD + 1
+    flip, down, right = np.unravel_index((bits % np.uint64(2 * shifts * shifts)).astype(np.intp), (2, shifts, shifts))
+    return flip, down, right
 
 
 def crop_and_flip(images_BxHxWxC: np.ndarray, bits_B: np.ndarray) -> np.ndarray:
@@ -25,14 +32,12 @@ def crop_and_flip(images_BxHxWxC: np.ndarray, bits_B: np.ndarray) -> np.ndarray:
 
     Args:
         images_BxHxWxC: standardized images.
-        bits_B: 64 random bits for each image, which choose one of the 2 · 9 · 9 outcomes.
+        bits_B: 64 random bits for each image, which choose its outcome.
     """
     B, H, W, C = images_BxHxWxC.shape
-    shifts = 2 * _PAD + 1
-    outcome = (bits_B % np.uint64(2 * shifts * shifts)).astype(np.intp)
-    flip, down, right = np.unravel_index(outcome, (2, shifts, shifts))
-    padded = np.zeros((B, H + 2 * _PAD, W + 2 * _PAD, C), images_BxHxWxC.dtype)
-    padded[:, _PAD:-_PAD, _PAD:-_PAD] = images_BxHxWxC
+    flip, down, right = outcomes(bits_B)
+    padded = np.zeros((B, H + 2 * PAD, W + 2 * PAD, C), images_BxHxWxC.dtype)
+    padded[:, PAD:-PAD, PAD:-PAD] = images_BxHxWxC
     windows = np.lib.stride_tricks.sliding_window_view(padded, (H, W, C), axis=(1, 2, 3))
     crops = windows[np.arange(B), down, right, 0]
     mirrored = np.flatnonzero(flip)

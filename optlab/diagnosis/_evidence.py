@@ -26,6 +26,7 @@ NOTHING = 0.05  # of the held-out loss
 # Times e^−L: among 200 examples the share of one class in ten is within a half of a tenth, by 2.4 deviations; a loss
 # above that of a guess makes e^−L smaller yet.
 GUESS, KNOWS = 1.5, 2.0
+INFORMED = 2.5  # deviations of chance: it gives one of 160 models that know nothing the benefit of the doubt
 # The numbers of classes of optlab's own sources. Of other data the chance level isn't known.
 CLASSES = {"digits": 10, "cifar10": 10, "fashion_mnist": 10}
 
@@ -232,6 +233,12 @@ class Evidence:
         if m is None or self.is_guessing:
             return False
         return self.height(m.loss) < (1 - FLAT) * self.height(m.first_loss)
+
+    @property
+    def is_informed(self) -> bool:
+        """True if a probe saw that the model knows something of which held-out label belongs to which input."""
+        found = None if self.model is None else self.model.association
+        return found is not None and found > INFORMED
 
     @cached_property
     def is_unlearned(self) -> bool:

@@ -88,6 +88,8 @@ class ModelProbe:
         first_saturation: of the layers of each kind of nonlinearity at the initialization, as `saturations` has it,
         saturation: and at the state.
         sees_ahead: whether outputs at a place of a sequence depend on tokens behind it; None where there are none.
+        association: by how many deviations of chance the held-out loss lies below what it is with the labels shuffled;
+            None where there are no held-out labels.
         orthogonalized: heads and embeddings that a rule for hidden matrices moves.
         uphill: the cosine of the optimizer's first updates with the gradient; None where it isn't known.
         step_size: their norm over that of the weights; None where a learning rate is known of the optimizer, too.
@@ -110,6 +112,7 @@ class ModelProbe:
     first_saturation: Mapping[str, float] = field(default_factory=dict)
     saturation: Mapping[str, float] = field(default_factory=dict)
     sees_ahead: bool | None = None
+    association: float | None = None
     orthogonalized: tuple[str, ...] = ()
     uphill: float | None = None
     step_size: float | None = None

@@ -122,7 +122,8 @@ def learns_nothing(e: Evidence) -> Finding | None:
     """The loss stays where it was, though there is a gradient, and not for want of a learning rate."""
     if len(e.loss) < 8 or (e.gained >= NOTHING and not e.is_guessing) or e.share_gained >= LEARNED:
         return None
-    if e.knows or e.has_learned or e.settings.get("init_from"):  # it may have learned before the first record
+    knows = e.knows or e.is_informed or e.has_learned
+    if knows or e.settings.get("init_from"):  # it may have learned before the first record
         return None
     if e.held_out_gain is None and e.is_drowned:
         return None

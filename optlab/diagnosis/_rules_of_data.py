@@ -156,7 +156,9 @@ def splits_differ(e: Evidence) -> Finding | None:
 
 def labels_apart_from_inputs(e: Evidence) -> Finding | None:
     """Neighbours in the training data have unrelated labels, and nothing was learned that holds for others."""
-    if e.data is None or e.has_generalized or (found := agreement(e.data.train)) is None or found > CHANCE:
+    if e.data is None or e.has_generalized or e.is_informed:
+        return None
+    if (found := agreement(e.data.train)) is None or found > CHANCE:
         return None
     held_out = None if e.data.validation is None else agreement(e.data.validation)
     beside = f", those of held-out ones by {held_out:.1f}" if held_out is not None and held_out > INFORMED else ""

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from optlab._rules import read_leaves, rules_of
-from optlab.data import Batch, as_batches
+from optlab.data import Batch, as_batches, evaluation_batches
 from optlab.diagnosis import Evidence
 from optlab.diagnosis._data import probe_data
 from optlab.diagnosis._layers import probe_model
@@ -21,11 +21,21 @@ from optlab.experiment._load import rebuilt
 from optlab.roles import layout_around
 from optlab.runs import Run
 from optlab.runs._folder import claimed
-from optlab.training import Assembly, StepSettings, TrainState, Workload, assemble, make_step
+from optlab.training import (
+    Assembly,
+    StepSettings,
+    TrainState,
+    Workload,
+    assemble,
+    evaluation_params,
+    make_evaluation,
+    make_step,
+)
 from optlab.transforms.matrices._map import reported
 
 EXAMPLES = 256  # of the batch by which gradients are measured: a unit that none of so many reaches is dead
 REPLAYED = 300  # steps that are made again to find where a divergence began
+FEW, JUDGED, SHUFFLES = 20, 1024, 20  # held-out examples, and orders of their labels
 SHORT = (1e-3, 1e-4)  # of a gradient: what is cut to less than a thousandth isn't seen
 OFF = 10.0  # times its own median: a layer's gradient has left its scale
 
@@ -100,6 +110,7 @@ class Patient:
             step_size=None if self._has_rate(evidence) else size,
             clip=self._clip(),
             is_frozen_by_name=self._is_frozen_by_name(),
+            association=self._association(),
             began=self._began(evidence),
         )
         return {"data": data, "model": model}
@@ -136,6 +147,29 @@ class Patient:
         if not np.isfinite([dot, slope, moved]).all() or not slope * moved * weights > 0:
             return None, None
         return dot / (slope * moved), moved / weights / 2
+
+    def _association(self) -> float | None:
+        """By how many deviations the held-out loss lies below what it is with the labels shuffled; None without such.
+
+        Whatever the loss is, this is near 0 for a model that knows nothing of which label belongs to which input.
+        """
+        held_out, state = self.workload.data.validation, self.latest
+        if held_out is None or len(held_out) < FEW:
+            return None
+        batch = next(evaluation_batches(held_out, min(len(held_out), JUDGED)))
+        if not hasattr(batch.get("labels"), "shape"):
+            return None
+        evaluate = jax.jit(make_evaluation(self.workload.loss))
+
+        def loss(order: Any) -> float:
+            shuffled = {**batch, "labels": np.asarray(batch["labels"])[order]}
+            total, weight = evaluate(evaluation_params(state), state.model_state, shuffled, state.key)["loss"]
+            return float(total) / float(weight)
+
+        random, size = np.random.default_rng(0), len(batch["labels"])
+        others = [loss(random.permutation(size)) for _ in range(SHUFFLES)]
+        deviation, gap = float(np.std(others, ddof=1)), float(np.mean(others)) - loss(np.arange(size))
+        return gap / deviation if np.isfinite(gap) and deviation > 1e-6 * abs(np.mean(others)) else None
 
     def _clip(self) -> float | None:
         """The norm that the optimizer cuts the first batch's gradient to; None where it cuts none.

@@ -13,13 +13,12 @@ import optax
 
 from optlab.data import Batch, as_batches, evaluation_batches
 from optlab.diagnosis._rules_of_twins import Twins
-from optlab.examination._patient import Patient
+from optlab.examination._patient import JUDGED, Patient
 from optlab.training import StepSettings, TrainState, assemble, evaluation_params, make_evaluation, make_step
 
 FACTORS = (1.0, 0.5, 2.0)  # of the learning rate
 SHARE = 10  # of the run's steps
 LATE = 0.8  # of the run: from there on its schedule has little left, and twins start anew
-JUDGED = 1024  # examples
 
 
 def raise_twins(patient: Patient, steps: int) -> Twins:

@@ -6,9 +6,10 @@ update compiled and compared with the gradient.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -138,12 +139,18 @@ class FirstSteps:
         records.report(f"step {step}: no parameter has changed so far: {why}")
 
     def _cosine(self, state: TrainState, batch: Any) -> float:
-        """Between the gradient and what a fresh optimizer makes of it twice; NaN where that isn't known.
-
-        Twice, since the updates of SAM go uphill and back in turn.
-        """
+        """Between the gradient and what a fresh optimizer makes of it twice; NaN where that isn't known."""
         if self.assembly.parallel.strategy.axis_name is not None:  # the loss may be one under that axis alone
             return np.nan
+        with self.assembly.layout():
+            return float(self._cosine_of(state, batch))
+
+    @functools.cached_property
+    def _cosine_of(self) -> Callable[[TrainState, Any], jax.Array]:
+        """The cosine as a function of the state and the batch, compiled once however often the loss jumps.
+
+        The optimizer moves twice, since the updates of SAM go uphill and back in turn.
+        """
         loss, tx = self.assembly.workload.loss, optax.with_extra_args_support(self.tx)
         is_taken = takes(tx.update)
 
@@ -161,8 +168,7 @@ class FirstSteps:
             dot = optax.tree.vdot
             return dot(moved, grads) / jnp.sqrt(dot(moved, moved) * dot(grads, grads))
 
-        with self.assembly.layout():
-            return float(jax.jit(cosine)(state, batch))
+        return jax.jit(cosine)
 
 
 def _is_rising(losses: Sequence[float]) -> bool:

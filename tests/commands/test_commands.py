@@ -42,6 +42,7 @@ def logged(folder):
     return without_seconds(read_metrics(folder))
 
 
+@pytest.mark.drawn
 def test_a_run_leaves_a_folder_that_says_everything(here, capsys):
     assert main(["train", "small.py", "steps=30"]) == 0
     out = capsys.readouterr().out

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from optlab.commands import main
 from optlab.data import Batches, digits
@@ -63,7 +64,8 @@ def test_a_run_that_could_not_be_saved_does_not_say_that_it_was(here, capsys, mo
     assert "saved in" not in said
 
 
-def test_curves_that_can_not_be_drawn_are_a_line_and_an_exit_code(here, capsys):
+@pytest.mark.drawn
+def test_curves_that_can_not_be_drawn_are_a_line_and_an_exit_code(here, uncached, capsys):
     words = ["train", "small.py", "guard=skip", "skip_limit=60", "steps=4", "--run", "run"]
     assert main(words) == 0
     Path("run/curves.png").unlink()

@@ -128,6 +128,24 @@ def test_a_guess_by_frequency_has_learned_nothing_of_what_belongs_to_what():
         assert ("labels apart from inputs" in [f.name for f in found]) == is_cross_entropy
 
 
+@pytest.mark.parametrize("belongs", [True, False])
+def test_a_model_that_knows_which_label_belongs_to_which_input(belongs):
+    held_out = Y if belongs else RNG.permutation(Y)
+    workload = Workload.from_model(lambda rngs: Net(rngs), arrays(X, Y, validation=(X, held_out)), batch_size=32)
+    state = train(workload, optax.adam(1e-2), steps=40).state
+    found = Patient(workload, ADAM, 0, state)._association()
+    assert found > 10 if belongs else abs(found) < 4
+    assert Patient(work(X, 0 * Y), ADAM, 0, state)._association() is None  # no order of theirs is another one
+
+
+@pytest.mark.parametrize(("association", "names"), [(1.0, ["labels apart from inputs"]), (3.0, [])])
+def test_weak_signals_are_no_labels_apart(association, names):
+    model = ModelProbe(300, (LAYER,), 0.7, 0.7, association=association)
+    data = probe_data(arrays(X, RNG.permutation(Y)), batch_size=32)
+    flat = {"step": T, "train/loss": np.full(len(T), 0.7), "validation/loss": np.full(len(T), 0.7) - T / 1e4}
+    assert [f.name for f in examine(Evidence("made", flat, data=data, model=model)) if f.is_cause] == names
+
+
 @pytest.mark.parametrize("mixes", [jnp.cumsum, lambda x, axis: x - x.mean(axis, keepdims=True)], ids=["back", "all"])
 def test_outputs_that_depend_on_tokens_behind_their_place(mixes):
     def apply(params, model_state, inputs, key, is_training):

@@ -221,7 +221,8 @@ def ended(tmp_path_factory):
     here = tmp_path_factory.mktemp("ended")
     shutil.copyfile(__file__, here / "tests_training_faults.py")
     root = Path(__file__).parents[2]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{root}:{here}"}
+    uncached = {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # a program would be cut short there, too
+    environment = {**os.environ, **uncached, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{root}:{here}"}
     ways = ["writing", "verifying", "removing", "exiting", "failing"]
     children = [
         subprocess.Popen([sys.executable, "-c", CHILD, here / way, way], env=environment, stderr=subprocess.PIPE)
@@ -472,7 +473,7 @@ def test_more_damaged_examples_than_allowed_end_the_run(tmp_path):
         run(tmp_path, fault=torn, skip_limit=1)
 
 
-def test_a_full_disk_is_an_error_and_the_older_checkpoint_stays(tmp_path):
+def test_a_full_disk_is_an_error_and_the_older_checkpoint_stays(tmp_path, uncached):
     checkpoints = saved(tmp_path, 10)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))

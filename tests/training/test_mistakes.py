@@ -151,6 +151,17 @@ def test_a_burst_that_goes_downhill_is_reported_once(capsys):
     assert "the learning rate is too large, or there is none in tx" in lines[0]
 
 
+def test_a_loss_that_jumps_twice_is_compared_by_one_program():
+    """Which makes a fresh optimizer where it is traced."""
+    rule, made = optax.sgd(30.0), []
+    counted = optax.GradientTransformation(lambda params: made.append(1) or rule.init(params), rule.update)
+    for steps in (2, 3):
+        line(counted, steps=steps)
+        made.append(0)
+    once, twice, _ = "".join(map(str, made)).split("0")
+    assert once == twice
+
+
 def test_a_batch_with_a_tenth_of_another_ones_loss_is_no_burst(capsys):
     x = np.ones((40, 1), np.float32)
     y = np.where(np.arange(40) == 0, 0.1, 2.0).astype(np.float32)

@@ -150,16 +150,6 @@ def test_bfloat16_remat_and_a_scan_over_layers_work_under_every_strategy(strateg
     np.testing.assert_allclose(many["gradient_norm"][0], one["gradient_norm"][0], rtol=2e-3)
 
 
-@pytest.fixture
-def uncached():
-    """Programs are compiled for their dumps, which a cached one doesn't give."""
-    name = "jax_persistent_cache_min_compile_time_secs"
-    before = jax.config.values[name]
-    jax.config.update(name, float("inf"))
-    yield
-    jax.config.update(name, before)
-
-
 @pytest.mark.parametrize(
     ("strategy", "mesh", "model", "types"),
     [

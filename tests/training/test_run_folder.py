@@ -28,6 +28,7 @@ def trained(run, tx=None, **settings):
     return train(WORKLOAD, tx or optlab.sgd(RATE), run=run, **{"steps": 4, "log_every": 1, **settings})
 
 
+@pytest.mark.drawn
 def test_the_folder_holds_everything_and_the_same_call_shows_it_again(tmp_path, capsys):
     history = trained(tmp_path / "x")
     said = capsys.readouterr().out
