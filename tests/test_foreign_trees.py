@@ -71,6 +71,7 @@ def test_a_callable_tree_has_a_layout(layout):
     same(as_dict(first(tx, MODEL)), first(optlab.by_role(rules), PLAIN))
 
 
+@pytest.mark.slow
 def test_a_callable_tree_keeps_the_contract():
     model = Dense(np.ones((4, 3)), np.ones(4))
     check_transform(optlab.lion, {"learning_rate": 0.1}, params=model, skip=["bfloat16", "float16"]).check()

@@ -163,8 +163,9 @@ def test_epsilon_may_stand_inside_the_root():
         curvature.adam_metric(state, eps=0.0)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
-def test_parameters_of_16_bits_have_their_spectrum_in_float32(dtype):
+@pytest.mark.slow
+def test_parameters_of_16_bits_have_their_spectrum_in_float32():
+    dtype = jnp.bfloat16
     scales = jnp.array([3.0, 2.0, 1.0], dtype)
     f = lambda p: 0.5 * jnp.sum(scales * p["x"] ** 2)
     params = {"x": jnp.array([0.5, 0.5, 0.5], dtype)}
@@ -260,6 +261,7 @@ def test_smaller_batches_stay_in_flatter_minima_only():
     same(curvature.edge_of_sgd(eta, 5, examples=5, spread=spread), curvature.edge_of_stability(eta), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_full_batch_descent_ends_at_the_edge_of_stability():
     """optlab's MLP on 200 digits, squared errors: the sharpness rises to 2/η and stays there, while the loss falls."""
     from optlab.data import digits

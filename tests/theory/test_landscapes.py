@@ -187,6 +187,7 @@ def test_newton_finds_critical_points_of_every_kind():
     assert set(index) == {0, 1}
 
 
+@pytest.mark.slow
 def test_saddles_outnumber_minima_more_and_more():
     found = {d: indices(d) for d in (1, 2, 5)}
     minima = {d: np.mean(index == 0) for d, index in found.items()}

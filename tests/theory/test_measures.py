@@ -84,6 +84,7 @@ def test_the_noise_scale_has_its_parts():
     same(parts[0][0], found.variance, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_agreement_is_one_where_gradients_agree_and_small_where_they_flip():
     tx = optlab.adam(1.0)
     params = {"same": jnp.zeros(2), "flips": jnp.zeros(2), "random": jnp.zeros(4000), "none": jnp.zeros(1)}
