@@ -63,6 +63,23 @@ def pages() -> dict[tuple[str, str], str]:
     return found
 
 
+@functools.cache
+def _public_types() -> dict[str, str]:
+    """Where a class is defined -> its public name."""
+    names = {}
+    for module, name in pages():
+        value = getattr(importlib.import_module(module), name)
+        if inspect.isclass(value):
+            names.setdefault(f"{value.__module__}.{value.__qualname__}", f"{module}.{name}")
+    return names
+
+
+def public(text: str) -> str:
+    """`text` with each class of ours by its public name; of one that has none its own name alone is left."""
+    private = r"\boptlab(?:\.\w+)*\._[a-z]\w*(?:\.\w+)*\.([A-Z]\w*)"
+    return re.sub(private, lambda found: _public_types().get(found[0], found[1]), text)
+
+
 def write(root: Path) -> None:
     """Writes a page for every module and every public name below `root`/docs/api."""
     (root / HOME).mkdir(parents=True, exist_ok=True)
@@ -117,4 +134,6 @@ def _kind(value: Any) -> str:
 def _contents(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"A mapping of {', '.join(f'``{key}``' for key in value)}."
-    return f"``{value!r}``"
+    if isinstance(value, tuple) and all(map(callable, value)):  # whose reprs have addresses, others in every process
+        return f"The functions {', '.join(f'``{each.__name__}``' for each in value)}."
+    return f"``{public(repr(value))}``"

@@ -36,12 +36,17 @@ myst_heading_anchors = 3
 default_role = "py:obj"  # `optlab.muon` in a docstring is a link where there is such a page
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # `kind=Config`, and no address of a class
 autoclass_content = "both"
 napoleon_numpy_docstring = False
 
 html_theme = "sphinx_book_theme"
 html_title = "optlab"
-html_theme_options = {"show_navbar_depth": 1, "use_download_button": False}
+html_theme_options = {
+    "show_navbar_depth": 1,
+    "collapse_navbar": True,  # else each of 450 pages links to all the others, which takes half of the build's time
+    "use_download_button": False,
+}
 html_extra_path = ["_extra"]
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
@@ -55,6 +60,12 @@ def escape_marks(app: Any, what: str, name: str, value: Any, options: Any, lines
     ]
 
 
+def public_types(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """The types that napoleon takes from annotations are written where they are defined, in private modules."""
+    lines[:] = map(_pages.public, lines)
+
+
 def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", escape_marks, priority=0)
+    app.connect("autodoc-process-docstring", public_types, priority=900)  # after napoleon
     app.connect("builder-inited", lambda app: _pages.write(ROOT))

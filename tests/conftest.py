@@ -1,11 +1,12 @@
 """What every test runs under: a CPU that looks like eight devices, no rank promotion, a compilation cache.
 
-And which tests are slow, and which quick; and a browser.
+And which tests are slow, and which quick; a browser; and what the processes of some tests cost.
 """
 
 import collections
 import gc
 import os
+import resource
 import shutil
 import subprocess
 from importlib.metadata import version
@@ -82,6 +83,27 @@ def opened(tmp_path):
         return ran.stdout
 
     return opened
+
+
+@pytest.fixture
+def processor_seconds(record_property):
+    """Notes the processor time of the processes that the test starts, which are printed at the end of the tests."""
+    used = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])  # the user's and the system's
+    before = used()
+    yield
+    record_property("processor seconds", used() - before)
+
+
+def pytest_terminal_summary(terminalreporter):
+    files = collections.defaultdict(dict)
+    for report in terminalreporter.getreports(""):  # of what a test leaves behind, where fixtures end
+        for name, seconds in report.user_properties:
+            if name == "processor seconds":
+                file, _, test = report.nodeid.partition("::")
+                files[file][test.partition("[")[2].rstrip("]") or test] = seconds
+    for file, tests in files.items():
+        each = ", ".join(f"{test} {seconds:.0f}" for test, seconds in tests.items())
+        terminalreporter.write_line(f"processor seconds of {file}: {sum(tests.values()):.0f} ({each})")
 
 
 def pytest_collection_finish():

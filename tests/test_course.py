@@ -107,3 +107,15 @@ def said(x):
     script.write_text(text.replace("So {y}", "Thus {x}"))
     assert shared.code(script) == made
     assert pieces(shared.finding(ast.parse(text))[0]) == ["So", "it is."]
+
+
+def test_the_optimizers_pages_have_the_numbers_of_the_comparison():
+    from optlab import optimizers
+
+    lines = (PAGES / "e19_optimizers.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "±" in line and line[0] == "|"]
+    assert {row[0].partition(",")[0] for row in rows} == set(optimizers.__all__)
+    for name, loss, beside, *_ in rows:
+        page = (PAGES.parent / "optimizers" / f"{name.partition(',')[0]}.md").read_text()
+        missing = [x for x in (loss, *beside.partition(": ")[::2]) if x not in page and x != "–"]
+        assert not missing, f"{name}'s page lacks {missing} of docs/experiments/e19_optimizers.md"

@@ -56,12 +56,21 @@ def test_every_public_name_has_a_page(written):
         assert re.search(rf":: optlab[\w.]*\.{name}\n", (home / f"{page}.md").read_text()), (module, name)
 
 
+def test_types_are_shown_by_their_public_names():
+    Layout = optlab.roles.Layout
+    assert _pages.public(f"{Layout.__module__}.Layout | None") == "optlab.roles.Layout | None"
+    assert _pages.public(f"tuple[{Layout.__module__}.Layout, ...]") == "tuple[optlab.roles.Layout, ...]"
+    assert _pages.public("optlab.tuning._ramp.Ramp") == "Ramp"  # which isn't public
+    assert _pages.public("optlab.__version__, optlab.roles.Layout") == "optlab.__version__, optlab.roles.Layout"
+
+
 def test_every_public_name_of_optlab_has_a_page_somewhere():
     described = {name for _, name in _pages.pages()}
     assert set(optlab.__all__) - described - set(optlab._SUBMODULES) == set()
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("processor_seconds")
 def test_the_site_builds_without_a_warning_and_its_links_hold(tmp_path):
     pytest.importorskip("sphinx_book_theme")
     built = [sys.executable, "-m", "sphinx", "-q", "-j", "2", "-c", "docs", "-W", "--keep-going", ".", str(tmp_path)]
@@ -72,6 +81,7 @@ def test_the_site_builds_without_a_warning_and_its_links_hold(tmp_path):
     texts = {page.resolve(): page.read_text() for page in pages}
     anchors = {page: {"", *re.findall(r'id="([^"]+)"', text)} for page, text in texts.items()}
     for page, text in texts.items():
+        assert not re.search(r"optlab(\.\w+)*\._[a-z]\w*(\.\w+)*\.[A-Z]", text), f"{page.name} shows a private path"
         for link, anchor in re.findall(r'(?:href|src)="([^"#:?]*)(?:[?][^"#]*)?#?([^":]*)"', text):
             found = (page.parent / link).resolve() if link else page
             assert found.exists(), f"{page.name} links to {link}"

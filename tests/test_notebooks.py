@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+MINUTE = 60  # of the processor: far above what any takes, so that a busy machine ends none, and all take minutes
 
 
 def code_cells(path):
@@ -21,12 +25,20 @@ def test_the_courses_notebooks_are_there():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("processor_seconds")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_code_runs_from_top_to_bottom(path, tmp_path):
     code = "\n".join("".join(cell["source"]) for cell in code_cells(path))
     environment = {**os.environ, "MPLBACKEND": "Agg", "XLA_FLAGS": ""}  # as for users: here running takes longest
-    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (MINUTE, MINUTE)),
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr or f"ended by signal {-found.returncode}"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from shared import Learner, Page, digits, estimate, main
+from shared import Learner, Page, band, digits, estimate, main
 
 import optlab
 from optlab.models import mlp
@@ -72,7 +72,7 @@ def measure(smoke: bool) -> Page:
     def add(name, train, last, curve):
         rows.append([name, estimate(train, 1), estimate(last, 1)])
         found[name] = train.mean(), last.mean()
-        ax.plot(curve.mean(0), label=name)
+        band(ax, np.arange(steps + 1), curve, label=name)
 
     for name, share in (("right labels", 0.0), ("a fifth wrong", 0.2), ("all random", 1.0)):
         learner = Learner(model, (images[:SMALL], wrong(labels[:SMALL], share, jax.random.key(1))))
@@ -91,7 +91,7 @@ def measure(smoke: bool) -> Page:
     add("a fifth wrong, four times the images", train, on_test[:, -1], on_test)
     train, _, on_test = errors(Shifted(model, noisy.train), adam, steps, keys, held)
     add("a fifth wrong, shifted images", train, on_test[:, -1], on_test)
-    ax.set(xlabel="step", ylabel="test error, %", ylim=(0, 100))
+    ax.set(xlabel="step", ylabel="test error, %, all seeds", ylim=(0, 100))
     ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     random, bad = found["all random"], found["a fifth wrong"]
     return Page(

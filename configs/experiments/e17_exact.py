@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from shared import Learner, Page, digits, estimate, main
+from shared import Learner, Page, at_values, band, digits, estimate, main
 
 import optlab
 from optlab.models import mlp
@@ -43,16 +43,17 @@ def measure(smoke: bool) -> Page:
                 found = losses(learner, factory, rates, epochs * size // batch_size, keys)
                 best = int(np.nanargmin(found.mean(1)))
                 cells.append(f"{estimate(found[best], 4)} (η = {rates[best]:.2g})")
-                curves.setdefault((name, batch_size), []).append(found[best].mean())
+                curves.setdefault((name, batch_size), []).append(found[best])
             what = "all: exact" if batch_size == size else str(batch_size)
             rows.append([name, what, f"{size / batch_size:.0f}", *cells])
     figure, ax = plt.subplots(figsize=(6, 3.2))
     for (name, batch_size), curve in curves.items():
         style = "-" if name == "SGD" else "--"
         color = f"C{batches.index(batch_size)}"
-        ax.plot(budgets, curve, "." + style, color=color, label=f"{name}, {batch_size} examples")
-    ax.set(xscale="log", yscale="log", xlabel="epochs' worth of examples", ylabel="training loss")
-    ax.legend(fontsize=7)
+        band(ax, budgets, np.transpose(curve), linestyle=style, marker=".", color=color, label=f"{name}, {batch_size}")
+    ax.set(xscale="log", yscale="log", xlabel="epochs' worth of examples", ylabel="training loss, all seeds")
+    at_values(ax.xaxis, budgets)
+    ax.legend(title="optimizer, examples a step", title_fontsize=7, fontsize=7)
     columns = [
         "optimizer",
         "batch",
@@ -60,7 +61,7 @@ def measure(smoke: bool) -> Page:
         *(f"training loss after {n} epoch{'s' * (n > 1)}" for n in budgets),
     ]
     middle = len(budgets) // 2
-    small, exact = ({n: curves[n, b] for n in CONTENDERS} for b in (batches[0], size))
+    small, exact = ({n: np.mean(curves[n, b], axis=1) for n in CONTENDERS} for b in (batches[0], size))
     return Page(
         f"{len(keys)} seeds, {len(rates)} learning rates, batches drawn with replacement.",
         [Table(columns, rows)],
