@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -44,6 +45,20 @@ def optax_schedules(update: Callable[..., Any]) -> list[Callable[[Any], Any]]:
         and function.__qualname__.startswith("scale_by_learning_rate.")
         and callable(held.get("learning_rate"))
     ]
+
+
+def is_scaled(update: Callable[..., Any]) -> bool:
+    """True if a block of optax's in an update function multiplies by a number that isn't 1 or −1, or by a schedule."""
+    return any(
+        function.__module__.startswith("optax.")
+        and (callable(held.get("step_size_fn")) or abs(_number(held.get("step_size"))) != 1)
+        for function, held in _within(update)
+        if "step_size" in held or "step_size_fn" in held
+    )
+
+
+def _number(x: Any) -> float:
+    return float(x) if isinstance(x, int | float) else math.nan
 
 
 def adam_settings(update: Callable[..., Any]) -> list[dict[str, Any]]:

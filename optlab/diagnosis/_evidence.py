@@ -26,6 +26,7 @@ NOTHING = 0.05  # of the held-out loss
 # Times e^−L: among 200 examples the share of one class in ten is within a half of a tenth, by 2.4 deviations; a loss
 # above that of a guess makes e^−L smaller yet.
 GUESS, KNOWS = 1.5, 2.0
+FEW = 20  # classes
 INFORMED = 2.5  # deviations of chance: it gives one of 160 models that know nothing the benefit of the doubt
 # The numbers of classes of optlab's own sources. Of other data the chance level isn't known.
 CLASSES = {"digits": 10, "cifar10": 10, "fashion_mnist": 10}
@@ -254,6 +255,14 @@ class Evidence:
         return guess is not None and bool(self.validation.min() > (1 - NOTHING) * guess)
 
     @cached_property
+    def is_class_one_number(self) -> bool:
+        """True if a probe saw that a model gives one number for a few classes, of which an accuracy is logged."""
+        m, labels = self.model, None if self.data is None or not self.data.train.has_classes else self.data.train.labels
+        if m is None or m.outputs is None or labels is None or m.outputs.size != len(m.outputs):
+            return False
+        return 2 < len(np.unique(labels)) <= FEW and any(name.endswith("/accuracy") for name in self.metrics)
+
+    @cached_property
     def is_left(self) -> bool:
         """True if more than a quarter of the loss is left, so that what is unusual may be why."""
         return self.is_unwell or self.gained < 1 - FLAT
@@ -321,6 +330,9 @@ class Evidence:
     @cached_property
     def chance(self) -> float | None:
         """The cross-entropy of a uniform guess, log C, where the loss is one and C is known."""
+        m = self.model
+        if m is not None and m.is_cross_entropy and m.outputs is not None and m.outputs.shape[-1] > 1:
+            return math.log(m.outputs.shape[-1])
         classes = CLASSES.get(str(self.settings.get("data")))
         return math.log(classes) if classes and self.settings.get("loss") == "cross_entropy" else None
 

@@ -19,7 +19,9 @@ from optlab.diagnosis._programs import (
     first_examples,
     last_operation,
     nodes_of,
-    saturations,
+    nonlinearity,
+    outputs_of,
+    read_numbers,
 )
 from optlab.roles import LayoutError, read_names
 
@@ -79,20 +81,22 @@ class ModelProbe:
         loss: on the batch.
         first_loss: of the initialization on the same batch.
         labels: the batch's; None if it has none.
-        outputs: of the model on the batch; None where the workload doesn't show them.
+        outputs: of the model on the batch, or on its first examples; None where neither the workload nor the program of
+            its loss shows them.
         first_outputs: those of the initialization.
         end: the operation that the outputs end in: "softmax", "logistic", "tanh", "relu", or None for a sum.
         is_cross_entropy: whether the loss is the cross-entropy of the outputs as logits.
         bounded: the nonlinearity that the loss takes the log-softmax of, as its program shows; None: of none.
         is_crossed: whether the program subtracts every label from every output, (N, 1) − (N,) being (N, N).
-        first_saturation: of the layers of each kind of nonlinearity at the initialization, as `saturations` has it,
+        first_saturation: of the layers of each kind of nonlinearity at the initialization, as `read_numbers` has it,
         saturation: and at the state.
         sees_ahead: whether outputs at a place of a sequence depend on tokens behind it; None where there are none.
         association: by how many deviations of chance the held-out loss lies below what it is with the labels shuffled;
             None where there are no held-out labels.
         orthogonalized: heads and embeddings that a rule for hidden matrices moves.
-        uphill: the cosine of the optimizer's first updates with the gradient; None where it isn't known.
-        step_size: their norm over that of the weights; None where a learning rate is known of the optimizer, too.
+        uphill: the least cosine of the first updates with their gradients; None where it isn't known.
+        climbing: parameters whose own cosine is large in each of them, where others descend.
+        step_size: the norm of the first over that of the weights; None where a learning rate is known of the optimizer.
         clip: the norm that a longer gradient is cut to, as the updates show; None where none is seen.
         is_frozen_by_name: whether the optimizer calls a part of the parameters frozen.
         began: the parameter in which a divergence began, with the step; None where nothing diverged.
@@ -115,6 +119,7 @@ class ModelProbe:
     association: float | None = None
     orthogonalized: tuple[str, ...] = ()
     uphill: float | None = None
+    climbing: tuple[str, ...] = ()
     step_size: float | None = None
     clip: float | None = None
     is_frozen_by_name: bool = False
@@ -172,7 +177,7 @@ def probe_model(workload: Any, state: Any, first: Any, batch: Batch, *, is_own: 
         sees_ahead = _sees_ahead(workload, state, batch["inputs"], outputs)
     before = jax.tree.leaves(first.params) if is_own else [None] * len(jax.tree.leaves(state.params))
     used, of_program = _program(workload, state, first, batch)
-    readings = _readings(workload, state.params)
+    readings = readings_of(workload, state.params)
     layers = [
         _layer(path, reading, *map(np.asarray, (x, g, g0)), before=None if x0 is None else np.asarray(x0), is_used=u)
         for (path, reading), x, g, g0, x0, u in zip(
@@ -200,11 +205,16 @@ def _program(workload: Any, state: Any, first: Any, batch: Batch) -> tuple[list[
     before, now = ((x.params, x.model_state, few, x.key) for x in (first, state))
     try:
         value, nodes = nodes_of(training, *before)
-        saturated = saturations(evaluation, *before), saturations(evaluation, *now)
+        start, end = read_numbers(evaluation, before, now)
     except Exception:  # a loss that can't be traced so: for other numbers of examples, or without its mesh
         return [None] * count, {}
     shown: dict[str, Any] = {"bounded": bounded_logits(nodes), "is_crossed": crossed(nodes)}
-    shown |= {"first_saturation": saturated[0], "saturation": saturated[1]}
+    shown |= {"first_saturation": start.saturation, "saturation": end.saturation}
+    made = outputs_of(nodes)
+    if workload.apply is None and made is not None and start.outputs is not None:
+        labels = few["labels"]
+        shown |= {"labels": labels, "outputs": end.outputs, "first_outputs": start.outputs, "end": nonlinearity(made)}
+        shown["is_cross_entropy"] = is_the_loss(start.loss, start.outputs, labels)
     return [at in value.roots for at in range(count)], shown
 
 
@@ -239,7 +249,8 @@ def _numbers(outputs: Any) -> np.ndarray | None:
     return np.asarray(outputs, np.float64) if hasattr(outputs, "shape") else None  # a tree of outputs isn't looked at
 
 
-def _readings(workload: Any, params: Any) -> Mapping[str, Any]:
+def readings_of(workload: Any, params: Any) -> Mapping[str, Any]:
+    """The readings of the parameters by their paths: as the program shows them, or names."""
     try:
         return workload.layout().readings
     except (LayoutError, TypeError, ValueError):  # a program that can't be read

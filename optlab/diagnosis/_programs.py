@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,17 +135,22 @@ def nonlinearity(node: Node) -> str | None:
 def bounded_logits(nodes: Sequence[Node]) -> str | None:
     """The nonlinearity whose values a log-softmax takes as logits; None where there is no such."""
     for node in nodes:
-        if node.name != "log":
-            continue
-        total = node.inputs[0].source
-        total = total.inputs[0].source if total.name == "abs" else total  # logsumexp takes signs, too
-        if total.name != "reduce_sum":
-            continue
-        if (power := total.inputs[0].source).name != "exp" or (shifted := power.inputs[0].source).name != "sub":
-            continue
-        if (found := nonlinearity(shifted.inputs[0])) is not None:
-            return found
+        if (total := _normalizer(node)) is not None:
+            shifted = total.inputs[0].source.inputs[0].source
+            if (found := nonlinearity(shifted.inputs[0])) is not None:
+                return found
     return None
+
+
+def _normalizer(node: Node) -> Node | None:
+    """The sum of shifted exponentials whose logarithm a node is; None where it is no such."""
+    if node.name != "log":
+        return None
+    total = node.inputs[0].source
+    total = total.inputs[0].source if total.name == "abs" else total  # logsumexp takes signs, too
+    if total.name != "reduce_sum" or (power := total.inputs[0].source).name != "exp":
+        return None
+    return total if power.inputs[0].source.name == "sub" else None
 
 
 def crossed(nodes: Sequence[Node]) -> bool:
@@ -163,43 +168,83 @@ def _sides(node: Node) -> Iterator[bool]:
             yield "params" in x.roots
 
 
-def bends(nodes: Sequence[Node]) -> list[tuple[str, Node]]:
-    """The units and the attention of a model: each tanh, logistic or softmax of parameters that a product takes.
+def outputs_of(nodes: Sequence[Node]) -> Node | None:
+    """The outputs, one row an example: what depends on parameters alone where labels first meet it; None: not seen."""
+    for node in nodes:
+        if not {"params", "labels"} <= node.roots:
+            continue
+        for x in node.inputs:
+            made = x.source
+            if "params" in made.roots and "labels" not in made.roots and made.shape[:1] == (EXAMPLES,):
+                return made
+        return None
+    return None
 
-    A tanh or a logistic that multiplies (a gate, or a part of GELU and SiLU) isn't one; what loops hold isn't seen.
+
+def bends(nodes: Sequence[Node]) -> list[tuple[str, Node]]:
+    """The units and the attention of a model: each tanh, logistic, ReLU or softmax of parameters that a product takes.
+
+    "logits" is the sum of exponentials in a log-softmax, of which the largest is 1. A tanh or a logistic that multiplies
+    (a gate, or a part of GELU and SiLU) isn't a unit; what loops hold isn't seen.
     """
     found: dict[int, tuple[str, Node]] = {}
     for node in nodes:
+        total = _normalizer(node)
+        if total is not None and "params" in total.roots and total.inputs[0].source.shape[-1] >= KEYS:
+            found[id(total)] = ("logits", total)
         for x in node.inputs if node.name in PRODUCTS else ():
             kind, made = nonlinearity(x), x.source
-            is_seen = kind in ("tanh", "logistic") or (kind == "softmax" and made.shape[-1] >= KEYS)
+            is_seen = kind in ("tanh", "logistic", "relu") or (kind == "softmax" and made.shape[-1] >= KEYS)
             if is_seen and "params" in made.roots:
                 found[id(made)] = (str(kind), made)
     return list(found.values())
 
 
-def saturations(loss: Any, *args: Any) -> dict[str, float]:
-    """How saturated the layers of each kind of `bends` are: the mean over the most saturated layer.
+@dataclass(frozen=True)
+class Reading:
+    """What a program does with numbers.
 
-    Of tanh and logistic the share of values next to a bound; of a softmax the largest of its values.
+    Attributes:
+        saturation: how saturated the most saturated layer of each kind of `bends` is: of tanh and logistic the share of
+            values next to a bound, of ReLU the share of units that are 0 for all examples, of a softmax the mean of its
+            largest values.
+        loss: the value.
+        outputs: as `outputs_of` has them; None where they aren't seen.
+    """
+
+    saturation: Mapping[str, float]
+    loss: float
+    outputs: np.ndarray | None
+
+
+def read_numbers(loss: Any, *states: tuple[Any, ...]) -> list[Reading]:
+    """Runs the program of a loss at several states, by one compilation.
 
     Args:
         loss: as of `nodes_of`,
-        args: and likewise.
+        states: and the arguments, likewise.
     """
-    kinds = [kind for kind, _ in bends(nodes_of(loss, *args)[1])]
-    if not kinds:
-        return {}
+    kinds = [kind for kind, _ in bends(nodes_of(loss, *states[0])[1])]
 
     @jax.jit
-    def measured(*args: Any) -> list[Any]:
-        return [_saturation(kind, x.value) for kind, x in bends(nodes_of(loss, *args, is_run=True)[1])]
+    def measured(*args: Any) -> Any:
+        value, nodes = nodes_of(loss, *args, is_run=True)
+        outputs, shares = outputs_of(nodes), [_saturation(kind, x.value) for kind, x in bends(nodes)]
+        return shares, value.value, None if outputs is None else outputs.value
 
-    shares = [float(x) for x in measured(*args)]
-    return {name: max(x for kind, x in zip(kinds, shares, strict=True) if kind == name) for name in kinds}
+    found = []
+    for args in states:
+        shares, value, outputs = measured(*args)
+        most = {name: max(float(x) for k, x in zip(kinds, shares, strict=True) if k == name) for name in kinds}
+        found.append(Reading(most, float(value), None if outputs is None else np.asarray(outputs, np.float64)))
+    return found
 
 
 def _saturation(kind: str, values: Any) -> Any:
     if kind == "softmax":
         return values.max(axis=-1).mean()
+    if kind == "logits":
+        return (1 / values).mean()
+    if kind == "relu":
+        return jnp.mean(jnp.all(values <= 0, axis=tuple(range(values.ndim - 1))))
     return jnp.mean(jnp.abs(2 * values - 1 if kind == "logistic" else values) > BENT)

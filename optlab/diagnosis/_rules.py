@@ -77,6 +77,8 @@ def _falls_without_bound(e: Evidence) -> Finding | None:
 def nothing_moves(e: Evidence) -> Finding | None:
     """The held-out loss is the same number in every evaluation, or the learning rate is 0."""
     values, (_, rates) = e.validation, e.rate
+    if schedule_ended(e) is not None:
+        return None
     if len(values) >= 2 and np.ptp(values) <= 1e-6 * abs(values[0]):
         because = f"validation/loss is {values[0]:.6g} in all of {len(values)} evaluations"
     elif len(rates) and not np.any(rates):
@@ -157,6 +159,8 @@ def noisy(e: Evidence) -> Finding | None:
     changes, jumps = np.diff(late), scatter(late)
     least = SEEN if e.is_flat else NOTHING
     if changes[changes > 0].sum() < np.abs(changes).sum() / 4 or jumps < least * e.height(e.validation[0]):
+        return None
+    if np.sum(changes > 0) < 2:  # one evaluation alone is no level
         return None
     if e.is_flat and (
         e.model is None or not e.is_walking

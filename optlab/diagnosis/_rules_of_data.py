@@ -7,6 +7,7 @@ import numpy as np
 from optlab.diagnosis._data import agreement, holds_label, shift
 from optlab.diagnosis._evidence import Evidence
 from optlab.diagnosis._findings import IN_RANGE, Finding, Rule, cause, listed
+from optlab.diagnosis._rules_of_model import starts_off, starts_saturated
 
 # By chance the variance of k means has the relative deviation √(2/(k − 1)): of 16 batches and one column of labels,
 # the least that is judged, 0.37. Three is beyond five of these.
@@ -182,20 +183,27 @@ def features_not_scaled(e: Evidence) -> Finding | None:
     if not len(size) or not np.isfinite(size).all():
         return None
     usual, largest, whole = np.median(size), size.max(), np.sqrt(np.mean(inputs**2))
+    labels = e.data.train.labels
+    label = (
+        0.0 if labels is None or labels.dtype.kind != "f" else float(np.sqrt(np.mean(np.square(labels, dtype=float))))
+    )
     if largest > UNEQUAL * usual:
         because = f"the largest feature is {largest / usual:.3g} times the median one (root mean squares)"
     elif usual > UNEQUAL * (smallest := np.quantile(size, 0.1)) and len(size) < 100:
         because = f"features differ by a factor of {usual / smallest:.3g} (root mean squares)"
     elif whole > LARGE or whole < 1 / LARGE**2:
         because = f"the inputs' root mean square is {whole:.3g}"
+    elif label > LARGE:
+        because = f"the labels' root mean square is {label:.3g}"
     else:
         return None
     return cause(
         "features not scaled",
         because,
-        "shift and scale each feature to mean 0 and deviation 1 by the training examples (standardize=True)",
+        "shift and scale each feature, and what is predicted, to mean 0 and deviation 1 by the training examples "
+        "(standardize=True)",
         "LeCun et al. 1998, Efficient BackProp, section 4.3",
-        severity="ill" if e.is_left else "note",
+        severity="ill" if e.is_left or label > LARGE or starts_off(e) or starts_saturated(e) else "note",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,9 @@ import numpy as np
 
 from optlab.diagnosis._evidence import EXPLODED, Evidence
 from optlab.diagnosis._findings import DRAW, LESS, Finding, Rule, Severity, cause, listed, rate_times
+from optlab.diagnosis._programs import EXAMPLES
 from optlab.diagnosis._rules import diverged
-from optlab.diagnosis._rules_of_rates import gradient_collapsed, rate_too_high, warmup_too_short
+from optlab.diagnosis._rules_of_rates import gradient_collapsed, rate_too_high, too_high, warmup_too_short
 from optlab.diagnosis._rules_of_updates import (
     APART,
     MOST,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 SURE = 0.99  # mean of the largest probability
 CROWDED = 0.75  # mean of the largest attention, of drawn weights: those of keys that are alike have a few per cent
+OTHER = 0.5  # of a matrix, in spectral norms
 STEEP = 1e3  # a change of one per cent changes the loss tenfold
 
 
@@ -43,7 +46,14 @@ def wrong_loss(e: Evidence) -> Finding | None:
             "the loss subtracts every label from every output: (N, 1) − (N,) is (N, N)",
             "one shape for both: outputs.reshape(labels.shape), or optlab.training.squared_error",
         )
-    if m is not None and m.outputs is None and m.bounded:
+    if m is not None and e.is_class_one_number:
+        return cause(
+            "wrong loss for the output",
+            "the labels are classes, and the model gives one number an example: it takes class 1 for half of class 2",
+            "one output a class, and the cross-entropy of the outputs as logits",
+            "Goodfellow, Bengio, Courville 2016, Deep Learning, section 6.2.2.3",
+        )
+    if m is not None and m.bounded:
         return _wrong_end(f"cross-entropy takes logits, numbers without bounds, and gets those of {m.bounded}")
     if m is None or m.outputs is None:
         return None
@@ -141,7 +151,8 @@ def vanished(e: Evidence) -> Finding | None:
     vanishes on its way back is least where the way is longest.
     """
     pulls = {x.path: pull(e, x) for x in e.layers if x.is_matrix and x.weight > 0 and x.gradient > 0}
-    found = [path for path, pull in pulls.items() if pull < APART * max(pulls.values())]
+    most = max((pull(e, x) for x in e.layers), default=0.0)  # of biases, too: they may be all that has a gradient
+    found = [path for path, its in pulls.items() if its < APART * most]
     first = [x.path for x in e.layers if x.is_input and x.path in pulls] or list(pulls)[:1]
     if not found or not set(first) & set(found) or not e.is_flat_or_worse:
         return None
@@ -149,7 +160,7 @@ def vanished(e: Evidence) -> Finding | None:
     return cause(
         "vanished gradients",
         f"at step {e.at} the gradient of {listed(found)} is next to nothing: scaling {least} changes the loss by "
-        f"{pulls[least]:.2g}, scaling {max(pulls, key=lambda path: pulls[path])} by {max(pulls.values()):.2g}",
+        f"{pulls[least]:.2g}, scaling another parameter by {most:.2g}",
         "ReLU or GELU in place of sigmoids, normalization, residual connections, he_normal or orthogonal weights",
         "Glorot and Bengio 2010; Hochreiter 1991",
         severity=_unless_burst(e),
@@ -200,14 +211,35 @@ def starts_saturated(e: Evidence) -> Finding | None:
             "weights with a variance of 1/fan_in (lecun_normal), standardized inputs, normalization",
             "Glorot and Bengio 2010",
         )
-    if (largest := shares.get("softmax", 0.0)) <= CROWDED:
+    if (share := shares.get("relu", 0.0)) > MOST:
+        return cause(
+            "dead units",
+            f"as a layer was drawn, {share:.0%} of its ReLUs are 0 for all of {EXAMPLES} examples",
+            "weights with a variance of 2/fan_in and a mean of 0 (he_normal), biases that start at 0, scaled inputs",
+            "Lu et al. 2019, arXiv 1903.06733",
+        )
+    if (largest := shares.get("softmax", 0.0)) > CROWDED:
+        because = f"as a layer of attention was drawn, each query has {largest:.0%} of it for one key, on average"
+        try_ = "queries and keys with a variance of 1, their products divided by the root of a head's width"
+    elif (largest := shares.get("logits", 0.0)) > CROWDED:
+        because = f"as the model was drawn, the largest of the loss's probabilities is {largest:.0%} on average"
+        try_ = "a smaller initialization of the last layer, or a higher temperature"
+    else:
         return None
-    return cause(
-        "saturated softmax",
-        f"as a layer of attention was drawn, each query has {largest:.0%} of it for one key, on average",
-        "queries and keys with a variance of 1, their products divided by the root of a head's width",
-        "Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1",
+    return cause("saturated softmax", because, try_, "Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1")
+
+
+def overturned(e: Evidence) -> Finding | None:
+    """A guess by frequency has the loss of a model whose matrices have become others."""
+    turned = [x.turned for x in e.layers if x.is_matrix and x.turned is not None]
+    if not e.knows_shares_alone or not turned or min(turned) < OTHER or e.is_flat:
+        return None
+    found = too_high(
+        e,
+        f"all matrices are others than they were drawn as, and the held-out loss, {e.validation.min():.3g}, is that of a "
+        "guess by frequency",
     )
+    return dataclasses.replace(found, needs_probe=True)  # whatever else was seen explains more
 
 
 def _signals(e: Evidence) -> tuple[float | None, float | None]:
@@ -227,7 +259,7 @@ def dead_units(e: Evidence) -> Finding | None:
         "a lower learning rate or a warm-up, biases that start at 0, leaky_relu or gelu",
         "Lu et al. 2019, arXiv 1903.06733; Maas et al. 2013",
         rate_times(e, 1 / 3),
-        severity=_unless_burst(e) if e.is_left else "note",
+        severity=_unless_burst(e) if e.is_unwell else "note",
     )
 
 
@@ -292,6 +324,7 @@ MODEL_RULES: tuple[Rule, ...] = (
     exploded,
     starts_off,
     starts_saturated,
+    overturned,
     collapsed,
     vanished,
     no_signal,

@@ -90,6 +90,8 @@ def gradient_collapsed(e: Evidence) -> Finding | None:
     _, norms = e.curve("train/gradient_norm")
     if len(norms) < 5 or not e.is_flat or np.median(norms[1:]) >= COLLAPSED * norms[0]:
         return None
+    if e.share_gained >= 2 * FLAT or e.floor < 0:  # it fits its training examples; below 0 a batch's loss says little
+        return None
     return too_high(
         e,
         f"train/loss {fell(e.smooth[0], e.share_gained, e.smooth[-1])} and stays there, though the gradient's norm "
@@ -167,7 +169,7 @@ def clipped(e: Evidence) -> Finding | None:
         return None
     return Finding(
         "clipped nearly always",
-        "ill" if e.share_gained < FLAT else "note",
+        "ill" if e.share_gained < FLAT or ("clip_norm" not in e.settings and e.is_left) else "note",
         f"{share:.0%} of the logged gradients are longer than the {limit:.3g} that they are cut to; their median is "
         f"{np.median(norms):.3g}",
         "a limit that cuts only outliers; rules such as Adam and Muon don't see a gradient's length",

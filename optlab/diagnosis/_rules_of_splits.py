@@ -46,7 +46,9 @@ def splits_differ(e: Evidence) -> Finding | None:
 def memorizing(e: Evidence) -> Finding | None:
     """Training learned something, of which nothing holds for the held-out examples."""
     gained, values = e.held_out_gain, e.validation
-    if gained is None or not _is_below(e, 0.95, values[-1]):
+    if gained is None or e.is_informed or not _is_below(e, 0.95, values[-1]):
+        return None
+    if values.min() < (1 - LEARNED) * e.loss[0] and e.curve("train/loss")[0][0] <= 1:  # before the first evaluation
         return None
     # What ends above its beginning held for nothing, however little training has learned; else it learned a good part.
     # A first loss may be above that of a guess, and so a fall alone doesn't show that something was learned.

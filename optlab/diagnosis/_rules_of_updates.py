@@ -17,13 +17,20 @@ MOST = 0.5  # of a layer's units
 # alike; where one's is a ten-thousandth of another's, one learns and the other doesn't.
 APART = 1e-4
 TURNED = 0.1  # of itself: a tenth of one order
-SHRUNK = 0.5  # of each matrix: of two, a quarter of their product
+ROUNDED = 0.25  # of the entries, where much of the loss is left
+SHRUNK, GONE = 0.5, 0.2  # of each matrix: of two, a quarter of their product
 UNRATED = 0.3  # of the weights in one step
 
 
 def uphill(e: Evidence) -> Finding | None:
     """The optimizer's update has a positive cosine with the gradient."""
     is_measured = e.model is not None and e.model.uphill is not None and e.model.uphill > 0.1
+    if e.model is not None and e.model.climbing:
+        return cause(
+            "updates point uphill",
+            f"the first updates of {listed(list(e.model.climbing))} go along the gradient, those of the others against it",
+            "end each part of the optimizer in optlab.scale_by_learning_rate, which turns the sign",
+        )
     if e.outcome != "UphillError" and not (is_measured and e.is_unwell):
         return None
     cosine = f": its cosine with the gradient is {e.model.uphill:.2f}" if e.model and is_measured else ""
@@ -61,6 +68,8 @@ def none_moved(e: Evidence) -> Finding | None:
 def cut_off(e: Evidence) -> Finding | None:
     """No gradient reaches some weights, neither now nor at the initialization."""
     found = [x.path for x in e.layers if x.is_matrix and x.gradient == 0 and x.first_gradient == 0]
+    if e.model is not None and e.model.first_saturation.get("relu", 0.0) > MOST:
+        return None  # that is why
     if not e.at or not found or len(found) == sum(x.is_matrix for x in e.layers):
         return None
     return cause(
@@ -74,7 +83,7 @@ def cut_off(e: Evidence) -> Finding | None:
 def rounded(e: Evidence) -> Finding | None:
     """Updates are smaller than half a unit in the last place."""
     low = [x for x in e.layers if x.bits < 23 and x.stuck is not None and (x.is_matrix or x.role == "embedding")]
-    found = [x for x in low if x.stuck is not None and x.stuck > MOST]
+    found = [x for x in low if x.stuck is not None and x.stuck > (ROUNDED if e.is_left else MOST)]
     if not e.at or len(found) <= len(low) / 2 or all(x.stuck == 1 for x in low):
         return None  # where nothing at all moves, that has a rule of its own
     worst = max(found, key=lambda x: x.stuck or 0)
@@ -105,14 +114,13 @@ def frozen(e: Evidence) -> Finding | None:
 
 
 def shrunk(e: Evidence) -> Finding | None:
-    """All matrices have shrunk, and much of the loss is left."""
+    """All matrices have shrunk, and much of the loss is left; or next to nothing of them is there."""
     sizes = {x.path: x.weight / x.first_weight for x in e.layers if x.is_matrix and x.first_weight}
-    if not e.is_left or len(sizes) < 2 or (most := max(sizes.values())) > SHRUNK:
+    if len(sizes) < 2 or (most := max(sizes.values())) > (SHRUNK if e.is_left else GONE):
         return None
     return cause(
         "weight decay too strong",
-        f"at step {e.at} no matrix has more than {most:.0%} of the norm that it was drawn with, and much of the loss "
-        "is left",
+        f"at step {e.at} no matrix has more than {most:.0%} of the norm that it was drawn with",
         "a tenth of the weight decay, or of the penalty in the loss",
         "Loshchilov and Hutter 2019, arXiv 1711.05101",
     )

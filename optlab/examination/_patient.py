@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optlab._rates import is_scaled
 from optlab._rules import read_leaves, rules_of
 from optlab.data import Batch, as_batches, evaluation_batches
 from optlab.diagnosis import Evidence
 from optlab.diagnosis._data import probe_data
-from optlab.diagnosis._layers import probe_model
+from optlab.diagnosis._layers import probe_model, readings_of
 from optlab.experiment import load_run
 from optlab.experiment._load import rebuilt
 from optlab.roles import layout_around
@@ -34,6 +36,8 @@ from optlab.training import (
 from optlab.transforms.matrices._map import reported
 
 EXAMPLES = 256  # of the batch by which gradients are measured: a unit that none of so many reaches is dead
+STEPS = 3  # that are compared with their gradients
+UPHILL = 0.5  # a parameter's cosine with its gradient
 REPLAYED = 300  # steps that are made again to find where a divergence began
 FEW, JUDGED, SHUFFLES = 20, 1024, 20  # held-out examples, and orders of their labels
 SHORT = (1e-3, 1e-4)  # of a gradient: what is cut to less than a thousandth isn't seen
@@ -98,7 +102,9 @@ class Patient:
         data = probe_data(w.data, batch_size=w.batch_size, seed=self.seed, draw=w.draw)
         # The key of a run's state is made of its seed: another seed had another initialization.
         is_own = bool(jnp.all(jax.random.key_data(self.latest.key) == jax.random.key_data(self.first.key)))
-        cosine, size = self._first_update()
+        began = self._first_updates()
+        if self._has_rate(evidence):
+            began.pop("step_size", None)
         model = probe_model(
             w,
             self.latest,
@@ -106,8 +112,7 @@ class Patient:
             self._batch(),
             is_own=is_own and not evidence.settings.get("init_from"),
             orthogonalized=self._orthogonalized(),
-            uphill=cosine,
-            step_size=None if self._has_rate(evidence) else size,
+            **began,
             clip=self._clip(),
             is_frozen_by_name=self._is_frozen_by_name(),
             association=self._association(),
@@ -126,27 +131,45 @@ class Patient:
     def _gradient(self, state: TrainState, batch: Batch, key: Any) -> Any:
         return jax.grad(lambda p: self.workload.loss(p, state.model_state, batch, key, True)[0])(state.params)
 
-    def _first_update(self) -> tuple[float | None, float | None]:
-        """The cosine of the first steps with their gradient, and their norm over that of the weights.
+    def _first_updates(self) -> dict[str, Any]:
+        """What the first steps do: their cosine with the gradient, their norm, and the parameters that climb in all.
 
-        Of a few steps together: the first of a warm-up is 0, and those of SAM go uphill and back in turn.
+        Each update is compared with its own gradient: one that is too long turns the next one round. Those of SAM go
+        uphill and back in turn, and the first of a warm-up is 0.
         """
-        step = jax.jit(make_step(self.workload.loss, self.tx, guard=None))
+        step, paths = jax.jit(make_step(self.workload.loss, self.tx, guard=None)), list(self._readings)
 
         @jax.jit
         def compared(state: TrainState, new: TrainState, batch: Batch) -> Any:
-            grads, moved = self._gradient(state, batch, state.key), optax.tree.sub(new.params, state.params)
-            norms = [optax.tree.norm(x) for x in (grads, moved, state.params)]
-            return optax.tree.vdot(grads, moved), *norms
+            grads = self._gradient(state, batch, jax.random.fold_in(state.key, state.step))
+            leaves = map(jax.tree.leaves, (grads, optax.tree.sub(new.params, state.params), state.params))
+            return jnp.stack(
+                [jnp.stack([jnp.vdot(g, u), *map(optax.tree.norm, (g, u, x))]) for g, u, x in zip(*leaves, strict=True)]
+            )
 
+        seen, state = [], self.first
         with self.assembly.layout():
-            batch, state = self.batches.batch(0), self.first
-            for _ in range(2):
-                state, _ = step(state, batch)
-            dot, slope, moved, weights = map(float, compared(self.first, state, batch))
-        if not np.isfinite([dot, slope, moved]).all() or not slope * moved * weights > 0:
-            return None, None
-        return dot / (slope * moved), moved / weights / 2
+            for t in range(STEPS):
+                batch = self.batches.batch(t)
+                new, _ = step(state, batch)
+                seen.append(np.asarray(compared(state, new, batch), np.float64))
+                state = new
+        seen = [x for x in seen if np.isfinite(x).all() and x[:, 2].any()]
+        whole = [(x[:, 0].sum(), *np.sqrt((x[:, 1:] ** 2).sum(axis=0))) for x in seen]
+        if not whole or not all(g * u * x > 0 for _, g, u, x in whole):
+            return {}
+        with np.errstate(divide="ignore", invalid="ignore"):
+            cosines = np.stack([x[:, 0] / (x[:, 1] * x[:, 2]) for x in seen])
+        climbs = [path for path, each in zip(paths, cosines.T, strict=True) if np.all(each > UPHILL)]
+        return {
+            "uphill": min(dot / (g * u) for dot, g, u, _ in whole),
+            "climbing": tuple(climbs) if len(climbs) < len(paths) else (),
+            "step_size": whole[0][2] / whole[0][3],
+        }
+
+    @cached_property
+    def _readings(self) -> Any:
+        return readings_of(self.workload, self.first.params)
 
     def _association(self) -> float | None:
         """By how many deviations the held-out loss lies below what it is with the labels shuffled; None without such.
@@ -201,7 +224,9 @@ class Patient:
         longer, shorter = (norm / factor for norm, factor in zip(short, SHORT, strict=True))
         if not np.isfinite([slope, whole]).all() or not shorter > 0 or abs(longer / shorter - 1) > 0.01:
             return None
-        return whole / longer * slope if whole < 0.99 * longer and more < 1e-4 * whole else None
+        is_cut = whole < 0.99 * longer and more < 1e-4 * whole
+        # Entries that are cut one by one leave some that aren't. Adam's second update is half of a proportional one.
+        return whole / longer * slope if is_cut or (whole < 0.2 * longer and more < 0.1 * whole) else None
 
     def _is_frozen_by_name(self) -> bool:
         """True if the optimizer is partitioned, and calls a part frozen, as `optlab.freeze` does."""
@@ -211,14 +236,14 @@ class Patient:
 
     def _has_rate(self, evidence: Evidence) -> bool:
         """True if a learning rate was logged, or is known of a block of the optimizer."""
-        return "learning_rate" in evidence.metrics or bool(self.assembly.schedules())
+        return "learning_rate" in evidence.metrics or bool(self.assembly.schedules()) or is_scaled(self.tx.update)
 
     def _orthogonalized(self) -> tuple[str, ...]:
         """Heads and embeddings that are orthogonalized: by `orthogonalize`, or in a partition's part named "muon"."""
         params = jax.eval_shape(self.workload.init, jax.random.key(0))[0]
         tx = optax.with_extra_args_support(self.tx)
         try:
-            layout = self.workload.layout()
+            layout, own = (w.layout() for w in (self.workload, dataclasses.replace(self.workload, roles={})))
             with layout_around(lambda: layout), reported() as reports:
                 state = jax.eval_shape(tx.init, params)
                 jax.eval_shape(lambda g, s, p: tx.update(g, s, p), params, state, params)
@@ -227,7 +252,7 @@ class Patient:
         leaves = read_leaves(params)
         done = [leaves[keys].path for r in reports if _is_muons(r.f) for keys, _ in r.leaves if keys in leaves]
         done += [x.path for rule in rules_of(state, leaves) if "muon" in rule.name.split("/")[-1] for x in rule.roles]
-        return tuple(path for path, r in layout.readings.items() if path in done and r.role in ("head", "embedding"))
+        return tuple(path for path, r in own.readings.items() if path in done and r.role in ("head", "embedding"))
 
     def _began(self, evidence: Evidence) -> tuple[str, int] | None:
         """The parameter whose gradient left its scale first, and the step; None where the run didn't diverge."""

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from optlab.diagnosis._programs import bounded_logits, crossed, first_examples, nodes_of, saturations
+from optlab.diagnosis._programs import bounded_logits, crossed, first_examples, nodes_of, read_numbers
 
 X = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
 PARAMS = {"a": np.ones((8, 5), np.float32), "b": np.ones((5, 1), np.float32)}
@@ -82,7 +82,10 @@ def attention(params, x, keys=9):
         (dense(jax.nn.sigmoid), 0.2, "logistic", False),
         (dense(jax.nn.gelu), 9.0, None, False),  # its tanh is a gate
         (dense(jax.nn.silu), 9.0, None, False),
-        (dense(jax.nn.relu), 9.0, None, False),
+        (dense(jax.nn.relu), 9.0, "relu", False),
+        (dense(lambda x: jax.nn.relu(x - 99)), 9.0, "relu", True),
+        (lambda params, x: jax.nn.log_softmax(x @ params["a"] @ X.T), 9.0, "logits", True),
+        (lambda params, x: jax.nn.log_softmax(x @ params["a"] @ X.T), 0.01, "logits", False),
         (attention, 1.0, "softmax", True),
         (attention, 0.02, "softmax", False),
         (functools.partial(attention, keys=4), 1.0, None, False),  # so few may share it unevenly
@@ -93,5 +96,6 @@ def test_how_saturated_a_layer_is(model, scale, kind, is_saturated):
     random = np.random.default_rng(1)
     params = {"a": scale * random.standard_normal((8, 8)), "b": np.ones((8, 1))}
     loss = lambda params, state, batch, key: model(params, batch["inputs"]).sum()
-    found = saturations(loss, params, {}, {"inputs": X, "labels": X[:, 0]}, jax.random.key(0))
+    args = (params, {}, first_examples({"inputs": X, "labels": X[:, 0]}), jax.random.key(0))
+    found = read_numbers(loss, args)[0].saturation
     assert (list(found), any(share > 0.6 for share in found.values())) == ([kind] * (kind is not None), is_saturated)
