@@ -90,7 +90,7 @@ class Linen(nn.Module):
 @every_optimizer
 def test_a_plain_linen_train_state(make, by_hand):
     model = Linen()
-    params = model.init(jax.random.key(0), IMAGES)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), IMAGES)["params"]
     state = train_state.TrainState.create(apply_fn=model.apply, params=params, tx=make(0.01))
 
     @jax.jit

@@ -349,7 +349,7 @@ def test_a_traced_learning_rate_makes_a_population(optimizer):
         jax.tree.map(
             lambda x, y, i=i: np.testing.assert_allclose(x[i], y, rtol=1e-4, atol=1e-5 * jnp.abs(y).max()),
             many,
-            step(rate),
+            jax.jit(lambda rate=rate: step(rate))(),
         )
 
 

@@ -390,7 +390,7 @@ def test_no_check_is_without_a_bug():
     [
         (optax.identity(), set()),
         pytest.param(optlab.adam(0.1), set(), marks=pytest.mark.slow),
-        (optax.polyak_sgd(0.1), set()),
+        pytest.param(optax.polyak_sgd(0.1), set(), marks=pytest.mark.slow),
         pytest.param(optax.add_noise(0.1, 0.5, key=0), {"bfloat16", "float16"}, marks=pytest.mark.slow),
     ],
     ids=["stateless", "a chain", "it needs the loss", "it draws random numbers"],

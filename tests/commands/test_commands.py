@@ -146,6 +146,8 @@ def test_another_runs_parameters_are_a_start(here, capsys):
     assert again["test/loss"] == pytest.approx(first["test/loss"], rel=1e-6)
     assert main(["train", "small.py", "model.widths=[8]", "init_from=runs/small", "--run", "other"]) == 2
     assert re.search(r"init_from=runs/small is another model: head/.* is float32", capsys.readouterr().err)
+    assert main(["train", "small.py", "init_from=runs/small", "model.param_dtype=bfloat16", "--run", "other"]) == 2
+    assert "head/bias is float32[10] there, bfloat16[10] here" in capsys.readouterr().err
     assert main(["train", "small.py", "init_from=runs/nothing", "--run", "other"]) == 2
     assert "init_from=runs/nothing: no checkpoint" in capsys.readouterr().err
     assert not (here / "other").exists()
@@ -210,12 +212,6 @@ def test_a_runs_relative_paths_are_those_of_the_folder_it_was_run_in(here, monke
     monkeypatch.chdir(here / "else")
     assert main(["train", "../next/config.json"]) == 0
     assert logged(here / "else" / "runs" / "next-again") == logged(here / "next")
-
-
-def test_a_start_of_another_dtype_is_refused(here, capsys):
-    assert main(["train", "small.py", "--run", "start"]) == 0
-    assert main(["train", "small.py", "init_from=start", "model.param_dtype=bfloat16"]) == 2
-    assert "head/bias is float32[10] there, bfloat16[10] here" in capsys.readouterr().err
 
 
 def test_show_is_whole_when_it_is_piped(here):

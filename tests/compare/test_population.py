@@ -49,6 +49,7 @@ def assert_alike(a, b, tolerance=1e-5):
             np.testing.assert_allclose(a[id].test[name], b[id].test[name], rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_a_population_and_runs_of_the_digits_mlp_are_alike():
     workload = Workload.digits()
     contender = contend("mine", optlab.adamw, space=None, schedule=optlab.schedules.warmup_cosine, steps=STEPS)

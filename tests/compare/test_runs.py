@@ -21,7 +21,7 @@ def results(folder):
     return [result.curve for [result] in executor(TRIALS)]
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_a_trial_that_was_interrupted_goes_on_from_its_checkpoint(name, tmp_path, monkeypatch):
     undisturbed, train, starts, at = results(None), runs.train, [], 20
 

@@ -60,6 +60,7 @@ def test_shuffled_is_what_it_was():
     assert not np.array_equal(seen[:N], seen[N:])
 
 
+@pytest.mark.slow
 def test_the_datas_order_biases_the_path_and_chance_does_not():
     """The mean of labels sorted by class: at the end of an epoch SGD stands at the class that it saw last."""
     labels = np.repeat([-1.0, 1.0], N // 2)

@@ -119,7 +119,7 @@ def value_and_gradient(model):
     return jax.value_and_grad(lambda p: (model.apply({"params": p}, TOKENS) ** 2).mean())
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_scan_over_layers_equals_the_unrolled_layers(remat):
     unrolled, scanned = transformer(11, **TINY, **LLAMA), transformer(11, **TINY, **LLAMA, scan=True, remat=remat)
     params = randomized(unrolled, TOKENS)["params"]

@@ -396,7 +396,7 @@ def test_an_error_of_the_run_leaves_the_save_under_way_whole(tmp_path, undisturb
     assert logged(tmp_path) == undisturbed[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_second_signal_during_the_save_does_not_break_it(tmp_path, monkeypatch, undisturbed, number):
     send = lambda: os.kill(os.getpid(), number)
     with monkeypatch.context() as patched:

@@ -49,9 +49,9 @@ def test_the_product_is_that_of_the_dense_hessian():
 def test_gauss_newton_is_its_definition_and_has_no_negative_eigenvalue():
     params, outputs, loss = network()
     flat, unravel = ravel_pytree(params)
-    J = np.asarray(jax.jacobian(lambda v: outputs(unravel(v)).ravel())(flat))
+    J = np.asarray(jax.jit(jax.jacobian(lambda v: outputs(unravel(v)).ravel()))(flat))
     at = outputs(params)
-    of_loss = np.asarray(jax.hessian(lambda z: loss(z.reshape(at.shape)))(at.ravel()))
+    of_loss = np.asarray(jax.jit(jax.hessian(lambda z: loss(z.reshape(at.shape))))(at.ravel()))
     G = dense(curvature.gauss_newton(outputs, loss, params), params)
     same(G, J.T @ of_loss @ J, atol=1e-12)
     assert np.linalg.eigvalsh(G)[0] > -1e-12
@@ -163,8 +163,9 @@ def test_epsilon_may_stand_inside_the_root():
         curvature.adam_metric(state, eps=0.0)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
-def test_parameters_of_16_bits_have_their_spectrum_in_float32(dtype):
+@pytest.mark.slow
+def test_parameters_of_16_bits_have_their_spectrum_in_float32():
+    dtype = jnp.bfloat16
     scales = jnp.array([3.0, 2.0, 1.0], dtype)
     f = lambda p: 0.5 * jnp.sum(scales * p["x"] ** 2)
     params = {"x": jnp.array([0.5, 0.5, 0.5], dtype)}
@@ -260,6 +261,7 @@ def test_smaller_batches_stay_in_flatter_minima_only():
     same(curvature.edge_of_sgd(eta, 5, examples=5, spread=spread), curvature.edge_of_stability(eta), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_full_batch_descent_ends_at_the_edge_of_stability():
     """optlab's MLP on 200 digits, squared errors: the sharpness rises to 2/η and stays there, while the loss falls."""
     from optlab.data import digits

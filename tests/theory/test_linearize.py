@@ -23,7 +23,7 @@ def network():
 
 def jacobian(f, params, x):
     """(N, k, parameters)"""
-    leaves = jax.tree.leaves(jax.jacobian(lambda p: f(p, x))(params))
+    leaves = jax.tree.leaves(jax.jit(jax.jacobian(lambda p: f(p, x)))(params))
     return np.concatenate([np.asarray(leaf).reshape(*leaf.shape[:2], -1) for leaf in leaves], axis=-1)
 
 
@@ -130,6 +130,7 @@ def test_and_faster_where_the_activation_is_smooth(lazy):
     assert slope.low < -1 < slope.high < -0.5, slope
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_wide_networks_move_little_beside_what_they_are(lazy, activation):
     fields = lazy[activation]

@@ -69,7 +69,7 @@ def test_the_sharpness_is_the_dense_hessians_of_the_state_before_the_step():
     state = run(steps=9).state  # before step 10
     flat, unravel = ravel_pytree(state.params)
     batch = Rows().take(np.arange(64))
-    H = jax.hessian(lambda v: loss(unravel(v), {}, batch, None, True)[0])(flat)
+    H = jax.jit(jax.hessian(lambda v: loss(unravel(v), {}, batch, None, True)[0]))(flat)
     same(values[1], np.linalg.eigvalsh(H)[-1], rtol=1e-3)
 
 
@@ -84,6 +84,7 @@ def test_the_noise_scale_has_its_parts():
     same(parts[0][0], found.variance, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_agreement_is_one_where_gradients_agree_and_small_where_they_flip():
     tx = optlab.adam(1.0)
     params = {"same": jnp.zeros(2), "flips": jnp.zeros(2), "random": jnp.zeros(4000), "none": jnp.zeros(1)}

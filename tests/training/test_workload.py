@@ -62,8 +62,9 @@ def test_running_statistics_of_a_float64_model_are_float64_from_the_start():
     with jax.enable_x64(True):
         types = {"dtype": "float64", "param_dtype": "float64"}
         model = workload(optlab.models.mlp(2, widths=(8,), norm="batch", **types))
-        params, before = model.init(jax.random.key(0))
-        _, (after, _) = model.loss(params, before, {"inputs": INPUTS, "labels": LABELS}, jax.random.key(0), True)
+        params, before = jax.eval_shape(model.init, jax.random.key(0))
+        loss = lambda *given: model.loss(*given, {"inputs": INPUTS, "labels": LABELS}, jax.random.key(0), True)
+        _, (after, _) = jax.eval_shape(loss, params, before)
         assert {x.dtype for x in jax.tree.leaves((before, after))} == {jnp.dtype("float64")}
 
 

@@ -54,6 +54,7 @@ def test_newton_schulz_is_its_polynomial_of_the_singular_values(shape, steps):  
     np.testing.assert_allclose(orthogonal(X, steps=steps, eps=0.0), expected, atol=1e-10)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), shape=st.sampled_from([*SHAPES, (16, 16), (5, 40)]))
 def test_singular_values_end_near_one_where_they_arent_tiny(seed, shape):
