@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from shared import Learner, Page, digits, estimate, main
+from shared import Learner, Page, band, digits, estimate, main
 
 import optlab
+from optlab.compare.statistics import mean
 from optlab.config import Target
 from optlab.models import mlp
 from optlab.report import Table
@@ -60,10 +61,11 @@ def measure(smoke: bool) -> Page:
     uphill = falls(train, keys, steps if smoke else 150)
 
     sgd = CONTENDERS["sgd"]
-    batches, by_batch = [4, 32, 256, 1024], []
+    batches, by_batch, at_best = [4, 32, 256, 1024], [], []
     for size in batches:
         errors = searched(Learner(MODEL, train, size), sgd, examples // size, RATES[2:9], keys[:5], validation)
         best = int(np.argmin(errors.mean(1)))
+        at_best.append(errors[best])
         by_batch.append([str(size), f"{examples // size:,}", f"{RATES[2:9][best]:.2g}", estimate(errors[best], 2)])
 
     learner, rates = Learner(MODEL, train, 64), RATES[::2] if smoke else RATES
@@ -76,11 +78,19 @@ def measure(smoke: bool) -> Page:
         judged += [[what, x.name, interval(x.mean), against(verdict, x.name)] for x in verdict.standings.values()]
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3))
-    axes[0].bar([row[0] for row in by_batch], [float(row[3].split()[0]) for row in by_batch], color="0.6")
+    found = [mean(errors) for errors in at_best]
+    reach = [0 if np.isnan(x.low) else x.high - x.value for x in found]
+    axes[0].bar([row[0] for row in by_batch], [x.value for x in found], yerr=reach, color="0.6", capsize=3)
     axes[0].set(xlabel="batch size", ylabel="validation error, %", title=f"{examples:,} examples, the best η each")
     for name, errors in swept.items():
-        axes[1].errorbar(rates, errors.mean(1), errors.std(1), marker=".", label=name, capsize=2)
-    axes[1].set(xscale="log", xlabel="η", title=f"{steps} steps, batches of 64", ylim=(0, None))
+        band(axes[1], rates, errors.T, marker=".", label=name)
+    axes[1].set(
+        xscale="log",
+        xlabel="η",
+        ylabel="validation error, %, all seeds",
+        title=f"{steps} steps, batches of 64",
+        ylim=(0, None),
+    )
     axes[1].legend()
     figure.tight_layout()
     span = {n: f"{rates[where].min():.2g} to {rates[where].max():.2g}" for n, where in good.items()}

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from shared import Learner, Page, digits, estimate, main
+from shared import Learner, Page, band, digits, estimate, main
 
 import optlab
 from optlab.models import mlp
@@ -47,7 +47,7 @@ def measure(smoke: bool) -> Page:
         best = int(mean.argmin())
         span[norm] = good.max()
         rows.append([norm, f"{rates[best]:.2g}", estimate(on_test[best], 2), f"{good.min():.2g} to {good.max():.2g}"])
-        ax.plot(rates, mean, ".-", label=norm)
+        band(ax, rates, errors.T, marker=".", label=norm)
         cells = []
         for size in (8, 64):
             found = swept(Learner(model, few, size), rates[::2], 2 * steps, keys, (validation, test))
@@ -55,7 +55,7 @@ def measure(smoke: bool) -> Page:
             cells.append(found[1][at])
         small.append([norm, *(estimate(c, 2) for c in cells), estimate(cells[1] - cells[0], 2)])
         gain[norm] = estimate(cells[1] - cells[0], 2)
-    ax.set(xscale="log", xlabel="η", ylabel="validation error, %")
+    ax.set(xscale="log", xlabel="η", ylabel="validation error, %, all seeds")
     ax.legend()
     return Page(
         f"{len(keys)} seeds.",
