@@ -184,8 +184,8 @@ def outputs_of(nodes: Sequence[Node]) -> Node | None:
 def bends(nodes: Sequence[Node]) -> list[tuple[str, Node]]:
     """The units and the attention of a model: each tanh, logistic, ReLU or softmax of parameters that a product takes.
 
-    "logits" is the sum of exponentials in a log-softmax, of which the largest is 1. A tanh or a logistic that multiplies
-    (a gate, or a part of GELU and SiLU) isn't a unit; what loops hold isn't seen.
+    "logits" is the sum of exponentials in a log-softmax, of which the largest is 1. A tanh or a logistic that
+    multiplies (a gate, or a part of GELU and SiLU) isn't a unit; what loops hold isn't seen.
     """
     found: dict[int, tuple[str, Node]] = {}
     for node in nodes:

@@ -236,8 +236,8 @@ def overturned(e: Evidence) -> Finding | None:
         return None
     found = too_high(
         e,
-        f"all matrices are others than they were drawn as, and the held-out loss, {e.validation.min():.3g}, is that of a "
-        "guess by frequency",
+        "all matrices are others than they were drawn as, and the held-out loss is that of a guess by frequency, "
+        f"{e.validation.min():.3g}",
     )
     return dataclasses.replace(found, needs_probe=True)  # whatever else was seen explains more
 

@@ -28,7 +28,7 @@ def uphill(e: Evidence) -> Finding | None:
     if e.model is not None and e.model.climbing:
         return cause(
             "updates point uphill",
-            f"the first updates of {listed(list(e.model.climbing))} go along the gradient, those of the others against it",
+            f"the first updates of {listed(list(e.model.climbing))} go along the gradient, and others against it",
             "end each part of the optimizer in optlab.scale_by_learning_rate, which turns the sign",
         )
     if e.outcome != "UphillError" and not (is_measured and e.is_unwell):
