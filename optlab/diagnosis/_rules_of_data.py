@@ -184,8 +184,7 @@ def features_not_scaled(e: Evidence) -> Finding | None:
         return None
     usual, largest, whole = np.median(size), size.max(), np.sqrt(np.mean(inputs**2))
     labels = e.data.train.labels
-    is_number = labels is not None and labels.dtype.kind == "f"
-    label = float(np.sqrt(np.mean(np.square(labels, dtype=float)))) if is_number else 0.0
+    label = 0.0 if labels is None or labels.dtype.kind != "f" else float(np.sqrt(np.mean(np.float64(labels) ** 2)))
     if largest > UNEQUAL * usual:
         because = f"the largest feature is {largest / usual:.3g} times the median one (root mean squares)"
     elif usual > UNEQUAL * (smallest := np.quantile(size, 0.1)) and len(size) < 100:
