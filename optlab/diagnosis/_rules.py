@@ -133,7 +133,8 @@ def learns_nothing(e: Evidence) -> Finding | None:
         return None
     return Finding(
         "learns nothing",
-        "ill",
+        # Noise may be all that is left to learn; only a classifier's figures say what a guess has.
+        "note" if e.knows is None and e.model is None else "ill",
         f"in {e.steps[-1]} steps train/loss {fell(e.smooth[0], e.share_gained, e.smooth[-1])}"
         + ("" if e.held_out_gain is None else f", validation/loss fell by {e.gained:.0%} at best")
         + ", and it doesn't go on falling: more of the same learning rate would change nothing",
@@ -155,12 +156,11 @@ def noisy(e: Evidence) -> Finding | None:
     """
     if e.rate_falls or len(e.validation) < 8 or (e.has_learned and e.is_flat):
         return None
-    late = e.validation[len(e.validation) // 2 :]
+    late = e.validation[(len(e.validation) - 1) // 2 :]
+    late = np.delete(late, np.argmax(late))  # one evaluation alone is no level
     changes, jumps = np.diff(late), scatter(late)
     least = SEEN if e.is_flat else NOTHING
     if changes[changes > 0].sum() < np.abs(changes).sum() / 4 or jumps < least * e.height(e.validation[0]):
-        return None
-    if np.sum(changes > 0) < 2:  # one evaluation alone is no level
         return None
     if e.is_flat and (
         e.model is None or not e.is_walking

@@ -13,6 +13,7 @@ from optlab.diagnosis._rules_of_splits import memorizing
 STEADY = 0.4  # the share of its first value above which a gradient's norm counts as unchanged
 COLLAPSED = 0.25  # the share below which it counts as gone
 TURNED = 0.5  # of a matrix, in spectral norms: what it does is new (Yang, Simon, Bernstein 2023, arXiv 2310.17813)
+ABOVE = 1.2  # times its first value
 TOO_MUCH_DECAY = 0.05  # of the weights in a step
 
 
@@ -73,12 +74,23 @@ def warmup_too_short(e: Evidence) -> Finding | None:
     )
 
 
+def _ends_above(e: Evidence) -> bool:
+    """True if the training loss ends clearly above its first value, and so does the held-out one."""
+    values = e.validation
+    if len(e.loss) < 8 or len(values) < 4 or e.floor < 0:
+        return False
+    is_clear = e.smooth[-1] - e.smooth[0] > 4 * e.spread
+    return bool(is_clear and e.smooth[-1] > ABOVE * e.smooth[0] and values[-1] > ABOVE * values[0])
+
+
 def _has_burst(e: Evidence) -> bool:
     return len(e.loss) >= 3 and e.has_exploded(int(np.argmax(e.smooth)))
 
 
 def rate_too_high(e: Evidence) -> Finding | None:
-    """The loss jumped far above its beginning."""
+    """The loss jumped far above its beginning, or ends above it."""
+    if _ends_above(e):
+        return too_high(e, f"train/loss rose from {e.smooth[0]:.4g} to {e.smooth[-1]:.4g}")
     if not _has_burst(e) or warmup_too_short(e) is not None:
         return None
     top = float(e.smooth.max())

@@ -48,7 +48,7 @@ def memorizing(e: Evidence) -> Finding | None:
     gained, values = e.held_out_gain, e.validation
     if gained is None or e.is_informed or not _is_below(e, 0.95, values[-1]):
         return None
-    if values.min() < (1 - LEARNED) * e.loss[0] and e.curve("train/loss")[0][0] <= 1:  # before the first evaluation
+    if values.min() < (1 - LEARNED) * e.loss[0]:  # something was learned before the first evaluation
         return None
     # What ends above its beginning held for nothing, however little training has learned; else it learned a good part.
     # A first loss may be above that of a guess, and so a fall alone doesn't show that something was learned.

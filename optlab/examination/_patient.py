@@ -37,10 +37,10 @@ from optlab.transforms.matrices._map import reported
 
 EXAMPLES = 256  # of the batch by which gradients are measured: a unit that none of so many reaches is dead
 STEPS = 3  # that are compared with their gradients
-UPHILL = 0.5  # a parameter's cosine with its gradient
+UPHILL = 0.2  # a parameter's cosine with its gradient
 REPLAYED = 300  # steps that are made again to find where a divergence began
 FEW, JUDGED, SHUFFLES = 20, 1024, 20  # held-out examples, and orders of their labels
-SHORT = (1e-3, 1e-4)  # of a gradient: what is cut to less than a thousandth isn't seen
+SHORT = (1e-4, 1e-5)  # of a gradient: what is cut to less than a ten-thousandth isn't seen
 OFF = 10.0  # times its own median: a layer's gradient has left its scale
 
 
@@ -222,7 +222,7 @@ class Patient:
         except Exception:  # an optimizer that takes the loss, too
             return None
         longer, shorter = (norm / factor for norm, factor in zip(short, SHORT, strict=True))
-        if not np.isfinite([slope, whole]).all() or not shorter > 0 or abs(longer / shorter - 1) > 0.01:
+        if not np.isfinite([slope, whole]).all() or not shorter > 0 or abs(longer / shorter - 1) > 0.02:
             return None
         is_cut = whole < 0.99 * longer and more < 1e-4 * whole
         # Entries that are cut one by one leave some that aren't. Adam's second update is half of a proportional one.

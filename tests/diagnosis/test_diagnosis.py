@@ -54,6 +54,7 @@ ILL = {
     },
     "warm-up too short": {**HEALTHY, "loss": FALL + 20 * np.exp(-(((T - 60) / 20) ** 2)), "rate": np.ones(len(T))},
     "learning rate too high": {**HEALTHY, "loss": FALL + 20 * np.exp(-(((T - 120) / 60) ** 2))},
+    "learning rate too high  ": {**HEALTHY, "loss": 2.4 + T / 150 + SCATTER, "norm": 2.0, "held_out": 2.4 + T / 150},
     "learning rate too high ": {"loss": FLAT, "norm": 2 * np.exp(-T / 10) + 0.1, "held_out": FLAT},
     "schedule ended too early": {**HEALTHY, "rate": np.where(T < 100, 1.0, 0.0)},
     "warm-up too long": {**HEALTHY, "rate": np.where(T < 280, T / 280, 0.5)},
@@ -65,7 +66,7 @@ ILL = {
     "memorizing ": {"loss": 2.4 - T / 1500 + SCATTER / 5, "norm": 2.0, "held_out": 2.4 + T / 1500, "rate": WARM},
     "learning rate too low": {"loss": FLAT - T / 1000, "norm": 2.0, "held_out": 2.4 - WAY / 4, "rate": WARM},
     "noisy": {
-        "loss": FALL + 1 + 9 * SCATTER,
+        "loss": FALL + 4 + 9 * SCATTER,
         "norm": 2.0,
         "held_out": 1 + 0.8 * FALL + 4 * SCATTER,
         "rate": np.ones(len(T)),
@@ -335,3 +336,34 @@ def test_a_probe_separates_a_high_rate_from_a_bad_start():
     usual, large = (ModelProbe(300, (), 0.1, loss) for loss in (2.3, 300.0))
     assert names(dataclasses.replace(made, model=usual))[0] == "learning rate too high"
     assert names(dataclasses.replace(made, model=large))[0] == "starts far off"
+
+
+def test_one_evaluation_alone_is_not_noisy():
+    made = curves(**HEALTHY)
+    when = np.flatnonzero(np.isfinite(made.metrics["validation/loss"]))
+    lone = made.metrics["validation/loss"].copy()
+    lone[when[14]] += 1.5
+    assert "noisy" not in names(dataclasses.replace(made, metrics={**made.metrics, "validation/loss": lone}))
+
+
+def test_a_schedule_that_ended_before_the_first_evaluation_is_why_nothing_moves():
+    still = {**HEALTHY, "loss": FLAT, "held_out": 2.4 * np.ones(len(T)), "rate": np.where(T < 10, 1.0, 0.0)}
+    assert names(curves(**still))[0] == "schedule ended too early"
+
+
+def test_a_gradient_that_is_gone_with_the_training_loss_is_no_collapse():
+    made = curves(FALL, 2 * FALL, held_out=2.4 + T / 600, rate=WARM)
+    assert names(made) == ["memorizing"]
+
+
+def test_what_was_learned_before_the_first_evaluation_is_not_memorized():
+    assert "memorizing" not in names(curves(**{**HEALTHY, "held_out": 1.7 + 0 * T}))
+    high = curves(**{**HEALTHY, "held_out": 2.3 + 0 * T})
+    assert "memorizing" in names(high)
+    knows = ModelProbe(300, (), 0.1, 2.4, association=9.0)
+    assert "memorizing" not in names(dataclasses.replace(high, model=knows))
+
+
+def test_a_loss_far_above_the_first_one_shows_no_knowledge():
+    made = curves(2.4 + T / 3, 2.0, accuracy=True)
+    assert made.knows is None

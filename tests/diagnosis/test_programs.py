@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from optlab.diagnosis._programs import bounded_logits, crossed, first_examples, nodes_of, read_numbers
+from optlab.diagnosis._programs import bounded_logits, crossed, first_examples, nodes_of, outputs_of, read_numbers
 
 X = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
 PARAMS = {"a": np.ones((8, 5), np.float32), "b": np.ones((5, 1), np.float32)}
@@ -99,3 +99,28 @@ def test_how_saturated_a_layer_is(model, scale, kind, is_saturated):
     args = (params, {}, first_examples({"inputs": X, "labels": X[:, 0]}), jax.random.key(0))
     found = read_numbers(loss, args)[0].saturation
     assert (list(found), any(share > 0.6 for share in found.values())) == ([kind] * (kind is not None), is_saturated)
+
+
+def logits(params, batch):
+    return jnp.tanh(batch["inputs"] @ params["a"])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda p, b: optax.softmax_cross_entropy_with_integer_labels(logits(p, b), b["labels"]).mean(),
+        lambda p, b: jnp.mean((logits(p, b) - jax.nn.one_hot(b["labels"], 5)) ** 2),
+        lambda p, b: jnp.mean(jnp.abs(logits(p, b)[:, 0] - b["labels"])) + 0 * sum(x.sum() for x in p.values()),
+    ],
+    ids=["cross-entropy", "one-hot", "one number"],
+)
+def test_the_outputs_are_what_labels_first_meet(loss):
+    batch = first_examples({"inputs": X, "labels": np.arange(40) % 5})
+    args = (PARAMS, {}, batch, jax.random.key(0))
+    (found,) = read_numbers(lambda params, state, batch, key: loss(params, batch), args)
+    np.testing.assert_allclose(found.outputs[:, 0], np.asarray(logits(PARAMS, batch))[:, 0], rtol=1e-6)
+    assert found.loss == pytest.approx(float(loss(PARAMS, batch)), rel=1e-6)
+
+
+def test_a_loss_without_labels_shows_no_outputs():
+    assert outputs_of(nodes(lambda params, batch: logits(params, batch).sum(), X[:, 0])) is None
