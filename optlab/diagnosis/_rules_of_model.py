@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optlab.diagnosis._evidence import EXPLODED, Evidence
+from optlab.diagnosis._evidence import EXPLODED, FLAT, Evidence
 from optlab.diagnosis._findings import DRAW, LESS, Finding, Rule, Severity, cause, listed, rate_times
 from optlab.diagnosis._programs import EXAMPLES
 from optlab.diagnosis._rules import diverged
@@ -132,7 +132,7 @@ def starts_off(e: Evidence) -> Finding | None:
 def exploded(e: Evidence) -> Finding | None:
     """The loss depends on a layer's scale a thousand times more than on its own."""
     far = [(layer, x) for layer in e.layers if layer.is_matrix and (x := pull(e, layer)) > STEEP]
-    if not far or not e.is_unwell:
+    if not far or not e.is_unwell or e.share_gained >= 2 * FLAT:  # of a loss that is gone every change is large
         return None
     layer, most = max(far, key=lambda pair: pair[1])
     return cause(

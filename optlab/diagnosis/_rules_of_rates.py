@@ -79,7 +79,7 @@ def _ends_above(e: Evidence) -> bool:
     values = e.validation
     if len(e.loss) < 8 or len(values) < 4 or e.floor < 0:
         return False
-    is_clear = e.smooth[-1] - e.smooth[0] > 4 * e.spread
+    is_clear = e.smooth[-1] - e.smooth[0] > 2 * e.spread
     return bool(is_clear and e.smooth[-1] > ABOVE * e.smooth[0] and values[-1] > ABOVE * values[0])
 
 

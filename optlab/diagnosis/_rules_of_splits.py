@@ -26,6 +26,8 @@ def splits_differ(e: Evidence) -> Finding | None:
     (at, losses), (when, values) = e.curve("train/loss"), e.curve("validation/loss")
     if len(values) < 4 or not len(losses) or when[0] > EARLY * e.steps[-1]:
         return None
+    if e.data is not None:  # a probe compares the two themselves
+        return None
     if e.share_gained < AFRESH or (e.knew(0) and values[0] < math.log(2)):
         return None
     top = float(losses[at <= when[0]].max()) if np.any(at <= when[0]) else float(losses[0])
@@ -81,7 +83,10 @@ def overfitting(e: Evidence) -> Finding | None:
         return None
     # All that was gained and lost again needs no wide gap beside it.
     below = 0.95 if curve[-1] > curve[0] else 0.7
-    if gain <= 0 or rise < RISE * gain or not _is_below(e, below, curve[best]) or memorizing(e) is not None:
+    if rise < RISE * gain or not _is_below(e, below, curve[best]) or memorizing(e) is not None:
+        return None
+    # Where the first evaluation is the best one, a probe has to have seen that something held for others.
+    if gain <= 0 and not (e.is_informed and rise > RISE * e.height(curve[best])):
         return None
     return Finding(
         "overfitting",

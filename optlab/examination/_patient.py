@@ -40,7 +40,7 @@ STEPS = 3  # that are compared with their gradients
 UPHILL = 0.2  # a parameter's cosine with its gradient
 REPLAYED = 300  # steps that are made again to find where a divergence began
 FEW, JUDGED, SHUFFLES = 20, 1024, 20  # held-out examples, and orders of their labels
-SHORT = (1e-4, 1e-5)  # of a gradient: what is cut to less than a ten-thousandth isn't seen
+SHORT = (1e-5, 1e-6)  # of a gradient: what is cut to less than that isn't seen
 OFF = 10.0  # times its own median: a layer's gradient has left its scale
 
 

@@ -367,3 +367,9 @@ def test_what_was_learned_before_the_first_evaluation_is_not_memorized():
 def test_a_loss_far_above_the_first_one_shows_no_knowledge():
     made = curves(2.4 + T / 3, 2.0, accuracy=True)
     assert made.knows is None
+
+
+def test_what_is_best_at_the_first_evaluation_is_overfitting_where_a_probe_saw_that_something_held():
+    high = curves(**{**HEALTHY, "held_out": 2.3 + T / 300})
+    assert names(high)[0] == "memorizing"
+    assert names(dataclasses.replace(high, model=ModelProbe(300, (), 0.1, 2.4, association=9.0))) == ["overfitting"]
