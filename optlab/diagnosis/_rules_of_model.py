@@ -10,7 +10,7 @@ import numpy as np
 
 from optlab.diagnosis._evidence import EXPLODED, FLAT, Evidence
 from optlab.diagnosis._findings import DRAW, LESS, Finding, Rule, Severity, cause, listed, rate_times
-from optlab.diagnosis._programs import EXAMPLES
+from optlab.diagnosis._programs import EXAMPLES, KEYS
 from optlab.diagnosis._rules import diverged
 from optlab.diagnosis._rules_of_rates import gradient_collapsed, rate_too_high, too_high, warmup_too_short
 from optlab.diagnosis._rules_of_updates import (
@@ -221,8 +221,8 @@ def starts_saturated(e: Evidence) -> Finding | None:
     if (largest := shares.get("softmax", 0.0)) > CROWDED:
         because = f"as a layer of attention was drawn, each query has {largest:.0%} of it for one key, on average"
         try_ = "queries and keys with a variance of 1, their products divided by the root of a head's width"
-    elif (largest := shares.get("logits", 0.0)) > CROWDED:
-        because = f"as the model was drawn, the largest of the loss's probabilities is {largest:.0%} on average"
+    elif (largest := shares.get("logits", 0.0)) > CROWDED and e.model and e.model.first_loss > math.log(KEYS):
+        because = f"as the model was drawn, it is sure ({largest:.0%} on average for one class) and wrong"
         try_ = "a smaller initialization of the last layer, or a higher temperature"
     else:
         return None

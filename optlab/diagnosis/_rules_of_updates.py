@@ -67,10 +67,11 @@ def none_moved(e: Evidence) -> Finding | None:
 
 def cut_off(e: Evidence) -> Finding | None:
     """No gradient reaches some weights, neither now nor at the initialization."""
-    found = [x.path for x in e.layers if x.is_matrix and x.gradient == 0 and x.first_gradient == 0]
+    weights = [x for x in e.layers if x.is_matrix or x.role == "embedding"]
+    found = [x.path for x in weights if x.gradient == 0 and x.first_gradient == 0]
     if e.model is not None and e.model.first_saturation.get("relu", 0.0) > MOST:
         return None  # that is why
-    if not e.at or not found or len(found) == sum(x.is_matrix for x in e.layers):
+    if not e.at or not found or len(found) == len(weights):
         return None
     return cause(
         "a part frozen",

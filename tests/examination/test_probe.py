@@ -303,6 +303,7 @@ def test_matrices_that_have_all_shrunk(other, names):
     [
         ({"gradient": 0.0, "first_gradient": 0.0, "is_used": True}, "a part frozen", "ill"),
         ({"gradient": 0.0, "first_gradient": 0.0, "is_used": False}, "a part frozen", "note"),
+        ({"gradient": 0.0, "first_gradient": 0.0, "is_used": True, "role": "embedding"}, "a part frozen", "ill"),
         ({"moved": 0.0, "stuck": 1.0}, "a part frozen", "ill"),
         ({"dead": 0.8}, "dead units", "note"),
     ],
@@ -350,7 +351,14 @@ def test_a_limit_is_read_from_what_the_optimizer_does(tx, limit):
     ],
 )
 def test_layers_that_were_drawn_saturated(saturation, names):
-    assert of_model(LAYER, first_saturation=saturation) == names
+    model = ModelProbe(300, (LAYER,), 2.5, 2.5, first_saturation=saturation)
+    flat = {"step": T, "train/loss": np.full(len(T), 2.5), "learning_rate": np.ones(len(T))}
+    assert [f.name for f in examine(Evidence("made", flat, model=model)) if f.is_cause] == names
+
+
+def test_a_model_that_was_trained_before_may_be_sure():
+    model = ModelProbe(300, (LAYER,), 0.01, 0.02, first_saturation={"logits": 0.99})
+    assert examine(Evidence("made", {"step": T, "train/loss": np.full(len(T), 0.01)}, model=model)) == ()
 
 
 def test_weights_that_no_gradient_reaches_were_drawn_badly():
