@@ -460,11 +460,12 @@ HEAD = lambda tree: jax.tree.map_with_path(lambda path, _: "head" in jax.tree_ut
     ("tx", "is_uphill", "climbing"),
     [
         (optax.sgd(30.0), False, ()),  # too long an update turns the next gradient round, and is no climb
+        (optax.sgd(0.5, momentum=0.99), False, ()),  # what goes on by its momentum climbs now and then
         (optax.sgd(-1e-3), True, ()),
         (optax.sgd(optax.linear_schedule(0, -1e-3, 9)), True, ()),
         (optax.chain(optax.adam(1e-3), optax.masked(optax.scale(-1.0), HEAD)), False, ("head/kernel",)),
     ],
-    ids=["high", "up", "warm-up", "a part"],
+    ids=["high", "momentum", "up", "warm-up", "a part"],
 )
 def test_an_update_is_compared_with_its_own_gradient(tx, is_uphill, climbing):
     found = Patient(work(), tx, 0, None)._first_updates()
