@@ -45,7 +45,7 @@ def test_configs_and_linked_files_are_there(guide):
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
 def test_commands_are_those_of_the_command_line(guide):
     shell = "\n".join(re.findall(r"```bash\n(.*?)```", guide.read_text(), re.DOTALL))
-    for line in re.findall(r"^optlab .*", shell, re.MULTILINE):
+    for line in re.findall(r"^(?:[A-Z_]+=\S+ )?(optlab .*)", shell, re.MULTILINE):
         words = shlex.split(line, comments=True)[1:]
         assert parsed(words).command == words[0], line
 
@@ -67,7 +67,7 @@ def test_commands_run_one_after_another(guide, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     shell = "\n".join(re.findall(r"```bash\n(.*?)```", guide.read_text(), re.DOTALL))
-    lines = re.findall(r"^optlab .*", shell, re.MULTILINE)
+    lines = re.findall(r"^(?:[A-Z_]+=\S+ )?(optlab .*)", shell, re.MULTILINE)
     made = set(re.findall(r"train.* --run (\S+)", shell))
     for folder in sorted({*re.findall(r" (runs/\w+)", shell)} - made):
         assert main(["train", "configs/digits.py", "steps=60", "--run", folder]) == 0

@@ -127,9 +127,9 @@ def measure(smoke: bool) -> Page:
         about as close as η: fast for most starts, never for the rest. That isn't what it is for: the notebook
         on Muon has two columns.
 
-        Off the saddle SGD needs {sgd[2]} steps; theory says {float(predicted):.0f} for the
-        root mean square. Momentum has a ten times larger effective rate. Adam needs {adam[2]}, as it
-        divides even the smallest gradient by its own size.
+        Off the saddle SGD needs {sgd[2]} steps; theory says {float(predicted):.0f} for the root mean square. Momentum
+        has a ten times larger effective rate. Adam needs {adam[2]}, as it divides even the smallest gradient by its own
+        size. That is at one η for all, which wasn't tuned: at rates of their own the distances might differ.
         """,
     )
 

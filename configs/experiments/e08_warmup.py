@@ -93,8 +93,9 @@ def measure(smoke: bool, path: str | None = None) -> Page:
         {at["without"]} nats without warm-up and {at["with"]} with it. Over three decades of rates the difference is
         larger than its interval at {len(clear)} of {len(rates)} ({", ".join(clear) or "none"}); one interval in twenty
         excludes 0 by chance. With {len(keys)} seeds the intervals are wide: at the best rate a loss or a gain of
-        {half:.2f} nats would have been missed. Without warm-up the loss is ahead for the first steps, which is what a
-        larger rate does.
+        {half:.2f} nats would have been missed. (The figure's bars are one standard deviation of the seeds, numpy's with
+        divisor n, about a third of the table's intervals; its right panel isn't at the best rate.) Without warm-up the
+        loss is ahead for the first steps, which is what a larger rate does.
 
         No training ends in NaN, either way. At η = {rates[-2]:.2g} the loss jumps by {rises[-2][0]} nats without
         warm-up and by {rises[-2][1]} with it, so that there is something that warm-up prevents; at η = {rates[-1]:.2g}

@@ -206,13 +206,14 @@ def said(shown, ends, losses, needed, ratios, goals):
     No super-convergence. The target is a test error of {goals[1]:.2f} %, and {goals[0]:.2f} % on the validation images,
     by which lengths and peaks are chosen. One cycle takes {took[cycle]} to it, the constant rate {took["constant"]} and
     the staircase {took[steps]}. That is {between(ratios["constant"])} times the constant rate's epochs and
-    {between(ratios[steps])} times the staircase's. Beside the constant rate the interval lies above 1, so that one
-    cycle is slower there; beside none of the others is it seen to be faster.
+    {between(ratios[steps])} times the staircase's. Beside the constant rate and 1/√t the interval lies above 1, so that
+    one cycle is slower there; beside none of the others is it seen to be faster.
 
-    Most schedules get to the target first in the longest training of those allowed, and on the way, not at its end. A
-    shorter training doesn't do at its end what the longer one does on the way: after {long} epochs the mean errors
-    are {", ".join(at_goal)}. The test errors of equally long trainings can't tell one cycle from the constant rate; the
-    differences, seed by seed, are {", ".join(beside_constant)} epochs.
+    Most schedules get to the target first in the longest training of those allowed, and on the way, not at its end. For
+    a schedule that decays, a shorter training doesn't do at its end what the longer one does on the way; the constant
+    rate's does, just: after {long} epochs the mean errors are {", ".join(at_goal)}. The test errors of equally long
+    trainings can't tell one cycle from the constant rate; the differences, seed by seed, are
+    {", ".join(beside_constant)} epochs.
 
     In the training loss, seed by seed, decay pays in trainings of {middle} epochs: the line to 0 ends
     {beside("linear to 0", "constant", middle)} from the constant rate, 1/√t {beside("1/√t", "constant", middle)}.

@@ -73,7 +73,7 @@ def measure(smoke: bool) -> Page:
         and {rows[2][2]} % with LayerNorm.
 
         **Its noise regularizes**: not seen here. From batches of 64 to batches of 8, whose statistics are much
-        noisier, the test error on 200 images gains {gain["batch"]} points with BatchNorm and {gain["layer"]} with
+        noisier, the test error on 200 images falls by {gain["batch"]} points with BatchNorm and {gain["layer"]} with
         LayerNorm. Both intervals hold 0. An effect of three points would have been missed, so that this is no
         refutation; it is no evidence either.
         """,

@@ -69,15 +69,15 @@ def measure(smoke: bool) -> Page:
         f"""
         After one epoch's worth of examples SGD's small batches are at {small["SGD"][0]:.2f} and its exact gradients at
         {exact["SGD"][0]:.2f}; after {budgets[-1]} at {small["SGD"][-1]:.4f} and {exact["SGD"][-1]:.2f}. An exact step
-        costs {size // batches[0]} noisy ones and isn't worth them, neither early nor late: the images are alike, and 16
-        of them point in nearly the direction of all, as long as the loss is far from its floor. A network that can fit
-        every image has a floor of zero, so that the noise dies out with the loss.
+        costs {size // batches[0]} noisy ones and isn't worth them, neither early nor late: the images are alike, so
+        that 16 of them may well point much as all do while the loss is far from its floor (that wasn't measured). A
+        network that can fit every image has a floor of zero, so that the noise dies out with the loss.
 
-        "Adam early, SGD late" isn't what is seen. With small batches the two can't be told apart after one
-        epoch ({small["Adam"][0]:.2f} for Adam and {small["SGD"][0]:.2f} for SGD) or after {budgets[-1]}
+        "Adam early, SGD late" isn't what is seen. With small batches the two can't be told apart after one epoch
+        ({small["Adam"][0]:.2f} for Adam and {small["SGD"][0]:.2f} for SGD) or after {budgets[-1]}
         ({small["Adam"][-1]:.4f} and {small["SGD"][-1]:.4f}). After {budgets[middle]} SGD is ahead:
-        {small["SGD"][middle]:.4f} against {small["Adam"][middle]:.4f}, and the intervals don't overlap. Adam's
-        advantage is with the large batches, early and late:
+        {small["SGD"][middle]:.4f} against {small["Adam"][middle]:.4f}, and the intervals don't overlap. Adam is ahead
+        with batches of 128, and with exact gradients after the first epoch, where the two can't be told apart yet:
         where few steps are made, steps that don't depend on the gradient's size go farther.
         """,
     )

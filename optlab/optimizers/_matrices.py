@@ -34,12 +34,12 @@ def muon(
 ) -> optax.GradientTransformationExtraArgs:
     """Muon for hidden matrices and convolutions, θ ← θ − η(c·O(βm + g) + λθ), m ← βm + g; AdamW for everything else.
 
-    O orthogonalizes. With scale="rms", c = 0.2·√max(fan_in, fan_out) gives its updates the size of Adam's, so that both
-    rules share one learning rate. That may be AdamW's (Liu et al.); on the small Transformers of this project's
-    experiments the best one was 10 to 16 times AdamW's. With "spectral", c = √max(1, fan_out / fan_in), rates near 0.02
-    are usual, and the rest needs a rate of its own. Not the same as `optax.contrib.muon`, which gives embeddings to
-    Muon and attention and convolutions to Adam, and on a GPU computes in the parameters' dtype (float32's products in
-    TF32), where this computes in 16 bits with a float32 norm, as Jordan et al. do.
+    O orthogonalizes. With scale="rms", c = 0.2·√max(fan_in, fan_out) gives its updates the size of Adam's, so that one
+    learning rate can do for both rules (on small Transformers the best one is 10 to 20 times AdamW's); with "spectral",
+    c = √max(1, fan_out / fan_in), rates near 0.02 are usual, and the rest needs a rate of its own. Not the same as
+    `optax.contrib.muon`, which gives embeddings to Muon and attention and convolutions to Adam, and on a GPU computes
+    in the parameters' dtype (float32's products in TF32), where this computes in 16 bits with a float32 norm, as Jordan
+    et al. do.
 
     Source: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); weight decay, "rms" and AdamW's β₁ = 0.9, β₂ = 0.95:
     Liu et al. 2025 (arXiv 2502.16982) and their code.
