@@ -221,7 +221,7 @@ def starts_saturated(e: Evidence) -> Finding | None:
     if (largest := shares.get("softmax", 0.0)) > CROWDED:
         because = f"as a layer of attention was drawn, each query has {largest:.0%} of it for one key, on average"
         try_ = "queries and keys with a variance of 1, their products divided by the root of a head's width"
-    elif (largest := shares.get("logits", 0.0)) > CROWDED and e.model and e.model.first_loss > math.log(KEYS):
+    elif (largest := shares.get("logits", 0.0)) > CROWDED and e.model and e.model.first_loss > EXPLODED * math.log(KEYS):
         because = f"as the model was drawn, it is sure ({largest:.0%} on average for one class) and wrong"
         try_ = "a smaller initialization of the last layer, or a higher temperature"
     else:

@@ -361,14 +361,15 @@ def test_a_limit_is_read_from_what_the_optimizer_does(tx, limit):
     ],
 )
 def test_layers_that_were_drawn_saturated(saturation, names):
-    model = ModelProbe(300, (LAYER,), 2.5, 2.5, first_saturation=saturation)
-    flat = {"step": T, "train/loss": np.full(len(T), 2.5), "learning_rate": np.ones(len(T))}
+    model = ModelProbe(300, (LAYER,), 9.0, 9.0, first_saturation=saturation)
+    flat = {"step": T, "train/loss": np.full(len(T), 9.0), "learning_rate": np.ones(len(T))}
     assert [f.name for f in examine(Evidence("made", flat, model=model)) if f.is_cause] == names
 
 
 def test_a_model_that_was_trained_before_may_be_sure():
-    model = ModelProbe(300, (LAYER,), 0.01, 0.02, first_saturation={"logits": 0.99})
-    assert examine(Evidence("made", {"step": T, "train/loss": np.full(len(T), 0.01)}, model=model)) == ()
+    for loss in (0.02, 3.0):  # on what it was trained on, or on something alike
+        model = ModelProbe(300, (LAYER,), 0.01, loss, first_saturation={"logits": 0.99})
+        assert examine(Evidence("made", {"step": T, "train/loss": np.full(len(T), 0.01)}, model=model)) == ()
 
 
 def test_weights_that_no_gradient_reaches_were_drawn_badly():
