@@ -201,7 +201,9 @@ def no_signal(e: Evidence) -> Finding | None:
 
 def starts_saturated(e: Evidence) -> Finding | None:
     """The units of a layer, or its attention, are saturated as they were drawn."""
-    shares = {} if e.model is None else e.model.first_saturation
+    if e.model is None:
+        return None
+    shares = e.model.first_saturation
     kind = max(("tanh", "logistic"), key=lambda kind: shares.get(kind, 0.0))
     if (share := shares.get(kind, 0.0)) > MOST:
         return cause(
@@ -221,7 +223,7 @@ def starts_saturated(e: Evidence) -> Finding | None:
     if (largest := shares.get("softmax", 0.0)) > CROWDED:
         because = f"as a layer of attention was drawn, each query has {largest:.0%} of it for one key, on average"
         try_ = "queries and keys with a variance of 1, their products divided by the root of a head's width"
-    elif (largest := shares.get("logits", 0.0)) > CROWDED and e.model and e.model.first_loss > EXPLODED * math.log(KEYS):
+    elif (largest := shares.get("logits", 0.0)) > CROWDED and e.model.first_loss > EXPLODED * math.log(KEYS):
         because = f"as the model was drawn, it is sure ({largest:.0%} on average for one class) and wrong"
         try_ = "a smaller initialization of the last layer, or a higher temperature"
     else:
