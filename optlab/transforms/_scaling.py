@@ -15,7 +15,8 @@ def scale_by_matrix_shape(scale: Literal["rms", "spectral"] = "rms") -> optax.Gr
     """Orthogonal updates times a factor of their shape, so that one learning rate fits all.
 
     "rms" is 0.2·√max(fan_in, fan_out), which gives an orthogonal update the root mean square 0.2 that Adam's updates
-    have about, so that AdamW's learning rates and decays carry over (Liu et al. 2025, arXiv 2502.16982, section 2.2).
+    have about, so that AdamW's learning rates and decays may carry over (Liu et al. 2025, arXiv 2502.16982, section
+    2.2; `optlab.muon` says what was measured).
     "spectral" is √max(1, fan_out / fan_in): the change of the layer's output keeps its size (Jordan et al. 2024,
     after Yang et al. 2023, arXiv 2310.17813).
 

@@ -339,11 +339,13 @@ def test_a_probe_separates_a_high_rate_from_a_bad_start():
 
 
 def test_one_evaluation_alone_is_not_noisy():
-    made = curves(**HEALTHY)
+    made = curves(**{**HEALTHY, "rate": np.ones(len(T))})
     when = np.flatnonzero(np.isfinite(made.metrics["validation/loss"]))
-    lone = made.metrics["validation/loss"].copy()
-    lone[when[14]] += 1.5
-    assert "noisy" not in names(dataclasses.replace(made, metrics={**made.metrics, "validation/loss": lone}))
+    for outliers in ([14], [14, 17]):
+        lone = made.metrics["validation/loss"].copy()
+        lone[when[outliers]] += 1.5
+        found = names(dataclasses.replace(made, metrics={**made.metrics, "validation/loss": lone}))
+        assert ("noisy" in found) == (len(outliers) > 1)
 
 
 def test_a_schedule_that_ended_before_the_first_evaluation_is_why_nothing_moves():

@@ -125,13 +125,23 @@ def test_what_is_predicted_is_scaled_too():
     ]
 
 
-def test_classes_that_one_number_stands_for():
-    metrics = {"step": T, "train/loss": np.exp(-T / 60), "train/accuracy": np.full(len(T), 0.3)}
-    data = probe_data(arrays(X, RNG.integers(0, 5, 600)), batch_size=32)
-    for outputs, found in ((np.zeros((37, 1)), True), (np.zeros((37, 5)), False)):
-        model = ModelProbe(300, (LAYER,), 0.1, 1.0, outputs=outputs, labels=np.zeros(37, int), association=9.0)
-        names = [f.name for f in examine(Evidence("made", metrics, data=data, model=model))]
-        assert ("wrong loss for the output" in names) == found
+@pytest.mark.parametrize(
+    ("classes", "outputs", "metric", "found"),
+    [
+        (5, 1, "train/accuracy", True),
+        (5, 5, "train/accuracy", False),
+        (2, 1, "train/accuracy", False),  # a logit
+        (5, 1, "train/error", False),  # counts are regressed
+    ],
+)
+def test_classes_that_one_number_stands_for(classes, outputs, metric, found):
+    metrics = {"step": T, "train/loss": np.exp(-T / 60), metric: np.full(len(T), 0.3)}
+    data = probe_data(arrays(X, RNG.integers(0, classes, 600)), batch_size=32)
+    model = ModelProbe(
+        300, (LAYER,), 0.1, 1.0, outputs=np.zeros((37, outputs)), labels=np.zeros(37, int), association=9.0
+    )
+    names = [f.name for f in examine(Evidence("made", metrics, data=data, model=model))]
+    assert ("wrong loss for the output" in names) == found
 
 
 def test_few_kinds_of_rows_are_alike_by_chance():
@@ -460,11 +470,12 @@ HEAD = lambda tree: jax.tree.map_with_path(lambda path, _: "head" in jax.tree_ut
     ("tx", "is_uphill", "climbing"),
     [
         (optax.sgd(30.0), False, ()),  # too long an update turns the next gradient round, and is no climb
+        (optax.sgd(0.5, momentum=0.99), False, ()),  # what goes on by its momentum climbs now and then
         (optax.sgd(-1e-3), True, ()),
         (optax.sgd(optax.linear_schedule(0, -1e-3, 9)), True, ()),
         (optax.chain(optax.adam(1e-3), optax.masked(optax.scale(-1.0), HEAD)), False, ("head/kernel",)),
     ],
-    ids=["high", "up", "warm-up", "a part"],
+    ids=["high", "momentum", "up", "warm-up", "a part"],
 )
 def test_an_update_is_compared_with_its_own_gradient(tx, is_uphill, climbing):
     found = Patient(work(), tx, 0, None)._first_updates()
