@@ -43,12 +43,15 @@ def test_a_trial_that_was_interrupted_goes_on_from_its_checkpoint(name, tmp_path
         raise SystemExit
 
     monkeypatch.setattr(runs, "train", disturbed)
-    before = signal.signal(signal.SIGTERM, ended)
+    # A process in the background may have been started with SIGINT ignored.
+    handlers = {signal.SIGTERM: ended, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             results(tmp_path)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert len(list((tmp_path / "unfinished").iterdir())) == 1
     at = math.inf
     assert results(tmp_path) == undisturbed
