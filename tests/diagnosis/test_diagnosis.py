@@ -375,3 +375,9 @@ def test_what_is_best_at_the_first_evaluation_is_overfitting_where_a_probe_saw_t
     high = curves(**{**HEALTHY, "held_out": 2.3 + T / 300})
     assert names(high)[0] == "memorizing"
     assert names(dataclasses.replace(high, model=ModelProbe(300, (), 0.1, 2.4, association=9.0))) == ["overfitting"]
+
+
+def test_a_loss_that_stays_is_a_note_where_no_figure_says_what_a_guess_has():
+    made = curves(**ILL["learns nothing"])
+    assert [f.severity for f in examine(made)] == ["note"]
+    assert [f.severity for f in examine(curves(**ILL["learns nothing"], accuracy=True))] == ["ill"]

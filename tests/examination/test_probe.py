@@ -528,3 +528,15 @@ def test_layers_that_a_collapse_left_behind_are_notes_beside_it():
     model = ModelProbe(300, (dataclasses.replace(LAYER, path="in", gradient=1e-9, is_input=True), LAYER), 2.3, 2.3)
     found = examine(Evidence("made", metrics, model=model))
     assert [(f.name, f.severity) for f in found] == [("learning rate too high", "ill"), ("vanished gradients", "note")]
+
+
+def test_of_a_training_loss_that_is_gone_no_gradient_has_exploded():
+    metrics = {"step": T, "train/loss": np.exp(-T / 30), "validation/loss": 1 + T / 900}
+    model = ModelProbe(300, (dataclasses.replace(LAYER, gradient=1e3),), 0.1, 1.0)
+    assert "exploded gradients" not in [f.name for f in examine(Evidence("made", metrics, model=model))]
+
+
+def test_a_probe_compares_the_splits_themselves():
+    metrics = {"step": T, "train/loss": np.exp(-T / 60), "validation/loss": 20 * np.exp(-T / 60) + 1}
+    found = [[f.name for f in examine(Evidence("made", metrics, data=data))] for data in (None, SOUND)]
+    assert ["splits differ" in names for names in found] == [True, False]
