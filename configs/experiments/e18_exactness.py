@@ -4,7 +4,8 @@ In exact arithmetic three steps of Polar Express do for a random wide matrix wha
 a square one, at 0.58 and 0.83 of the work. Does training care? A small Transformer on bytes (with `--data
 tinyshakespeare.txt`, else the sources of Python's library): two blocks of width 64, whose hidden matrices are 64 × 64
 and 64 × 256, windows of 32, batches of 8, 150 steps, warm-up and cosine. By `optlab.compare` every variant has the
-same grid of four learning rates in each of four studies; initializations and batches are paired.
+same grid of four learning rates in each of eight studies; initializations and batches are paired. The seconds of a step
+are taken in turn, variant after variant, again and again.
 
 Three things are varied, each beside the others held fixed: the steps of a method (3, 4, 5), the method at equal steps,
 and Polar Express's lower bound at five steps, 0.02 or the library's 0.001. With fewer steps that one can't be had:
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from shared import Learner, Page, estimate, main, text
+from shared import Learner, Page, estimate, main, step_seconds, stepping, text
 
 import optlab
 from optlab import data
@@ -79,16 +80,10 @@ def muon(learning_rate, method, **settings):
 def momenta(learner, steps, key):
     """Muon's momenta after some steps, the hidden matrices alone: name -> (m, n)."""
     tx = optlab.muon(0.04)
-    params = learner.init(key)
-
-    def body(carry, key):
-        params, state = carry
-        updates, state = tx.update(jax.grad(learner.loss)(params, key), state, params)
-        return (optax.apply_updates(params, updates), state), None
-
-    (_, state), _ = jax.jit(lambda carry, keys: jax.lax.scan(body, carry, keys))(
-        (params, tx.init(params)), jax.random.split(key, steps)
-    )
+    params, step = learner.init(key), stepping(learner, tx)
+    state = tx.init(params)
+    for k in jax.random.split(key, steps):
+        params, state = step(params, state, k)
     found = {}
     for path, x in jax.tree_util.tree_leaves_with_path(state):
         name = jax.tree_util.keystr(path)
@@ -126,7 +121,7 @@ def measure(smoke: bool, path: str | None = None) -> Page:
     size = (
         {"steps": 10, "studies": 2, "evaluate_every": 5}
         if smoke
-        else {"steps": 150, "studies": 4, "evaluate_every": 25}
+        else {"steps": 150, "studies": 8, "evaluate_every": 25}
     )
     rates = RATES[1:3] if smoke else RATES
     verdict = optlab.compare(
@@ -140,7 +135,9 @@ def measure(smoke: bool, path: str | None = None) -> Page:
         **size,
     )
     train, _ = text(path, LENGTH, held=16)
-    real = momenta(Learner(model, train, BATCH), 5 if smoke else 100, jax.random.key(0))
+    learner = Learner(model, train, BATCH)
+    real = momenta(learner, 5 if smoke else 100, jax.random.key(0))
+    seconds = step_seconds(learner, {n: muon(0.02, m) for n, m in methods.items()}, rounds=2 if smoke else 31)
     square = [X for X in real.values() if X.shape[0] == X.shape[1]]
     wide = [X for X in real.values() if X.shape[0] != X.shape[1]]
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), train[0][:2]))
@@ -150,9 +147,9 @@ def measure(smoke: bool, path: str | None = None) -> Page:
     pairs = [(what, a, b) for what, each in PAIRS.items() for a, b in each if a in methods and b in methods]
     return Page(
         f"{size['studies']} studies of {len(rates)} trials for each variant.",
-        [of_variants(verdict, works, exact, rates), of_pairs(pairs, scores), by_rate(verdict, rates)],
-        drawn(verdict, scores, works),
-        said(verdict, scores, works, exact, rates),
+        [of_variants(verdict, works, seconds, exact, rates), of_pairs(pairs, scores), by_rate(verdict, rates)],
+        drawn(verdict, scores, seconds),
+        said(verdict, scores, works, seconds, exact, rates),
     )
 
 
@@ -166,7 +163,7 @@ def edges(verdict, name, rates):
     return best.count(rates[0]), best.count(rates[-1])
 
 
-def of_variants(verdict, works, exact, rates):
+def of_variants(verdict, works, seconds, exact, rates):
     rows = []
     for name, standing in verdict.standings.items():
         low, high = edges(verdict, name, rates)
@@ -175,22 +172,24 @@ def of_variants(verdict, works, exact, rates):
             [
                 name,
                 f"{works[name]:.2f}",
+                f"{1e3 * np.median(seconds[name]):.2f}",
+                estimate(seconds[name] / seconds[BASELINE]),
                 *(f"{np.median(e):.2f} (worst {np.max(e):.2f})" for e in exact[name]),
                 estimate(standing.scores, 4),
                 ", ".join(f"{b['learning_rate']:g}" for b in standing.best),
                 at_edge or "–",
-                f"{1e3 * np.median([r.pace for r in results(verdict, name)]):.3g}",
             ]
         )
     columns = [
         "orthogonalization, steps, lower bound",
         "its work",
+        "ms a step",
+        "time of a step",
         "rms of 1 − σ on real square momenta: median",
         "on wide ones",
         "test loss",
         "best η, study by study",
         "studies with it at an edge of the grid",
-        "ms a step",
     ]
     return Table(columns, rows)
 
@@ -218,7 +217,7 @@ def line(name):
     return {"color": color, "linestyle": {"4": "--", "3": ":"}.get(name.split(", ")[1], "-"), "linewidth": 1.2}
 
 
-def drawn(verdict, scores, works):
+def drawn(verdict, scores, seconds):
     figure, axes = plt.subplots(1, 3, figsize=(14, 3.6), width_ratios=(3, 3, 2))
     axes[1].sharey(axes[0])
     for i, name in enumerate(verdict.standings):
@@ -227,13 +226,13 @@ def drawn(verdict, scores, works):
         steps = np.array(finals[0].curve["step"])
         mean = np.mean([r.curve["validation/loss"] for r in finals], axis=0)
         axes[0].plot(steps, mean, **line(name), label=name)
-        axes[1].plot(steps * works[name], mean, **line(name))
+        axes[1].plot(steps * np.median(seconds[name]), mean, **line(name))
         beside = scores[name] - scores[BASELINE]
         found = statistics.mean(beside)
         reach = 0 if np.isnan(found.low) else (found.high - found.low) / 2
         axes[2].errorbar(found.value, -i, xerr=reach, fmt="o", markersize=4, capsize=3, color=line(name)["color"])
     axes[0].set(xlabel="step", ylabel="validation loss, nats a byte")
-    axes[1].set(xlabel="work of the orthogonalization alone, a part of a step's")
+    axes[1].set(xlabel="seconds, by the median time of a step")
     axes[2].axvline(0, color="0.7", linewidth=0.8, zorder=0)
     axes[2].set(xlabel="test loss beside the first, 95 %", yticks=range(0, -len(scores), -1))
     axes[2].yaxis.tick_right()
@@ -243,7 +242,7 @@ def drawn(verdict, scores, works):
     return figure
 
 
-def said(verdict, scores, works, exact, rates):
+def said(verdict, scores, works, seconds, exact, rates):
     beside = lambda name, other=BASELINE: estimate(scores[name] - scores[other], 4) if name in scores else "–"
     inexact = lambda name: " and ".join(f"{np.median(e):.2f}" for e in exact[name]) if name in exact else "–"
     at_edge = [
@@ -261,35 +260,33 @@ def said(verdict, scores, works, exact, rates):
     ]
     pairs = [scores[a] - scores[b] for each in PAIRS.values() for a, b in each if a in scores and b in scores]
     clear = sum(not statistics.mean(x).p >= 0.05 for x in pairs)
+    time_of = lambda name: estimate(seconds[name] / seconds[BASELINE]) if name in seconds else "–"
     return f"""
-    With Polar Express from 0.02 fewer steps end a little higher; with Keller Jordan's that isn't seen, nor do method
-    and bound alone seem to matter. All differences are of test losses in nats, study by study. Of the {len(pairs)}
-    rows above {clear} have an interval that excludes 0; none is corrected for the number of rows. Beside Keller
-    Jordan's five steps the interval excludes 0 for {", ".join(apart) or "no variant"}, of {len(scores) - 1}, again
-    without a correction.
+    Training notices, a little. Beside Keller Jordan's five steps the interval excludes 0 for
+    {", ".join(apart) or "no variant"}, of {len(scores) - 1}; steps and bound by shape are among them, at
+    {works.get(shaped, 1):.0%} of the work. Of the {len(pairs)} rows above {clear} have an interval that excludes 0. All
+    differences are of test losses in nats, study by study, and none is corrected for the number of rows.
 
     Steps alone: Keller Jordan's four end {beside("Keller Jordan, 4")} from his five and three
     {beside("Keller Jordan, 3")}; Polar Express's four {beside(four, five)} and three {beside(three, five)} from its
     five. The method alone: Polar Express from 0.02 ends {beside(five)} from Keller Jordan at five steps,
     {beside(four, "Keller Jordan, 4")} at four and {beside(three, "Keller Jordan, 3")} at three. The lower bound alone,
-    at five steps: 0.001 ends {beside("Polar Express, 5, from 0.001", five)} from 0.02. Steps and bound by shape end
-    {beside(shaped)} from Keller Jordan's five, at {works.get(shaped, 1):.0%} of the work. What an interval holds can't
-    be ruled out: with four studies that is a few hundredths of a nat. An earlier version of this file, with 250 steps
-    of batches of 16 and three rates, had found 0.026 ± 0.024 nats for steps by shape, so that these aren't said to be
-    free.
+    at five steps: 0.001 ends {beside("Polar Express, 5, from 0.001", five)} from 0.02. What an interval holds can't be
+    ruled out.
 
     The best η lies at an edge of its grid in {"; ".join(at_edge) or "no study"}.
 
-    The matrices do differ. On Muon's real momenta, whose singular values spread far wider than a random matrix's,
-    Keller Jordan's five leave a median root mean square of {inexact(BASELINE)} on square and wide matrices, his three
-    {inexact("Keller Jordan, 3")}, Polar Express's five from 0.001 {inexact("Polar Express, 5, from 0.001")}, and the
-    steps by shape {inexact(shaped)}.
+    More exact isn't better by itself. On Muon's real momenta, whose singular values spread far wider than a random
+    matrix's, Keller Jordan's five leave a median root mean square of {inexact(BASELINE)} on square and wide matrices,
+    his three {inexact("Keller Jordan, 3")}, Polar Express's five from 0.001 {inexact("Polar Express, 5, from 0.001")},
+    and the steps by shape {inexact(shaped)}. Keller Jordan's three are the least exact, and aren't seen to lose.
 
-    The times of a step are those of shared cores, taken at different moments: they are noise, so that no loss over time
-    is drawn. The middle panel's work is that of the orthogonalization alone, which is only a part of a step. Large
-    matrices weren't tried, nor bounds by shape at four or five steps for all. optlab doesn't offer steps by shape:
-    `orthogonalize("polar_express", steps=…, lower_bound=…)` and a partition, as in this file, are a few lines for those
-    who want to try.
+    In time fewer steps buy little here, since the orthogonalization is only a part of a step: beside Keller Jordan's
+    five a training step takes {time_of("Keller Jordan, 3")} of the time with his three, {time_of(three)} with Polar
+    Express's three, and {time_of(shaped)} with steps by shape. In the middle panel the curves over seconds lie close
+    together, and none is ahead for long. On large matrices the share of time would be larger; they weren't tried. So
+    optlab doesn't offer steps by shape: `orthogonalize("polar_express", steps=…, lower_bound=…)` and a partition, as in
+    this file, are a few lines for those who want to try.
     """
 
 

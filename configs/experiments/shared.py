@@ -15,7 +15,7 @@ import io
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -265,3 +265,35 @@ class Learner:
         """One training from a key: `optlab.minimize`'s path, of which every step's `record(params)` is kept."""
         for_init, for_batches = jax.random.split(key)
         return optlab.minimize(self.loss, tx, self.init(for_init), steps=steps, key=for_batches, record=record)
+
+
+def stepping(learner: Learner, tx: Any) -> Callable[[Any, Any, jax.Array], tuple[Any, Any]]:
+    """A compiled training step: parameters, state and key -> parameters and state."""
+
+    @jax.jit
+    def step(params: Any, state: Any, key: jax.Array) -> tuple[Any, Any]:
+        updates, state = tx.update(jax.grad(learner.loss)(params, key), state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def step_seconds(
+    learner: Learner, optimizers: Mapping[str, Any], rounds: int, steps: int = 20
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Seconds of a training step, round by round: in each all optimizers have their turn. Name -> (rounds,)."""
+    key = jax.random.key(0)
+    params = learner.init(key)
+    starts = {name: (params, tx.init(params)) for name, tx in optimizers.items()}
+    programs = {name: stepping(learner, tx) for name, tx in optimizers.items()}
+    for name, step in programs.items():
+        jax.block_until_ready(step(*starts[name], key))  # compiled before it is timed
+    taken: dict[str, list[float]] = {name: [] for name in optimizers}
+    for _ in range(rounds):
+        for name, step in programs.items():
+            began, at = time.perf_counter(), starts[name]
+            for _ in range(steps):
+                at = step(*at, key)
+            jax.block_until_ready(at)
+            taken[name].append((time.perf_counter() - began) / steps)
+    return {name: np.array(seconds) for name, seconds in taken.items()}
