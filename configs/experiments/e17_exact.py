@@ -53,7 +53,7 @@ def measure(smoke: bool) -> Page:
         band(ax, budgets, np.transpose(curve), linestyle=style, marker=".", color=color, label=f"{name}, {batch_size}")
     ax.set(xscale="log", yscale="log", xlabel="epochs' worth of examples", ylabel="training loss, all seeds")
     at_values(ax.xaxis, budgets)
-    ax.legend(title="optimizer, examples a step", title_fontsize=7, fontsize=7)
+    ax.legend(title="optimizer, examples a step", title_fontsize=7, fontsize=7, handlelength=4)
     columns = [
         "optimizer",
         "batch",
