@@ -14,6 +14,8 @@ import inspect
 import io
 import os
 import platform
+import re
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,10 +101,16 @@ def markdown(measure: Callable[..., Page], page: Page, seconds: float, data: Pat
         *(as_markdown(table) for table in page.tables),
         f"![{title.rstrip('.')}]({path.stem}.png)",
         "## What it says",
-        inspect.cleandoc(page.finding),
+        filled(page.finding),
         f"<!-- made by code {code(path)} -->",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def filled(words: str) -> str:
+    """Paragraphs in lines of 120 characters, whatever the lines were that the numbers were put into."""
+    paragraphs = [" ".join(lines.split()) for lines in re.split(r"\n\s*\n", words.strip())]
+    return "\n\n".join(textwrap.fill(p, 120, break_long_words=False, break_on_hyphens=False) for p in paragraphs)
 
 
 # A page says by which code it was made, so that a test finds one that is older than its script.
