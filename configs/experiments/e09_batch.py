@@ -10,7 +10,7 @@ import dataclasses
 
 import matplotlib.pyplot as plt
 import numpy as np
-from shared import Page, estimate, main
+from shared import Page, at_values, band, estimate, main
 
 import optlab
 from optlab.config import Target
@@ -38,21 +38,22 @@ def measure(smoke: bool) -> Page:
             f"{np.median(predicted[:, i]):.0f}",
             estimate(size * steps_[:, i] / 1e3, 1),
             f"{np.median(pace[:, i]):,.0f}",
-            f"{np.median(seconds[:, i]):.2f}",
+            f"{1e3 * np.median(seconds[:, i]):.2g}",
         ]
         for i, size in enumerate(sizes)
     ]
     figure, axes = plt.subplots(1, 3, figsize=(11, 3))
-    axes[0].errorbar(sizes, steps_.mean(0), steps_.std(0), marker=".", capsize=2, label="measured")
+    band(axes[0], sizes, steps_, marker=".", label="measured, all seeds")
     axes[0].plot(sizes, np.median(predicted, 0), "--", label="predicted by the noise scale")
     axes[0].set(ylabel="steps to the target")
     axes[0].legend(fontsize=8)
-    axes[1].errorbar(sizes, (steps_ * sizes).mean(0), (steps_ * sizes).std(0), marker=".", capsize=2)
+    band(axes[1], sizes, steps_ * sizes, marker=".")
     axes[1].set(ylabel="examples to the target")
-    axes[2].plot(sizes, np.median(seconds, 0), ".-")
+    band(axes[2], sizes, seconds, marker=".")
     axes[2].set(ylabel="seconds to the target")
     for ax in axes:
         ax.set(xscale="log", yscale="log", xlabel="batch size")
+        at_values(ax.xaxis, sizes)
     figure.tight_layout()
     scale, fitted = np.array([t.scale for t in tests]), np.array([t.fitted for t in tests])
     spots = ", ".join(str(test.suggestion) for test in tests)
@@ -66,15 +67,14 @@ def measure(smoke: bool) -> Page:
         "predicted",
         "thousand examples",
         "examples a second",
-        "seconds to the target",
+        "ms to the target",
     ]
     return Page(
         f"{len(tests)} seeds, to a validation loss of {goal:g}.",
         [Table(columns, rows)],
         figure,
         f"""
-        (The figure's bars are one standard deviation of the seeds, numpy's with divisor n, about a third of the table's
-        intervals.) The two regimes are there. From {sizes[0]} to {sizes[1]} examples the steps fall by a factor of
+        The two regimes are there. From {sizes[0]} to {sizes[1]} examples the steps fall by a factor of
         {fall[0]:.1f}, for {sizes[1] / sizes[0]:.0f} times the batch; from {sizes[-2]} to {sizes[-1]} by {fall[-1]:.1f}
         (1 is nothing), for {sizes[-1] / sizes[-2]:.1f} times. In examples the smallest batch is the cheapest, and the
         largest costs {costs:.0f} times as many.

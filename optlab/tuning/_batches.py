@@ -43,7 +43,7 @@ class Size:
         rate: the learning rate that needs the fewest steps, of those that were tried.
         rates: these.
         steps: to the target, between two evaluations by interpolation; None if no rate reaches it.
-        seconds: of a step, without evaluations and compilation.
+        seconds: of a step as the device runs it, without the loop on the host, evaluations and compilation.
     """
 
     batch_size: int

@@ -75,7 +75,7 @@ class Trainings:
         steps: the length of the real run.
         before: what the gradients go through first.
         seed: of initialization, data order and dropout, the same for all.
-        is_alone: whether each is trained by itself, so that its pace is a run's; else side by side where that pays.
+        is_alone: whether each is trained by itself, so that its pace is one run's; else side by side where that pays.
 
     Raises:
         RangeError: for a factory that makes no optimizer of a learning rate.
