@@ -123,9 +123,9 @@ def measure(smoke: bool) -> Page:
         instead of {adam[0]}: at a condition of {CONDITION:.0f}, and in two dimensions, the turn is no
         handicap. The others don't notice it at all.
 
-        Of one column Muon keeps the direction and forgets the length, so that with a constant rate it gets
-        about as close as η: fast for most starts, never for the rest. That isn't what it is for: the notebook
-        on Muon has two columns.
+        For a matrix of one column Muon keeps the direction and discards the length, so that with a constant rate it
+        gets about as close as η: fast for most starts, never for the rest. That isn't what it is for: the notebook on
+        Muon has two columns.
 
         Off the saddle SGD needs {sgd[2]} steps; theory says {float(predicted):.0f} for the root mean square. Momentum
         has a ten times larger effective rate. Adam needs {adam[2]}, as it divides even the smallest gradient by its own

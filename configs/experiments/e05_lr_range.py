@@ -100,7 +100,7 @@ def measure(smoke: bool) -> Page:
         trainings. Beware of that comparison: the sweep's nine rates, an octave apart, lie around the suggestion itself,
         so that its factor can't exceed 16, and the other rules' can.
 
-        In the figure the green curve is the one that is lowest after a tenth of the training. That isn't the
+        The figure shows seed 0. Its green curve is the one that is lowest after a tenth of the training. That isn't the
         suggestion, which takes the trainings of half the length into account: a rate that is fast at first can be too
         large later, as AdamW's is here.
 
