@@ -105,14 +105,14 @@ def measure(smoke: bool, path: str | None = None) -> Page:
         figure,
         f"""
         Which wins? {said} The grid is the assignment's, and isn't fair: SGD takes its largest rate in every study, and
-        what a larger one would do isn't known. AdamW's mean test accuracy, tuned, lies
+        what a larger one would do isn't known. AdamW alone has a decay. AdamW's mean test accuracy, tuned, lies
         {100 * (verdict.standings[names[-1]].mean.value - verdict.standings[names[1]].mean.value):.1f} points above
         Adam's, well inside of the latter's interval.
 
         The learning rate decides more than the optimizer. Between the best and the worst of three lie {spreads} points.
-        With one rate for all, that rate would say who wins: {winners}. At η = {rates[0]:g} SGD ends at
-        {means[names[0]][0]:.0f} %, far behind; at η = {rates[-1]:g} it is level with Adam, and AdamW, at
-        {means[names[-1]][-1]:.0f} %, is the last.
+        With one rate for all, that rate would say who is ahead, though mostly by less than an interval: {winners}. At η
+        = {rates[0]:g} SGD ends at {means[names[0]][0]:.0f} %, far behind; at η = {rates[-1]:g} it is level with Adam,
+        and AdamW, at {means[names[-1]][-1]:.0f} %, is the last.
 
         All this is after {size["steps"] / epoch:.0f} epochs of a small network; about the end of a long training, where
         accuracies are around 90 %, it says nothing.
