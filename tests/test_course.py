@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -119,3 +120,31 @@ def test_the_optimizers_pages_have_the_numbers_of_the_comparison():
         page = (PAGES.parent / "optimizers" / f"{name.partition(',')[0]}.md").read_text()
         missing = [x for x in (loss, *beside.partition(": ")[::2]) if x not in page and x != "–"]
         assert not missing, f"{name}'s page lacks {missing} of docs/experiments/e19_optimizers.md"
+
+
+INTERVAL = re.compile(r"([-+]?\d+(?:\.\d+)?) ± (\d+(?:\.\d+)?)")
+QUOTING = [PAGES / "index.md", *sorted((PAGES.parent / "optimizers").glob("*.md"))]
+
+
+@pytest.mark.parametrize("path", QUOTING, ids=lambda path: path.stem)
+def test_an_interval_that_is_quoted_is_on_a_page_that_is_linked(path):
+    parts = path.read_text().splitlines() if path.stem == "index" else [path.read_text()]  # a row each
+    for part in parts:
+        linked = [path.parent / link for link in re.findall(r"\(([^()]*\.md)\)", part)]
+        missing = unquoted(part, "\n".join(page.read_text() for page in linked if page.is_file()))
+        assert not missing, f"{path.stem} quotes {missing}, which no page that it links to has"
+
+
+def unquoted(text, pages):
+    """A text's intervals that are not among those of the pages, rounded as they are quoted, whatever the sign."""
+    found = [[abs(float(x)) for x in pair] for pair in INTERVAL.findall(pages)]
+    half = lambda x: 0.5 * 10.0 ** -len(x.partition(".")[2]) + 1e-9
+    is_near = lambda x, y: abs(abs(float(x)) - y) <= half(x)
+    return [
+        f"{x} ± {y}" for x, y in INTERVAL.findall(text) if not any(is_near(x, a) and is_near(y, b) for a, b in found)
+    ]
+
+
+def test_an_interval_of_another_run_is_found():
+    assert unquoted("by 0.8 ± 0.2 and -0.105 ± 0.084", "0.84 ± 0.21 | 0.105 ± 0.084 |") == []
+    assert unquoted("by 0.9 ± 0.2", "0.84 ± 0.21") == ["0.9 ± 0.2"]
