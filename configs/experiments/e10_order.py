@@ -10,7 +10,7 @@ import dataclasses
 
 import matplotlib.pyplot as plt
 import numpy as np
-from shared import Page, estimate, main
+from shared import Page, band, estimate, main
 
 import optlab
 from optlab import data
@@ -22,12 +22,12 @@ BATCH, EVERY = 32, 5
 PER_EPOCH = 1_297 // BATCH
 
 
-def workload(order):
-    """The digits with one of the five orders."""
+def workload(order, seed):
+    """The digits with one of the five orders; shuffled once, every seed has its own."""
     source = data.digits()
     if order in ("shuffled once", "ordered by class"):
         rows = source.train.take(np.arange(len(source.train)))
-        once = np.random.default_rng(0).permutation(len(source.train))
+        once = np.random.default_rng(seed).permutation(len(source.train))
         by_class = np.argsort(rows["labels"], kind="stable")
         new = once if order == "shuffled once" else by_class
         held = {"validation": 0, "test": 0}
@@ -41,7 +41,8 @@ def workload(order):
 def errors(order, rate, seeds, steps):
     """Validation error along training, in percent, (seeds, records), and the steps."""
     histories = [
-        train(workload(order), optlab.sgd(rate, momentum=0.9), steps=steps, seed=s, evaluate_every=EVERY) for s in seeds
+        train(workload(order, s), optlab.sgd(rate, momentum=0.9), steps=steps, seed=s, evaluate_every=EVERY)
+        for s in seeds
     ]
     at = histories[0]["validation/accuracy"][0]
     return at, np.array([100 * (1 - h["validation/accuracy"][1]) for h in histories])
@@ -59,9 +60,9 @@ def measure(smoke: bool) -> Page:
             mean_error, worst = last.mean(1), last.max(1)
             found[order, rate] = np.mean(mean_error), np.mean(worst)
             rows.append([order, f"{rate:g}", estimate(curves[:, -1], 2), estimate(mean_error, 2), estimate(worst, 2)])
-            ax.plot(at, curves.mean(0), ".-", markersize=3, label=order)
+            band(ax, at, curves, marker=".", markersize=3, linewidth=1, label=order)
         ax.set(xlabel="step", yscale="log", title=f"η = {rate:g}")
-    axes[0].set_ylabel("validation error, %")
+    axes[0].set_ylabel("validation error, %, all seeds")
     axes[1].legend(fontsize=8)
     columns = ["order", "η", "validation error at the end, %", "mean over the last epoch", "worst in the last epoch"]
     sorted_, small = (found["ordered by class", rate] for rate in (0.1, 0.01))
@@ -77,8 +78,8 @@ def measure(smoke: bool) -> Page:
         {shuffled[0]:.1f} % and {shuffled[1]:.1f} %. A small η changes that to {small[0]:.0f} % and
         {small[1]:.0f} %: forgetting is a matter of how far one walks between two visits of a class.
 
-        The three random orders can't be told apart ({min(random):.1f} % to {max(random):.1f} %), not even one shuffled
-        once and a new one every epoch. What costs is that neighbours are alike. They can be so in a file that doesn't
+        The three random orders can't be told apart ({min(random):.1f} % to {max(random):.1f} %): in five epochs no loss
+        is seen from shuffling once. What costs is that neighbours are alike. They can be so in a file that doesn't
         look sorted: these digits seem to stand writer after writer, and that order ends at {own[0]:.1f} % where random
         ones end at {min(random):.1f} % to {max(random):.1f} %. So shuffle, at least once, also what looks shuffled.
         """,

@@ -117,7 +117,8 @@ def measure(smoke: bool) -> Page:
         buys exactness per step, and pays in steps.
 
         **Adam always wins.** See the third table: tuned with as many trials as the others, and judged with its
-        uncertainty, it is one of several that can't be told apart here.
+        uncertainty, it is one of several that can't be told apart here. Three studies find only differences above
+        those in the table's brackets.
 
         **η is a detail.** It is the one number that can't be left alone. Between a good and a bad one lies more
         than between any two of these optimizers: adam is within a point of its best from {span["adam"]} and sgd
@@ -148,7 +149,7 @@ def against(verdict, name):
     if name not in verdict.comparisons:
         return "–"
     found = verdict.comparisons[name]
-    how = "different" if found.is_different else "can't be told apart"
+    how = "different" if found.is_different else f"can't be told apart (below {found.missed:.3f} it would be missed)"
     return f"{interval(found.difference)}: {how}"
 
 
