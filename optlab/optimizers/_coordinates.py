@@ -279,7 +279,8 @@ def lion(
     """θ ← θ − η(sign(β₁m + (1 − β₁)g) + λθ), m ← β₂m + (1 − β₂)g. Chen et al. 2023 (arXiv 2302.06675).
 
     Args:
-        learning_rate: step size (η), a number or a schedule; about a tenth of AdamW's.
+        learning_rate: step size (η), a number or a schedule; the paper advises a third to a tenth of AdamW's.
+            Tune it: here the best one was between 1/16 of AdamW's and twice AdamW's (`benchmarks/lr_range.py`).
         b1: weight of m against g in the update (β₁), in [0, 1).
         b2: decay of the average of gradients (β₂), in [0, 1).
         mu_dtype: the dtype that m is stored in; None takes the parameters'.
