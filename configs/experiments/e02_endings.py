@@ -73,11 +73,11 @@ def measure(smoke: bool) -> Page:
         float32 near 2, and the prediction, which is for exact arithmetic, lies far below it. The others agree with it,
         to three digits or within their intervals.
 
-        With noise a constant rate doesn't converge, however long one waits: it hovers at {noisy:.2f}. A tenth of the
-        rate gets down to {small:.2f} only (a factor of 3.7, as theory has it at this rate; √10 for small ones), a batch
-        sixteen times as large to {batch:.2f} (a factor of 4). A rate that falls like 1/t settles, as fast as an average
-        of {STEPS} noisy measurements would: that bound is the one of statistics, and no unbiased estimate gets below
-        it.
+        With noise, of which the figure shows one path each, a constant rate doesn't converge, however long one waits:
+        it hovers at {noisy:.2f}. A tenth of the rate gets down to {small:.2f} only (a factor of 3.7, as theory has it
+        at this rate; √10 for small ones), a batch sixteen times as large to {batch:.2f} (a factor of 4). A rate that
+        falls like 1/t settles, as fast as an average of {STEPS} noisy measurements would: that bound is the one of
+        statistics, and no unbiased estimate gets below it.
         """,
     )
 
