@@ -59,6 +59,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {  # beside the learning rate, where
     "cautious": [{"inner": optax.trace(0.9)}],
     "clip": [{"max_delta": 1.0}],
     "clip_by_global_norm": [{"max_norm": 1.0}],
+    "decay_after_step": [{"rate": 0.1}],
     "decay_weights": [{"weight_decay": 0.1}],
     "ema": [{"decay": 0.9}],
     "galore": [{"rank": 2}],
